@@ -1,0 +1,97 @@
+"""The contract between data and model: what one micro-batch is, and the checks that it holds.
+
+Shape suffixes: t tokens in the micro-batch (micro_batch_size x sequence_length), n tiles,
+d documents (samples, and stretches of padding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from nvlm.errors import DataError
+
+# Label of a position that is not trained on.
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class SkippedSample:
+    """A sample that was left out of training, as `skipped.jsonl` names it."""
+
+    source: str
+    shard: str
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed sequences, one after another, as a single row.
+
+    Every sample is a document: attention does not cross documents and positions restart in each.
+    What is left of a sequence is one document of padding, so the row is covered without gaps.
+    """
+
+    tokens: Tensor  # [1, t] int64; at image positions the placeholder's id
+    labels: Tensor  # [1, t] int64; already shifted left by one, IGNORED_LABEL where not trained
+    position_ids: Tensor  # [1, t] int64
+    image_mask: Tensor  # [1, t] bool; True where an image embedding overwrites the token's
+    cu_seqlens: Tensor  # [d + 1] int32; starts of the documents, and t
+    tiles: Tensor  # [n, 3, image_size, image_size] uint8, in order of their placeholders
+    sample_keys: list[str] = field(default_factory=list)
+
+    @property
+    def num_tiles(self) -> int:
+        return self.tiles.shape[0]
+
+    @property
+    def max_document_length(self) -> int:
+        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+
+    def loss_mask(self) -> Tensor:
+        """[1, t] float32: 1 where the label is trained."""
+        return (self.labels != IGNORED_LABEL).float()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def without_tiles(self) -> MicroBatch:
+        """The same batch for a pipeline stage that has no vision encoder."""
+        return replace(self, tiles=self.tiles[:0])
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One data-parallel rank's share of a training step."""
+
+    micro_batches: list[MicroBatch]
+    skipped: list[SkippedSample]
+    # Position in the data after this step, to be saved with the step's checkpoint. JSON values only.
+    data_state: dict
+
+
+def check_micro_batch(batch: MicroBatch, num_tokens_per_tile: int) -> None:
+    """Raise `DataError` naming the samples when placeholders, tiles and documents disagree."""
+    num_placeholders = int(batch.image_mask.sum())
+    samples = ", ".join(batch.sample_keys) or "(no samples)"
+    if num_placeholders != batch.num_tiles * num_tokens_per_tile:
+        raise DataError(
+            f"{num_placeholders} image placeholders for {batch.num_tiles} tiles x "
+            f"{num_tokens_per_tile} tokens in samples {samples}"
+        )
+    num_tokens = batch.tokens.shape[1]
+    starts = batch.cu_seqlens
+    covered = starts[0] == 0 and starts[-1] == num_tokens and bool((starts[1:] > starts[:-1]).all())
+    if not covered:
+        raise DataError(
+            f"documents {starts.tolist()} do not cover {num_tokens} tokens in samples {samples}"
+        )

@@ -1,0 +1,6 @@
+"""Configuration: YAML files merged by OmegaConf, checked by pydantic. Imports no torch."""
+
+from nvlm.config.compose import load_config, save_config
+from nvlm.config.schema import RunConfig
+
+__all__ = ["RunConfig", "load_config", "save_config"]

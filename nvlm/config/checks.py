@@ -1,0 +1,125 @@
+"""Rules across sections, checked before any process starts."""
+
+from __future__ import annotations
+
+from nvlm.config.schema import RunConfig
+from nvlm.errors import ConfigError
+
+# `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
+# token of question and answer each: the least that stands around an image.
+NUM_TOKENS_AROUND_IMAGE = 16
+
+
+def check_config(config: RunConfig, source: str = "configuration") -> None:
+    """Raise `ConfigError` with the first contradiction between sections."""
+    for problem in _problems(config):
+        raise ConfigError(f"{source}: {problem}")
+
+
+def check_world_size(config: RunConfig, world_size: int) -> int:
+    """The data-parallel size that `world_size` processes leave.
+
+    Raises:
+        ConfigError: the processes do not fit the layout or the batch does not fit them.
+    """
+    model_parallel = config.parallel.model_parallel_size
+    layout = (
+        f"parallel.tensor {config.parallel.tensor} x parallel.pipeline {config.parallel.pipeline}"
+    )
+    if world_size % model_parallel:
+        raise ConfigError(
+            f"{world_size} processes do not fit {layout} = {model_parallel}: start a multiple of "
+            f"{model_parallel} processes (torchrun --nproc-per-node) or change parallel.*"
+        )
+    data_parallel = world_size // model_parallel
+    per_step = data_parallel * config.train.micro_batch_size
+    if config.train.global_batch_size % per_step:
+        raise ConfigError(
+            f"train.global_batch_size {config.train.global_batch_size} is not a multiple of "
+            f"data-parallel size {data_parallel} x train.micro_batch_size "
+            f"{config.train.micro_batch_size} = {per_step}"
+        )
+    return data_parallel
+
+
+def _problems(config: RunConfig):
+    vision, language, parallel = config.model.vision, config.model.language, config.parallel
+    if vision.hidden_size % vision.num_attention_heads:
+        yield _not_multiple("model.vision.hidden_size", vision.hidden_size,
+                            "model.vision.num_attention_heads", vision.num_attention_heads)  # fmt: skip
+    if vision.num_stored_attention_heads < vision.num_attention_heads:
+        yield (
+            f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads} is less "
+            f"than model.vision.num_attention_heads {vision.num_attention_heads}"
+        )
+    if vision.image_size % (2 * vision.patch_size):
+        yield (
+            f"model.vision.image_size {vision.image_size} must hold an even number of patches of "
+            f"{vision.patch_size} pixels: pixel shuffle merges 2 x 2"
+        )
+    if language.hidden_size % language.num_attention_heads:
+        yield _not_multiple("model.language.hidden_size", language.hidden_size,
+                            "model.language.num_attention_heads", language.num_attention_heads)  # fmt: skip
+    if language.num_attention_heads % language.num_query_groups:
+        yield _not_multiple("model.language.num_attention_heads", language.num_attention_heads,
+                            "model.language.num_query_groups", language.num_query_groups)  # fmt: skip
+
+    for key, value in {
+        "model.vision.num_stored_attention_heads": vision.num_stored_attention_heads,
+        "model.vision.ffn_hidden_size": vision.ffn_hidden_size,
+        "model.projector.ffn_hidden_size": config.model.projector.ffn_hidden_size,
+        "model.language.num_attention_heads": language.num_attention_heads,
+        "model.language.num_query_groups": language.num_query_groups,
+        "model.language.ffn_hidden_size": language.ffn_hidden_size,
+        "model.language.vocab_size": language.vocab_size,
+    }.items():
+        if value % parallel.tensor:
+            yield f"parallel.tensor {parallel.tensor} does not divide {key} {value}"
+    if language.num_layers % parallel.pipeline:
+        yield (
+            f"parallel.pipeline {parallel.pipeline} does not divide model.language.num_layers "
+            f"{language.num_layers}"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        yield "parallel.sequence needs parallel.tensor of at least 2"
+    num_tokens = config.stage.sequence_length * config.train.micro_batch_size
+    if parallel.sequence and num_tokens % parallel.tensor:
+        yield (
+            f"parallel.sequence: parallel.tensor {parallel.tensor} does not divide "
+            f"train.micro_batch_size x stage.sequence_length = {num_tokens}"
+        )
+
+    num_image_tokens = config.max_tiles_per_image * config.num_tokens_per_tagged_tile
+    shortest = num_image_tokens + NUM_TOKENS_AROUND_IMAGE
+    if config.stage.sequence_length < shortest:
+        yield (
+            f"stage.sequence_length {config.stage.sequence_length} is too short for one image of "
+            f"{config.max_tiles_per_image} tiles x {config.num_tokens_per_tagged_tile} tokens and its "
+            f"prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
+        )
+    if config.stage.sequence_length > language.max_position_embeddings:
+        yield (
+            f"stage.sequence_length {config.stage.sequence_length} exceeds "
+            f"model.language.max_position_embeddings {language.max_position_embeddings}"
+        )
+    budget = config.stage.max_tiles_per_sequence
+    if budget is not None and budget < config.max_tiles_per_image:
+        yield (
+            f"stage.max_tiles_per_sequence {budget} is less than the {config.max_tiles_per_image} "
+            "tiles that one image may have"
+        )
+    if config.train.global_batch_size % config.train.micro_batch_size:
+        yield _not_multiple("train.global_batch_size", config.train.global_batch_size,
+                            "train.micro_batch_size", config.train.micro_batch_size)  # fmt: skip
+    optimizer, schedule = config.train.optimizer, config.train.schedule
+    if optimizer.min_lr > optimizer.lr:
+        yield f"train.optimizer.min_lr {optimizer.min_lr} exceeds train.optimizer.lr {optimizer.lr}"
+    if schedule.decay_steps is not None and schedule.warmup_steps >= schedule.decay_steps:
+        yield (
+            f"train.schedule.warmup_steps {schedule.warmup_steps} must be less than "
+            f"train.schedule.decay_steps {schedule.decay_steps}"
+        )
+
+
+def _not_multiple(key: str, value: int, divisor_key: str, divisor: int) -> str:
+    return f"{key} {value} is not a multiple of {divisor_key} {divisor}"

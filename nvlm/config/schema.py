@@ -1,0 +1,215 @@
+"""What a run can say. Every section refuses unknown keys; whatever can be derived is a property.
+
+Sizes follow Megatron-core's names (`ffn_hidden_size`, `num_query_groups`, ...). Lengths are counted
+in tokens, image sizes in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+# `<tile_1>` ... `<tile_9>` and `<tile_global_thumbnail>` are five tokens each in Qwen2's vocabulary
+# (golden values in tests/data). Used here to check sequence lengths before a tokenizer is loaded.
+NUM_TAG_TOKENS = 5
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class VisionConfig(Section):
+    """InternViT. The 6B-448px-V1-5 values are in configs/model/nvlm_d_72b.yaml."""
+
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    ffn_hidden_size: PositiveInt
+    num_attention_heads: PositiveInt
+    # Heads that checkpoints store: the real ones and then zero ones. Constant, so that the model's
+    # shape never depends on the tensor-parallel size; the released NVLM-D stores 25 as 32.
+    num_stored_attention_heads: PositiveInt
+    image_size: PositiveInt = 448
+    patch_size: PositiveInt = 14
+    norm_epsilon: PositiveFloat = 1e-6
+    layer_scale_init: PositiveFloat = 0.1
+    init_std: PositiveFloat = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a tile, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens_per_tile(self) -> int:
+        """Tokens that the language model sees per tile: pixel shuffle merges 2 x 2 patches."""
+        return self.num_patches // 4
+
+
+class ProjectorConfig(Section):
+    """LayerNorm, linear, GELU, linear; no biases in the linears (paper section 4.5)."""
+
+    ffn_hidden_size: PositiveInt
+    norm_epsilon: PositiveFloat = 1e-6
+    init_std: PositiveFloat = 0.014
+
+
+class LanguageConfig(Section):
+    """A Qwen2-style decoder (also Yi: `qkv_bias: false`)."""
+
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    ffn_hidden_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_query_groups: PositiveInt
+    vocab_size: PositiveInt
+    rope_base: PositiveFloat = 1_000_000.0
+    norm_epsilon: PositiveFloat = 1e-6
+    qkv_bias: bool = True
+    max_position_embeddings: PositiveInt = 32768
+    init_std: PositiveFloat = 0.014
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class ModelConfig(Section):
+    name: str
+    vision: VisionConfig
+    projector: ProjectorConfig
+    language: LanguageConfig
+    # A folder with a Hugging Face tokenizer, or a hub name.
+    tokenizer: str
+    # The special token whose positions image embeddings overwrite.
+    image_token: str = "<|vision_pad|>"
+    # `auto`: Transformer Engine where it is installed and an accelerator is present, else `local`.
+    layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
+
+
+class DataConfig(Section):
+    """`root/split/*.tar` is one source; `root/split/NAME/*.tar` is one source per folder."""
+
+    root: str
+    split: str = "train"
+    # Source name -> weight. None: every source found, weighted by its number of samples.
+    blend: dict[str, PositiveFloat] | None = None
+    num_workers: NonNegativeInt = 2
+    # Samples that the packer looks at together. Part of the order: changing it changes the run.
+    packing_window: PositiveInt = 512
+    # Where indexes are kept. None: `run.dir/index`.
+    index_dir: str | None = None
+
+
+class StageConfig(Section):
+    """One training stage: what trains, and how images and text become a sequence."""
+
+    name: str
+    # fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error.
+    freeze: list[str] = []
+    sequence_length: PositiveInt
+    # Most tiles cut from an image, the thumbnail not counted. 1: the image is squashed to a tile.
+    max_num_tiles: PositiveInt = 6
+    use_thumbnail: bool = True
+    tile_tags: Literal["none", "1d"] = "1d"
+    # `merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
+    # `separate` tokenises them one by one, as NVIDIA's Megatron code did.
+    image_boundary: Literal["merged", "separate"] = "merged"
+    # System message of conversations that bring none of their own. None: no system turn.
+    system_message: str | None = "Answer the questions."
+    # Several samples per sequence, with document masks and restarted positions.
+    packing: bool = True
+    # Tile budget of a sequence. None: as many as fit in its length.
+    max_tiles_per_sequence: PositiveInt | None = None
+
+
+class ParallelConfig(Section):
+    """Process layout. The data-parallel size is what the world size leaves."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    # Megatron's sequence parallelism (activations split over the tensor-parallel group).
+    sequence: bool = False
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tensor * self.pipeline
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay."""
+
+    lr: PositiveFloat
+    min_lr: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.1, ge=0)
+    clip_grad: PositiveFloat = 10.0
+    # fnmatch pattern over parameter names -> factor on the learning rate. No match is an error.
+    lr_multipliers: dict[str, PositiveFloat] = {}
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up from 0 to `lr`, then cosine to `min_lr`."""
+
+    warmup_steps: NonNegativeInt = 0
+    # Step at which the cosine reaches `min_lr`. None: `train.steps`.
+    decay_steps: PositiveInt | None = None
+
+
+class TrainConfig(Section):
+    steps: PositiveInt
+    # In sequences (packs where the stage packs).
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: NonNegativeInt = 1234
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class CheckpointConfig(Section):
+    # Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume.
+    load: str | None = None
+    # Steps between checkpoints; one is always written at the end.
+    every: PositiveInt = 1000
+    # Newest checkpoints kept; None: all.
+    keep: PositiveInt | None = None
+
+
+class LogConfig(Section):
+    every: PositiveInt = 1
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class RunSection(Section):
+    name: str
+    dir: str
+
+
+class RunConfig(Section):
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    stage: StageConfig
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def max_tiles_per_image(self) -> int:
+        """Most tiles an image becomes, the thumbnail counted."""
+        tiles = self.stage.max_num_tiles
+        return tiles + 1 if self.stage.use_thumbnail and tiles > 1 else tiles
+
+    @property
+    def num_tokens_per_tagged_tile(self) -> int:
+        tag = NUM_TAG_TOKENS if self.stage.tile_tags == "1d" else 0
+        return self.model.vision.num_tokens_per_tile + tag

@@ -1,0 +1,25 @@
+"""Errors made for users: one clear message that names the file, the key or the sample.
+
+The command line prints these without a stack trace and exits with code 2. Broken invariants of our
+own are `assert`s and keep their stack trace.
+"""
+
+
+class NvlmError(ValueError):
+    """Something the user can put right. The message says what was found and what to do."""
+
+
+class ConfigError(NvlmError):
+    """A YAML file, an override or a combination of settings is wrong."""
+
+
+class DataError(NvlmError):
+    """A shard, a sample or an index is wrong."""
+
+
+class CheckpointError(NvlmError):
+    """A checkpoint is missing, incomplete or does not fit the run."""
+
+
+class ConvertError(NvlmError):
+    """A Hugging Face folder is missing, of another architecture, or its tensors do not fit."""

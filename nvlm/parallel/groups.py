@@ -1,0 +1,122 @@
+"""Start the processes' groups and describe this process's place in them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nvlm import platform
+from nvlm.config.checks import check_world_size
+from nvlm.config.schema import RunConfig
+
+# A collective that waits longer than this means a process is gone or stuck; torchrun then stops all.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """This process's ranks and sizes; `groups` is Megatron-core's ProcessGroupCollection."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+    groups: object
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def is_model_parallel_main(self) -> bool:
+        """The process of each model replica that reads data for all of it."""
+        return self.tensor_rank == 0 and self.pipeline_rank == 0
+
+
+def world_size_from_environment() -> int:
+    """How many processes torchrun (or Slurm through it) started; 1 when run alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for the run, known before any group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
+    """Create the process groups of `config.parallel` and seed Megatron-core's RNG tracker.
+
+    Under torchrun the rendezvous comes from its environment; alone, a world of one is made without
+    opening a port.
+
+    Raises:
+        ConfigError: the number of processes does not fit the layout or the batch.
+    """
+    check_world_size(config, world_size or world_size_from_environment())
+    device_platform = platform.current()
+    device_platform.bind_local_rank(int(os.environ.get("LOCAL_RANK", "0")))
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    if not dist.is_initialized():
+        backend = device_platform.distributed_backend()
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.parallel.tensor,
+        pipeline_model_parallel_size=config.parallel.pipeline,
+    )
+    device_platform.seed(config.train.seed)
+    return Parallel(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+
+
+def shut_down() -> None:
+    """Leave the process groups; safe to call when none exist."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier(device_ids=None)
+
+
+def broadcast_object(value, source: int = 0, group=None):
+    """`value` of global rank `source`, on every rank of `group`."""
+    holder = [value]
+    dist.broadcast_object_list(holder, src=source, group=group, device=torch.device("cpu"))
+    return holder[0]

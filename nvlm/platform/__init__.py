@@ -1,0 +1,22 @@
+"""The one place that knows which device the program runs on.
+
+`current()` returns a module with the same functions for every device: `activate`, `device`,
+`distributed_backend`, `bind_local_rank`, `seed`, `optimizer_kwargs`, `resolve_layer_implementation`,
+`peak_memory_bytes`, `device_name`, `synchronize`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+
+def current() -> ModuleType:
+    """The platform module for this machine, activated (safe to call any number of times)."""
+    if torch.cuda.is_available():
+        from nvlm.platform import cuda as module
+    else:
+        from nvlm.platform import cpu as module
+    module.activate()
+    return module

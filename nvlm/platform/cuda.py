@@ -1,0 +1,56 @@
+"""NVIDIA GPUs: NCCL, fused kernels where they are installed. Changes nothing in torch."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+
+def activate() -> None:
+    """Nothing to do: Megatron-core is written for this device."""
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name()
+
+
+def distributed_backend() -> str:
+    return "nccl"
+
+
+def bind_local_rank(local_rank: int) -> None:
+    torch.cuda.set_device(local_rank)
+
+
+def seed(value: int) -> None:
+    """Seed Megatron-core's random-number tracker. Call after the process groups exist."""
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    torch.manual_seed(value)
+    model_parallel_cuda_manual_seed(value)
+
+
+def optimizer_kwargs() -> dict:
+    """Arguments of `get_megatron_optimizer` that depend on the device."""
+    return {"use_gloo_process_groups": False}
+
+
+def resolve_layer_implementation(wanted: str) -> str:
+    """`auto` -> `transformer_engine` where it is installed, else `local`."""
+    if wanted != "auto":
+        return wanted
+    found = importlib.util.find_spec("transformer_engine") is not None
+    return "transformer_engine" if found else "local"
+
+
+def peak_memory_bytes() -> int:
+    return torch.cuda.max_memory_allocated()
+
+
+def synchronize() -> None:
+    torch.cuda.synchronize()
