@@ -1,0 +1,58 @@
+"""Configuration of InternViT, with the key names of OpenGVLab's checkpoints."""
+
+from transformers import PretrainedConfig
+
+
+class InternVisionConfig(PretrainedConfig):
+    """Sizes of an InternViT encoder with RMSNorm, QK-norm and LayerScale.
+
+    `num_attention_heads` is the number of real heads and fixes the head size
+    (hidden_size / num_attention_heads). `num_stored_attention_heads` is the number of heads in the
+    weights: the real ones, then heads of zeros that change nothing. NVLM-D stores 25 heads as 32, so
+    that every tensor-parallel size up to 32 divides them. The default stores the real heads only, as
+    OpenGVLab does.
+    """
+
+    model_type = "intern_vit_6b"
+
+    def __init__(
+        self,
+        hidden_size=3200,
+        intermediate_size=12800,
+        num_hidden_layers=45,
+        num_attention_heads=25,
+        num_stored_attention_heads=None,
+        num_channels=3,
+        image_size=448,
+        patch_size=14,
+        layer_norm_eps=1e-6,
+        norm_type="rms_norm",
+        qk_normalization=True,
+        qkv_bias=False,
+        hidden_act="gelu",
+        attention_dropout=0.0,
+        dropout=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.02,
+        initializer_factor=0.1,
+        **kwargs,
+    ):
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_stored_attention_heads = num_stored_attention_heads or num_attention_heads
+        self.num_channels = num_channels
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.layer_norm_eps = layer_norm_eps
+        self.norm_type = norm_type
+        self.qk_normalization = qk_normalization
+        self.qkv_bias = qkv_bias
+        self.hidden_act = hidden_act
+        self.attention_dropout = attention_dropout
+        self.dropout = dropout
+        self.drop_path_rate = drop_path_rate
+        self.initializer_range = initializer_range
+        self.initializer_factor = initializer_factor
+        super().__init__(**kwargs)
