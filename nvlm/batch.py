@@ -43,6 +43,7 @@ class MicroBatch:
     cu_seqlens: Tensor  # [d + 1] int32; starts of the documents, and t
     tiles: Tensor  # [n, 3, image_size, image_size] uint8, in order of their placeholders
     sample_keys: list[str] = field(default_factory=list)
+    num_real_tokens: int = 0  # tokens of samples, without padding
 
     @property
     def num_tiles(self) -> int:
@@ -75,7 +76,7 @@ class StepBatch:
 
     micro_batches: list[MicroBatch]
     skipped: list[SkippedSample]
-    # Position in the data after this step, to be saved with the step's checkpoint. JSON values only.
+    # Position in the data after this step, saved with the step's checkpoint. JSON values only.
     data_state: dict
 
 

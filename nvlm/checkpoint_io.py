@@ -1,4 +1,4 @@
-"""Checkpoint folders on disk: written beside and renamed when whole, found again, read at any layout.
+"""Checkpoint folders on disk: written beside and renamed when whole, read at any layout.
 
 A checkpoint folder holds Megatron-core's distributed checkpoint (readable at any process layout),
 `config.yaml` (the resolved configuration) and, when a training run wrote it, `progress.json` (step

@@ -23,3 +23,7 @@ class CheckpointError(NvlmError):
 
 class ConvertError(NvlmError):
     """A Hugging Face folder is missing, of another architecture, or its tensors do not fit."""
+
+
+class TrainingError(NvlmError):
+    """Training cannot go on, such as after a loss that is not a number."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
 
@@ -45,8 +47,7 @@ def check_world_size(config: RunConfig, world_size: int) -> int:
 def _problems(config: RunConfig):
     vision, language, parallel = config.model.vision, config.model.language, config.parallel
     if vision.hidden_size % vision.num_attention_heads:
-        yield _not_multiple("model.vision.hidden_size", vision.hidden_size,
-                            "model.vision.num_attention_heads", vision.num_attention_heads)  # fmt: skip
+        yield _not_multiple(config, "model.vision.hidden_size", "model.vision.num_attention_heads")
     if vision.num_stored_attention_heads < vision.num_attention_heads:
         yield (
             f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads} is less "
@@ -58,11 +59,13 @@ def _problems(config: RunConfig):
             f"{vision.patch_size} pixels: pixel shuffle merges 2 x 2"
         )
     if language.hidden_size % language.num_attention_heads:
-        yield _not_multiple("model.language.hidden_size", language.hidden_size,
-                            "model.language.num_attention_heads", language.num_attention_heads)  # fmt: skip
+        yield _not_multiple(
+            config, "model.language.hidden_size", "model.language.num_attention_heads"
+        )
     if language.num_attention_heads % language.num_query_groups:
-        yield _not_multiple("model.language.num_attention_heads", language.num_attention_heads,
-                            "model.language.num_query_groups", language.num_query_groups)  # fmt: skip
+        yield _not_multiple(
+            config, "model.language.num_attention_heads", "model.language.num_query_groups"
+        )
 
     for key, value in {
         "model.vision.num_stored_attention_heads": vision.num_stored_attention_heads,
@@ -94,8 +97,8 @@ def _problems(config: RunConfig):
     if config.stage.sequence_length < shortest:
         yield (
             f"stage.sequence_length {config.stage.sequence_length} is too short for one image of "
-            f"{config.max_tiles_per_image} tiles x {config.num_tokens_per_tagged_tile} tokens and its "
-            f"prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
+            f"{config.max_tiles_per_image} tiles x {config.num_tokens_per_tagged_tile} tokens "
+            f"and its prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
         )
     if config.stage.sequence_length > language.max_position_embeddings:
         yield (
@@ -109,8 +112,7 @@ def _problems(config: RunConfig):
             "tiles that one image may have"
         )
     if config.train.global_batch_size % config.train.micro_batch_size:
-        yield _not_multiple("train.global_batch_size", config.train.global_batch_size,
-                            "train.micro_batch_size", config.train.micro_batch_size)  # fmt: skip
+        yield _not_multiple(config, "train.global_batch_size", "train.micro_batch_size")
     optimizer, schedule = config.train.optimizer, config.train.schedule
     if optimizer.min_lr > optimizer.lr:
         yield f"train.optimizer.min_lr {optimizer.min_lr} exceeds train.optimizer.lr {optimizer.lr}"
@@ -121,5 +123,6 @@ def _problems(config: RunConfig):
         )
 
 
-def _not_multiple(key: str, value: int, divisor_key: str, divisor: int) -> str:
+def _not_multiple(config: RunConfig, key: str, divisor_key: str) -> str:
+    value, divisor = (attrgetter(name)(config) for name in (key, divisor_key))
     return f"{key} {value} is not a multiple of {divisor_key} {divisor}"

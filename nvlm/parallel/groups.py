@@ -6,14 +6,13 @@ import datetime
 import os
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import RunConfig
 
-# A collective that waits longer than this means a process is gone or stuck; torchrun then stops all.
+# A collective that waits longer means that a process is gone or stuck; torchrun then stops all.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -112,11 +111,11 @@ def shut_down() -> None:
 
 def barrier() -> None:
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier(device_ids=None)
+        dist.barrier()
 
 
 def broadcast_object(value, source: int = 0, group=None):
     """`value` of global rank `source`, on every rank of `group`."""
     holder = [value]
-    dist.broadcast_object_list(holder, src=source, group=group, device=torch.device("cpu"))
+    dist.broadcast_object_list(holder, src=source, group=group)
     return holder[0]

@@ -1,8 +1,8 @@
 """The one place that knows which device the program runs on.
 
 `current()` returns a module with the same functions for every device: `activate`, `device`,
-`distributed_backend`, `bind_local_rank`, `seed`, `optimizer_kwargs`, `resolve_layer_implementation`,
-`peak_memory_bytes`, `device_name`, `synchronize`.
+`distributed_backend`, `bind_local_rank`, `seed`, `optimizer_kwargs`,
+`resolve_layer_implementation`, `peak_memory_bytes`, `device_name`, `synchronize`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Megatron-core names the CUDA device in hundreds of places. `activate` makes them land on the CPU:
 a `TorchFunctionMode` rewrites the device in factory calls, `.to` and `.cuda`; streams and
-synchronisation do nothing; random-number state comes from the CPU generator; and the optimizer is an
-AdamW that keeps `step` in its parameter groups, as NVIDIA's fused ones do (the distributed
+synchronisation do nothing; random-number state comes from the CPU generator; and the optimizer is
+an AdamW that keeps `step` in its parameter groups, as NVIDIA's fused ones do (the distributed
 optimizer's checkpoints rely on it). Nothing here runs where CUDA is available.
 """
 
@@ -176,7 +176,8 @@ class GroupStepAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **_: Any):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,0 +1,176 @@
+"""A training run's checkpoints: all that the next step depends on, readable at any layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from nvlm.checkpoint_io import (
+    LATEST_LINK,
+    is_checkpoint,
+    on_main_rank,
+    point_latest,
+    read_config,
+    read_progress,
+    read_sharded,
+    resolve_checkpoint,
+    write_checkpoint,
+)
+from nvlm.config.schema import RunConfig
+from nvlm.errors import CheckpointError
+from nvlm.parallel.groups import Parallel
+
+# The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
+# size.
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def checkpoints_folder(config: RunConfig) -> Path:
+    return Path(config.run.dir) / "checkpoints"
+
+
+def find_resume_point(config: RunConfig) -> Path | None:
+    """The run's newest whole checkpoint, or None for a fresh run.
+
+    Raises:
+        CheckpointError: `latest` exists but is not a whole training checkpoint, or was written by
+            a model of other sizes.
+    """
+    latest = checkpoints_folder(config) / LATEST_LINK
+    if not latest.is_symlink():
+        return None
+    checkpoint = resolve_checkpoint(latest)
+    if read_progress(checkpoint) is None:
+        raise CheckpointError(f"{checkpoint}: has no progress.json: not written by a training run")
+    check_same_model(config, checkpoint)
+    saved = read_config(checkpoint)
+    if saved.stage.freeze != config.stage.freeze:
+        raise CheckpointError(
+            f"{checkpoint}: was trained with stage.freeze {saved.stage.freeze}, this run says "
+            f"{config.stage.freeze}: use another run.dir, with checkpoint.load={checkpoint}"
+        )
+    return checkpoint
+
+
+def find_initial_weights(config: RunConfig) -> Path | None:
+    """The checkpoint that `checkpoint.load` names; None where it says `random`.
+
+    Raises:
+        CheckpointError: nothing is named, the folder is no checkpoint, or of another model.
+    """
+    wanted = config.checkpoint.load
+    if wanted is None:
+        raise CheckpointError(
+            "checkpoint.load is not set: give the checkpoint folder to start from "
+            "(`nvlm convert from-hf` makes one), or checkpoint.load=random"
+        )
+    if wanted == "random":
+        return None
+    checkpoint = resolve_checkpoint(wanted)
+    check_same_model(config, checkpoint)
+    return checkpoint
+
+
+def check_same_model(config: RunConfig, checkpoint: Path) -> None:
+    """Raise `CheckpointError` naming the first model size that differs."""
+    saved, wanted = read_config(checkpoint).model, config.model
+    for part in ("vision", "projector", "language"):
+        ours, theirs = getattr(wanted, part), getattr(saved, part)
+        for key, value in ours.model_dump().items():
+            other = getattr(theirs, key)
+            # How random weights were drawn does not matter once there are weights.
+            if value != other and not key.endswith(("init_std", "scale_init")):
+                raise CheckpointError(
+                    f"{checkpoint}: model.{part}.{key} is {other} there and {value} in this run"
+                )
+
+
+def save_training_state(
+    config: RunConfig,
+    step: int,
+    model,
+    optimizer,
+    scheduler,
+    data_state: dict,
+    counters: dict,
+    parallel: Parallel,
+) -> Path:
+    """Write `checkpoints/step_XXXXXXXX` and point `latest` to it; every rank calls this."""
+    folder = checkpoints_folder(config)
+    state = _sharded_state(model, optimizer, scheduler, parallel, is_loading=False)
+    checkpoint = write_checkpoint(
+        folder / f"step_{step:08d}",
+        state,
+        config,
+        progress={
+            "step": step,
+            "counters": counters,
+            "layout": _layout(parallel),
+            "data_state": data_state,
+        },
+        content_metadata=SHARDING,
+    )
+
+    def publish() -> None:
+        point_latest(checkpoint)
+        if config.checkpoint.keep is not None:
+            whole = sorted(path for path in folder.glob("step_*") if is_checkpoint(path))
+            for old in whole[: -config.checkpoint.keep]:
+                shutil.rmtree(old)
+
+    on_main_rank(publish)
+    return checkpoint
+
+
+def load_training_state(checkpoint: Path, model, optimizer, scheduler, parallel: Parallel) -> dict:
+    """Restore all that `save_training_state` wrote; returns its progress record.
+
+    Random-number states are per process and restored when the layout is the one that wrote them;
+    NVLM-D has no dropout, so nothing random happens in a step.
+    """
+    progress = read_progress(checkpoint)
+    assert progress is not None
+    state = _sharded_state(model, optimizer, scheduler, parallel, is_loading=True)
+    same_layout = progress["layout"] == _layout(parallel)
+    if not same_layout:
+        del state["rng"]
+    loaded = read_sharded(checkpoint, state)
+    model.module.load_state_dict(loaded["model"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    scheduler.load_state_dict(loaded["scheduler"])
+    if same_layout:
+        torch.set_rng_state(loaded["rng"])
+    return progress
+
+
+def load_weights(checkpoint: Path, model) -> None:
+    """Read only the model's weights into the bare `model`."""
+    loaded = read_sharded(checkpoint, {"model": model.sharded_state_dict()})
+    model.load_state_dict(loaded["model"])
+
+
+def _sharded_state(model, optimizer, scheduler, parallel: Parallel, is_loading: bool) -> dict:
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    weights = model.module.sharded_state_dict(metadata=SHARDING)
+    return {
+        "model": weights,
+        "optimizer": optimizer.sharded_state_dict(
+            weights, is_loading=is_loading, metadata=SHARDING
+        ),
+        "scheduler": scheduler.state_dict(),
+        "rng": ShardedObject(
+            "rng", torch.get_rng_state(), (dist.get_world_size(),), (parallel.rank,)
+        ),
+    }
+
+
+def _layout(parallel: Parallel) -> dict[str, int]:
+    return {
+        "tensor": parallel.tensor_size,
+        "pipeline": parallel.pipeline_size,
+        "data": parallel.data_size,
+    }

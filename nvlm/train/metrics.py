@@ -1,0 +1,134 @@
+"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases and the console."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from nvlm.batch import SkippedSample
+from nvlm.config.schema import RunConfig
+from nvlm.train.stages import ModuleRow
+
+METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class MetricsWriter:
+    """Writes one record per step. Only the run's main process makes one.
+
+    On resume, records of steps after `resumed_step` are dropped: those steps run again.
+    """
+
+    def __init__(self, config: RunConfig, resumed_step: int, console: Console):
+        folder = Path(config.run.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._config = config
+        self._console = console
+        self._metrics = _open_up_to(folder / METRICS_FILE, resumed_step)
+        self._skipped = _open_up_to(folder / SKIPPED_FILE, resumed_step)
+        self._tensorboard = None
+        if config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=resumed_step + 1
+            )
+        self._wandb = None
+        if config.log.wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=config.log.wandb_project,
+                name=config.run.name,
+                id=config.run.dir.replace("/", "-"),
+                resume="allow",
+                config=config.model_dump(mode="json"),
+            )
+
+    def write(self, step: int, record: dict[str, float], skipped: list[SkippedSample]) -> None:
+        self._metrics.write(json.dumps({"step": step, **record}) + "\n")
+        self._metrics.flush()
+        for sample in skipped:
+            self._skipped.write(json.dumps({"step": step, **asdict(sample)}) + "\n")
+            self._console.print(
+                f"skipped sample {sample.key} of {sample.shard}: {sample.reason}: {sample.detail}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
+        self._skipped.flush()
+        if self._tensorboard:
+            for name, value in record.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(record, step=step)
+        if step % self._config.log.every == 0 or step == self._config.train.steps:
+            self._console.print(_step_line(step, self._config.train.steps, record), markup=False)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._skipped.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _open_up_to(path: Path, step: int):
+    """Open `path` for appending, keeping only whole records of steps up to `step`."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                continue  # a line cut by a kill belongs to a step that runs again
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text("".join(kept))
+    beside.replace(path)
+    return path.open("a")
+
+
+def _step_line(step: int, steps: int, record: dict[str, float]) -> str:
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  loss {record['loss']:.4f}  "
+        f"grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
+        f"tokens {int(record['tokens']):,}  tiles {int(record['tiles'])}  "
+        f"padding {record['padding']:.0%}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"{record['seconds']:.2f} s (data {record['data_seconds']:.2f} s)"
+    )
+
+
+def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Console) -> None:
+    """What trains and what does not, before the first step."""
+    table = Table(title=f"{config.run.name}: stage {config.stage.name}", title_justify="left")
+    for heading, justify in (
+        ("module", "left"),
+        ("parameters", "right"),
+        ("trainable", "right"),
+        ("learning rate", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        trains = row.num_trainable > 0
+        lr = config.train.optimizer.lr * row.lr_multiplier
+        table.add_row(
+            row.name,
+            f"{row.num_parameters:,}",
+            f"{row.num_trainable:,}" if trains else "frozen",
+            f"{lr:.2e}" if trains else "-",
+            style=None if trains else "dim",
+        )
+    table.add_row(
+        "total",
+        f"{sum(row.num_parameters for row in rows):,}",
+        f"{sum(row.num_trainable for row in rows):,}",
+        "",
+        style="bold",
+    )
+    console.print(table)

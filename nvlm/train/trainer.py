@@ -1,0 +1,200 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from nvlm import platform
+from nvlm.batch import SkippedSample, StepBatch
+from nvlm.checkpoint_io import read_progress
+from nvlm.config import RunConfig, save_config
+from nvlm.config.checks import check_world_size
+from nvlm.data.index import open_indexes
+from nvlm.data.loader import build_loader, check_shards
+from nvlm.data.order import check_state
+from nvlm.errors import DataError
+from nvlm.model.initialize import initialize_weights
+from nvlm.model.nvlm_d import build_model
+from nvlm.parallel.broadcast import next_step_batch
+from nvlm.parallel.groups import (
+    Parallel,
+    initialize,
+    is_main_process,
+    shut_down,
+    world_size_from_environment,
+)
+from nvlm.train.checkpoint import (
+    find_initial_weights,
+    find_resume_point,
+    load_training_state,
+    load_weights,
+    save_training_state,
+)
+from nvlm.train.metrics import MetricsWriter, print_module_table
+from nvlm.train.optim import (
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    wrap_data_parallel,
+)
+from nvlm.train.stages import freeze, learning_rate_multipliers, module_table
+from nvlm.train.step import train_step
+
+
+def train(config: RunConfig) -> None:
+    """Run the stage that `config` describes to its last step, resuming where the run stopped.
+
+    Raises:
+        NvlmError: something the user can put right; nothing was changed on disk before the first
+            step, except the sample index.
+    """
+    console = Console(quiet=not is_main_process(), soft_wrap=True)
+    resume_from, start_from = check_before_start(config)
+    parallel = initialize(config)
+    try:
+        _train(config, parallel, resume_from, start_from, console)
+    finally:
+        shut_down()
+
+
+def check_before_start(config: RunConfig) -> tuple[Path | None, Path | None]:
+    """All that can be refused before a process group exists.
+
+    Returns (checkpoint to resume from, checkpoint to take initial weights from).
+    """
+    check_world_size(config, world_size_from_environment())
+    platform.current().resolve_layer_implementation(config.model.layer_implementation)
+    check_shards(config)
+    resume_from = find_resume_point(config)
+    start_from = None if resume_from else find_initial_weights(config)
+    if resume_from:
+        progress = read_progress(resume_from)
+        assert progress is not None
+        check_state(config, progress["data_state"])
+    return resume_from, start_from
+
+
+def _train(
+    config: RunConfig,
+    parallel: Parallel,
+    resume_from: Path | None,
+    start_from: Path | None,
+    console: Console,
+) -> None:
+    indexes = open_indexes(config)
+
+    model = build_model(config, parallel)
+    if not resume_from:
+        initialize_weights(model, config)
+        if start_from:
+            load_weights(start_from, model)
+    freeze(model, config, parallel)
+    multipliers = learning_rate_multipliers(model, config, parallel)
+    rows = module_table(model, multipliers, parallel)
+    print_module_table(rows, config, console)
+    model = wrap_data_parallel(model, parallel)
+    optimizer = build_optimizer(model, config, multipliers, parallel)
+    scheduler = build_scheduler(optimizer, config)
+
+    step, counters, data_state = 0, {"tokens": 0, "samples": 0, "tiles": 0, "skipped": 0}, None
+    if resume_from:
+        progress = load_training_state(resume_from, model, optimizer, scheduler, parallel)
+        step, counters = progress["step"], progress["counters"]
+        data_state = progress["data_state"]
+    _announce(config, parallel, step, resume_from, start_from, console)
+    if step >= config.train.steps:
+        console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
+        return
+
+    loader = None
+    if parallel.is_model_parallel_main:
+        loader = iter(
+            build_loader(config, indexes, parallel.data_rank, parallel.data_size, data_state)
+        )
+    writer = None
+    if parallel.is_main:
+        save_config(config, Path(config.run.dir) / "config.yaml")
+        writer = MetricsWriter(config, step, console)
+
+    try:
+        while step < config.train.steps:
+            started = time.perf_counter()
+            batch = next_step_batch(loader, parallel)
+            if batch is None:
+                raise DataError(f"{config.data.root}: the data ended at step {step}")
+            data_seconds = time.perf_counter() - started
+            scheduler.step(increment=1)
+            lr = learning_rate(scheduler, config)
+            step += 1
+            result = train_step(model, optimizer, batch, parallel, step)
+            skipped = _gather_skipped(batch, parallel)
+            counters = {
+                "tokens": counters["tokens"] + result.num_trained_tokens,
+                "samples": counters["samples"] + result.num_samples,
+                "tiles": counters["tiles"] + result.num_tiles,
+                "skipped": counters["skipped"] + len(skipped),
+            }
+            seconds = time.perf_counter() - started
+            if writer:
+                num_positions = config.train.global_batch_size * config.stage.sequence_length
+                record = {
+                    "loss": result.loss,
+                    "grad_norm": result.grad_norm,
+                    "lr": lr,
+                    "tokens": result.num_trained_tokens,
+                    "tiles": result.num_tiles,
+                    "samples": result.num_samples,
+                    "skipped": len(skipped),
+                    "skipped_total": counters["skipped"],
+                    "padding": 1 - result.num_tokens / num_positions,
+                    "seconds": seconds,
+                    "data_seconds": data_seconds,
+                    "tokens_per_second": result.num_tokens / seconds,
+                    "peak_memory_bytes": platform.current().peak_memory_bytes(),
+                }
+                writer.write(step, record, skipped)
+            if step % config.checkpoint.every == 0 or step == config.train.steps:
+                saved = save_training_state(
+                    config, step, model, optimizer, scheduler, batch.data_state, counters, parallel
+                )
+                console.print(f"saved {saved}", markup=False, highlight=False)
+    finally:
+        if writer:
+            writer.close()
+
+
+def _announce(
+    config: RunConfig,
+    parallel: Parallel,
+    step: int,
+    resume_from: Path | None,
+    start_from: Path | None,
+    console: Console,
+) -> None:
+    if resume_from:
+        origin = f"resuming {resume_from} at step {step}"
+    elif start_from:
+        origin = f"starting from the weights of {start_from}"
+    else:
+        origin = "starting from random weights"
+    console.print(
+        f"{origin}; {parallel.world_size} processes on {platform.current().device_name()}: tensor "
+        f"{parallel.tensor_size} x pipeline {parallel.pipeline_size} x data {parallel.data_size}; "
+        f"{config.train.global_batch_size} sequences of {config.stage.sequence_length} tokens a "
+        f"step, {config.train.precision}",
+        markup=False,
+    )
+
+
+def _gather_skipped(batch: StepBatch, parallel: Parallel) -> list[SkippedSample]:
+    """What all data ranks skipped in this step, on the processes that read data."""
+    if not parallel.is_model_parallel_main or parallel.data_size == 1:
+        return list(batch.skipped)
+    gathered: list = [None] * parallel.data_size
+    dist.all_gather_object(gathered, batch.skipped, group=parallel.groups.dp)
+    unique = dict.fromkeys(sample for skipped in gathered for sample in skipped)
+    return list(unique)

@@ -1,0 +1,128 @@
+"""Killed runs and changed layouts go on exactly where they were."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from spawn import kill, metrics, run_or_fail, start
+
+STEPS = 8
+
+
+def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
+    return [
+        "train",
+        "configs/run/tiny/sft.yaml",
+        f"data.root={demo_data}",
+        f"run.dir={folder}",
+        f"train.steps={STEPS}",
+        "train.global_batch_size=4",
+        "train.precision=fp32",
+        "checkpoint.every=3",
+        "log.tensorboard=false",
+        *overrides,
+    ]
+
+
+def checkpoint_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint (weights and optimizer state), whole, read without a model."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    metadata = FileSystemReader(str(checkpoint)).read_metadata()
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
+    return tensors
+
+
+def worker_processes(launcher: subprocess.Popen) -> list[int]:
+    """The training processes of a torchrun job."""
+    import psutil
+
+    return [
+        child.pid
+        for child in psutil.Process(launcher.pid).children()
+        if "nvlm" in child.cmdline() and "train" in child.cmdline()
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(demo_data: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    options = arguments(folder, demo_data, "parallel.tensor=2")
+    run_or_fail(2, *options, log=folder.with_suffix(".log"))
+    return folder
+
+
+@pytest.mark.parallel
+def test_killed_run_ends_bit_equal(uninterrupted, demo_data, tmp_path):
+    folder = tmp_path / "run"
+    log = tmp_path / "log"
+    options = arguments(folder, demo_data, "parallel.tensor=2")
+    job = start(2, *options, log=log)
+    try:
+        deadline = time.monotonic() + 180
+        # Between the first checkpoint (step 3) and the second (step 6).
+        while not (folder / "metrics.jsonl").exists() or len(metrics_so_far(folder)) < 4:
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.05)
+        victim = worker_processes(job)[-1]
+        os.kill(victim, signal.SIGKILL)
+        assert job.wait(60) != 0
+    finally:
+        kill(job)
+    assert not (folder / "checkpoints" / f"step_{STEPS:08d}").exists()
+    run_or_fail(2, *options, log=log)
+    assert "resuming" in log.read_text()
+
+    ours = checkpoint_tensors(folder / "checkpoints" / "latest")
+    truth = checkpoint_tensors(uninterrupted / "checkpoints" / "latest")
+    assert ours.keys() == truth.keys()
+    assert any(key.startswith("optimizer") for key in truth)
+    different = [key for key in truth if not torch.equal(ours[key], truth[key])]
+    assert not different
+    steps = [(record["step"], record["loss"]) for record in metrics(folder)]
+    assert steps == [(record["step"], record["loss"]) for record in metrics(uninterrupted)]
+
+
+def metrics_so_far(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    "num_processes, layout",
+    [
+        pytest.param(2, ["parallel.pipeline=2"], id="pipeline2"),
+        pytest.param(2, [], id="data2"),
+        pytest.param(1, [], id="single"),
+    ],
+)
+def test_tensor2_checkpoint_resumes_elsewhere(
+    num_processes, layout, uninterrupted, demo_data, tmp_path
+):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder, symlinks=True)
+    for step in (6, STEPS):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+    (folder / "checkpoints" / "latest").unlink()
+    (folder / "checkpoints" / "latest").symlink_to("step_00000003")
+    options = arguments(folder, demo_data, *layout)
+    run_or_fail(num_processes, *options, log=tmp_path / "log")
+    for ours, truth in zip(metrics(folder), metrics(uninterrupted), strict=True):
+        assert ours["step"] == truth["step"]
+        assert ours["tokens"] == truth["tokens"]
+        assert ours["loss"] == pytest.approx(truth["loss"], rel=1e-5)
