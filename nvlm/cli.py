@@ -50,6 +50,107 @@ def train_command(config: ConfigFile, overrides: Overrides = None) -> None:
     train(checked)
 
 
+@app.command("generate")
+def generate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="An image file; repeat for several, in the order of their marks."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to answer with.")] = 64,
+) -> None:
+    """Answer a prompt about images with a Megatron checkpoint (greedy decoding)."""
+    from nvlm.generate.answer import answer
+
+    text = answer(checkpoint, prompt, image or [], max_new_tokens)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text)
+
+
+@app.command("demo")
+def demo_command(
+    root: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option(help="Start over instead of going on.")] = False,
+) -> None:
+    """Train, export and evaluate a tiny NVLM-D on this machine, end to end."""
+    from nvlm.demo.run import run_demo
+
+    run_demo(root, fresh=fresh)
+
+
+@data_app.command("build-demo")
+def data_build_demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the shards go.")],
+    seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
+) -> None:
+    """Write WebDataset shards of digits, photographs, documents, charts and text."""
+    from nvlm.demo.build_data import build_demo_data
+
+    build_demo_data(folder, seed=seed)
+
+
+@data_app.command("index")
+def data_index(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Index the shards of a run's data: byte ranges, image sizes, text lengths."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.index import build_indexes_with_progress
+
+    build_indexes_with_progress(checked)
+
+
+@data_app.command("order")
+def data_order(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps to list.")] = 10,
+) -> None:
+    """Print the samples of each step's sequences, as every layout will train them."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.order import iterate_order
+
+    for step, packs in iterate_order(checked, steps):
+        for number, keys in enumerate(packs):
+            print(f"step {step} sequence {number}: {' '.join(keys)}")
+
+
+@convert_app.command("from-hf")
+def convert_from_hf_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
+    vision: Annotated[Path, typer.Option(help="Hugging Face folder of the InternViT.")],
+    language: Annotated[Path, typer.Option(help="Hugging Face folder of the Qwen2.")],
+    config: Annotated[Path, typer.Option(help="A run's YAML file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.convert.from_hf import convert_from_hf
+
+    convert_from_hf(vision, language, checked, out)
+
+
+@convert_app.command("to-hf")
+def convert_to_hf_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="bf16 or fp32; the checkpoint's own where not given."),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that transformers opens."""
+    from nvlm.convert.to_hf import convert_to_hf
+
+    convert_to_hf(checkpoint, out, dtype, shard_size)
+
+
 def main() -> None:
     """Entry point: user errors become one line and exit code 2."""
     try:

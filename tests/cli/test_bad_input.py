@@ -1,0 +1,102 @@
+"""Bad input: one line that says what is wrong, exit code 2, before any process group starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from spawn import REPOSITORY, environment
+
+SFT = "configs/run/tiny/sft.yaml"
+
+
+def fail(*arguments: str, extra_environment: dict[str, str] | None = None) -> str:
+    """Run `nvlm ARGUMENTS`, require a one-line error, and return it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nvlm", *arguments],
+        cwd=REPOSITORY,
+        env=environment() | (extra_environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.stepz=3", "did you mean 'train.steps'"),
+        ("train.steps=many", "train.steps"),
+        ("parallel.tensor=3", "parallel.tensor 3 does not divide"),
+        ("stage.sequence_length=100", "too short for one image"),
+        ("train.steps", "key=value"),
+    ],
+)
+def test_configuration(override: str, expected: str):
+    assert expected in fail("train", SFT, override)
+
+
+def test_missing_file():
+    assert "configs/none.yaml" in fail("train", "configs/none.yaml")
+
+
+def test_world_size_does_not_fit(tmp_path: Path):
+    # As torchrun would start one of three processes; refused before a rendezvous is tried.
+    started = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
+    message = fail("train", SFT, "parallel.tensor=2", extra_environment=started)
+    assert "3 processes do not fit" in message
+
+
+def test_empty_shard_folder(tmp_path: Path):
+    message = fail("train", SFT, f"data.root={tmp_path}", f"run.dir={tmp_path}/run")
+    assert "no .tar files" in message
+    assert str(tmp_path) in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_initial_weights(demo_data: Path, tmp_path: Path):
+    options = [f"data.root={demo_data}", f"run.dir={tmp_path}/run"]
+    assert "checkpoint.load is not set" in fail("train", SFT, *options, "checkpoint.load=null")
+    missing = fail("train", SFT, *options, f"checkpoint.load={tmp_path}/none")
+    assert "no such checkpoint" in missing
+
+
+@pytest.mark.parametrize("key", ["stage.freeze", "train.optimizer.lr_multipliers"])
+def test_pattern_without_match(key: str, demo_data: Path, tmp_path: Path):
+    value = "[vision_tower.*]" if key == "stage.freeze" else '{"vision_tower.*":0.1}'
+    message = fail(
+        "train", SFT, f"data.root={demo_data}", f"run.dir={tmp_path}/run", f"{key}={value}"
+    )
+    assert key in message
+    assert "'vision_tower.*' matches no parameter" in message
+    assert "vision_model.*" in message
+
+
+@pytest.mark.parallel
+def test_resume_with_other_data_order(demo_data: Path, tmp_path: Path):
+    options = [
+        f"data.root={demo_data}",
+        f"run.dir={tmp_path}/run",
+        "train.global_batch_size=2",
+        "log.tensorboard=false",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "nvlm", "train", SFT, *options, "train.steps=1"],
+        cwd=REPOSITORY,
+        env=environment(),
+        check=True,
+        timeout=240,
+    )
+    message = fail("train", SFT, *options, "train.steps=2", "train.seed=99")
+    assert "seed" in message
+    assert "99" in message
+    blend = "data.blend={digits: 1.0, sheets: 3.0}"
+    message = fail("train", SFT, *options, "train.steps=2", blend)
+    assert "blend" in message
