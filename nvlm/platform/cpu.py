@@ -124,6 +124,8 @@ class _CudaLandsOnCpu(TorchFunctionMode):
 class _Stream:
     """A stream in which everything has already happened."""
 
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
     def wait_stream(self, *_: Any) -> None: ...
 
     def wait_event(self, *_: Any) -> None: ...
@@ -141,7 +143,7 @@ def _patch_torch_cuda() -> None:
         "set_device": lambda *_: None,
         "synchronize": lambda *_: None,
         "current_stream": lambda *_: stream,
-        "Stream": lambda *_, **__: stream,
+        "Stream": _Stream,
         "stream": lambda *_: contextlib.nullcontext(),
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),

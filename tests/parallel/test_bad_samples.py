@@ -1,0 +1,57 @@
+"""A corrupt image and corrupt JSON are skipped, counted and named; training goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from spawn import metrics, run_or_fail
+
+
+def corrupt_members(shard: Path, suffix: str, count: int) -> list[str]:
+    """Overwrite the middle of the first `count` members ending in `suffix`; returns their keys."""
+    with tarfile.open(shard) as tar:
+        members = [m for m in tar if m.name.endswith(suffix)][:count]
+    with shard.open("r+b") as file:
+        for member in members:
+            file.seek(member.offset_data + member.size // 3)
+            file.write(b"\xff\x00" * (member.size // 4))
+    assert members
+    return [member.name.partition(".")[0] for member in members]
+
+
+@pytest.mark.parallel
+def test_training_goes_on(demo_data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(demo_data / "train" / "digits", root / "train" / "digits")
+    shard = sorted((root / "train" / "digits").glob("*.tar"))[0]
+    bad_json = corrupt_members(shard, ".json", 2)
+    images = corrupt_members(shard, ".png", 12)
+    bad_images = [key for key in images if key not in bad_json]
+    folder = tmp_path / "run"
+    run_or_fail(
+        2,
+        "train",
+        "configs/run/tiny/sft.yaml",
+        f"data.root={root}",
+        f"run.dir={folder}",
+        # Enough to pass over the whole source.
+        "train.steps=12",
+        "train.global_batch_size=8",
+        "log.tensorboard=false",
+        log=tmp_path / "log",
+    )
+    records = metrics(folder)
+    assert len(records) == 12
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    skipped = [json.loads(line) for line in lines]
+    assert sum(record["skipped"] for record in records) == len(skipped)
+    assert records[-1]["skipped_total"] == len(skipped)
+    named = {sample["key"].rpartition("/")[2] for sample in skipped}
+    assert set(bad_json) <= named
+    assert set(bad_images) & named, (bad_images, skipped)
+    assert all(shard.name in sample["shard"] for sample in skipped)
+    assert named <= set(bad_json) | set(bad_images)

@@ -1,0 +1,74 @@
+"""The CPU platform: what Megatron-core's CUDA calls turn into, and its optimizer's arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nvlm import platform
+from nvlm.platform import cpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the shim is off beside CUDA")
+
+
+@pytest.fixture(autouse=True)
+def active_platform():
+    assert platform.current() is cpu
+    assert cpu.is_active()
+
+
+def test_cuda_factories_and_moves_land_on_the_cpu():
+    assert torch.zeros(2, device="cuda").device.type == "cpu"
+    assert torch.zeros(2, device=torch.device("cuda", 0)).device.type == "cpu"
+    assert torch.zeros(2, device=torch.cuda.current_device()).device.type == "cpu"
+    assert torch.ones(2).cuda().device.type == "cpu"
+    assert torch.ones(2).to("cuda:0", non_blocking=True).device.type == "cpu"
+    assert torch.ones(2).to("cuda", torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_other_devices_are_left_alone():
+    assert torch.zeros(2, device="meta").device.type == "meta"
+    assert torch.zeros(2).to("meta").device.type == "meta"
+
+
+def test_tensor_type_has_the_spelling_the_distributed_optimizer_expects():
+    assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
+    assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
+
+
+def test_torchvision_and_transformers_import():
+    import torchvision
+    from transformers import Qwen2ForCausalLM
+
+    assert torchvision.__version__ and Qwen2ForCausalLM
+
+
+def test_optimizer_equals_torch_adamw():
+    torch.manual_seed(0)
+    settings = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
+    ours = torch.nn.Parameter(torch.randn(64, 8))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    optimizers = [cpu.GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    for _ in range(20):
+        gradient = torch.randn(64, 8)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    # Measured 2e-7: the same formula in another order of operations.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert optimizers[0].param_groups[0]["step"] == 20
+
+
+def test_transformer_engine_is_refused():
+    from nvlm.errors import ConfigError
+
+    assert cpu.resolve_layer_implementation("auto") == "local"
+    with pytest.raises(ConfigError, match="transformer_engine"):
+        cpu.resolve_layer_implementation("transformer_engine")
+
+
+def test_shim_refuses_to_hide_a_gpu(monkeypatch):
+    monkeypatch.setattr(cpu, "_mode", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(AssertionError, match="inactive"):
+        cpu.activate()
