@@ -8,8 +8,8 @@ class InternVisionConfig(PretrainedConfig):
 
     `num_attention_heads` is the number of real heads and fixes the head size
     (hidden_size / num_attention_heads). `num_stored_attention_heads` is the number of heads in the
-    weights: the real ones, then heads of zeros that change nothing. NVLM-D stores 25 heads as 32, so
-    that every tensor-parallel size up to 32 divides them. The default stores the real heads only, as
+    weights: the real ones, then heads of zeros that change nothing. NVLM-D stores 25 heads as 32,
+    so that more tensor-parallel sizes divide them. The default stores the real heads only, as
     OpenGVLab does.
     """
 

@@ -1,0 +1,84 @@
+"""Configuration of NVLM-D: InternViT, a projector and a decoder-only language model."""
+
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
+
+from .configuration_intern_vit import InternVisionConfig
+
+LANGUAGE_CONFIGS = {"Qwen2ForCausalLM": Qwen2Config, "LlamaForCausalLM": LlamaConfig}
+
+
+class NVLM_D_Config(PretrainedConfig):
+    """Key names follow the released NVLM-D-72B; the keys below are additions.
+
+    projector_hidden_size: width between the projector's linears; None is the language model's
+        `intermediate_size`, as released.
+    projector_layer_norm_eps: epsilon of the projector's LayerNorm; 1e-5 is what the released
+        files (and other servers) use.
+    tile_tags: `1d` (`<tile_1>` ... `<tile_global_thumbnail>`) or `none`.
+    image_boundary: `merged` tokenises `<Image><tile_1>` as one text, `separate` one by one.
+    system_message: text of the system turn that `chat` begins with; None for no system turn.
+    image_token: the special token whose positions image embeddings overwrite.
+    """
+
+    model_type = "NVLM_D"
+    has_no_defaults_at_init = False
+    sub_configs = {"vision_config": InternVisionConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vision_config=None,
+        llm_config=None,
+        select_layer=-1,
+        force_image_size=None,
+        downsample_ratio=0.5,
+        ps_version="v2",
+        template="chatml",
+        dynamic_image_size=True,
+        use_thumbnail=True,
+        min_dynamic_patch=1,
+        max_dynamic_patch=6,
+        projector_hidden_size=None,
+        projector_layer_norm_eps=1e-5,
+        tile_tags="1d",
+        image_boundary="merged",
+        system_message="Answer the questions.",
+        image_token="<|vision_pad|>",
+        **kwargs,
+    ):
+        if not isinstance(vision_config, InternVisionConfig):
+            vision_config = InternVisionConfig(**(vision_config or {}))
+        if not isinstance(llm_config, PretrainedConfig):
+            llm_config = _language_config(llm_config or {})
+        self.vision_config = vision_config
+        self.llm_config = llm_config
+        self.select_layer = select_layer
+        self.force_image_size = force_image_size or vision_config.image_size
+        self.downsample_ratio = downsample_ratio
+        self.ps_version = ps_version
+        self.template = template
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.projector_hidden_size = projector_hidden_size or llm_config.intermediate_size
+        self.projector_layer_norm_eps = projector_layer_norm_eps
+        self.tile_tags = tile_tags
+        self.image_boundary = image_boundary
+        self.system_message = system_message
+        self.image_token = image_token
+        kwargs["tie_word_embeddings"] = llm_config.tie_word_embeddings
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args, **kwargs):
+        return self.llm_config
+
+
+def _language_config(values):
+    architecture = (values.get("architectures") or ["Qwen2ForCausalLM"])[0]
+    if architecture not in LANGUAGE_CONFIGS:
+        raise ValueError(
+            f"llm_config.architectures {architecture!r} is not one of {', '.join(LANGUAGE_CONFIGS)}"
+        )
+    # The released file says model_type "llama" beside architectures ["Qwen2ForCausalLM"].
+    values = {key: value for key, value in values.items() if key != "model_type"}
+    return LANGUAGE_CONFIGS[architecture](**{**values, "architectures": [architecture]})
