@@ -1,0 +1,86 @@
+"""Attention on torch's scaled_dot_product_attention: full, causal, or causal within documents.
+
+Shape suffixes: s query positions, k key positions, b batch, h query heads, g key/value heads (a
+divisor of h), d channels per head, t packed positions.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SdpaAttention(nn.Module):
+    """In the place of Megatron-core's local `DotProductAttention`, which refuses packed sequences.
+
+    With `packed_seq_params` (format `thd`) every document attends causally to itself only. Without,
+    the layer's mask type decides: causal over the whole sequence, or no mask at all.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: object,
+    ):
+        super().__init__()
+        assert attention_type == "self", "only self-attention is built here"
+        assert config.attention_dropout == 0, "this attention has no dropout"
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """query_sbhd, key_kbgd, value_kbgd -> [s, b, h*d]; packed: query_thd ... -> [t, h*d]."""
+        assert attention_mask is None and attention_bias is None, "masks follow from the documents"
+        if packed_seq_params is not None:
+            return self._packed(query, key, value, packed_seq_params)
+        causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
+        # With a cache, Megatron-core drops the mask: a single new token sees all that came before.
+        assert not causal or query.shape[0] == key.shape[0]
+        out_bhsd = self._attend(
+            query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), causal
+        )
+        return out_bhsd.permute(2, 0, 1, 3).flatten(2)
+
+    def _packed(
+        self, query_thd: Tensor, key_tgd: Tensor, value_tgd: Tensor, packed: PackedSeqParams
+    ) -> Tensor:
+        """One call per document: exact, no mask of t x t, and no work across documents."""
+        assert self.attn_mask_type == AttnMaskType.causal and packed.qkv_format == "thd"
+        outputs = []
+        for start, end in pairwise(packed.cu_seqlens_q.tolist()):
+            query, key, value = (
+                tensor[start:end].transpose(0, 1).unsqueeze(0)
+                for tensor in (query_thd, key_tgd, value_tgd)
+            )
+            outputs.append(self._attend(query, key, value, causal=True)[0].transpose(0, 1))
+        return torch.cat(outputs).flatten(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+        """query_bhsd, key_bgkd, value_bgkd -> [b, h, s, d]; the softmax is taken in fp32."""
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )

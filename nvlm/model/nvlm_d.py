@@ -1,0 +1,202 @@
+"""NVLM-D: InternViT, pixel shuffle, projector and decoder as one Megatron-core model.
+
+Shape suffixes: t tokens of the micro-batch (its packed documents in one row), n tiles, q tokens of
+a tile, h language hidden size, v vocabulary rows of this rank.
+"""
+
+from __future__ import annotations
+
+from megatron.core import tensor_parallel
+from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, is_grad_enabled, nn, uint8, zeros
+
+from nvlm import platform
+from nvlm.batch import MicroBatch
+from nvlm.config.schema import RunConfig
+from nvlm.model.internvit import InternViT
+from nvlm.model.language import build_language_model
+from nvlm.model.layers import layer_parts
+from nvlm.model.projector import VisionProjection, pixel_shuffle
+from nvlm.model.splice import splice
+from nvlm.model.transformer_config import (
+    language_transformer_config,
+    projector_transformer_config,
+    vision_transformer_config,
+)
+from nvlm.parallel.groups import Parallel
+
+
+def build_model(config: RunConfig, parallel: Parallel) -> NVLMD:
+    """This pipeline stage of the model, on this process's device, in `train.precision`.
+
+    Weights are left unset: fill them with `nvlm.model.initialize.initialize_weights` or from a
+    checkpoint.
+
+    Raises:
+        ConfigError: `model.layer_implementation` asks for what this machine does not have.
+    """
+    device_platform = platform.current()
+    implementation = device_platform.resolve_layer_implementation(config.model.layer_implementation)
+    return NVLMD(config, parallel, implementation).to(device_platform.device())
+
+
+class NVLMD(MegatronModule):
+    """One pipeline stage. The vision encoder and the projector are on the first stage only.
+
+    `vision_model`, `vision_projection` and `language_model` are what freeze patterns name.
+    """
+
+    def __init__(self, config: RunConfig, parallel: Parallel, layer_implementation: str):
+        language_config = language_transformer_config(config, layer_implementation)
+        super().__init__(language_config)
+        groups = parallel.groups
+        parts = layer_parts(layer_implementation)
+        self.tp_group = groups.tp
+        # What Megatron-core's schedules and gradient finalisation ask a model for.
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process = parallel.is_first_stage
+        self.post_process = parallel.is_last_stage
+        self.share_embeddings_and_output_weights = False
+
+        self.vision_model: InternViT | None = None
+        self.vision_projection: VisionProjection | None = None
+        vision = config.model.vision
+        self.image_size = vision.image_size
+        if parallel.is_first_stage:
+            self.vision_model = InternViT(
+                vision, vision_transformer_config(config, layer_implementation), parts, groups
+            )
+            self.vision_projection = VisionProjection(
+                4 * vision.hidden_size,
+                projector_transformer_config(config, layer_implementation),
+                parts,
+                groups,
+            )
+        self.language_model: GPTModel = build_language_model(
+            config.model.language, language_config, parts, parallel
+        )
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """Called by Megatron-core's schedules with the previous stage's hidden states."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def forward(self, micro_batch: MicroBatch, return_logits: bool = False) -> Tensor:
+        """Run this stage on one micro-batch.
+
+        Returns:
+            Last stage: loss per token [1, t] in fp32 (meaningless where the label is ignored: mask
+            it), or logits [1, t, v] when `return_logits`. Other stages: hidden states for the next.
+        """
+        labels = None
+        if self.post_process and not return_logits:
+            # Ignored labels are negative; the loss there is masked by the caller.
+            labels = micro_batch.labels.clamp(min=0)
+        return self.language_model(
+            input_ids=micro_batch.tokens,
+            position_ids=micro_batch.position_ids,
+            attention_mask=None,
+            decoder_input=self._embed(micro_batch) if self.pre_process else None,
+            labels=labels,
+            packed_seq_params=_packed_documents(micro_batch),
+        )
+
+    def generate_step(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        context: BaseInferenceContext,
+        image_mask: Tensor | None = None,
+        tiles: Tensor | None = None,
+    ) -> Tensor:
+        """Run this stage on the next tokens of one conversation, extending `context`'s cache.
+
+        Args:
+            tokens, position_ids: [1, t]; the whole prompt first, later one token at a time.
+            image_mask, tiles: the prompt's images; None when it has none.
+
+        Returns:
+            Last stage: logits of the last token [1, 1, vocabulary]; others: hidden states
+            [t, 1, h].
+        """
+        assert not self.training, "call eval() first"
+        assert not self.config.sequence_parallel, "generation runs without sequence parallelism"
+        decoder_input = None
+        if self.pre_process:
+            decoder_input = self.language_model.embedding(tokens, position_ids)
+            if tiles is not None and tiles.shape[0]:
+                decoder_input = splice(decoder_input, image_mask, self.encode_tiles(tiles))
+        return self.language_model(
+            input_ids=tokens,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=decoder_input,
+            inference_context=context,
+            runtime_gather_output=True,
+        )
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""
+        assert self.vision_model is not None and self.vision_projection is not None
+        return self.vision_projection(pixel_shuffle(self.vision_model(tiles)))
+
+    def _embed(self, micro_batch: MicroBatch) -> Tensor:
+        """Token and image embeddings [t, 1, h]; with sequence parallelism this rank's part of t."""
+        embeddings_t1h = self.language_model.embedding(micro_batch.tokens, micro_batch.position_ids)
+        if micro_batch.num_tiles:
+            visual = self.encode_tiles(micro_batch.tiles)
+            embeddings_t1h = splice(embeddings_t1h, micro_batch.image_mask, visual)
+        elif is_grad_enabled():
+            # Text only: run one blank tile for nothing, so that every parameter has a gradient
+            # (zero) and all ranks run the same collectives.
+            blank = zeros(
+                1, 3, self.image_size, self.image_size, dtype=uint8, device=embeddings_t1h.device
+            )
+            embeddings_t1h = embeddings_t1h + 0 * self.encode_tiles(blank).sum()
+        if self.config.sequence_parallel:
+            embeddings_t1h = tensor_parallel.scatter_to_sequence_parallel_region(
+                embeddings_t1h, group=self.tp_group
+            )
+        return embeddings_t1h
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict:
+        """Megatron-core's sharded tensors of this rank; their global shapes depend on no layout.
+
+        `_extra_state` entries (scaling factors of 8-bit training, which is not used) are left out,
+        so that a checkpoint does not depend on the layers' implementation either.
+        """
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return {key: value for key, value in entries.items() if not _is_extra_state(key)}
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
+        """As in torch, except that `_extra_state` may be missing.
+
+        Raises:
+            AssertionError: other keys are missing or unexpected.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [key for key in result.missing_keys if not _is_extra_state(key)]
+        unexpected = [key for key in result.unexpected_keys if not _is_extra_state(key)]
+        assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
+        return nn.modules.module._IncompatibleKeys(missing, unexpected)
+
+
+def _is_extra_state(key: str) -> bool:
+    return key.endswith("_extra_state")
+
+
+def _packed_documents(micro_batch: MicroBatch) -> PackedSeqParams:
+    """Documents as Megatron-core's attention and rotary embedding read them."""
+    starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=starts,
+        cu_seqlens_kv=starts,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
