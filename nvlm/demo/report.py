@@ -235,8 +235,8 @@ def _task_order(report: Report) -> list[str]:
 def _gallery_note(report: Report) -> str:
     return html.escape(
         "The first samples of each task's evaluation, in order, not picked by result. Images are "
-        "drawn with the tiles that the model was given after SFT; the grey text under each answer is "
-        "the exact tag text, with the image tokens of a tile shown as a count."
+        "drawn with the tiles that the model was given after SFT; the grey text under each answer "
+        "is the exact tag text, with the image tokens of a tile shown as a count."
     )
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 
 import pytest
 import webdataset
@@ -89,15 +88,18 @@ def test_bad_shards_are_named(tmp_path):
     shard = tmp_path / "heldout/x-000000.tar"
     shard.parent.mkdir()
     shard.write_bytes(b"not a tar file" * 100)
-    with pytest.raises(DataError, match=r"x-000000\.tar: not readable"):
+    with pytest.raises(DataError, match=r"x-000000\.tar: "):
         read_questions(tmp_path, "heldout", None)
     _write(shard, [_sample("a", "digit", "1", [_png(1)]) | {"1.png": _png(2)}])
-    with pytest.raises(DataError, match="sample a: 1 <image> marks for 2 images"):
+    with pytest.raises(DataError, match="sample a: 1 <image> marks in user turns for 2 images"):
         read_questions(tmp_path, "heldout", None)
-    _write(shard, [{"__key__": "b", "json": {"messages": [], "task": "digit"}}])
-    with pytest.raises(DataError, match="sample b: must end in a user turn"):
+    sample = _sample("b", "digit", "1")
+    del sample["json"]["task"]
+    _write(shard, [sample])
+    with pytest.raises(DataError, match="sample b: evaluation needs a task"):
         read_questions(tmp_path, "heldout", None)
-    with tarfile.open(shard, "w") as tar:
-        tar.addfile(tarfile.TarInfo("c.png"))
-    with pytest.raises(DataError, match=r"sample c: has no \.json"):
+    sample = _sample("c", "digit", "1")
+    sample["json"]["messages"].append({"role": "user", "content": "And then?"})
+    _write(shard, [sample])
+    with pytest.raises(DataError, match="sample c: evaluation needs a user turn and an assistant"):
         read_questions(tmp_path, "heldout", None)
