@@ -1,7 +1,7 @@
 """Print what pip must install on an image that brings its own torch.
 
-    python docker/image_requirements.py requirements    # pyproject.toml's dependencies, without torch
-    python docker/image_requirements.py constraints     # constraints.txt, with the image's own versions
+    python docker/image_requirements.py requirements    # pyproject.toml's, without torch
+    python docker/image_requirements.py constraints     # constraints.txt's, with the image's builds
 
 The image's builds of torch and of what is compiled against it stay as they are: each is pinned to
 the version that is installed.

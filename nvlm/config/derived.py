@@ -99,7 +99,7 @@ def derive(config: RunConfig, world_size: int | None = None) -> DerivedNumbers:
 def count_parameters(
     shapes: dict[str, Shape], freeze: list[str], component: str = "*"
 ) -> ParameterCount:
-    """Parameters whose names match the pattern `component`; trainable: no freeze pattern matches."""
+    """Parameters named like the pattern `component`; trainable: not named like a freeze pattern."""
     total = trainable = 0
     for name, shape in shapes.items():
         if fnmatchcase(name, component):
@@ -133,25 +133,26 @@ def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, Shape]]:
 def _vision_shapes(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     hidden, ffn = vision.hidden_size, vision.ffn_hidden_size
     stored = vision.num_stored_attention_heads * vision.head_dim
-    yield "class_token", (1, 1, hidden)
-    yield "conv1.weight", (hidden, NUM_COLOUR_CHANNELS, vision.patch_size, vision.patch_size)
-    yield "conv1.bias", (hidden,)
-    yield "position_embeddings.weight", (1 + vision.num_patches, hidden)
+    patch = (NUM_COLOUR_CHANNELS, vision.patch_size, vision.patch_size)
+    yield "embeddings.class_embedding", (1, 1, hidden)
+    yield "embeddings.patch_embedding.weight", (hidden, *patch)
+    yield "embeddings.patch_embedding.bias", (hidden,)
+    yield "embeddings.position_embedding", (1, 1 + vision.num_patches, hidden)
     for index in range(vision.num_layers):
         layer = f"decoder.layers.{index}"
-        yield f"{layer}.ls1", (hidden,)
-        yield f"{layer}.ls2", (hidden,)
         yield f"{layer}.input_layernorm.weight", (hidden,)
         yield f"{layer}.self_attention.linear_qkv.weight", (3 * stored, hidden)
         yield f"{layer}.self_attention.q_layernorm.weight", (stored,)
         yield f"{layer}.self_attention.k_layernorm.weight", (stored,)
         yield f"{layer}.self_attention.linear_proj.weight", (hidden, stored)
         yield f"{layer}.self_attention.linear_proj.bias", (hidden,)
+        yield f"{layer}.self_attn_bda.scale", (hidden,)  # LayerScale
         yield f"{layer}.pre_mlp_layernorm.weight", (hidden,)
         yield f"{layer}.mlp.linear_fc1.weight", (ffn, hidden)
         yield f"{layer}.mlp.linear_fc1.bias", (ffn,)
         yield f"{layer}.mlp.linear_fc2.weight", (hidden, ffn)
         yield f"{layer}.mlp.linear_fc2.bias", (hidden,)
+        yield f"{layer}.mlp_bda.scale", (hidden,)
 
 
 def _projector_shapes(
@@ -160,8 +161,8 @@ def _projector_shapes(
     shuffled = NUM_SHUFFLED_PATCHES * vision.hidden_size
     yield "norm.weight", (shuffled,)
     yield "norm.bias", (shuffled,)
-    yield "linear_fc1.weight", (projector.ffn_hidden_size, shuffled)
-    yield "linear_fc2.weight", (language.hidden_size, projector.ffn_hidden_size)
+    yield "mlp.linear_fc1.weight", (projector.ffn_hidden_size, shuffled)
+    yield "mlp.linear_fc2.weight", (language.hidden_size, projector.ffn_hidden_size)
 
 
 def _language_shapes(language: LanguageConfig) -> Iterator[tuple[str, Shape]]:

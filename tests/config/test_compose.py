@@ -1,0 +1,246 @@
+"""YAML files, bases and overrides become a checked configuration, or one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nvlm.config import RunConfig, load_config, save_config
+from nvlm.config.checks import check_world_size
+from nvlm.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUNS = sorted((REPOSITORY / "configs" / "run").glob("*/*.yaml"))
+TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
+
+
+def message(*overrides: str, path: Path = TINY) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def run_name(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=run_name)
+def test_shipped_run_survives_saving(path: Path, tmp_path: Path):
+    config = load_config(path)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert [left.name for left in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_every_part_is_used_by_a_run():
+    """No model, data or stage file lies around that no run composes (and so no test loads)."""
+    folder = REPOSITORY / "configs"
+    bases = {
+        (path.parent / base).resolve()
+        for path in RUNS
+        for base in yaml.safe_load(path.read_text())["base"]
+    }
+    parts = {p.resolve() for p in folder.glob("*/*.yaml")}
+    assert parts == bases
+
+
+def test_later_bases_and_the_file_itself_win(tmp_path: Path):
+    (tmp_path / "first.yaml").write_text("run: {name: first, dir: first}\ntrain: {seed: 1}\n")
+    (tmp_path / "second.yaml").write_text("run: {name: second}\n")
+    (tmp_path / "run.yaml").write_text(
+        f"base: [{TINY}, first.yaml, second.yaml]\ntrain: {{steps: 5}}\n"
+    )
+    config = load_config(tmp_path / "run.yaml", ["train.steps=6"])
+    assert config.run.name == "second"
+    assert config.run.dir == "first"
+    assert config.train.seed == 1
+    assert config.train.steps == 6
+
+
+def test_override_types():
+    config = load_config(
+        TINY,
+        [
+            "parallel.tensor=2",
+            "parallel.sequence=true",
+            "train.optimizer.lr=5e-4",
+            "stage.freeze=[]",
+        ],
+    )
+    assert config.parallel.tensor == 2
+    assert config.parallel.sequence is True
+    assert config.train.optimizer.lr == 5e-4
+    assert config.stage.freeze == []
+
+
+def test_paths_beside_a_file_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(TINY)
+    assert Path(config.model.tokenizer) == REPOSITORY / "assets" / "tiny" / "qwen2"
+    # A path without a leading dot belongs to the working directory, not to the file.
+    assert config.run.dir == "runs/tiny/sft"
+
+
+@pytest.mark.parametrize(
+    "override, unknown, suggestion",
+    [
+        ("train.stesp=3", "train.stesp", "train.steps"),
+        ("trian.steps=3", "trian", "train"),
+        ("model.vision.layers=3", "model.vision.layers", "model.vision.num_layers"),
+        ("train.lr=1e-3", "train.lr", "train.optimizer.lr"),
+        ("stage.sequence=512", "stage.sequence", "stage.sequence_length"),
+    ],
+)
+def test_unknown_key_suggests_the_right_one(override: str, unknown: str, suggestion: str):
+    assert f"unknown key '{unknown}'; did you mean '{suggestion}'?" in message(override)
+
+
+def test_unknown_key_without_a_likely_name_lists_what_there_is():
+    text = message("run.zzzz=1")
+    assert "unknown key 'run.zzzz'" in text
+    assert "'run' has name, dir" in text
+
+
+@pytest.mark.parametrize(
+    "override, key, found",
+    [
+        ("train.steps=many", "train.steps", "'many'"),
+        ("train.steps=1.5", "train.steps", "1.5"),
+        ("train.steps=0", "train.steps", "0"),
+        ("train.precision=fp8", "train.precision", "'fp8'"),
+        ("train.optimizer.beta2=1.5", "train.optimizer.beta2", "1.5"),
+        ("data.num_workers=-1", "data.num_workers", "-1"),
+        ("stage.tile_tags=2d", "stage.tile_tags", "'2d'"),
+        ("parallel=4", "parallel", "4"),
+    ],
+)
+def test_wrong_value_names_key_and_value(override: str, key: str, found: str):
+    text = message(override)
+    assert f"{key}: " in text
+    assert f"found {found}" in text
+
+
+def test_missing_key(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"base: {TINY}\ntrain: null\n")
+    assert "train" in message(path=path)
+    path.write_text("run: {name: a, dir: b}\n")
+    assert "missing key 'model'" in message(path=path)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps 3"])
+def test_override_without_key_or_value(override: str):
+    assert "expected key=value" in message(override)
+
+
+def test_missing_file(tmp_path: Path):
+    missing = tmp_path / "none.yaml"
+    assert f"{missing}: no such configuration file" in message(path=missing)
+    child = tmp_path / "child.yaml"
+    child.write_text("base: [none.yaml]\n")
+    text = message(path=child)
+    assert f"{missing}: no such configuration file" in text
+    assert f"a base of {child}" in text
+
+
+def test_base_cycle(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    text = message(path=tmp_path / "a.yaml")
+    assert "is its own base" in text
+    assert "b.yaml" in text
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("run: {name: [\n", "not readable as YAML"),
+        ("- run\n- model\n", "must be a mapping"),
+        ("run: {name: '${nothing.here}', dir: d}\n", "nothing.here"),
+        ("just words\n", "run.yaml"),
+    ],
+)
+def test_file_of_another_kind(content: str, complaint: str, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    text = message(path=path)
+    assert str(path) in text
+    assert complaint in text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00run", b"run: \x07\n"])
+def test_binary_file(content: bytes, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    assert str(path) in message(path=path)
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        # Tiny: 8 stored vision heads, 8 heads and 4 groups, 4 layers, 21 tokens per tagged tile.
+        (["parallel.tensor=3"], "parallel.tensor 3 does not divide"),
+        (["parallel.tensor=8"], "model.language.num_query_groups 4"),
+        (["parallel.pipeline=3"], "does not divide model.language.num_layers 4"),
+        (["parallel.sequence=true"], "needs parallel.tensor of at least 2"),
+        (
+            ["parallel.tensor=2", "parallel.sequence=true", "stage.sequence_length=513"],
+            "= 513",
+        ),
+        (["stage.sequence_length=162"], "at least 163 tokens"),
+        (["stage.sequence_length=8192"], "max_position_embeddings 4096"),
+        (["stage.max_tiles_per_sequence=6"], "less than the 7 tiles"),
+        (["train.micro_batch_size=3"], "train.global_batch_size 8 is not a multiple"),
+        (["train.optimizer.min_lr=1.0"], "exceeds train.optimizer.lr"),
+        (["train.schedule.decay_steps=10"], "must be less than train.schedule.decay_steps 10"),
+        (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
+        (["model.vision.num_stored_attention_heads=4"], "is less than"),
+        (["model.vision.image_size=98"], "even number of patches"),
+        (["model.language.hidden_size=190"], "model.language.num_attention_heads 8"),
+        (["model.language.num_query_groups=3"], "model.language.num_query_groups 3"),
+    ],
+)
+def test_contradictions_between_sections(overrides: list[str], expected: str):
+    text = message(*overrides)
+    assert str(TINY) in text
+    assert expected in text
+
+
+def test_shortest_sequence_that_holds_an_image():
+    """7 tiles x 21 tokens and 16 around them; one token less is refused above."""
+    assert load_config(TINY, ["stage.sequence_length=163"]).stage.sequence_length == 163
+
+
+@pytest.mark.parametrize(
+    "overrides, world_size, data_parallel",
+    [
+        ([], 1, 1),
+        ([], 8, 8),
+        (["parallel.tensor=2"], 2, 1),
+        (["parallel.tensor=2", "parallel.pipeline=2"], 8, 2),
+        (["train.micro_batch_size=2"], 4, 4),
+    ],
+)
+def test_world_size_leaves_the_data_parallel_size(
+    overrides: list[str], world_size: int, data_parallel: int
+):
+    assert check_world_size(load_config(TINY, overrides), world_size) == data_parallel
+
+
+@pytest.mark.parametrize(
+    "overrides, world_size, expected",
+    [
+        (["parallel.tensor=2"], 3, "3 processes do not fit"),
+        (["parallel.tensor=2", "parallel.pipeline=2"], 2, "start a multiple of 4"),
+        ([], 3, "train.global_batch_size 8 is not a multiple"),
+        (["train.micro_batch_size=4"], 4, "= 16"),
+    ],
+)
+def test_world_size_that_does_not_fit(overrides: list[str], world_size: int, expected: str):
+    config: RunConfig = load_config(TINY, overrides)
+    with pytest.raises(ConfigError, match=expected):
+        check_world_size(config, world_size)
