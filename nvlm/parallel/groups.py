@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -28,7 +29,7 @@ class Parallel:
     pipeline_size: int
     data_rank: int
     data_size: int
-    groups: object
+    groups: Any
 
     @property
     def is_main(self) -> bool:

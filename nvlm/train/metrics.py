@@ -39,7 +39,7 @@ class MetricsWriter:
             )
         self._wandb = None
         if config.log.wandb_project:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] - an optional extra
 
             self._wandb = wandb.init(
                 project=config.log.wandb_project,

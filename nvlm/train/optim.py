@@ -33,6 +33,7 @@ def build_optimizer(model, config: RunConfig, multipliers: dict[str, float], par
         get_standard_config_overrides,
     )
     from megatron.core.optimizer.optimizer_config import ParamKey
+    from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
     wanted = config.train.optimizer
     dtype = PARAMETER_DTYPES[config.train.precision]
@@ -52,10 +53,10 @@ def build_optimizer(model, config: RunConfig, multipliers: dict[str, float], par
     overrides = dict(get_standard_config_overrides(settings))
     for factor in sorted(set(multipliers.values()) - {1.0}):
         names = tuple(f"*{name}" for name, value in multipliers.items() if value == factor)
-        overrides[ParamKey(name=names)] = {
-            "max_lr": wanted.lr * factor,
-            "min_lr": wanted.min_lr * factor,
-        }
+        # Megatron-core's annotation admits one name; its code takes any number.
+        key = ParamKey(name=names)  # pyright: ignore[reportArgumentType]
+        rates = {"max_lr": wanted.lr * factor, "min_lr": wanted.min_lr * factor}
+        overrides[key] = ParamGroupOverride(**rates)
     return get_megatron_optimizer(
         settings,
         [model],
