@@ -6,7 +6,10 @@ in a question; it becomes `<Image>`, per tile a tag and `num_image_token` placeh
 Shape suffixes: n tiles, s tokens per tile, r rows, k columns, c channels.
 """
 
+import json
+
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -245,8 +248,9 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
     def build_prompt_ids(self, tokenizer, question, history=(), num_patches_list=()):
         """Token ids of the conversation up to where the answer begins.
 
-        Control tokens are inserted as ids; the text between two of them is tokenised as one string
-        in which no special token is recognised, so no text can turn into a control token.
+        Control tokens are inserted as ids. The text between two of them is tokenised as one string
+        in which no special token is recognised, so no text can turn into a control token; an
+        earlier answer begins a new string, as it did when it was generated.
 
         Raises:
             ValueError: the `<image>` marks do not match `num_patches_list`.
@@ -261,10 +265,12 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
             )
         writer = _PromptWriter(tokenizer)
 
-        def write_turn(role, content, is_user=False):
+        def write_turn(role, content):
             writer.control(TURN_START)
             writer.text(f"{role}\n")
-            first, *others = content.split(IMAGE_MARK) if is_user else [content]
+            if role == "assistant":
+                writer.boundary()
+            first, *others = content.split(IMAGE_MARK) if role == "user" else [content]
             writer.text(first)
             for text in others:
                 write_image(remaining.pop(0))
@@ -284,9 +290,9 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         if self.system_message is not None:
             write_turn("system", self.system_message)
         for earlier_question, earlier_answer in history:
-            write_turn("user", earlier_question, is_user=True)
+            write_turn("user", earlier_question)
             write_turn("assistant", earlier_answer)
-        write_turn("user", question, is_user=True)
+        write_turn("user", question)
         writer.control(TURN_START)
         writer.text("assistant\n")
         return writer.finish()
@@ -297,6 +303,7 @@ class _PromptWriter:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
+        self.plain = _without_added_tokens(tokenizer)
         self.ids = []
         self.pending = ""
 
@@ -306,10 +313,7 @@ class _PromptWriter:
     def boundary(self):
         """Tokenise what is pending, apart from what follows."""
         if self.pending:
-            encoded = self.tokenizer(
-                self.pending, add_special_tokens=False, split_special_tokens=True
-            )
-            self.ids += encoded["input_ids"]
+            self.ids += self.plain.encode(self.pending, add_special_tokens=False).ids
         self.pending = ""
 
     def control(self, token, repeat=1):
@@ -319,3 +323,10 @@ class _PromptWriter:
     def finish(self):
         self.boundary()
         return self.ids
+
+
+def _without_added_tokens(tokenizer):
+    """A copy of the tokenizer's core to which `<|im_start|>` and the like are ordinary text."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps({**definition, **plain}))
