@@ -1,0 +1,80 @@
+"""Random initialisation: its statistics, its zero heads, and that it depends on the seed only."""
+
+from __future__ import annotations
+
+import pytest
+import small_model
+import torch
+
+from nvlm.model.initialize import initial_tensor, initialize_weights, sharded_tensors
+from nvlm.model.nvlm_d import build_model
+
+
+@pytest.fixture(scope="module")
+def initialized(parallel):
+    config = small_model.small_config()
+    model = build_model(config, parallel)
+    initialize_weights(model, config)
+    return model
+
+
+def test_statistics(initialized):
+    config = small_model.small_config()
+    parameters = dict(initialized.named_parameters())
+    scaled = 1 / (2 * config.model.language.num_layers) ** 0.5
+    layer = "language_model.decoder.layers.1."
+    expected = {
+        "vision_projection.mlp.linear_fc1.weight": 0.014,
+        "vision_projection.mlp.linear_fc2.weight": 0.014,
+        "language_model.embedding.word_embeddings.weight": config.model.language.init_std,
+        "language_model.output_layer.weight": config.model.language.init_std,
+        layer + "mlp.linear_fc1.weight": config.model.language.init_std,
+        layer + "mlp.linear_fc2.weight": config.model.language.init_std * scaled,
+        layer + "self_attention.linear_proj.weight": config.model.language.init_std * scaled,
+        "vision_model.embeddings.patch_embedding.weight": config.model.vision.init_std,
+    }
+    for name, deviation in expected.items():
+        assert float(parameters[name].std()) == pytest.approx(deviation, rel=0.03), name
+        assert abs(float(parameters[name].mean())) < deviation / 20, name
+    for name, parameter in parameters.items():
+        if name.endswith("norm.weight") and "q_layernorm" not in name and "k_layernorm" not in name:
+            assert (parameter == 1).all(), name
+        elif name.endswith(".bias"):
+            assert (parameter == 0).all(), name
+        elif name.endswith("_bda.scale"):
+            assert torch.allclose(parameter, torch.tensor(config.model.vision.layer_scale_init))
+
+
+def test_zero_heads(initialized):
+    vision = small_model.small_config().model.vision
+    attention = initialized.vision_model.decoder.layers[0].self_attention
+    tensors = [
+        attention.linear_qkv.weight,
+        attention.linear_proj.weight.t(),
+        attention.q_layernorm.weight,
+        attention.k_layernorm.weight,
+    ]
+    for tensor in tensors:
+        heads = tensor.unflatten(0, (vision.num_stored_attention_heads, -1))
+        assert (heads[: vision.num_attention_heads] != 0).all()
+        assert (heads[vision.num_attention_heads :] == 0).all()
+
+
+def test_layers_and_seeds_differ():
+    config = small_model.small_config()
+    other = small_model.small_config("train.seed=7")
+    key = "language_model.decoder.layers.mlp.linear_fc1.weight"
+    first = initial_tensor(config, key, 0, (8, 8))
+    assert torch.equal(first, initial_tensor(config, key, 0, (8, 8)))
+    assert not torch.equal(first, initial_tensor(config, key, 1, (8, 8)))
+    assert not torch.equal(first, initial_tensor(other, key, 0, (8, 8)))
+
+
+def test_pattern_limits_what_is_filled(parallel):
+    config = small_model.small_config()
+    model = build_model(config, parallel)
+    for shard in sharded_tensors(model.sharded_state_dict()):
+        shard.data.data.fill_(5)
+    initialize_weights(model, config, "vision_projection.*")
+    for name, parameter in model.named_parameters():
+        assert (parameter == 5).all() == (not name.startswith("vision_projection.")), name
