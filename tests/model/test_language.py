@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import small_model
 import torch
 
@@ -71,7 +73,7 @@ def copy_weights(source, target, language) -> None:
 
 def documents_of(micro_batch: MicroBatch) -> list[torch.Tensor]:
     starts = micro_batch.cu_seqlens.tolist()
-    return [micro_batch.tokens[:, a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    return [micro_batch.tokens[:, a:b] for a, b in pairwise(starts)]
 
 
 def test_equals_transformers_document_by_document(parallel):
@@ -91,7 +93,7 @@ def test_equals_transformers_document_by_document(parallel):
     print(
         f"largest error of the logits {error:.2e}, largest logit {float(expected.abs().max()):.1f}"
     )
-    # Measured: MEASURED.
+    # Measured: 4.8e-6.
     assert expected.abs().max() > 1
     assert error < 1e-4
     expected_losses = torch.nn.functional.cross_entropy(
@@ -121,5 +123,5 @@ def test_packed_documents_equal_separate_runs(parallel):
             apart.append(model(document, return_logits=True))
     error = float((together - torch.cat(apart, dim=1)).abs().max())
     print(f"largest error of packing {error:.2e}")
-    # Measured: MEASURED.
+    # Measured: 3.0e-7.
     assert error < 1e-5
