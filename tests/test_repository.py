@@ -1,0 +1,215 @@
+"""What holds for the repository as a whole: its words, its README, its scripts, its versions."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+from packaging.requirements import Requirement
+
+from nvlm.cli import app
+from nvlm.config import load_config
+from nvlm.config.compose import validate
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
+GENERATED = {".git", ".venv", "runs", "build", "dist"}
+
+
+def text_files() -> Iterator[Path]:
+    """Every file of the repository that is text and not generated."""
+    for folder, folders, files in os.walk(REPOSITORY):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in GENERATED and not name.endswith((".egg-info", "cache", "cache__"))
+        ]
+        for name in files:
+            path = Path(folder, name)
+            if b"\0" not in path.read_bytes()[:8192]:
+                yield path
+
+
+def test_device_words_stay_in_the_platform():
+    words = re.compile("cuda|nccl|gloo", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for path in sorted((REPOSITORY / "nvlm").rglob("*.py"))
+        if path.parent != REPOSITORY / "nvlm" / "platform"
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert not found, "\n".join(found)
+    # The words are looked for rightly: the platform has them.
+    assert words.search((REPOSITORY / "nvlm" / "platform" / "cpu.py").read_text())
+
+
+def test_no_index_host_or_place_of_one_machine():
+    """Where packages come from is pip's configuration; nothing depends on a developer's folders."""
+    hosts = ["pypi" + ".org", "python" + "hosted", "download." + "pytorch", "extra-" + "index-url"]
+    folders = [f"{root}(/|\\b(?!/))" for root in ("(?<![\\w.])/tm" + "p", "(?<![\\w.])/wor" + "k")]
+    words = re.compile("|".join([*map(re.escape, hosts), *folders]))
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {match.group()}"
+        for path in text_files()
+        for match in words.finditer(path.read_text(errors="replace"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem
+)
+def test_configuration_loads(path: Path):
+    """Runs load whole; parts have only sections and keys that a run may have."""
+    if path.parent.parent.name == "run":
+        load_config(path)
+        return
+    run = yaml.safe_load((REPOSITORY / "configs/run/tiny/sft.yaml").read_text())
+    assert "base" in run
+    resolved = load_config(REPOSITORY / "configs/run/tiny/sft.yaml").model_dump()
+    part = yaml.safe_load(path.read_text())
+    assert part, f"{path} is empty"
+    for section, values in part.items():
+        resolved[section] = values if section != "stage" else {**resolved[section], **values}
+    validate(resolved, source=str(path))
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's indented code blocks, continuation lines joined."""
+    lines = (REPOSITORY / "README.md").read_text().replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.startswith("    ")]
+
+
+def nvlm_commands() -> list[list[str]]:
+    """Arguments of each `nvlm ...` and `... -m nvlm ...` in the README."""
+    found = []
+    for line in readme_commands():
+        match = re.match(r"nvlm ((?!/).*)", line) or re.search(r"-m nvlm (.*)", line)
+        if match:
+            found.append(shlex.split(match.group(1).rstrip("'")))
+    return found
+
+
+def test_readme_opens_with_the_two_commands():
+    assert [command.split()[0] for command in readme_commands()[:2]] == [
+        "scripts/quickstart",
+        "scripts/test",
+    ]
+
+
+def test_readme_shows_every_kind_of_command():
+    verbs = {arguments[0] for arguments in nvlm_commands()}
+    assert verbs == {"config", "data", "train", "convert", "generate"}
+
+
+@pytest.mark.parametrize("arguments", nvlm_commands(), ids=" ".join)
+def test_readme_command_parses(arguments: list[str]):
+    """The verb and its options exist; its configuration and overrides are accepted."""
+    command = typer.main.get_command(app)
+    arguments = list(arguments)
+    context = click.Context(command, info_name="nvlm")
+    while hasattr(command, "commands"):
+        name = arguments.pop(0)
+        assert name in command.commands, f"nvlm has no verb {name}"
+        command = command.commands[name]
+    parsed = command.make_context(command.name, arguments, parent=context).params
+    if parsed.get("config"):
+        load_config(REPOSITORY / parsed["config"], parsed.get("overrides") or [])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/README.md", "docs/design.md",
+                                      "docs/parallel.md", "docs/experiments.md"])  # fmt: skip
+def test_documents_name_files_that_exist(document: str):
+    text = (REPOSITORY / document).read_text()
+    named = re.findall(
+        r"`((?:configs|nvlm|tests|scripts|docs|docker|assets)/[\w./*-]+)(?::[^`]*)?`", text
+    )
+    linked = [
+        os.path.normpath(Path(document).parent / target)
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    ]
+    missing = [name for name in named + linked if not any(REPOSITORY.glob(name.rstrip("/")))]
+    assert not missing
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_runs_as_a_program(script: str):
+    path = REPOSITORY / script
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `scripts/install` reads, in a folder of its own."""
+    for name in ("pyproject.toml", "constraints.txt", "scripts/install"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(REPOSITORY / name, tmp_path / name)
+    return tmp_path
+
+
+def test_install_refuses_an_old_python(checkout: Path):
+    programs = checkout / "programs"
+    programs.mkdir()
+    for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
+        (programs / name).write_text(
+            '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2"\nexit 1\n'
+        )
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["scripts/install"],
+        cwd=checkout,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nvlm needs Python 3.11 or newer; found Python 3.9.2" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_install_does_nothing_when_it_is_done(checkout: Path):
+    """The stamp holds the folder and the contents of pyproject.toml and constraints.txt."""
+    contents = (checkout / "pyproject.toml").read_bytes() + (
+        checkout / "constraints.txt"
+    ).read_bytes()
+    digest = subprocess.run(["sha256sum"], input=contents, capture_output=True, check=True)
+    (checkout / ".venv").mkdir()
+    stamp = checkout / ".venv" / "nvlm-installed-dev"
+    stamp.write_text(f"{checkout} {digest.stdout.split()[0].decode()}\n")
+    # There is no .venv/bin/python: nothing but the stamp keeps it from making one.
+    for extra in ([], ["dev"]):
+        done = subprocess.run(
+            ["scripts/install", *extra], cwd=checkout, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "")
+        assert [left.name for left in (checkout / ".venv").iterdir()] == [stamp.name]
+
+
+def test_tested_versions_fit_what_is_asked_for():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    pins = {
+        pin.name.replace("_", "-").lower(): next(iter(pin.specifier)).version
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+        for pin in [Requirement(line)]
+    }
+    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        asked = Requirement(line)
+        assert asked.name in pins, f"constraints.txt does not pin {asked.name}"
+        assert pins[asked.name] in asked.specifier, f"{asked} excludes {pins[asked.name]}"
+    assert (pins["torch"], pins["torchvision"]) == ("2.13.0", "0.28.0")
+    assert pins["megatron-core"] == "0.16.1"
