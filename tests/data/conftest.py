@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
-from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from qwen_tokenizer import build_qwen_tokenizer, wrap_tokenizer
+from shard_writing import as_json, draw_image, make_sample, write_shard
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from nvlm.config import RunConfig, load_config
+from nvlm.data.chat import ChatTokenizer, load_chat_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>"]
-# Qwen2's pre-tokenizer.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 QUESTIONS = ["What is in the picture?", "Read the number.", "Which tile is red?", "Count the dots."]
 
 
-def wrap_tokenizer(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """Add what surrounds the BPE model in Qwen2's tokenizer."""
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>")
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> ChatTokenizer:
+    return ChatTokenizer(build_qwen_tokenizer(), "<|vision_pad|>")
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE trained on the spot; tags come out in pieces, as in Qwen2's vocabulary."""
+    """A byte-level BPE trained on the spot, of Qwen2's kind."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    backend = wrap_tokenizer(Tokenizer(models.BPE())).backend_tokenizer
+    backend = wrap_tokenizer(Tokenizer(models.BPE()), CONTROL_TOKENS).backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=600,
         special_tokens=CONTROL_TOKENS,
@@ -52,38 +37,13 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     text = ["<Image><tile_1>", "</Image>\n", "<tile_global_thumbnail>", "assistant\n", "user\n"]
     backend.train_from_iterator((text + QUESTIONS) * 20, trainer)
-    wrap_tokenizer(backend).save_pretrained(folder)
+    wrap_tokenizer(backend, CONTROL_TOKENS).save_pretrained(folder)
     return folder
 
 
-def draw_image(width: int, height: int, seed: int = 0, kind: str = "PNG") -> bytes:
-    """A small picture with some structure, encoded."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
-    encoded = io.BytesIO()
-    image.save(encoded, kind)
-    return encoded.getvalue()
-
-
-def make_sample(key: str, question: str, answer: str, images: list[bytes]) -> dict:
-    """A sample as webdataset's writers take it."""
-    messages = [
-        {"role": "user", "content": "<image>\n" * len(images) + question},
-        {"role": "assistant", "content": answer},
-    ]
-    sample: dict = {
-        "__key__": key,
-        "json": json.dumps({"messages": messages, "task": "test"}).encode(),
-    }
-    return sample | {f"{i}.png": image for i, image in enumerate(images)}
-
-
-def write_shard(path: Path, samples: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(path), encoder=False) as writer:
-        for sample in samples:
-            writer.write(sample)
-    return path
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tokenizer_folder: Path) -> ChatTokenizer:
+    return load_chat_tokenizer(str(tokenizer_folder), "<|vision_pad|>")
 
 
 @pytest.fixture(scope="session")
@@ -93,33 +53,32 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(7)
     sizes = [(100, 90), (300, 100), (224, 224), (640, 480), (90, 400), (480, 640)]
     for shard in range(2):
-        write_shard(
-            root / "train" / "single" / f"single-{shard:06d}.tar",
-            [
-                make_sample(
-                    f"s{shard}-{i:03d}",
-                    QUESTIONS[i % 4] * int(random.integers(1, 4)),
-                    "number " + "7 " * int(random.integers(1, 30)),
-                    [draw_image(*sizes[i % len(sizes)], seed=i)],
-                )
-                for i in range(20)
-            ],
-        )
+        samples = [
+            make_sample(
+                f"s{shard}-{i:03d}",
+                QUESTIONS[i % 4] * int(random.integers(1, 4)),
+                "number " + "7 " * int(random.integers(1, 30)),
+                [draw_image(*sizes[i % len(sizes)], seed=i)],
+            )
+            for i in range(20)
+        ]
+        write_shard(root / "train" / "single" / f"single-{shard:06d}.tar", samples)
     pairs = []
     for i in range(10):
-        first, second = draw_image(120, 110, seed=i), draw_image(230, 110, seed=50 + i)
-        pair = make_sample(f"p{i:03d}", "Do they differ?", "Yes.", [first, second])
-        messages = json.loads(pair["json"])["messages"]
-        messages += [
-            {"role": "user", "content": "How?"},
-            {"role": "assistant", "content": "The second is wider. " * (i + 1)},
+        turns = [
+            ("user", "<image>\n<image>\nDo they differ?"),
+            ("assistant", "Yes."),
+            ("user", "How?"),
+            ("assistant", "The second is wider. " * (i + 1)),
         ]
-        pairs.append(pair | {"json": json.dumps({"messages": messages}).encode()})
+        images = {
+            "0.png": draw_image(120, 110, seed=i),
+            "1.jpg": draw_image(230, 110, i, "JPEG"),
+        }
+        pairs.append({"__key__": f"p{i:03d}", "json": as_json(*turns)} | images)
     write_shard(root / "train" / "pairs" / "pairs-000000.tar", pairs)
-    write_shard(
-        root / "train" / "text" / "text-000000.tar",
-        [make_sample(f"t{i:03d}", f"What is {i} and {i}?", str(2 * i), []) for i in range(15)],
-    )
+    texts = [make_sample(f"t{i:03d}", f"What is {i} and {i}?", str(2 * i), []) for i in range(15)]
+    write_shard(root / "train" / "text" / "text-000000.tar", texts)
     return root
 
 

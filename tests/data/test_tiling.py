@@ -1,0 +1,120 @@
+"""Tiling against published values, and against a slow restatement of the published algorithm."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_writing import draw_image
+
+from nvlm.data.sample import SampleError
+from nvlm.data.tiling import (
+    candidate_grids,
+    choose_grid,
+    count_tiles,
+    cut_tiles,
+    decode_image,
+    read_image_size,
+)
+
+# (width, height) -> (columns, rows) and tiles with the thumbnail, at up to 6 tiles of 448 pixels:
+# what InternVL's `dynamic_preprocess` gives.
+GOLDEN = {
+    (448, 448): ((1, 1), 1),
+    (600, 600): ((1, 1), 1),
+    (633, 633): ((1, 1), 1),
+    (634, 634): ((2, 2), 5),
+    (1000, 1000): ((2, 2), 5),
+    (896, 448): ((2, 1), 3),
+    (1920, 1080): ((2, 1), 3),
+    (1080, 1920): ((1, 2), 3),
+    (640, 480): ((3, 2), 7),
+    (300, 2000): ((1, 6), 7),
+}
+
+
+@pytest.mark.parametrize(("size", "expected"), GOLDEN.items())
+def test_golden_grids(size: tuple[int, int], expected: tuple[tuple[int, int], int]):
+    grid, num_tiles = expected
+    assert choose_grid(*size, max_num_tiles=6, image_size=448) == grid
+    widths, heights = np.array([size[0]]), np.array([size[1]])
+    assert count_tiles(widths, heights, 6, True, 448).tolist() == [num_tiles]
+    assert count_tiles(widths, heights, 6, False, 448).tolist() == [grid[0] * grid[1]]
+    assert count_tiles(widths, heights, 1, True, 448).tolist() == [1]
+
+
+def test_candidate_grids():
+    assert set(candidate_grids(6)) == {
+        (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2),
+        (4, 1), (1, 5), (5, 1), (1, 6), (2, 3), (3, 2), (6, 1),
+    }  # fmt: skip
+    assert len(candidate_grids(12)) == 35
+
+
+@pytest.mark.parametrize("max_num_tiles", [1, 3, 6, 12])
+def test_grid_is_the_closest_ratio_and_large_only_for_large_images(max_num_tiles: int):
+    for width, height in np.random.default_rng(0).integers(1, 1500, (300, 2)).tolist():
+        columns, rows = choose_grid(width, height, max_num_tiles, 112)
+        ratio = Fraction(width, height)
+        closest = min(abs(ratio - Fraction(c, r)) for c, r in candidate_grids(max_num_tiles))
+        assert abs(ratio - Fraction(columns, rows)) == closest
+        # Among equally close grids: the largest whose half area the image exceeds, else the first.
+        equal = [
+            g for g in candidate_grids(max_num_tiles) if Fraction(*g) == Fraction(columns, rows)
+        ]
+        large = [g for g in equal[1:] if width * height > 0.5 * 112 * 112 * g[0] * g[1]]
+        assert (columns, rows) == (large[-1] if large else equal[0])
+
+
+def test_tiles_are_crops_of_the_resized_image_row_by_row_then_the_thumbnail():
+    image = decode_image(draw_image(640, 480))
+    tiles = cut_tiles(image, max_num_tiles=6, use_thumbnail=True, image_size=112)
+    assert tiles.shape == (7, 3, 112, 112)
+    assert tiles.dtype == np.uint8
+    resized = image.resize((3 * 112, 2 * 112), Image.Resampling.BICUBIC)
+    for number in range(6):
+        left, top = number % 3 * 112, number // 3 * 112
+        crop = np.asarray(resized.crop((left, top, left + 112, top + 112))).transpose(2, 0, 1)
+        assert np.array_equal(tiles[number], crop)
+    thumbnail = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(tiles[6], thumbnail)
+    assert len(cut_tiles(image, 6, False, 112)) == 6
+
+
+def test_one_tile_is_the_squashed_image_without_thumbnail():
+    image = decode_image(draw_image(640, 480))
+    tiles = cut_tiles(image, max_num_tiles=1, use_thumbnail=True, image_size=112)
+    thumbnail = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(tiles, thumbnail[None])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb_before_it_is_resized(mode: str):
+    gray = Image.fromarray(np.arange(120 * 130, dtype=np.uint16).reshape(120, 130))
+    image = gray if mode == "I;16" else Image.open(io.BytesIO(draw_image(130, 120))).convert(mode)
+    tiles = cut_tiles(image, 6, True, 112)
+    assert np.array_equal(tiles, cut_tiles(image.convert("RGB"), 6, True, 112))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_sizes_come_from_the_header(kind: str):
+    data = draw_image(320, 200, kind=kind)
+    assert read_image_size(data[:400]) == (320, 200)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "bomb"])
+def test_broken_images_are_the_samples_fault(damage: str):
+    whole = draw_image(400, 300)
+    data = {
+        "empty": b"",
+        "text": b"this is not an image",
+        "half": whole[: len(whole) // 2],
+        # A header that claims 60000 x 60000 pixels.
+        "bomb": whole[:16] + (60000).to_bytes(4) * 2 + whole[24:],
+    }[damage]
+    with pytest.raises(SampleError, match="not readable as an image") as caught:
+        decode_image(data)
+    assert caught.value.reason == "image"
