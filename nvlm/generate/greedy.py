@@ -1,0 +1,105 @@
+"""Greedy decoding with a key-value cache, under tensor and pipeline parallelism.
+
+The prompt goes through the model once; each later step runs one token against Megatron-core's
+cache (`StaticInferenceContext`). With a pipeline, hidden states travel from stage to stage and the
+last stage's choice is sent to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nvlm import platform
+from nvlm.config.schema import RunConfig
+from nvlm.errors import DataError
+
+if TYPE_CHECKING:
+    from nvlm.model.nvlm_d import NVLMD
+
+
+@torch.no_grad()
+def generate_greedy(
+    model: NVLMD,
+    tokenizer,
+    config: RunConfig,
+    prompt_ids: Sequence[int],
+    tiles: Tensor,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+) -> list[int]:
+    """The most likely next tokens, up to `max_new_tokens` or to a stop token (which is included).
+
+    Every process of a model replica calls this with the same arguments and gets the same answer.
+
+    Args:
+        model, tokenizer, config: from `load_for_generation`.
+        prompt_ids: tokens with their image placeholders.
+        tiles: [n, 3, image_size, image_size] uint8, in order of their placeholders; n may be 0.
+
+    Raises:
+        DataError: placeholders and tiles disagree, or the answer would not fit the positions that
+            the model was trained for.
+    """
+    from megatron.core.inference.contexts import StaticInferenceContext
+
+    device = platform.current().device()
+    tokens = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
+    image_mask = tokens == tokenizer.convert_tokens_to_ids(config.model.image_token)
+    num_positions = tokens.shape[1] + max_new_tokens
+    _check(config, int(image_mask.sum()), tiles.shape[0], num_positions)
+
+    context = StaticInferenceContext(max_batch_size=1, max_sequence_length=num_positions)
+    images = {"image_mask": image_mask, "tiles": tiles.to(device)}
+    answer: list[int] = []
+    while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
+        start, length = context.sequence_len_offset, tokens.shape[1]
+        positions = torch.arange(start, start + length, device=device)[None]
+        tokens = _next_token(model, tokens, positions, context, images)
+        context.increment_sequence_len_offset(length)
+        context.enable_decode_mode()
+        images = {}
+        answer.append(int(tokens))
+    return answer
+
+
+def _next_token(model: NVLMD, tokens: Tensor, positions: Tensor, context, images: dict) -> Tensor:
+    """[1, 1] int64, the same on every process of the replica."""
+    groups = model.language_model.pg_collection
+    stage, num_stages = groups.pp.rank(), groups.pp.size()
+    if stage > 0:
+        shape = (tokens.shape[1], 1, model.config.hidden_size)
+        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
+        dist.recv(hidden, dist.get_global_rank(groups.pp, stage - 1))
+        model.set_input_tensor(hidden)
+    output = model.generate_step(tokens, positions, context, **images)
+    if stage < num_stages - 1:
+        dist.send(output.contiguous(), dist.get_global_rank(groups.pp, stage + 1))
+        chosen = torch.empty((1, 1), dtype=torch.int64, device=tokens.device)
+    else:
+        chosen = output[:, -1].argmax(-1, keepdim=True)
+        if groups.tp.size() > 1:
+            # Ranks may differ in the last bits: one of them decides.
+            dist.broadcast(chosen, dist.get_global_rank(groups.tp, 0), group=groups.tp)
+    if num_stages > 1:
+        dist.broadcast(chosen, dist.get_global_rank(groups.pp, num_stages - 1), group=groups.pp)
+    return chosen
+
+
+def _check(config: RunConfig, num_placeholders: int, num_tiles: int, num_positions: int) -> None:
+    expected = num_tiles * config.model.vision.num_tokens_per_tile
+    if num_placeholders != expected:
+        raise DataError(
+            f"{num_placeholders} {config.model.image_token} in the prompt for {num_tiles} tiles x "
+            f"{config.model.vision.num_tokens_per_tile} tokens"
+        )
+    limit = config.model.language.max_position_embeddings
+    if num_positions > limit:
+        raise DataError(
+            f"prompt and answer need {num_positions} positions, the model has {limit} "
+            "(model.language.max_position_embeddings): use fewer tiles or new tokens"
+        )

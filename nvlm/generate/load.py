@@ -1,0 +1,55 @@
+"""A checkpoint as a model that can answer: on one process, or at any layout under torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvlm.checkpoint_io import read_config, read_sharded, resolve_checkpoint
+from nvlm.config.schema import ParallelConfig, RunConfig
+from nvlm.parallel.groups import initialize, world_size_from_environment
+
+if TYPE_CHECKING:
+    from nvlm.model.nvlm_d import NVLMD
+
+
+def load_for_generation(
+    checkpoint: str | Path, layout: ParallelConfig | None = None
+) -> tuple[NVLMD, Any, RunConfig]:
+    """Read a checkpoint's weights into a model in evaluation mode; every process calls this.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (its latest).
+        layout: tensor and pipeline sizes. None: one process holds the whole model, several take the
+            layout that the checkpoint was trained with. Processes beyond a replica are replicas.
+
+    Returns:
+        This process's pipeline stage, the Hugging Face tokenizer, and the checkpoint's
+        configuration with the layout in use.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it does not fit its configuration.
+        ConfigError: the number of processes does not fit the layout.
+    """
+    folder = resolve_checkpoint(checkpoint)
+    world_size = world_size_from_environment()
+    config = _with_layout(read_config(folder), layout, world_size)
+    parallel = initialize(config, world_size)
+    # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
+    from transformers import AutoTokenizer
+
+    from nvlm.model.nvlm_d import build_model
+
+    model = build_model(config, parallel)
+    model.load_state_dict(read_sharded(folder, {"model": model.sharded_state_dict()})["model"])
+    model.eval()
+    return model, AutoTokenizer.from_pretrained(config.model.tokenizer), config
+
+
+def _with_layout(config: RunConfig, layout: ParallelConfig | None, world_size: int) -> RunConfig:
+    """Sequence parallelism is for training; batch sizes play no role and are made to fit."""
+    if layout is None:
+        layout = ParallelConfig() if world_size == 1 else config.parallel
+    layout = layout.model_copy(update={"sequence": False})
+    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
+    return config.model_copy(update={"parallel": layout, "train": train})

@@ -1,0 +1,115 @@
+"""Cached greedy decoding equals full recomputation, at every layout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import generate_case
+import pytest
+import small_model
+import spawn
+import torch
+
+from nvlm.batch import MicroBatch
+from nvlm.errors import DataError
+from nvlm.generate.greedy import generate_greedy
+from nvlm.generate.load import load_for_generation
+from nvlm.parallel.groups import initialize, shut_down
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    # Large random weights: answers that vary from token to token.
+    config = small_model.small_config("model.language.init_std=0.2", "model.projector.init_std=0.1")
+    target = tmp_path_factory.mktemp("generate") / "checkpoint"
+    yield generate_case.make_checkpoint(config, initialize(config, world_size=1), target)
+    shut_down()
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return load_for_generation(checkpoint)
+
+
+def recomputed(model, config, prompt_ids, tiles, image_id) -> tuple[list[int], float]:
+    """The same answer from whole forward passes; and the smallest lead of a chosen token."""
+    ids, smallest_lead = list(prompt_ids), float("inf")
+    for _ in range(generate_case.MAX_NEW_TOKENS):
+        tokens = torch.tensor([ids])
+        micro_batch = MicroBatch(
+            tokens=tokens,
+            labels=tokens,
+            position_ids=torch.arange(len(ids))[None],
+            image_mask=tokens == image_id,
+            cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32),
+            tiles=tiles,
+        )
+        with torch.no_grad():
+            best, second = model(micro_batch, return_logits=True)[0, -1].topk(2)[0].tolist()
+            ids.append(int(model(micro_batch, return_logits=True)[0, -1].argmax()))
+        smallest_lead = min(smallest_lead, best - second)
+    return ids[len(prompt_ids) :], smallest_lead
+
+
+def test_cache_equals_recomputation(loaded):
+    model, tokenizer, config = loaded
+    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    different = set()
+    for ids, tiles in generate_case.prompts(config, image_id):
+        expected, smallest_lead = recomputed(model, config, ids, tiles, image_id)
+        # Closer calls could fall either way by rounding alone.
+        assert smallest_lead > 1e-5
+        result = generate_greedy(
+            model, tokenizer, config, ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=()
+        )
+        assert result == expected
+        different |= set(result)
+    assert len(different) > 6, "a test of decoding needs answers that vary"
+
+
+def test_stops_after_a_stop_token(loaded):
+    model, tokenizer, config = loaded
+    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    ids, tiles = generate_case.prompts(config, image_id)[0]
+    free = generate_greedy(model, tokenizer, config, ids, tiles, 8, stop_ids=())
+    stop = free[3]
+    stopped = generate_greedy(model, tokenizer, config, ids, tiles, 8, stop_ids={stop})
+    assert stopped == free[: free.index(stop) + 1]
+
+
+def test_refuses_a_prompt_that_does_not_fit(loaded):
+    model, tokenizer, config = loaded
+    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    ids, tiles = generate_case.prompts(config, image_id)[0]
+    with pytest.raises(DataError, match=r"32 <\|vision_pad\|> in the prompt for 1 tiles"):
+        generate_greedy(model, tokenizer, config, ids, tiles[:1], 8, stop_ids=())
+    limit = config.model.language.max_position_embeddings
+    with pytest.raises(DataError, match="max_position_embeddings"):
+        generate_greedy(model, tokenizer, config, ids, tiles, limit, stop_ids=())
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (1, 2)])
+def test_layouts_give_the_same_answers(checkpoint, loaded, tensor, pipeline, tmp_path):
+    model, tokenizer, config = loaded
+    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    expected = [
+        generate_greedy(
+            model, tokenizer, config, ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=()
+        )
+        for ids, tiles in generate_case.prompts(config, image_id)
+    ]
+    out = tmp_path / "answers"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [generate_case.__file__, str(checkpoint), str(out), str(tensor), str(pipeline)]
+    subprocess.run(
+        [*command, *arguments],
+        check=True,
+        timeout=120,
+        env=spawn.environment(),
+        cwd=small_model.REPOSITORY,
+    )
+    for rank in range(2):
+        assert json.loads(out.with_name(f"answers.{rank}").read_text()) == expected
