@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nvlm.checkpoint_io import read_config, read_progress, resolve_checkpoint
 from nvlm.config.schema import RunConfig
+from nvlm.convert.checkpoint_reader import CheckpointReader
 from nvlm.convert.export_config import (
     generation_config,
     model_config,
@@ -24,8 +25,8 @@ from nvlm.convert.export_config import (
 )
 from nvlm.convert.hf_folder import CONFIG_FILE, parse_size, write_safetensors
 from nvlm.convert.model_card import model_card
-from nvlm.convert.rules import Rule, export_rules, num_parameters, to_hugging_face
-from nvlm.convert.session import conversion_groups, progress_bar
+from nvlm.convert.rules import Rule, expected_tensors, export_rules, num_parameters, to_hugging_face
+from nvlm.convert.session import progress_bar
 from nvlm.errors import ConvertError
 from nvlm.parallel.groups import world_size_from_environment
 
@@ -73,62 +74,56 @@ def convert_to_hf(
     config = read_config(checkpoint)
     tokenizer = _load_tokenizer(config)
 
-    with conversion_groups(config):
-        rules = export_rules(config.model)
-        stored_dtypes = _check_checkpoint(checkpoint, rules)
-        out_dtype = DTYPES[dtype] if dtype else _common_dtype(checkpoint, stored_dtypes)
-        beside = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-        beside.mkdir(parents=True)
-        try:
-            total = sum(len(rule.sources) * (rule.num_layers or 1) for rule in rules)
-            with progress_bar("Writing Hugging Face tensors", total) as advance:
-                tensors = _read_tensors(checkpoint, rules, stored_dtypes, out_dtype)
-                write_safetensors(beside, tensors, shard_bytes, advance)
-            _write_other_files(beside, config, read_progress(checkpoint), tokenizer, out_dtype)
-            _put_in_place(beside, out)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    rules = export_rules(config.model)
+    reader = CheckpointReader(checkpoint)
+    _check_tensors(reader, rules)
+    out_dtype = DTYPES[dtype] if dtype else _common_dtype(reader, rules)
+    beside = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        total = len(expected_tensors(rules))
+        with progress_bar("Writing Hugging Face tensors", total) as advance:
+            tensors = _read_tensors(reader, rules, out_dtype)
+            write_safetensors(beside, tensors, shard_bytes, advance)
+        _write_other_files(beside, config, read_progress(checkpoint), tokenizer, out_dtype)
+        _put_in_place(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     for difference in serving_differences(config):
         Console(stderr=True).print(f"[yellow]Note:[/yellow] {difference}.")
     return out
 
 
-def _check_checkpoint(checkpoint: Path, rules: list[Rule]) -> dict[str, torch.dtype]:
-    """Data type of every tensor of the model, by key.
-
-    Raises:
-        ConvertError: tensors are missing or of another shape; all are listed.
-    """
-    from megatron.core import dist_checkpointing
-
-    stored = dist_checkpointing.load_tensors_metadata(str(checkpoint))
+def _check_tensors(reader: CheckpointReader, rules: list[Rule]) -> None:
+    """Raise `ConvertError` listing the tensors that are missing or of another shape."""
     problems = []
     for rule in rules:
         expected = rule.shape if rule.num_layers is None else (rule.num_layers, *rule.shape)
-        if rule.key not in stored:
+        if rule.key not in reader:
             problems.append(f"{rule.key} {list(expected)} is missing")
-        elif tuple(stored[rule.key].global_shape) != expected:
-            found = list(stored[rule.key].global_shape)
-            problems.append(f"{rule.key} is {found}, expected {list(expected)}")
+        elif reader.shape(rule.key) != expected:
+            problems.append(
+                f"{rule.key} is {list(reader.shape(rule.key))}, expected {list(expected)}"
+            )
     if problems:
-        raise ConvertError(f"{checkpoint}: tensors do not fit its config: {'; '.join(problems)}")
-    return {rule.key: stored[rule.key].dtype for rule in rules}
+        raise ConvertError(
+            f"{reader.checkpoint}: tensors do not fit its config: {'; '.join(problems)}"
+        )
 
 
-def _common_dtype(checkpoint: Path, dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    found = sorted(set(dtypes.values()), key=str)
+def _common_dtype(reader: CheckpointReader, rules: list[Rule]) -> torch.dtype:
+    found = sorted({reader.dtype(rule.key) for rule in rules}, key=str)
     if len(found) > 1 or found[0] not in DTYPES.values():
         raise ConvertError(
-            f"{checkpoint}: holds tensors of {', '.join(map(str, found))}: choose with --dtype"
+            f"{reader.checkpoint}: holds tensors of {', '.join(map(str, found))}: choose --dtype"
         )
     return found[0]
 
 
 def _read_tensors(
-    checkpoint: Path, rules: list[Rule], dtypes: dict[str, torch.dtype], out_dtype: torch.dtype
+    reader: CheckpointReader, rules: list[Rule], out_dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face names and tensors; a layer's tensors are read from disk together."""
-    from megatron.core import dist_checkpointing
 
     def place(entry: tuple[Rule, int | None]) -> tuple[str, int]:
         rule, layer = entry
@@ -137,28 +132,17 @@ def _read_tensors(
     entries = sorted(((r, layer) for r in rules for layer in r.layers()), key=place)
     for _, group in groupby(entries, key=place):
         together = list(group)
-        wanted = {rule.key: _whole(rule, layer, dtypes[rule.key]) for rule, layer in together}
-        # Single layers out of a stack: the rest of the stack is meant to stay unread.
-        loaded = dist_checkpointing.load(wanted, str(checkpoint), validate_access_integrity=False)
-        for rule, layer in together:
+        layer = together[0][1]
+        loaded = reader.read([rule.key for rule, _ in together], layer)
+        for rule, _ in together:
             tensor = loaded.pop(rule.key)
             if not bool(torch.isfinite(tensor).all()):
                 where = "" if layer is None else f" of layer {layer}"
-                raise ConvertError(f"{checkpoint}: {rule.key}{where} holds NaN or infinite values")
+                raise ConvertError(
+                    f"{reader.checkpoint}: {rule.key}{where} holds NaN or infinite values"
+                )
             for name, part in to_hugging_face(rule, layer, tensor).items():
                 yield name, part.to(out_dtype)
-
-
-def _whole(rule: Rule, layer: int | None, dtype: torch.dtype) -> Any:
-    """All of one tensor (of one layer), as Megatron-core's checkpoint reader wants it described."""
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
-
-    empty = torch.empty(rule.shape, dtype=dtype)
-    if layer is None:
-        return ShardedTensor.from_rank_offsets(rule.key, empty)
-    return ShardedTensor.from_rank_offsets(
-        rule.key, empty, (0, layer, rule.num_layers), prepend_axis_num=1
-    )
 
 
 def _write_other_files(

@@ -1,0 +1,75 @@
+"""Random Hugging Face folders of a small InternViT and Qwen2, and the configuration they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nvlm.config import RunConfig, load_config
+from nvlm.platform.torchvision_operators import declare_missing_operators
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES = ["model.vision.num_layers=2", "model.language.num_layers=4", "train.precision=fp32"]
+
+
+def convert_config(*overrides: str) -> RunConfig:
+    return load_config(REPOSITORY / "configs/run/tiny/sft.yaml", [*SIZES, *overrides])
+
+
+def make_vision_folder(folder: Path, config: RunConfig) -> None:
+    """As OpenGVLab publishes InternViT: real heads only."""
+    declare_missing_operators()
+    from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
+    from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
+
+    vision = config.model.vision
+    hf_config = InternVisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.ffn_hidden_size,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_attention_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+    )
+    _save_randomised(InternVisionModel(hf_config), folder)
+
+
+def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
+    declare_missing_operators()
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    language = config.model.language
+    settings = dict(
+        hidden_size=language.hidden_size,
+        intermediate_size=language.ffn_hidden_size,
+        num_hidden_layers=language.num_layers,
+        num_attention_heads=language.num_attention_heads,
+        num_key_value_heads=language.num_query_groups,
+        vocab_size=language.vocab_size,
+        rms_norm_eps=language.norm_epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": language.rope_base},
+        max_position_embeddings=language.max_position_embeddings,
+        tie_word_embeddings=False,
+    )
+    _save_randomised(Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes})), folder)
+
+
+def _save_randomised(model: torch.nn.Module, folder: Path) -> None:
+    """Every tensor random, so that no two could be exchanged unnoticed."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_scale = "norm" in name or name.endswith((".ls1", ".ls2"))
+            parameter.copy_(1 + 0.2 * noise if is_scale else 0.05 * noise)
+    model.save_pretrained(folder)
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
