@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.errors import NvlmError
+from nvlm.platform.known_warnings import ignore_known_warnings
 
 app = typer.Typer(
     help="Train, convert and evaluate NVLM-D-style multimodal models on Megatron-core.",
@@ -153,6 +154,7 @@ def convert_to_hf_command(
 
 def main() -> None:
     """Entry point: user errors become one line and exit code 2."""
+    ignore_known_warnings()
     try:
         app()
     except NvlmError as error:

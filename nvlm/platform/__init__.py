@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
-
 
 def current() -> ModuleType:
     """The platform module for this machine, activated (safe to call any number of times)."""
+    import torch  # here, because the command line imports this package before it needs torch
+
     if torch.cuda.is_available():
         from nvlm.platform import cuda as module
     else:

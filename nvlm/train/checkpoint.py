@@ -156,11 +156,15 @@ def _sharded_state(model, optimizer, scheduler, parallel: Parallel, is_loading: 
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     weights = model.module.sharded_state_dict(metadata=SHARDING)
+    optimizer_state = optimizer.sharded_state_dict(
+        weights, is_loading=is_loading, metadata=SHARDING
+    )
+    if not optimizer_state.get("param_state"):
+        # A pipeline stage where nothing trains, as the later ones while the projector is trained.
+        optimizer_state.pop("param_state", None)
     return {
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(
-            weights, is_loading=is_loading, metadata=SHARDING
-        ),
+        "optimizer": optimizer_state,
         "scheduler": scheduler.state_dict(),
         "rng": ShardedObject(
             "rng", torch.get_rng_state(), (dist.get_world_size(),), (parallel.rank,)

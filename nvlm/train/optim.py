@@ -13,11 +13,18 @@ PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def wrap_data_parallel(model, parallel: Parallel):
     """The model with gradient buffers (fp32) that are reduce-scattered over the data ranks."""
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
 
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
     )
+    # The schedules call this after the last micro-batch: gradients are summed over data ranks and,
+    # with sequence parallelism, norms' over tensor ranks, then divided by the step's tokens.
+    model.config.finalize_model_grads_func = finalize_model_grads
     return DistributedDataParallel(model.config, settings, model, pg_collection=parallel.groups)
 
 

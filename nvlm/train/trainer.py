@@ -13,8 +13,8 @@ from nvlm.batch import SkippedSample, StepBatch
 from nvlm.checkpoint_io import read_progress
 from nvlm.config import RunConfig, save_config
 from nvlm.config.checks import check_world_size
-from nvlm.data.index import open_indexes
-from nvlm.data.loader import build_loader, check_shards
+from nvlm.data.index import SourceIndex, open_indexes
+from nvlm.data.loader import build_loader
 from nvlm.data.order import check_state
 from nvlm.errors import DataError
 from nvlm.model.initialize import initialize_weights
@@ -53,29 +53,29 @@ def train(config: RunConfig) -> None:
             step, except the sample index.
     """
     console = Console(quiet=not is_main_process(), soft_wrap=True)
-    resume_from, start_from = check_before_start(config)
+    resume_from, start_from, indexes = prepare(config)
     parallel = initialize(config)
     try:
-        _train(config, parallel, resume_from, start_from, console)
+        _train(config, parallel, resume_from, start_from, indexes, console)
     finally:
         shut_down()
 
 
-def check_before_start(config: RunConfig) -> tuple[Path | None, Path | None]:
+def prepare(config: RunConfig) -> tuple[Path | None, Path | None, list[SourceIndex]]:
     """All that can be refused before a process group exists.
 
-    Returns (checkpoint to resume from, checkpoint to take initial weights from).
+    Returns (checkpoint to resume from, checkpoint to take initial weights from, indexes).
     """
     check_world_size(config, world_size_from_environment())
     platform.current().resolve_layer_implementation(config.model.layer_implementation)
-    check_shards(config)
     resume_from = find_resume_point(config)
     start_from = None if resume_from else find_initial_weights(config)
+    indexes = open_indexes(config)
     if resume_from:
         progress = read_progress(resume_from)
         assert progress is not None
-        check_state(config, progress["data_state"])
-    return resume_from, start_from
+        check_state(config, indexes, progress["data_state"])
+    return resume_from, start_from, indexes
 
 
 def _train(
@@ -83,10 +83,9 @@ def _train(
     parallel: Parallel,
     resume_from: Path | None,
     start_from: Path | None,
+    indexes: list[SourceIndex],
     console: Console,
 ) -> None:
-    indexes = open_indexes(config)
-
     model = build_model(config, parallel)
     if not resume_from:
         initialize_weights(model, config)
