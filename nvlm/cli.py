@@ -69,6 +69,25 @@ def generate_command(
         print(text)
 
 
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
+    data_root: Annotated[Path, typer.Option(help="Folder with the split's shards.")],
+    out: Annotated[Path, typer.Option(help="JSON lines to write, one per sample.")],
+    split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
+    limit_per_task: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="At most so many samples of each task."),
+    ] = None,
+) -> None:
+    """Answer a split's questions and print the share that is right, per task."""
+    from nvlm.evaluate.run import evaluate_checkpoint, print_scores
+
+    scores = evaluate_checkpoint(checkpoint, data_root, split, out, limit_per_task)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_scores(scores)
+
+
 @app.command("demo")
 def demo_command(
     root: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
