@@ -92,6 +92,7 @@ class Report:
     num_agreeing: int
     num_compared_tokens: int
     gallery: list[GalleryItem]
+    task_descriptions: dict[str, str]
     goal_tasks: list[str]
     goal_points: float  # percentage points over the majority answer that each goal task must reach
     steps: list[StepRecord]
@@ -188,6 +189,7 @@ def _accuracy_table(report: Report) -> str:
         goal = ' <span class="pill plain">goal</span>' if task in report.goal_tasks else ""
         rows.append(
             f"<tr><td><b>{html.escape(task)}</b>{goal}<br><span class='soft small'>"
+            f"{html.escape(report.task_descriptions.get(task, ''))}<br>"
             f"{scores[0].num_samples} samples; commonest: "
             f"“{html.escape(_short(scores[0].majority_answer))}”"
             f'</span></td>{cells}<td class="number">{gain:+.0f}</td>'
@@ -250,7 +252,8 @@ def _gallery(report: Report) -> str:
         score = scores[task]
         cards = "".join(_card(item) for item in items)
         parts.append(
-            f"<h3>{html.escape(task)}</h3><p class='soft small'>{score.num_correct} of "
+            f"<h3>{html.escape(task)}</h3><p class='soft small'>"
+            f"{html.escape(report.task_descriptions.get(task, ''))}; {score.num_correct} of "
             f"{score.num_samples} right after {html.escape(report.stages[-1].name)}; "
             f'{len(items)} shown</p><div class="gallery">{cards}</div>'
         )
@@ -330,7 +333,7 @@ def _tag_text(picture: Picture, item: GalleryItem) -> str:
     pads = (
         f'<span class="pads">[{item.num_tokens_per_tile} × {html.escape(item.image_token)}]</span>'
     )
-    tiles = "".join(html.escape(tag) + pads for tag in picture.tags)
+    tiles = "".join(f'<span class="tile">{html.escape(tag)}{pads}</span>' for tag in picture.tags)
     return f"{html.escape('<Image>')}{tiles}{html.escape('</Image>')}"
 
 

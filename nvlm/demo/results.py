@@ -15,8 +15,17 @@ from nvlm.evaluate.agreement import Agreement, compare_answers
 from nvlm.evaluate.heldout import Question
 from nvlm.evaluate.score import TaskScore, score_tasks
 
-# Reading a single digit, and the question about one digit of a sheet that is cut into tiles.
-GOAL_TASKS = ["digit", "sheet"]
+# The tasks are the sources of build_data.py.
+TASK_DESCRIPTIONS = {
+    "digits": "read one handwritten digit",
+    "sheets": "read the digit at a row and column of a sheet: needs the right tile",
+    "ocr": "transcribe a document",
+    "charts": "tallest, shortest or number of bars",
+    "photos": "caption a photograph",
+    "multi_image": "questions about two or three images",
+    "text": "questions without an image",
+}
+GOAL_TASKS = ["digits", "sheets"]
 # Percentage points over the majority answer that each must reach after the last stage.
 GOAL_POINTS = 30.0
 NUM_SHOWN_PER_TASK = 9
@@ -72,6 +81,7 @@ def build_report(
         num_agreeing=agreement.num_equal,
         num_compared_tokens=agreement.num_tokens,
         gallery=_gallery(questions, outcomes, agreement),
+        task_descriptions=TASK_DESCRIPTIONS,
         goal_tasks=GOAL_TASKS,
         goal_points=GOAL_POINTS,
         steps=list(steps),

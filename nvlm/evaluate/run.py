@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from nvlm.checkpoint_io import on_main_rank, read_config, resolve_checkpoint
-from nvlm.config.schema import RunConfig
+from nvlm.checkpoint_io import on_main_rank, resolve_checkpoint
+from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.encode import SampleEncoder, prepare_prompt
 from nvlm.data.tiling import decode_image
 from nvlm.evaluate.heldout import Question, read_questions
 from nvlm.evaluate.score import TaskScore, is_correct, score_tasks
-from nvlm.generate import generate_greedy, load_for_generation
-from nvlm.parallel.groups import initialize, shut_down
+from nvlm.generate.greedy import generate_greedy
+from nvlm.generate.load import load_for_generation
+from nvlm.parallel.groups import barrier, shut_down
 
 MAX_NEW_TOKENS = 32
 
@@ -36,8 +38,9 @@ def evaluate_checkpoint(
     """Answer the questions of `data_root/split` greedily and write JSON lines to `out`.
 
     A line has sample_id, source, task, question, truth, answer, correct, prompt_token_ids and
-    answer_token_ids (the end-of-turn token included, if it came). Images are tiled and text is laid
-    out as the checkpoint's own stage did. All processes call this; `out` is complete once it exists.
+    answer_token_ids (the end-of-turn token included, if it came). Images are tiled and text is
+    laid out as the checkpoint's own stage did. All processes call this; `out` is complete once it
+    exists.
 
     Args:
         checkpoint: a checkpoint or run folder, written at any layout.
@@ -51,46 +54,46 @@ def evaluate_checkpoint(
     Raises:
         NvlmError: no checkpoint, no shards, a broken sample, or processes that do not fit.
     """
+    # Before any process group starts.
     checkpoint = resolve_checkpoint(checkpoint)
     questions = read_questions(data_root, split, limit_per_task)
-    config = _with_layout(read_config(checkpoint), tensor, pipeline)
-    parallel = initialize(config)
+    out = Path(out)
+    layout = ParallelConfig(tensor=tensor, pipeline=pipeline)
+    model, tokenizer, config = load_for_generation(checkpoint, layout)
     try:
-        model, _, _ = load_for_generation(checkpoint, parallel)
+        from megatron.core import parallel_state
+
+        data_rank = parallel_state.get_data_parallel_rank()
+        data_size = parallel_state.get_data_parallel_world_size()
+        is_replica_main = dist.get_rank() == parallel_state.get_model_parallel_src_rank()
         encoder = SampleEncoder.from_config(config)
-        out = Path(out)
         on_main_rank(lambda: _prepare(out))
-        part = None
-        if parallel.is_model_parallel_main:
-            part = _part(out, parallel.data_rank).open("w", encoding="utf-8")
-        for position in range(parallel.data_rank, len(questions), parallel.data_size):
-            row = _answer(model, config, encoder, questions[position], max_new_tokens)
-            if part:
-                part.write(json.dumps({"position": position} | row) + "\n")
-                part.flush()
-        if part:
-            part.close()
-        on_main_rank(lambda: None)  # wait for the others' parts
-        on_main_rank(lambda: _merge(out, parallel.data_size))
+        lines = _part(out, data_rank).open("w", encoding="utf-8") if is_replica_main else None
+        for position in range(data_rank, len(questions), data_size):
+            row = _answer(model, tokenizer, config, encoder, questions[position], max_new_tokens)
+            if lines:
+                lines.write(json.dumps({"position": position} | row) + "\n")
+                lines.flush()
+        if lines:
+            lines.close()
+        barrier()
+        on_main_rank(lambda: _merge(out, data_size))
         return score_tasks(json.loads(line) for line in out.read_text().splitlines())
     finally:
         shut_down()
 
 
-def _with_layout(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
-    layout = config.parallel.model_copy(
-        update={"tensor": tensor, "pipeline": pipeline, "sequence": False}
-    )
-    return config.model_copy(update={"parallel": layout})
-
-
 def _answer(
-    model, config: RunConfig, encoder: SampleEncoder, question: Question, max_new_tokens: int
+    model,
+    tokenizer,
+    config: RunConfig,
+    encoder: SampleEncoder,
+    question: Question,
+    max_new_tokens: int,
 ) -> dict:
     images = [decode_image(data) for data in question.images]
     prompt = prepare_prompt(config, encoder, question.messages, images)
     prompt_ids = prompt.tokens.tolist()
-    tokenizer = encoder.tokenizer
     answer_ids = generate_greedy(
         model,
         tokenizer,
@@ -98,9 +101,9 @@ def _answer(
         prompt_ids,
         torch.from_numpy(prompt.tiles),
         max_new_tokens,
-        [tokenizer.end_id],
+        stop_ids={encoder.tokenizer.end_id},
     )
-    answer = tokenizer.decode(answer_ids)
+    answer = tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
     return {
         "sample_id": question.sample_id,
         "source": question.source,

@@ -20,7 +20,7 @@ from nvlm.demo.report import (
 )
 from nvlm.evaluate.score import TaskScore
 
-TASKS = ["caption", "chart", "digit", "document", "multi_image", "sheet", "text"]
+TASKS = ["charts", "digits", "multi_image", "ocr", "photos", "sheets", "text"]
 
 
 def _png(width: int, height: int, text: str, colour="white") -> bytes:
@@ -105,16 +105,16 @@ def example_report() -> Report:
     gallery = []
     for number in range(5):
         gallery += [
-            _item("digit", number, [one], question="What digit is this?"),
-            _item("sheet", number, [sheet]),
-            _item("document", number, [wide], question="Transcribe the text.", truth="exit gate"),
-            _item("caption", number, [photo], truth="A photo of bricks."),
+            _item("digits", number, [one], question="What digit is this?"),
+            _item("sheets", number, [sheet]),
+            _item("ocr", number, [wide], question="Transcribe the text.", truth="exit gate"),
+            _item("photos", number, [photo], truth="A photo of bricks."),
             _item("multi_image", number, [one, one], question="Which digit is in the 2nd image?"),
             _item("text", number, [], question="What is 3 plus 5?"),
         ]
     gallery.append(
         _item(
-            "chart",
+            "charts",
             9,
             [one],
             earlier_turns=[("user", "Hello <b>there</b>"), ("assistant", "Hi.")],
@@ -138,7 +138,8 @@ def example_report() -> Report:
         num_agreeing=279,
         num_compared_tokens=1234,
         gallery=gallery,
-        goal_tasks=["digit", "sheet"],
+        task_descriptions={"sheets": "needs the right tile"},
+        goal_tasks=["digits", "sheets"],
         goal_points=30,
         steps=[
             StepRecord("Build the data", "nvlm data build-demo runs/demo/data", "logs/a.log", 12.3),
@@ -197,17 +198,17 @@ def test_each_task_shows_its_numbers(page):
     report = example_report()
     for task in TASKS:
         assert page.count(f"<h3>{task}</h3>") == 1
-    # sheet after SFT: 36 - 5 of 40 right against 10 of 40.
-    row = re.search(r"<tr><td><b>sheet</b>.*?</tr>", page).group()
+    # sheets after SFT: 36 - 5 of 40 right against 10 of 40.
+    row = re.search(r"<tr><td><b>sheets</b>.*?</tr>", page).group()
     assert "77.5%" in row and "25.0%" in row and "+52" in row
-    assert page.index("<h3>sheet</h3>") < page.index("<h3>caption</h3>"), "goals come first"
+    assert page.index("<h3>sheets</h3>") < page.index("<h3>charts</h3>"), "goals come first"
     assert len(report.stages) == page.count("<polyline") / 2
     assert "279 of 280 equal" in page
     assert "2 of 3 checks hold" in page
 
 
 def test_grid_has_a_numbered_cell_per_tile_and_the_exact_tags(page):
-    card = page[page.index("<h3>sheet</h3>") :].split("</article>")[0]
+    card = page[page.index("<h3>sheets</h3>") :].split("</article>")[0]
     assert re.findall(r"<b>tile_(\d+)</b>", card) == list("123456")
     assert "grid-template:repeat(2,1fr)/repeat(3,1fr)" in card
     assert card.count("<figure") == 2, "the image and its thumbnail"
@@ -218,7 +219,7 @@ def test_grid_has_a_numbered_cell_per_tile_and_the_exact_tags(page):
 
 
 def test_right_and_wrong_answers_are_marked(page):
-    section = page[page.index("<h3>digit</h3>") : page.index("<h3>sheet</h3>")]
+    section = page[page.index("<h3>digits</h3>") : page.index("<h3>sheets</h3>")]
     assert section.count('<article class="card good">') == 3
     assert section.count('<article class="card bad">') == 2
     assert "(empty)" in page

@@ -1,4 +1,4 @@
-"""Steps are real commands: kept when finished, resumed or repeated when not, loud when they fail."""
+"""Steps are real commands: kept when finished, repeated when not, and loud when they fail."""
 
 import io
 import json

@@ -1,0 +1,135 @@
+"""What the report says follows from the files of the run: goals, agreement, frozen tensors."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nvlm.config import load_config
+from nvlm.demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
+from nvlm.errors import NvlmError
+from nvlm.evaluate.heldout import Question
+
+CONFIGS = Path(__file__).parents[2] / "configs/run/tiny"
+
+
+def _png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _questions() -> list[Question]:
+    questions = []
+    for number in range(20):
+        # Half of each task's truths are "1": the majority answer is right in half of the cases.
+        truth = str(1 if number < 10 else number)
+        for task, image in (("digits", _png(112, 112)), ("sheets", _png(336, 224))):
+            turns = [{"role": "user", "content": "<image>\nWhich digit?"}]
+            questions.append(Question(f"{task[:-1]}-{number}", task, task, turns, truth, [image]))
+    return questions
+
+
+def _answers(questions, num_right: int) -> list[dict]:
+    return [
+        {
+            "sample_id": question.sample_id,
+            "source": question.source,
+            "task": question.task,
+            "truth": question.truth,
+            "answer": question.truth if position // 2 >= 20 - num_right else "wrong",
+            "prompt_token_ids": [1, 2, 3],
+            "answer_token_ids": [4, position],
+        }
+        for position, question in enumerate(questions)
+    ]
+
+
+def _frozen(**changes) -> dict:
+    comparison = {
+        "patterns": ["vision_model.*"],
+        "frozen": ["vision_model.a", "vision_model.b"],
+        "changed_though_frozen": [],
+        "trained": ["vision_projection.a"],
+        "unchanged_though_trained": [],
+    }
+    return comparison | changes
+
+
+def _report(num_right=18, export_answers=None, frozen=None):
+    questions = _questions()
+    metrics = [{"step": step, "loss": 1 / step} for step in range(1, 6)]
+    answers = _answers(questions, num_right)
+    outcomes = [
+        StageOutcome(
+            "pretrain", load_config(CONFIGS / "pretrain.yaml"), metrics, _answers(questions, 2)
+        ),
+        StageOutcome("SFT", load_config(CONFIGS / "sft.yaml"), metrics, answers),
+    ]
+    return build_report(
+        questions, outcomes, export_answers or answers, frozen or [_frozen(), _frozen()], []
+    )
+
+
+def test_all_promises_kept():
+    report = _report()
+    assert [check.holds for check in report.checks] == [True] * 5
+    # 18 of 20 right against 10 of 20 with the answer "1".
+    assert "90.0% against 50.0%: +40.0 points" in report.checks[0].found
+    assert (report.num_agreeing, report.num_compared) == (40, 40)
+
+
+def test_a_missed_goal_fails():
+    report = _report(num_right=15)  # +25 points
+    assert [check.holds for check in report.checks] == [False, False, True, True, True]
+
+
+def test_one_different_token_fails():
+    export_answers = _answers(_questions(), 18)
+    export_answers[7]["answer_token_ids"][1] += 1
+    report = _report(export_answers=export_answers)
+    assert [check.holds for check in report.checks] == [True, True, False, True, True]
+    assert "39 of 40 samples" in report.checks[2].found
+    assert "sheets/sheet-3" in report.checks[2].found
+    disagreeing = [item.sample_id for item in report.gallery if not item.export_agrees]
+    assert disagreeing == ["sheet-3"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"changed_though_frozen": ["vision_model.b"]},
+        {"frozen": []},  # nothing was compared
+        {"unchanged_though_trained": ["vision_projection.a"]},  # nothing was trained
+    ],
+)
+def test_a_changed_frozen_tensor_fails(changes):
+    report = _report(frozen=[_frozen(), _frozen(**changes)])
+    assert [check.holds for check in report.checks] == [True, True, True, True, False]
+
+
+def test_gallery_shows_the_tiles_of_the_last_stage():
+    report = _report()
+    sheets = [item for item in report.gallery if item.task == "sheets"]
+    assert [item.sample_id for item in sheets] == [f"sheet-{n}" for n in range(NUM_SHOWN_PER_TASK)]
+    (picture,) = sheets[0].pictures
+    assert (picture.columns, picture.rows, picture.has_thumbnail) == (3, 2, True)
+    assert picture.tags == [f"<tile_{k}>" for k in range(1, 7)] + ["<tile_global_thumbnail>"]
+    digit = next(item for item in report.gallery if item.task == "digits")
+    assert digit.pictures[0].tags == ["<tile_global_thumbnail>"]
+    assert not digit.pictures[0].has_thumbnail
+    assert digit.question == "Which digit?"
+    assert digit.answers == [("pretrain", "wrong"), ("SFT", "wrong")]
+
+
+def test_a_goal_without_samples_is_an_error():
+    questions = [question for question in _questions() if question.task == "sheets"]
+    outcome = StageOutcome(
+        "SFT",
+        load_config(CONFIGS / "sft.yaml"),
+        [{"step": 1, "loss": 1.0}],
+        _answers(questions, 10),
+    )
+    with pytest.raises(NvlmError, match="no held-out sample has the task 'digits', found sheets"):
+        build_report(questions, [outcome], outcome.answers, [_frozen()], [])
