@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class Question:
 def read_questions(data_root: Path, split: str, limit_per_task: int | None) -> list[Question]:
     """Questions of `data_root/split`, in order of source, shard and position, the same every time.
 
-    Of a task with more than `limit_per_task` samples, that many are taken at even distances.
+    Of a task with more than `limit_per_task` samples, those whose ids have the lowest CRC-32 are
+    taken: a choice that is fixed, and blind to any pattern in the order.
 
     Raises:
         DataError: there are no shards, or a shard or sample is broken or names no task.
@@ -49,7 +51,7 @@ def read_questions(data_root: Path, split: str, limit_per_task: int | None) -> l
     by_task: dict[str, list[tuple[int, Question]]] = {}
     for position, question in enumerate(_read_split(Path(data_root) / split)):
         by_task.setdefault(question.task, []).append((position, question))
-    chosen = [member for members in by_task.values() for member in _evenly(members, limit_per_task)]
+    chosen = [member for members in by_task.values() for member in _choose(members, limit_per_task)]
     return [question for _, question in sorted(chosen, key=lambda member: member[0])]
 
 
@@ -82,10 +84,11 @@ def write_questions(questions: Sequence[Question], folder: Path) -> Path:
     return folder
 
 
-def _evenly(members: list, limit: int | None) -> list:
-    if limit is None or len(members) <= limit:
-        return members
-    return [members[index * len(members) // limit] for index in range(limit)]
+def _choose(members: list[tuple[int, Question]], limit: int | None) -> list[tuple[int, Question]]:
+    def lot(member: tuple[int, Question]) -> tuple[int, int]:
+        return zlib.crc32(member[1].sample_id.encode()), member[0]
+
+    return members if limit is None else sorted(members, key=lot)[:limit]
 
 
 def _image_type(data: bytes) -> str:

@@ -29,7 +29,7 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
     declare_missing_operators()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(
         export, trust_remote_code=True, dtype=torch.float32
     ).eval()

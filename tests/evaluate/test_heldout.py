@@ -62,11 +62,14 @@ def test_questions_as_written(root):
     assert [m["role"] for m in chat.messages] == ["system", "user", "assistant", "user"]
 
 
-def test_limit_takes_samples_at_even_distances(root):
+def test_limit_is_per_task_and_always_takes_the_same(root):
     questions = read_questions(root, "heldout", 4)
     digits = [q.truth for q in questions if q.task == "digit"]
-    assert digits == ["0", "2", "5", "8"]
+    # The lowest of zlib.crc32(b"digit-000") ... zlib.crc32(b"digit-010"), in order of position.
+    assert digits == ["2", "3", "6", "7"]
     assert len(questions) == 6
+    fewer = [q.truth for q in read_questions(root, "heldout", 3) if q.task == "digit"]
+    assert set(fewer) < set(digits)
 
 
 def test_written_folder_holds_the_same(root, tmp_path):
