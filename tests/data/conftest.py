@@ -82,8 +82,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("index")
+
+
 @pytest.fixture
-def make_config(tokenizer_folder: Path, shards: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+def make_config(
+    tokenizer_folder: Path, shards: Path, index_folder: Path, tmp_path: Path
+) -> Callable[..., RunConfig]:
     """The tiny SFT run over `shards`; arguments are overrides `key=value`."""
 
     def make(*overrides: str) -> RunConfig:
@@ -92,7 +99,7 @@ def make_config(tokenizer_folder: Path, shards: Path, tmp_path: Path) -> Callabl
             [
                 f"model.tokenizer={tokenizer_folder}",
                 f"data.root={shards}",
-                f"data.index_dir={tmp_path / 'index'}",
+                f"data.index_dir={index_folder}",
                 f"run.dir={tmp_path / 'run'}",
                 "data.num_workers=0",
                 "data.packing_window=32",

@@ -99,10 +99,11 @@ def test_every_mode_becomes_rgb_before_it_is_resized(mode: str):
     assert np.array_equal(tiles, cut_tiles(image.convert("RGB"), 6, True, 112))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
 def test_sizes_come_from_the_header(kind: str):
     data = draw_image(320, 200, kind=kind)
-    assert read_image_size(data[:400]) == (320, 200)
+    assert len(data) > 2000
+    assert read_image_size(data[:1000]) == (320, 200)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "bomb"])

@@ -1,0 +1,188 @@
+"""The loader: the same global steps on any cluster, exact resume, and bad samples named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from shard_writing import draw_image, make_sample, write_shard
+
+from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
+from nvlm.config import RunConfig
+from nvlm.data import loader as loader_module
+from nvlm.data.index import open_indexes
+from nvlm.data.loader import build_loader
+from nvlm.data.order import iterate_order
+from nvlm.errors import DataError
+
+NUM_STEPS = 6
+
+
+def read_steps(
+    config: RunConfig, data_size: int, num_steps: int = NUM_STEPS, state: dict | None = None
+) -> tuple[list[list[MicroBatch]], list[dict], list[SkippedSample]]:
+    """Global steps: micro-batches of all ranks in order, the state after each, and the skipped."""
+    indexes = open_indexes(config)
+    ranks = [
+        list(itertools.islice(build_loader(config, indexes, rank, data_size, state), num_steps))
+        for rank in range(data_size)
+    ]
+    steps, states, skipped = [], [], []
+    for batches in zip(*ranks):
+        steps.append([micro_batch for batch in batches for micro_batch in batch.micro_batches])
+        assert all(batch.data_state == batches[0].data_state for batch in batches)
+        states.append(json.loads(json.dumps(batches[0].data_state)))
+        skipped += [sample for batch in batches for sample in batch.skipped]
+    return steps, states, skipped
+
+
+def assert_same(first: list[list[MicroBatch]], second: list[list[MicroBatch]]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
+        assert one.sample_keys == other.sample_keys
+        for name in ("tokens", "labels", "position_ids", "image_mask", "cu_seqlens", "tiles"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_batches_keep_the_contract(make_config):
+    for overrides in (["train.micro_batch_size=2"], ["stage.packing=false"]):
+        config = make_config(*overrides)
+        steps, _, skipped = read_steps(config, 1)
+        assert skipped == []
+        num_tokens = config.train.micro_batch_size * config.stage.sequence_length
+        for micro_batch in itertools.chain(*steps):
+            check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
+            assert micro_batch.tokens.shape == (1, num_tokens)
+            assert micro_batch.tiles.dtype == torch.uint8
+            assert micro_batch.loss_mask().sum() > 0
+            assert micro_batch.num_tiles <= 24 * config.train.micro_batch_size
+        if not config.stage.packing:
+            assert {len(m.sample_keys) for m in itertools.chain(*steps)} == {1}
+
+
+@pytest.mark.parametrize("data_size", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_order_is_independent_of_the_cluster(make_config, data_size: int, num_workers: int):
+    steps, states, _ = read_steps(make_config(f"data.num_workers={num_workers}"), data_size)
+    reference, reference_states, _ = read_steps(make_config(), 1)
+    assert_same(steps, reference)
+    assert states == reference_states
+    planned = [packs for _, packs in iterate_order(make_config(), NUM_STEPS)]
+    assert [[m.sample_keys for m in step] for step in steps] == planned
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 0), (4, 1)), ((4, 2), (2, 0)), ((2, 1), (1, 2))]
+)
+def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: tuple[int, int]):
+    """(data size, workers) before and after; stopped after every step."""
+    whole, _, _ = read_steps(make_config(), 1)
+    first, states, _ = read_steps(make_config(f"data.num_workers={before[1]}"), before[0])
+    assert_same(first, whole)
+    config = make_config(f"data.num_workers={after[1]}")
+    for step in (1, 3, 5):
+        rest, rest_states, _ = read_steps(config, after[0], NUM_STEPS - step, states[step - 1])
+        assert_same(rest, whole[step:])
+        assert rest_states == states[step:]
+
+
+def test_resume_with_another_seed_is_refused(make_config):
+    _, states, _ = read_steps(make_config(), 1, num_steps=1)
+    config = make_config("train.seed=5")
+    with pytest.raises(DataError, match=r"train\.seed was 1234, is 5"):
+        build_loader(config, open_indexes(config), 0, 1, states[0])
+
+
+def test_loading_leaves_the_training_generator_alone(make_config):
+    for num_workers in (0, 1):
+        torch.manual_seed(11)
+        expected = torch.rand(1)
+        torch.manual_seed(11)
+        read_steps(make_config(f"data.num_workers={num_workers}"), 1, num_steps=1)
+        assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Six good samples; one image cut short behind its header, one JSON cut short, one too long."""
+    image = draw_image(200, 200)
+    samples = [make_sample(f"good{i}", "What?", "That.", [image]) for i in range(6)]
+    half = make_sample("half", "What?", "That.", [image[: len(image) // 2]])
+    cut = make_sample("cut", "What?", "That.", [image]) | {"json": b'{"messages": [{"role"'}
+    long = make_sample("long", "What? " * 1000, "That.", [image])
+    write_shard(
+        tmp_path / "data" / "train" / "a.tar", [*samples[:3], half, cut, long, *samples[3:]]
+    )
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("data_size", [1, 2])
+def test_bad_samples_are_named_and_training_goes_on(
+    make_config, damaged: Path, num_workers: int, data_size: int
+):
+    config = make_config(f"data.root={damaged}", f"data.num_workers={num_workers}")
+    steps, states, skipped = read_steps(config, data_size)
+    assert all(s.source == "train" and s.shard == "a.tar" for s in skipped)
+    named = [(s.key, s.reason) for s in skipped]
+    # Known from the index: once. The image is found broken whenever it is decoded.
+    assert named.count(("cut", "json")) == 1
+    assert named.count(("long", "too_long")) == 1
+    assert named.count(("half", "image")) >= 1
+    assert {key for key, _ in named} == {"cut", "long", "half"}
+    keys = [key for step in steps for m in step for key in m.sample_keys]
+    assert set(keys) == {f"train/good{i}" for i in range(6)}
+    for micro_batch in itertools.chain(*steps):
+        check_micro_batch(micro_batch, 16)
+    # Its place is padding: the plan counts it, the batch does not.
+    planned = [packs for _, packs in iterate_order(config, NUM_STEPS)]
+    for step, packs in zip(steps, planned, strict=True):
+        for micro_batch, pack in zip(step, packs, strict=True):
+            assert micro_batch.sample_keys == [key for key in pack if key != "train/half"]
+    # After a resume the index's rejects are not reported again.
+    _, _, again = read_steps(config, data_size, 2, states[0])
+    assert {s.key for s in again} <= {"half"}
+
+
+def test_shard_removed_in_mid_run(make_config, damaged: Path):
+    config = make_config(f"data.root={damaged}")
+    loader = iter(build_loader(config, open_indexes(config), 0, 1))
+    (damaged / "train" / "a.tar").unlink()
+    batch = next(loader)
+    assert {s.reason for s in batch.skipped if s.key.startswith("good")} == {"read"}
+    assert batch.micro_batches[0].loss_mask().sum() == 0
+
+
+def test_shard_rewritten_in_mid_run(make_config, damaged: Path):
+    config = make_config(f"data.root={damaged}")
+    loader = iter(build_loader(config, open_indexes(config), 0, 1))
+    shard = damaged / "train" / "a.tar"
+    # As many bytes, but other tokens.
+    shard.write_bytes(shard.read_bytes().replace(b"What?", b"7?7?7"))
+    with pytest.raises(DataError, match=r"a\.tar: sample good.*shard changed during the run"):
+        next(loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_our_own_errors_are_not_swallowed(make_config, monkeypatch, num_workers: int):
+    def broken(*_):
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr(loader_module, "cut_tiles", broken)
+    config = make_config(f"data.num_workers={num_workers}")
+    with pytest.raises(TypeError, match="a mistake of ours"):
+        read_steps(config, 1, num_steps=2)
+
+
+def test_workers_end_with_the_loader(make_config):
+    config = make_config("data.num_workers=2")
+    steps = iter(build_loader(config, open_indexes(config), 0, 1))
+    next(steps)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    assert len(children.read_text().split()) >= 2
+    steps.close()
+    assert children.read_text().split() == []
