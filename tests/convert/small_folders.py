@@ -1,7 +1,11 @@
-"""Random Hugging Face folders of a small InternViT and Qwen2, and the configuration they fit."""
+"""Random Hugging Face folders of a small InternViT and Qwen2, and the configuration they fit.
+
+Run as a script under torchrun it converts such folders at TP2 x PP2.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -40,18 +44,18 @@ def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     language = config.model.language
-    settings = dict(
-        hidden_size=language.hidden_size,
-        intermediate_size=language.ffn_hidden_size,
-        num_hidden_layers=language.num_layers,
-        num_attention_heads=language.num_attention_heads,
-        num_key_value_heads=language.num_query_groups,
-        vocab_size=language.vocab_size,
-        rms_norm_eps=language.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": language.rope_base},
-        max_position_embeddings=language.max_position_embeddings,
-        tie_word_embeddings=False,
-    )
+    settings = {
+        "hidden_size": language.hidden_size,
+        "intermediate_size": language.ffn_hidden_size,
+        "num_hidden_layers": language.num_layers,
+        "num_attention_heads": language.num_attention_heads,
+        "num_key_value_heads": language.num_query_groups,
+        "vocab_size": language.vocab_size,
+        "rms_norm_eps": language.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_base},
+        "max_position_embeddings": language.max_position_embeddings,
+        "tie_word_embeddings": False,
+    }
     _save_randomised(Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes})), folder)
 
 
@@ -73,3 +77,15 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
+
+
+def main() -> None:
+    from nvlm.convert import convert_from_hf
+
+    vision, language, out = sys.argv[1:]
+    config = convert_config("parallel.tensor=2", "parallel.pipeline=2")
+    convert_from_hf(vision, language, config, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import small_folders
+import spawn
 import torch
 
 from nvlm.convert import convert_to_hf
@@ -68,24 +68,17 @@ def test_bf16_export_is_the_rounded_fp32_one(converted, tmp_path):
 @pytest.mark.parallel
 def test_four_processes_write_the_checkpoint_that_one_writes(converted, tmp_path):
     """TP2 x PP2: each process converts its shards only."""
-    script = (
-        "import sys, small_folders\n"
-        "from nvlm.convert import convert_from_hf\n"
-        "config = small_folders.convert_config('parallel.tensor=2', 'parallel.pipeline=2')\n"
-        "convert_from_hf(sys.argv[1], sys.argv[2], config, sys.argv[3])\n"
-    )
-    program = tmp_path / "convert_in_parallel.py"
-    program.write_text(script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     folders = [converted.vision, converted.language, tmp_path / "checkpoint"]
-    tests = os.path.dirname(small_folders.__file__)
-    paths = os.pathsep.join([tests, str(small_folders.REPOSITORY)])
-    subprocess.run(
-        [*launcher, "4", str(program), *map(str, folders)],
-        check=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+    process = subprocess.Popen(
+        [*launcher, "4", small_folders.__file__, *map(str, folders)],
+        env={**spawn.environment(), "PYTHONPATH": str(small_folders.REPOSITORY)},
+        start_new_session=True,
     )
+    try:
+        assert process.wait(timeout=200) == 0
+    finally:
+        spawn.kill(process)
     out = convert_to_hf(tmp_path / "checkpoint", tmp_path / "export")
     parallel, alone = map(small_folders.read_tensors, (out, converted.export))
     assert parallel.keys() == alone.keys()
