@@ -13,12 +13,13 @@ from fnmatch import fnmatchcase
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from torch import Tensor, nn
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
 
 from nvlm.config.schema import RunConfig, VisionConfig
 
 
-def initialize_weights(model: nn.Module, config: RunConfig, pattern: str = "*") -> None:
+def initialize_weights(model: MegatronModule, config: RunConfig, pattern: str = "*") -> None:
     """Fill this rank's parameters whose sharded key matches the fnmatch `pattern`.
 
     Keys are those in `model.sharded_state_dict()`: `vision_projection.mlp.linear_fc1.weight`, ...

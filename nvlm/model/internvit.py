@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -131,7 +132,7 @@ def _layer_spec(
         module=LayerScale, params={"size": config.hidden_size, "dtype": config.params_dtype}
     )
 
-    def linear_qkv(*args, **kwargs) -> nn.Module:
+    def linear_qkv(*args: Any, **kwargs: Any) -> Any:
         # Megatron-core ties this bias to the other linears': InternViT has one there, not here.
         return parts.column_linear(*args, **{**kwargs, "bias": config.add_qkv_bias})
 

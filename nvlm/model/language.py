@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -30,11 +32,12 @@ def build_language_model(
     """This pipeline stage's layers; embeddings on the first stage, output layer on the last."""
     num_layers = get_num_layers_to_build(config, pp_rank=parallel.pipeline_rank)
     layers = TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(parts, config)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[_layer_spec(parts, config)] * num_layers,
+        layer_norm=RMSNorm,  # type: ignore[arg-type]
     )
     model = GPTModel(
         config,
-        layers,
+        layers,  # type: ignore[arg-type]
         vocab_size=language.vocab_size,
         max_sequence_length=language.max_position_embeddings,
         pre_process=parallel.is_first_stage,
@@ -42,7 +45,7 @@ def build_language_model(
         parallel_output=True,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
-        rotary_base=language.rope_base,
+        rotary_base=language.rope_base,  # type: ignore[arg-type]
         # Image embeddings are spliced in over the whole sequence, before it is split.
         scatter_embedding_sequence_parallel=False,
         pg_collection=parallel.groups,
@@ -52,6 +55,7 @@ def build_language_model(
 
 
 def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
+    bias_dropout_add: Any = get_bias_dropout_add
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -67,9 +71,9 @@ def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
                     k_layernorm=IdentityOp,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp_spec(parts, config),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=bias_dropout_add,
         ),
     )

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import nn
 
 from nvlm.model.attention import SdpaAttention
 
 
 @dataclass(frozen=True)
 class LayerParts:
-    """Classes of one implementation. Parameter names and shapes are the same in all of them."""
+    """Classes of one implementation. Parameter names and shapes are the same in all of them.
 
-    column_linear: Callable[..., nn.Module]
-    row_linear: Callable[..., nn.Module]
-    core_attention: Callable[..., nn.Module]
+    Typed loosely: Megatron-core's annotations are narrower than what its builders accept.
+    """
+
+    column_linear: Any
+    row_linear: Any
+    core_attention: Any
 
 
 def layer_parts(layer_implementation: str) -> LayerParts:
@@ -58,4 +60,4 @@ def follow_gradient_mode(block: TransformerBlock) -> None:
     generation, would then keep every residual of every layer alive.
     """
     for layer in block.layers:
-        layer.bias_dropout_add_exec_handler = nullcontext
+        layer.bias_dropout_add_exec_handler = nullcontext  # type: ignore[assignment]

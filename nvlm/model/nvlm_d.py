@@ -82,7 +82,7 @@ class NVLMD(MegatronModule):
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Called by Megatron-core's schedules with the previous stage's hidden states."""
-        self.language_model.set_input_tensor(input_tensor)
+        self.language_model.set_input_tensor(input_tensor)  # type: ignore[arg-type]
 
     def forward(self, micro_batch: MicroBatch, return_logits: bool = False) -> Tensor:
         """Run this stage on one micro-batch.
@@ -127,7 +127,7 @@ class NVLMD(MegatronModule):
         decoder_input = None
         if self.pre_process:
             decoder_input = self.language_model.embedding(tokens, position_ids)
-            if tiles is not None and tiles.shape[0]:
+            if image_mask is not None and tiles is not None and tiles.shape[0]:
                 decoder_input = splice(decoder_input, image_mask, self.encode_tiles(tiles))
         return self.language_model(
             input_ids=tokens,
