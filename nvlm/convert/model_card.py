@@ -32,7 +32,7 @@ from transformers import AutoModel, AutoTokenizer
 
 folder = "."  # this folder
 model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.{dtype}).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 settings = dict(max_new_tokens=128, do_sample=False)
 
 pixel_values = model.load_image("image.png")

@@ -24,7 +24,7 @@ def main() -> None:
     folder, cases_file, results_file = sys.argv[1:]
     cases = torch.load(cases_file)
     results: dict = {}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     causal = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     results["classes"] = [type(model).__name__, type(causal).__name__]

@@ -6,6 +6,7 @@ in a question; it becomes `<Image>`, per tile a tag and `num_image_token` placeh
 Shape suffixes: n tiles, s tokens per tile, r rows, k columns, c channels.
 """
 
+import copy
 import json
 
 import torch
@@ -172,16 +173,21 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         generation_config=None,
         **kwargs,
     ):
-        """New token ids [batch, new tokens]; the prompt is not repeated."""
+        """New token ids [batch, new tokens]; the prompt is not repeated.
+
+        Keyword arguments override fields of `generation_config`, by default the folder's.
+        """
         if input_ids is None:
             raise ValueError("generate needs input_ids=...; text-only prompts have no pixel_values")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        others = settings.update(**kwargs)
         return self.language_model.generate(
             inputs_embeds=self._embed(input_ids, pixel_values, visual_features),
             attention_mask=attention_mask,
-            generation_config=generation_config or self.generation_config,
-            **kwargs,
+            generation_config=settings,
+            **others,
         )
 
     def chat(

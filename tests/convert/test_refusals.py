@@ -1,0 +1,154 @@
+"""Folders that do not fit: one clear error, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import small_folders
+import torch
+from safetensors.torch import load_file, save_file
+
+from nvlm.convert import convert_from_hf, convert_to_hf
+from nvlm.convert.hf_folder import parse_size
+from nvlm.errors import CheckpointError, ConvertError
+
+NORM = "encoder.layers.1.norm1.weight"
+
+
+@pytest.fixture
+def out(tmp_path: Path):
+    """Where a refused conversion must leave nothing, not even beside it."""
+    folder = tmp_path / "out"
+    yield folder / "converted"
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def _changed_copy(source: Path, target: Path, change) -> Path:
+    """A copy of a Hugging Face folder after `change(tensors, config)`."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    config = json.loads((target / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_folders_of_another_architecture(converted, out):
+    with pytest.raises(ConvertError, match=r"'Qwen2ForCausalLM'.*--vision needs \['InternVision"):
+        convert_from_hf(converted.language, converted.language, converted.config, out)
+    with pytest.raises(ConvertError, match=r"'InternVisionModel'.*--language needs \['Qwen2For"):
+        convert_from_hf(converted.vision, converted.vision, converted.config, out)
+
+
+def test_missing_folder_file_and_weights(converted, tmp_path, out):
+    with pytest.raises(ConvertError, match="nowhere: no such folder"):
+        convert_from_hf(tmp_path / "nowhere", converted.language, converted.config, out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ConvertError, match=r"config\.json: no such file"):
+        convert_from_hf(empty, converted.language, converted.config, out)
+    shutil.copy(converted.vision / "config.json", empty)
+    with pytest.raises(ConvertError, match=r"neither model\.safetensors\.index\.json nor"):
+        convert_from_hf(empty, converted.language, converted.config, out)
+    (empty / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ConvertError, match="not readable as safetensors"):
+        convert_from_hf(empty, converted.language, converted.config, out)
+
+
+def test_other_sizes_are_all_named(converted, out):
+    config = small_folders.convert_config("model.vision.num_layers=3", "model.vision.patch_size=28")
+    with pytest.raises(ConvertError, match=r"num_hidden_layers is 2, expected 3.*patch_size is 14"):
+        convert_from_hf(converted.vision, converted.language, config, out)
+
+
+def test_missing_extra_and_misshaped_tensors_are_listed(converted, tmp_path, out):
+    def change(tensors, config):
+        del tensors[NORM]
+        tensors["encoder.extra"] = torch.zeros(3)
+        tensors["embeddings.class_embedding"] = torch.zeros(1, 160)
+
+    vision = _changed_copy(converted.vision, tmp_path / "vision", change)
+    with pytest.raises(ConvertError) as refused:
+        convert_from_hf(vision, converted.language, converted.config, out)
+    message = str(refused.value)
+    assert f"1 missing: {NORM} [160]" in message
+    assert "1 extra: encoder.extra [3]" in message
+    assert "embeddings.class_embedding is [1, 160], expected [1, 1, 160]" in message
+
+
+def test_tensors_that_are_not_finite(converted, tmp_path, out):
+    def change(tensors, config):
+        tensors[NORM][3] = torch.nan
+
+    vision = _changed_copy(converted.vision, tmp_path / "vision", change)
+    with pytest.raises(ConvertError, match=rf"{NORM} holds NaN"):
+        convert_from_hf(vision, converted.language, converted.config, out)
+
+
+def test_unsupported_rotary_scaling(converted, tmp_path, out):
+    def change(tensors, config):
+        config["rope_parameters"]["rope_type"] = "yarn"
+
+    language = _changed_copy(converted.language, tmp_path / "language", change)
+    with pytest.raises(ConvertError, match="rotary scaling 'yarn'"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+
+
+def test_tied_embeddings_are_untied(converted, tmp_path):
+    """A tied source has no output layer: it starts as the embedding."""
+
+    def change(tensors, config):
+        config["tie_word_embeddings"] = True
+        del tensors["lm_head.weight"]
+
+    language = _changed_copy(converted.language, tmp_path / "language", change)
+    checkpoint = convert_from_hf(converted.vision, language, converted.config, tmp_path / "c")
+    exported = small_folders.read_tensors(convert_to_hf(checkpoint, tmp_path / "export"))
+    embedding = exported["language_model.model.embed_tokens.weight"]
+    assert torch.equal(exported["language_model.lm_head.weight"], embedding)
+
+
+def test_a_folder_that_is_something_else_is_never_replaced(converted, tmp_path):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConvertError, match="exists and is not a checkpoint"):
+        convert_from_hf(converted.vision, converted.language, converted.config, occupied)
+    with pytest.raises(ConvertError, match="exists and is not an earlier export"):
+        convert_to_hf(converted.checkpoint, occupied)
+    assert [path.name for path in tmp_path.rglob("*")] == ["occupied", "thesis.txt"]
+
+
+def test_export_of_what_is_no_checkpoint_or_incomplete(converted, tmp_path, out):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        convert_to_hf(tmp_path / "nowhere", out)
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(converted.checkpoint, checkpoint)
+    config = (checkpoint / "config.yaml").read_text()
+    (checkpoint / "config.yaml").write_text(config.replace("qkv_bias: true", "qkv_bias: false"))
+    convert_to_hf(checkpoint, tmp_path / "llama")  # fewer tensors are wanted than there are
+    (checkpoint / "config.yaml").write_text(config.replace("vocab_size: 1024", "vocab_size: 2048"))
+    with pytest.raises(ConvertError, match=r"word_embeddings\.weight is \[1024, 192\], expected"):
+        convert_to_hf(checkpoint, out)
+
+
+def test_a_failing_export_leaves_nothing(converted, tmp_path, out):
+    """The weights are damaged, found only while writing."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(converted.checkpoint, checkpoint)
+    for file in checkpoint.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        convert_to_hf(checkpoint, out)
+
+
+def test_unknown_dtype_and_size(converted, out):
+    with pytest.raises(ConvertError, match="expected one of fp32, bf16"):
+        convert_to_hf(converted.checkpoint, out, dtype="fp8")
+    with pytest.raises(ConvertError, match="such as 5GB"):
+        convert_to_hf(converted.checkpoint, out, shard_size="many")
+    assert parse_size("1.5gb") == 1_500_000_000
