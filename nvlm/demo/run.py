@@ -279,8 +279,9 @@ def _evaluate(
         program="torchrun",
         arguments=_torchrun(
             [
-                *("nvlm.evaluate", str(run_dir), str(paths.data), str(answers)),
+                *("nvlm", "evaluate", str(run_dir), "--data-root", str(paths.data)),
                 *("--split", SPLIT, "--limit-per-task", str(limit_per_task)),
+                *("--out", str(answers)),
             ]
         ),
         outputs=[answers],
