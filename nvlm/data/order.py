@@ -110,7 +110,7 @@ def plan_source(config: RunConfig, index: SourceIndex) -> PlannedSource:
             f"stage.sequence_length {stage.sequence_length} and stage.max_tiles_per_sequence "
             f"{stage.max_tiles_per_sequence}",
         )
-        for row in np.flatnonzero(pending)
+        for row in np.flatnonzero(pending).tolist()
     ]
     rows = np.flatnonzero(~pending)
     return PlannedSource(index, rows, max_num_tiles, num_tiles, lengths, image_tiles, dropped)
