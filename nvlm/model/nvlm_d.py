@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, is_grad_enabled, nn, uint8, zeros
+from torch import Tensor, is_grad_enabled, uint8, zeros
 
 from nvlm import platform
 from nvlm.batch import MicroBatch
@@ -183,7 +183,7 @@ class NVLMD(MegatronModule):
         missing = [key for key in result.missing_keys if not _is_extra_state(key)]
         unexpected = [key for key in result.unexpected_keys if not _is_extra_state(key)]
         assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
-        return nn.modules.module._IncompatibleKeys(missing, unexpected)
+        return result._replace(missing_keys=missing, unexpected_keys=unexpected)
 
 
 def _is_extra_state(key: str) -> bool:
