@@ -77,9 +77,13 @@ class Loader:
         if state is not None:
             self._planner.load_state(state)
         self._states: deque[dict] = deque()
+        self._is_used = False
         self._reader = _MicroBatches(config, SampleEncoder.from_config(config))
 
     def __iter__(self) -> Iterator[StepBatch]:
+        # A second pass would start behind what the workers of the first had requested.
+        assert not self._is_used, "a loader is iterated once; build another from a state"
+        self._is_used = True
         num_workers = self._config.data.num_workers
         if num_workers:
             # Workers are forked; the tokenizer's own threads do not survive that.

@@ -1,7 +1,7 @@
 """Packing: which samples share a sequence (metadata only), and the row of tokens they become.
 
-Best-fit decreasing under two budgets, tokens and tiles. Measured on the mix of data of the 72B's
-kind, windows of 512 samples leave under 1 % of a sequence empty (docs: data study).
+Best-fit decreasing under two budgets, tokens and tiles. Measured with order.py's windows of 512 on
+samples of 0 to 7 tiles (mean 1,388 tokens): 0.7 % of a 4,096-token sequence stays empty.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ ones the larger, if the image has more than half the pixels that it would be res
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -59,6 +60,7 @@ def choose_grids(
     return best_columns, best_rows
 
 
+@functools.lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, max_num_tiles: int, image_size: int) -> tuple[int, int]:
     """(columns, rows) of an image of `width` x `height` pixels; tiles are `image_size` square."""
     columns, rows = choose_grids(np.array([width]), np.array([height]), max_num_tiles, image_size)
