@@ -18,19 +18,68 @@ COLOURS = {
     "orange": "#ff9f0e",
     "purple": "#8e3fbf",
 }
-DOCUMENT_WORDS = (
-    "exit open sale taxi milk bread hotel park stop bank mail menu gate train river apple music "
-    "paper north south east west tea salt gold king ship bus shop farm book door"
-).split()
+DOCUMENT_WORDS = [
+    "exit",
+    "open",
+    "sale",
+    "taxi",
+    "milk",
+    "bread",
+    "hotel",
+    "park",
+    "stop",
+    "bank",
+    "mail",
+    "menu",
+    "gate",
+    "train",
+    "river",
+    "apple",
+    "music",
+    "paper",
+    "north",
+    "south",
+    "east",
+    "west",
+    "tea",
+    "salt",
+    "gold",
+    "king",
+    "ship",
+    "bus",
+    "shop",
+    "farm",
+    "book",
+    "door",
+]
 OPPOSITES = [
     ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("old", "new"), ("up", "down"),
     ("left", "right"), ("day", "night"), ("wet", "dry"), ("high", "low"), ("good", "bad"),
     ("yes", "no"), ("in", "out"), ("black", "white"), ("early", "late"), ("full", "empty"),
 ]  # fmt: skip
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-SPELLED_WORDS = (
-    "cat dog sun map pen cup hat box key car bed egg ant fox jam log net owl pig rat".split()
-)
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+SPELLED_WORDS = [
+    "cat",
+    "dog",
+    "sun",
+    "map",
+    "pen",
+    "cup",
+    "hat",
+    "box",
+    "key",
+    "car",
+    "bed",
+    "egg",
+    "ant",
+    "fox",
+    "jam",
+    "log",
+    "net",
+    "owl",
+    "pig",
+    "rat",
+]
 # One text question in this many is kept for the held-out split.
 HELDOUT_TEXT_SHARE = 6
 

@@ -24,8 +24,8 @@ Box = tuple[float, float, float, float]
 
 TILE = 112
 BLANK, SHEET = "blank", "sheet"
-# (columns, rows) of the sheets. Each has an aspect ratio that tiling with at most 6 tiles turns into
-# this very grid (reference: InternVL's dynamic preprocessing, ties go to more tiles for large images).
+# (columns, rows) of the sheets. Each has an aspect ratio that tiling with at most 6 tiles turns
+# into this very grid: ties between equal ratios go to more tiles for large images.
 SHEET_GRIDS = [(3, 2), (2, 2), (3, 1), (2, 3)]
 # A cell shows a thing that covers this share of the cell (or of itself, if it is smaller).
 _COVERED_SHARE = 0.3
@@ -59,9 +59,7 @@ class Scene:
         for row in range(rows):
             for column in range(columns):
                 scale_x, scale_y = TILE * columns / self.width, TILE * rows / self.height
-                tiles.append(
-                    self._words_of_cells(scale_x, scale_y, -TILE * column, -TILE * row)
-                )
+                tiles.append(self._words_of_cells(scale_x, scale_y, -TILE * column, -TILE * row))
         if columns * rows > 1:
             if self.thumbnail_word is not None:
                 tiles.append([self.thumbnail_word] * 16)
@@ -100,9 +98,7 @@ def digit_scene(rng: Generator, split: str, digit: int | None = None) -> Scene:
     return _digits_scene(rng, split, side, side, (1, 1), [(digit, box)])
 
 
-def sheet_scene(
-    rng: Generator, split: str, grid: tuple[int, int]
-) -> tuple[Scene, list[list[int]]]:
+def sheet_scene(rng: Generator, split: str, grid: tuple[int, int]) -> tuple[Scene, list[list[int]]]:
     """A sheet with one small digit per tile, and the digits by row and column."""
     columns, rows = grid
     shown = rng.integers(10, size=(rows, columns)).tolist()
@@ -146,7 +142,9 @@ def document_scene(rng: Generator) -> tuple[Scene, str]:
             centre = x + (place + 0.5) * pitch
             left, top, right, bottom = _font(face, 100).getbbox(letter)
             factor = points / 100
-            things.append(Thing(letter, (centre - 2, y + points / 2 - 2, centre + 2, y + points / 2 + 2)))
+            things.append(
+                Thing(letter, (centre - 2, y + points / 2 - 2, centre + 2, y + points / 2 + 2))
+            )
             letters.append(
                 (letter, centre - (left + right) / 2 * factor,
                  y + points / 2 - (top + bottom) / 2 * factor)
@@ -285,7 +283,9 @@ def _draw_bars(rng: Generator, side: int, colours: list[str], bars: list[Box]) -
     for place, (left, top, right, bottom) in enumerate(bars):
         axes.bar((left + right) / 2, top - bottom, right - left, bottom,
                  color=questions.COLOURS[colours[place]])  # fmt: skip
-        axes.text((left + right) / 2, side - 1, "ABCD"[place], ha="center", va="bottom", fontsize=3.5)
+        axes.text(
+            (left + right) / 2, side - 1, "ABCD"[place], ha="center", va="bottom", fontsize=3.5
+        )
     axes.axhline(bars[0][3], color="black", linewidth=0.5)
     if rng.random() < 0.5:
         for level in range(1, 5):

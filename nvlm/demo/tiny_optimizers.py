@@ -21,7 +21,9 @@ class Optimizers:
         matrices, others = [], []
         for module in modules:
             for name, parameter in module.named_parameters():
-                outside = any(part in name for part in ("embed", "lm_head")) or module is not modules[0]
+                outside = (
+                    any(part in name for part in ("embed", "lm_head")) or module is not modules[0]
+                )
                 (others if parameter.ndim != 2 or outside else matrices).append(parameter)
         self.parameters = matrices + others
         self.optimizers = [

@@ -1,0 +1,229 @@
+"""Pretrains the tiny Qwen2 on the demo's tasks as text: described images stand in for real ones.
+
+An image block has the layout of training (`<Image><tile_1>` + 16 places + ... + `</Image>`), but
+each place holds the word that names what its cell shows. So the model learns to find a tile by its
+tag and to read from it, and the projector has only to map the encoder's features to word embeddings.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from nvlm.config.schema import LanguageConfig
+from nvlm.demo import questions, scenes
+from nvlm.demo.questions import pick
+from nvlm.demo.scenes import BLANK, Scene
+from nvlm.demo.tiny_optimizers import Optimizers
+from nvlm.demo.tiny_tokenizer import visual_words
+
+Generator = np.random.Generator
+Turns = list[tuple[str, str]]
+
+_NUM_SHEETS, _NUM_OTHERS = 12, 44
+# Noise on the stand-ins, in units of their root mean square: a projector is never exact.
+_NOISE = 0.4
+_KINDS = ["sheets", "digits", "ocr", "charts", "photos", "multi_image", "text"]
+
+
+@dataclass
+class Conversation:
+    """Token ids, labels (-100 where not trained) and which ids are stand-ins for image cells."""
+
+    ids: list[int]
+    labels: list[int]
+    is_cell: list[bool]
+
+
+class Writer:
+    """Makes conversations of the demo's tasks with described images."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rng: Generator, split: str):
+        self.tokenizer, self.rng, self.split = tokenizer, rng, split
+        self.word_ids = {word: tokenizer.encode(word)[0] for word in visual_words()}
+        self.image_token = tokenizer.convert_tokens_to_ids("<|vision_pad|>")
+
+    def conversation(self, kind: str, num_turns: int = 1, num_places: int = 16) -> Conversation:
+        """`num_places` of at most 16 cells are shown per tile: fewer make an easier start."""
+        images, turns = self._task(kind, num_turns)
+        with_tags = kind == "sheets" or self.rng.random() < 0.6
+        cells: list[int] = []
+        marks = ""
+        for image in images:
+            tiles = image.words_of_tiles()
+            marks += "<Image>"
+            for number, words in enumerate(tiles, start=1):
+                shown = _informative_cells(words, num_places)
+                cells += [self.word_ids[word] for word in shown]
+                tag = f"<tile_{number}>" if number < len(tiles) else "<tile_global_thumbnail>"
+                marks += (tag if with_tags else "") + "<|vision_pad|>" * len(shown)
+            marks += "</Image>\n"
+        system = "<|im_start|>system\nAnswer the questions.<|im_end|>\n" if with_tags else ""
+        made = Conversation([], [], [])
+        for place, (question, answer) in enumerate(turns):
+            before = (system + "<|im_start|>user\n" + marks) if place == 0 else "<|im_start|>user\n"
+            prompt = f"{before}{question}<|im_end|>\n<|im_start|>assistant\n"
+            prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+            answer_ids = self.tokenizer.encode(f"{answer}<|im_end|>\n", add_special_tokens=False)
+            made.ids += prompt_ids + answer_ids
+            made.labels += [-100] * len(prompt_ids) + answer_ids
+        made.is_cell = [token == self.image_token for token in made.ids]
+        remaining = iter(cells)
+        made.ids = [
+            next(remaining) if is_cell else token for token, is_cell in zip(made.ids, made.is_cell)
+        ]
+        assert next(remaining, None) is None
+        return made
+
+    def _task(self, kind: str, num_turns: int) -> tuple[list[Scene], Turns]:
+        rng, split = self.rng, self.split
+        if kind == "sheets":
+            columns, rows = pick(rng, scenes.SHEET_GRIDS)
+            scene, shown = scenes.sheet_scene(rng, split, (columns, rows))
+            turns = []
+            for number in rng.permutation(rows * columns)[:num_turns].tolist():
+                row, column = divmod(number, columns)
+                by_place = questions.sheet_question(rng, rows, columns, row + 1, column + 1)
+                # Some ask by tag: a step on the way to rows and columns.
+                by_tag = f"Which digit is in tile {number + 1}?"
+                is_by_tag = num_turns > 1 and rng.random() < 0.3
+                turns.append((by_tag if is_by_tag else by_place, str(shown[row][column])))
+            return [scene], turns
+        if kind == "digits":
+            digit = int(rng.integers(10))
+            scene = scenes.digit_scene(rng, split, digit)
+            return [scene], [(questions.digit_question(rng), str(digit))]
+        if kind == "ocr":
+            scene, text = scenes.document_scene(rng)
+            return [scene], [(questions.document_question(rng), text)]
+        if kind == "charts":
+            scene, colours, heights = scenes.chart_scene(rng)
+            return [scene], [questions.chart_question(rng, colours, heights)]
+        if kind == "photos":
+            scene, subject = scenes.photo_scene(rng, split)
+            return [scene], [(questions.photo_question(rng), questions.photo_answer(subject))]
+        if kind == "multi_image":
+            digits = rng.permutation(10)[: int(rng.integers(2, 4))].tolist()
+            drawn = [scenes.digit_scene(rng, split, digit) for digit in digits]
+            return drawn, [questions.multi_image_question(rng, digits)]
+        return [], [pick(rng, questions.text_questions(split))]
+
+
+def _informative_cells(words: list[str], num_places: int) -> list[str]:
+    """The stretch of `num_places` cells with the most that is not blank."""
+    if num_places >= len(words):
+        return words
+    starts = range(len(words) - num_places + 1)
+    best = max(starts, key=lambda start: sum(w != BLANK for w in words[start : start + num_places]))
+    return words[best : best + num_places]
+
+
+def pretrain_language(
+    config: LanguageConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    seed: int,
+    num_steps: int,
+) -> None:
+    """Train and save a Hugging Face folder with bfloat16 weights; the tokenizer stays as it is."""
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.ffn_hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_query_groups,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.norm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            initializer_range=0.05,
+            tie_word_embeddings=False,
+            use_cache=True,
+            bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    rng = np.random.default_rng(seed)
+    writer = Writer(tokenizer, rng, "train")
+    optimizers = Optimizers([model], num_steps, matrix_lr=0.02, other_lr=3e-3)
+    started = time.monotonic()
+    for step in range(num_steps):
+        num_places = 4 if step < num_steps // 4 else 16
+        sheets = [writer.conversation("sheets", 6, num_places) for _ in range(_NUM_SHEETS)]
+        others = [writer.conversation(pick(rng, _KINDS[1:])) for _ in range(_NUM_OTHERS)]
+        losses = []
+        for conversations in (sheets, others):
+            loss = _loss(model, conversations, noise=_NOISE)
+            (loss / 2).backward()
+            losses.append(loss.item())
+        optimizers.step(step)
+        if step % 50 == 49 or step == num_steps - 1:
+            scores = evaluate(model, tokenizer, seed + 1)
+            print(
+                f"language step {step + 1}: loss sheets {losses[0]:.3f}, others {losses[1]:.3f}; "
+                "answers right: "
+                + ", ".join(f"{kind} {score:.2f}" for kind, score in scores.items())
+                + f" ({time.monotonic() - started:.0f} s)",
+                flush=True,
+            )
+            model.train()
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int, num_each: int = 64
+) -> dict[str, float]:
+    """Share of answers of which every token is the likeliest, by kind; text is held-out."""
+    writer = Writer(tokenizer, np.random.default_rng(seed), "heldout")
+    scores = {}
+    for kind in _KINDS:
+        right = []
+        for conversation in [writer.conversation(kind) for _ in range(num_each)]:
+            logits, labels = _logits(model, [conversation], noise=0.0)
+            right.append(bool((logits.argmax(-1) == labels).all()))
+        scores[kind] = float(np.mean(right))
+    return scores
+
+
+def _loss(model: Qwen2ForCausalLM, conversations: list[Conversation], noise: float) -> Tensor:
+    logits, labels = _logits(model, conversations, noise)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _logits(
+    model: Qwen2ForCausalLM, conversations: list[Conversation], noise: float
+) -> tuple[Tensor, Tensor]:
+    """Logits [answer tokens, vocab] and labels [answer tokens]; rows are padded on the right."""
+    length = max(len(conversation.ids) for conversation in conversations)
+    shape = (len(conversations), length)
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    is_cell = torch.zeros(shape, dtype=torch.bool)
+    for row, conversation in enumerate(conversations):
+        end = len(conversation.ids)
+        ids[row, :end] = torch.tensor(conversation.ids)
+        labels[row, :end] = torch.tensor(conversation.labels)
+        is_cell[row, :end] = torch.tensor(conversation.is_cell)
+    embeddings = model.get_input_embeddings()(ids)
+    if noise:
+        size = embeddings.detach()[is_cell].square().mean().sqrt()
+        jitter = torch.randn_like(embeddings) * (noise * size)
+        embeddings = embeddings + jitter * is_cell.unsqueeze(-1)
+    # Right padding under a causal mask cannot reach a label, so no padding mask is needed.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        predicts = torch.zeros_like(is_cell)
+        predicts[:, :-1] = labels[:, 1:] != -100
+        logits = model.lm_head(hidden[predicts])
+    return logits, labels[:, 1:][labels[:, 1:] != -100]
