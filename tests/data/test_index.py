@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,15 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     assert build_count() == ["text"]
     assert build_count() == []
     assert not list((tmp_path / "index").glob("*.tmp"))
+
+
+def test_processes_may_build_at_once(make_config, tmp_path: Path):
+    config = make_config(f"data.index_dir={tmp_path / 'index'}")
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        built = [pool.submit(open_indexes, config) for _ in range(3)]
+        hashes = {tuple(index.content_hash for index in b.result(timeout=60)) for b in built}
+    assert len(hashes) == 1
+    assert len(list((tmp_path / "index").iterdir())) == 3
 
 
 def test_rejects_are_named_with_their_reason(make_config, tmp_path: Path, capsys):

@@ -19,7 +19,7 @@ from nvlm.data.loader import build_loader
 from nvlm.data.order import iterate_order
 from nvlm.errors import DataError
 
-NUM_STEPS = 6
+NUM_STEPS = 5
 
 
 def read_steps(
@@ -79,12 +79,12 @@ def test_order_is_independent_of_the_cluster(make_config, data_size: int, num_wo
     ("before", "after"), [((1, 0), (4, 1)), ((4, 2), (2, 0)), ((2, 1), (1, 2))]
 )
 def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: tuple[int, int]):
-    """(data size, workers) before and after; stopped after every step."""
+    """(data size, workers) before and after an interruption."""
     whole, _, _ = read_steps(make_config(), 1)
     first, states, _ = read_steps(make_config(f"data.num_workers={before[1]}"), before[0])
     assert_same(first, whole)
     config = make_config(f"data.num_workers={after[1]}")
-    for step in (1, 3, 5):
+    for step in (1, 4):
         rest, rest_states, _ = read_steps(config, after[0], NUM_STEPS - step, states[step - 1])
         assert_same(rest, whole[step:])
         assert rest_states == states[step:]

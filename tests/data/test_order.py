@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from shard_writing import make_sample, write_shard
 
 from nvlm.config import RunConfig
 from nvlm.data.index import open_indexes
@@ -135,6 +138,19 @@ def test_resume_with_another_order_is_refused(make_config, override: str, messag
     assert message in str(caught.value)
     with pytest.raises(DataError, match="another order of samples"):
         Planner(config, indexes).load_state(state)
+
+
+def test_resume_with_other_samples_is_refused(make_config, shards: Path, tmp_path: Path):
+    state = make_planner(make_config()).state()
+    root = tmp_path / "copy"
+    shutil.copytree(shards, root)
+    # The same data elsewhere goes on.
+    config = make_config(f"data.root={root}")
+    check_state(config, open_indexes(config), state)
+    write_shard(root / "train" / "text" / "text-000001.tar", [make_sample("x", "Hi", "Ho", [])])
+    write_shard(root / "train" / "more" / "more-000000.tar", [make_sample("x", "Hi", "Ho", [])])
+    with pytest.raises(DataError, match="source more is new; source text has other samples"):
+        check_state(config, open_indexes(config), state)
 
 
 def test_resume_with_settings_that_do_not_decide_the_order(make_config):
