@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def open_sources(vision: str | Path, language: str | Path, config: RunConfig) ->
     return sources
 
 
-def fill_model(model: torch.nn.Module, sources: list[Source]) -> None:
+def fill_model(model: Any, sources: list[Source]) -> None:
     """Overwrite this rank's parameters with their shards of the sources' tensors.
 
     Parameters that no rule makes are left alone; parameters of other ranks are not read.

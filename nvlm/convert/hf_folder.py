@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,9 @@ def write_safetensors(
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    for file in set(weight_map.values()):
+        # safetensors makes its files readable by their owner only.
+        shutil.copymode(folder / INDEX_FILE, folder / file)
     return num_bytes
 
 

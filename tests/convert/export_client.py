@@ -26,7 +26,10 @@ def main() -> None:
     results: dict = {}
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    causal = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    # The keyword that evaluation suites pass to the released model.
+    causal = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, use_flash_attn=False
+    ).eval()
     results["classes"] = [type(model).__name__, type(causal).__name__]
     results["generation_config"] = model.generation_config.to_dict()
 

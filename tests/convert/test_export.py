@@ -167,10 +167,9 @@ def test_image_boundary_and_tags_change_the_prompt(client):
 
 def test_logits_equal_megatrons(converted, client):
     logits = _megatron_logits(converted, client)
-    # Measured: see the assertion's bound; both run in fp32 and differ in the order of sums.
+    # Measured 3.2e-6 of logits up to 3.2: both run in fp32 and differ in the order of sums.
     for name in ("logits", "causal_logits"):
         difference = (client.results[name] - logits).abs().max().item()
-        print(f"{name}: largest difference {difference:.1e}, of {logits.abs().max():.1f}")
         assert difference < 1e-4
     assert logits.std() > 0.1
 

@@ -22,7 +22,11 @@ class NVLM_D_Config(PretrainedConfig):
 
     model_type = "NVLM_D"
     has_no_defaults_at_init = False
-    sub_configs = {"vision_config": InternVisionConfig}  # noqa: RUF012
+    # The language model's class depends on its architecture; the base class stands for all.
+    sub_configs = {  # noqa: RUF012
+        "vision_config": InternVisionConfig,
+        "llm_config": PretrainedConfig,
+    }  # type: ignore
 
     def __init__(
         self,

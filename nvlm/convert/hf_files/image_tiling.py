@@ -39,7 +39,7 @@ def dynamic_preprocess(image, min_num=1, max_num=6, image_size=448, use_thumbnai
     Returns a list of RGB `PIL.Image`s of image_size x image_size.
     """
     image = image.convert("RGB")
-    columns, rows = choose_grid(*image.size, min_num, max_num, image_size)
+    columns, rows = choose_grid(image.width, image.height, min_num, max_num, image_size)
     resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
     tiles = [
         resized.crop((x, y, x + image_size, y + image_size))

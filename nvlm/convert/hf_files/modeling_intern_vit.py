@@ -153,7 +153,7 @@ class InternVisionModel(PreTrainedModel):
     config_class = InternVisionConfig
     main_input_name = "pixel_values"
     _supports_sdpa = True
-    _no_split_modules = ("InternVisionEncoderLayer",)
+    _no_split_modules = ["InternVisionEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__(config)

@@ -56,15 +56,19 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
     config_class = NVLM_D_Config
     main_input_name = "pixel_values"
     base_model_prefix = "language_model"
-    _no_split_modules = (
+    _no_split_modules = [  # noqa: RUF012
         "InternVisionEncoderLayer",
         "Qwen2DecoderLayer",
         "LlamaDecoderLayer",
-    )
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    def __init__(self, config):
+    def __init__(self, config, use_flash_attn=None):
+        """`use_flash_attn` is accepted for callers of the released files and has no effect.
+
+        Attention goes through torch's `scaled_dot_product_attention`, which picks fast kernels.
+        """
         super().__init__(config)
         if (config.select_layer, config.ps_version, config.downsample_ratio) != (-1, "v2", 0.5):
             raise ValueError(
