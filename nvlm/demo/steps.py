@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ class StepRunner:
             TextColumn("{task.description}", markup=False),
             console=self._console,
         )
-        with log.open("w") as file, progress:
+        with log.open("w") as file, progress, _ending_signals_raise():
             bar = progress.add_task("", total=None)
             process = subprocess.Popen(
                 step.command,
@@ -193,6 +193,21 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ending_signals_raise() -> Iterator[None]:
+    """Let a closed terminal and `kill` end the demo as Ctrl-C does: with its commands."""
+
+    def interrupt(number: int, _) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {name: signal.signal(name, interrupt) for name in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def _stop(process: subprocess.Popen) -> None:

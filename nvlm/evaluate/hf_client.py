@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,9 +31,10 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         export, trust_remote_code=True, dtype=torch.float32
-    ).eval()
+    )
+    model.eval()
     calls = _record_generate(model)
     own_system_message = model.system_message
 
@@ -71,7 +73,7 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
     part.replace(out)
 
 
-def _record_generate(model) -> list[tuple[list[int], list[int]]]:
+def _record_generate(model: Any) -> list[tuple[list[int], list[int]]]:
     """Let `model.generate` also note its prompt and its new tokens; `chat` returns only text."""
     calls: list[tuple[list[int], list[int]]] = []
     generate = model.generate

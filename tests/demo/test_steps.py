@@ -106,8 +106,9 @@ def test_progress_is_looked_at_while_the_command_runs(tmp_path):
     assert "2/2" in output.getvalue()
 
 
-def test_interrupting_the_demo_ends_what_it_started(tmp_path):
-    """Ctrl-C reaches only the demo: the command and its own children must end with it."""
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupting_the_demo_ends_what_it_started(tmp_path, ending):
+    """Signals reach only the demo: the command and its own children must end with it."""
     child = "import time; time.sleep(60)"
     code = (
         "import subprocess, sys, pathlib; "
@@ -129,7 +130,7 @@ def test_interrupting_the_demo_ends_what_it_started(tmp_path):
         assert time.monotonic() < deadline and demo.poll() is None
         time.sleep(0.05)
     pid = int((tmp_path / "pid").read_text())
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(ending)
     assert demo.wait(timeout=60) != 0
     while _is_running(pid):
         assert time.monotonic() < deadline, "the command's child outlived the demo"
