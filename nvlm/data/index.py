@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
@@ -130,8 +131,12 @@ def open_indexes(
         path = folder / _file_name(config, source, encoder.template_settings())
         index = _load_if_fresh(path, source, shards, encoder)
         if index is None:
-            _build(path, source, shards, encoder, progress)
-            index = _load_if_fresh(path, source, shards, encoder)
+            # All processes of a run come here at once: one builds, the others wait and load.
+            with FileLock(f"{path}.lock"):
+                index = _load_if_fresh(path, source, shards, encoder)
+                if index is None:
+                    _build(path, source, shards, encoder, progress)
+                    index = _load_if_fresh(path, source, shards, encoder)
             if index is None:
                 raise DataError(f"{shards[0].parent}: the shards changed while they were indexed")
         indexes.append(index)
