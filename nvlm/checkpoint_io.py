@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch.distributed as dist
 import yaml
@@ -119,7 +120,7 @@ def point_latest(checkpoint: Path) -> None:
     os.replace(beside, link)
 
 
-def read_sharded(checkpoint: Path, sharded_state_dict: dict) -> dict:
+def read_sharded(checkpoint: Path, sharded_state_dict: dict) -> dict[str, Any]:
     """Fill `sharded_state_dict` from `checkpoint`, whatever layout wrote it; every rank calls this.
 
     Raises:
@@ -129,10 +130,11 @@ def read_sharded(checkpoint: Path, sharded_state_dict: dict) -> dict:
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
     try:
-        return dist_checkpointing.load(sharded_state_dict, str(checkpoint))
+        loaded = dist_checkpointing.load(sharded_state_dict, str(checkpoint))
     except (CheckpointingException, KeyError, RuntimeError) as error:
         message = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{checkpoint}: does not fit this run: {message}") from error
+    return cast("dict[str, Any]", loaded)  # the other forms come with other validation modes
 
 
 def on_main_rank(action: Callable[[], None]) -> None:
