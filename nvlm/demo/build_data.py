@@ -125,6 +125,13 @@ def _sheets(rng: Generator, split: str, number: int) -> Sample:
     return Sample(question, str(shown[row][column]), images, details)
 
 
+def _search(rng: Generator, split: str, number: int) -> Sample:
+    grid = scenes.SHEET_GRIDS[number % len(scenes.SHEET_GRIDS)]
+    scene, digit, tile = scenes.search_scene(rng, split, grid)
+    images = [("png", scenes.encode(scene.draw(), "png"))]
+    return Sample(questions.search_question(rng), str(digit), images, {"tile": tile + 1})
+
+
 def _ocr(rng: Generator, split: str, number: int) -> Sample:
     scene, text = scenes.document_scene(rng)
     images = [("png", scenes.encode(scene.draw(), "png"))]
@@ -164,6 +171,7 @@ def _text(rng: Generator, split: str, number: int) -> Sample:
 
 SOURCES: dict[str, Callable[[Generator, str, int], Sample]] = {
     "digits": _digits,
+    "search": _search,
     "sheets": _sheets,
     "ocr": _ocr,
     "charts": _charts,
@@ -174,7 +182,8 @@ SOURCES: dict[str, Callable[[Generator, str, int], Sample]] = {
 # Source -> number of samples in (train, heldout).
 NUM_SAMPLES = {
     "digits": (1000, 60),
-    "sheets": (1000, 60),
+    "search": (600, 60),
+    "sheets": (600, 60),
     "ocr": (450, 50),
     "charts": (300, 50),
     "photos": (350, 50),

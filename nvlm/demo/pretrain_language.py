@@ -2,7 +2,7 @@
 
 An image block has the layout of training (`<Image><tile_1>` + 16 places + ... + `</Image>`), but
 each place holds the word that names what its cell shows. So the model learns to find a tile by its
-tag and to read from it, and the projector has only to map the encoder's features to word embeddings.
+tag and to read from it, and the projector has only to map features to word embeddings.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from nvlm.demo.tiny_optimizers import Optimizers
 from nvlm.demo.tiny_tokenizer import visual_words
 
 Generator = np.random.Generator
-Turns = list[tuple[str, str]]
+# Answers in pieces, each with whether it is trained on.
+Pieces = list[tuple[str, bool]]
+Turns = list[tuple[str, str | Pieces]]
 
-_NUM_SHEETS, _NUM_OTHERS = 12, 44
+_NUM_SHEETS, _NUM_OTHERS = 24, 40
 # Noise on the stand-ins, in units of their root mean square: a projector is never exact.
 _NOISE = 0.4
+# Until which share of the steps how many cells are shown per tile of a sheet.
+_COURSE = [(0.2, 1), (0.3, 2), (0.4, 4), (0.5, 8), (2.0, 16)]
 _KINDS = ["sheets", "digits", "ocr", "charts", "photos", "multi_image", "text"]
 
 
@@ -51,9 +55,15 @@ class Writer:
         self.word_ids = {word: tokenizer.encode(word)[0] for word in visual_words()}
         self.image_token = tokenizer.convert_tokens_to_ids("<|vision_pad|>")
 
-    def conversation(self, kind: str, num_turns: int = 1, num_places: int = 16) -> Conversation:
-        """`num_places` of at most 16 cells are shown per tile: fewer make an easier start."""
-        images, turns = self._task(kind, num_turns)
+    def conversation(
+        self, kind: str, with_drills: bool = False, num_places: int = 16
+    ) -> Conversation:
+        """A conversation about one task.
+
+        `num_places` of at most 16 cells are shown per tile: fewer make an easier start.
+        `with_drills` asks many questions about a sheet, see `_drills`.
+        """
+        images, turns = self._task(kind, with_drills)
         with_tags = kind == "sheets" or self.rng.random() < 0.6
         cells: list[int] = []
         marks = ""
@@ -72,9 +82,13 @@ class Writer:
             before = (system + "<|im_start|>user\n" + marks) if place == 0 else "<|im_start|>user\n"
             prompt = f"{before}{question}<|im_end|>\n<|im_start|>assistant\n"
             prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-            answer_ids = self.tokenizer.encode(f"{answer}<|im_end|>\n", add_special_tokens=False)
-            made.ids += prompt_ids + answer_ids
-            made.labels += [-100] * len(prompt_ids) + answer_ids
+            made.ids += prompt_ids
+            made.labels += [-100] * len(prompt_ids)
+            pieces = [(answer, True)] if isinstance(answer, str) else answer
+            for text, is_trained in [*pieces, ("<|im_end|>\n", place == len(turns) - 1)]:
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
+                made.ids += ids
+                made.labels += ids if is_trained else [-100] * len(ids)
         made.is_cell = [token == self.image_token for token in made.ids]
         remaining = iter(cells)
         made.ids = [
@@ -83,20 +97,12 @@ class Writer:
         assert next(remaining, None) is None
         return made
 
-    def _task(self, kind: str, num_turns: int) -> tuple[list[Scene], Turns]:
+    def _task(self, kind: str, with_drills: bool) -> tuple[list[Scene], Turns]:
         rng, split = self.rng, self.split
         if kind == "sheets":
             columns, rows = pick(rng, scenes.SHEET_GRIDS)
             scene, shown = scenes.sheet_scene(rng, split, (columns, rows))
-            turns = []
-            for number in rng.permutation(rows * columns)[:num_turns].tolist():
-                row, column = divmod(number, columns)
-                by_place = questions.sheet_question(rng, rows, columns, row + 1, column + 1)
-                # Some ask by tag: a step on the way to rows and columns.
-                by_tag = f"Which digit is in tile {number + 1}?"
-                is_by_tag = num_turns > 1 and rng.random() < 0.3
-                turns.append((by_tag if is_by_tag else by_place, str(shown[row][column])))
-            return [scene], turns
+            return [scene], self._drills(shown) if with_drills else [self._ask(shown)]
         if kind == "digits":
             digit = int(rng.integers(10))
             scene = scenes.digit_scene(rng, split, digit)
@@ -116,6 +122,34 @@ class Writer:
             return drawn, [questions.multi_image_question(rng, digits)]
         return [], [pick(rng, questions.text_questions(split))]
 
+    def _ask(self, shown: list[list[int]], with_tag: bool = False) -> tuple[str, str | Pieces]:
+        """A question about a sheet. `with_tag`: the answer names the tile before the digit."""
+        rows, columns = len(shown), len(shown[0])
+        row, column = int(self.rng.integers(rows)), int(self.rng.integers(columns))
+        question = questions.sheet_question(self.rng, rows, columns, row + 1, column + 1)
+        answer = str(shown[row][column])
+        if not with_tag:
+            return question, answer
+        tag = f"<tile_{row * columns + column + 1}>"
+        return f"Name the tile. {question}", f"{tag}{answer}"
+
+    def _drills(self, shown: list[list[int]]) -> Turns:
+        """Many questions about one sheet, of one of three kinds: the last is the demo's own.
+
+        What stands behind each tag, in any order; the tag of a row and column with what stands
+        behind it; what stands in a row and column. Mixing them in one conversation would let the
+        later ones be answered from the earlier ones.
+        """
+        rows, columns = len(shown), len(shown[0])
+        kind = self.rng.random()
+        if kind < 0.35:
+            by_tag: Pieces = []
+            for number in self.rng.permutation(rows * columns).tolist():
+                row, column = divmod(number, columns)
+                by_tag += [(f"<tile_{number + 1}>", False), (str(shown[row][column]), True)]
+            return [("Read the tiles.", by_tag)]
+        return [self._ask(shown, with_tag=kind < 0.6) for _ in range(4)]
+
 
 def _informative_cells(words: list[str], num_places: int) -> list[str]:
     """The stretch of `num_places` cells with the most that is not blank."""
@@ -132,8 +166,12 @@ def pretrain_language(
     folder: Path,
     seed: int,
     num_steps: int,
+    last_step: int,
 ) -> None:
-    """Train and save a Hugging Face folder with bfloat16 weights; the tokenizer stays as it is."""
+    """Train and save a Hugging Face folder with bfloat16 weights; the tokenizer stays as it is.
+
+    The learning rate follows a schedule of `num_steps`, of which `last_step` are run.
+    """
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -158,9 +196,9 @@ def pretrain_language(
     writer = Writer(tokenizer, rng, "train")
     optimizers = Optimizers([model], num_steps, matrix_lr=0.02, other_lr=3e-3)
     started = time.monotonic()
-    for step in range(num_steps):
-        num_places = 4 if step < num_steps // 4 else 16
-        sheets = [writer.conversation("sheets", 6, num_places) for _ in range(_NUM_SHEETS)]
+    for step in range(last_step):
+        num_places = next(places for until, places in _COURSE if step / num_steps < until)
+        sheets = [writer.conversation("sheets", True, num_places) for _ in range(_NUM_SHEETS)]
         others = [writer.conversation(pick(rng, _KINDS[1:])) for _ in range(_NUM_OTHERS)]
         losses = []
         for conversations in (sheets, others):
@@ -168,7 +206,7 @@ def pretrain_language(
             (loss / 2).backward()
             losses.append(loss.item())
         optimizers.step(step)
-        if step % 50 == 49 or step == num_steps - 1:
+        if step % 50 == 49 or step == last_step - 1:
             scores = evaluate(model, tokenizer, seed + 1)
             print(
                 f"language step {step + 1}: loss sheets {losses[0]:.3f}, others {losses[1]:.3f}; "

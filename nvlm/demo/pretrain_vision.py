@@ -6,6 +6,7 @@ features say linearly what is where, as a projector can use them. Only training 
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 
@@ -65,13 +66,15 @@ class TilePool:
 
 
 def random_scene(rng: np.random.Generator, split: str) -> Scene:
-    """A scene of any kind but charts; half of the tiles come from sheets."""
+    """A scene of any kind but charts."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.22:
         return scenes.digit_scene(rng, split)
+    if kind < 0.52:
+        return scenes.crowd_scene(rng, split)
     if kind < 0.62:
         return scenes.sheet_scene(rng, split, pick(rng, scenes.SHEET_GRIDS))[0]
-    if kind < 0.85:
+    if kind < 0.87:
         return scenes.document_scene(rng)[0]
     return scenes.photo_scene(rng, split)[0]
 
@@ -174,7 +177,8 @@ def pretrain_vision(
                 + f" ({time.monotonic() - started:.0f} s)",
                 flush=True,
             )
-    model.to(torch.bfloat16).save_pretrained(folder)
+        if step % 200 == 199 or step == num_steps - 1:
+            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -97,6 +97,11 @@ _SHEET = [
     "On a sheet with {rows} rows and {columns} columns, "
     "what digit is in row {row}, column {column}?",
 ]
+_SEARCH = [
+    "One tile of this sheet holds a handwritten digit. Which digit is it?",
+    "Find the handwritten digit among the coloured blocks and read it.",
+    "There is one digit on this sheet. What digit is it?",
+]
 _DOCUMENT = [
     "Transcribe the text.",
     "What is written in this document?",
@@ -131,6 +136,10 @@ def digit_question(rng: Generator) -> str:
 def sheet_question(rng: Generator, rows: int, columns: int, row: int, column: int) -> str:
     """Rows and columns count from 1."""
     return pick(rng, _SHEET).format(rows=rows, columns=columns, row=row, column=column)
+
+
+def search_question(rng: Generator) -> str:
+    return pick(rng, _SEARCH)
 
 
 def document_question(rng: Generator) -> str:

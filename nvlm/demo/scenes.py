@@ -8,7 +8,7 @@ questions about the names.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,6 +98,16 @@ def digit_scene(rng: Generator, split: str, digit: int | None = None) -> Scene:
     return _digits_scene(rng, split, side, side, (1, 1), [(digit, box)])
 
 
+def crowd_scene(rng: Generator, split: str) -> Scene:
+    """Four digits on one tile: more to learn from per tile than the demo's own scenes have."""
+    placed = []
+    half = TILE // 2
+    for left, top in ((0, 0), (half, 0), (0, half), (half, half)):
+        x0, y0, x1, y1 = _random_box(rng, half, half, rng.uniform(26, 54))
+        placed.append((int(rng.integers(10)), (x0 + left, y0 + top, x1 + left, y1 + top)))
+    return _digits_scene(rng, split, TILE, TILE, (1, 1), placed)
+
+
 def sheet_scene(rng: Generator, split: str, grid: tuple[int, int]) -> tuple[Scene, list[list[int]]]:
     """A sheet with one small digit per tile, and the digits by row and column."""
     columns, rows = grid
@@ -112,6 +122,27 @@ def sheet_scene(rng: Generator, split: str, grid: tuple[int, int]) -> tuple[Scen
             )  # fmt: skip
     width, height = TILE * columns, TILE * rows
     return _digits_scene(rng, split, width, height, grid, placed, thumbnail_word=SHEET), shown
+
+
+def search_scene(rng: Generator, split: str, grid: tuple[int, int]) -> tuple[Scene, int, int]:
+    """A sheet with a small digit on one tile and coloured blocks on the others.
+
+    Returns the scene, the digit, and the number of its tile from 0.
+    """
+    columns, rows = grid
+    digit, target = int(rng.integers(10)), int(rng.integers(rows * columns))
+    placed, blocks = [], []
+    for number in range(rows * columns):
+        row, column = divmod(number, columns)
+        left, top, right, bottom = _random_box(rng, TILE, TILE, rng.uniform(27, 38), margin=5)
+        box = (left + TILE * column, top + TILE * row, right + TILE * column, bottom + TILE * row)
+        if number == target:
+            placed.append((digit, box))
+        else:
+            blocks.append((pick(rng, list(questions.COLOURS)), box))
+    width, height = TILE * columns, TILE * rows
+    scene = _digits_scene(rng, split, width, height, grid, placed, SHEET, blocks)
+    return scene, digit, target
 
 
 def document_scene(rng: Generator) -> tuple[Scene, str]:
@@ -143,7 +174,10 @@ def document_scene(rng: Generator) -> tuple[Scene, str]:
             left, top, right, bottom = _font(face, 100).getbbox(letter)
             factor = points / 100
             things.append(
-                Thing(letter, (centre - 2, y + points / 2 - 2, centre + 2, y + points / 2 + 2))
+                Thing(
+                    questions.DIGIT_NAMES[int(letter)],
+                    (centre - 2, y + points / 2 - 2, centre + 2, y + points / 2 + 2),
+                )
             )
             letters.append(
                 (letter, centre - (left + right) / 2 * factor,
@@ -226,6 +260,7 @@ def _digits_scene(
     grid: tuple[int, int],
     placed: list[tuple[int, Box]],
     thumbnail_word: str | None = None,
+    blocks: Sequence[tuple[str, Box]] = (),
 ) -> Scene:
     scans = [int(pick(rng, digits.scan_numbers(split, digit))) for digit, _ in placed]
     seed = _seed(rng)
@@ -235,9 +270,14 @@ def _digits_scene(
         canvas = digits.paper(style, width, height, split)
         for scan, (_, box) in zip(scans, placed):
             digits.stamp(style, canvas, scan, tuple(round(edge) for edge in box))
-        return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+        pen = ImageDraw.Draw(image)
+        for colour, box in blocks:
+            pen.rectangle(box, fill=questions.COLOURS[colour])
+        return image
 
-    things = tuple(Thing(str(digit), box) for digit, box in placed)
+    things = tuple(Thing(questions.DIGIT_NAMES[digit], box) for digit, box in placed)
+    things += tuple(Thing(colour, box) for colour, box in blocks)
     return Scene(width, height, grid, things, draw, thumbnail_word)
 
 

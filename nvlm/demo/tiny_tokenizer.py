@@ -38,7 +38,7 @@ def visual_words() -> list[str]:
     return [
         BLANK,
         SHEET,
-        *map(str, range(10)),
+        *questions.DIGIT_NAMES,
         *questions.COLOURS,
         *questions.DOCUMENT_WORDS,
         *(f" {subject}" for subject in SUBJECTS),

@@ -91,6 +91,20 @@ def test_sheets_are_tiled_into_their_grid_and_the_answer_stands_in_the_named_til
     assert grids == set(scenes.SHEET_GRIDS)
 
 
+def test_search_has_its_digit_on_one_tile_and_blocks_on_the_others():
+    rng = np.random.default_rng(0)
+    for columns, rows in scenes.SHEET_GRIDS:
+        scene, digit, target = scenes.search_scene(rng, "train", (columns, rows))
+        assert scene.grid == (columns, rows)
+        tiles = cut_tiles(scene.draw(), 6, True, scenes.TILE)
+        assert len(tiles) == columns * rows + 1
+        digit_words = set(questions.DIGIT_NAMES)
+        for number, words in enumerate(scene.words_of_tiles()[:-1]):
+            shown = set(words) - {scenes.BLANK}
+            expected = {questions.DIGIT_NAMES[digit]} if number == target else shown - digit_words
+            assert shown == expected and len(shown) == 1
+
+
 def test_single_tile_sources_become_one_tile(root):
     for source in ("digits", "ocr", "charts", "multi_image"):
         for members in _samples(root, "train", source).values():
@@ -120,7 +134,7 @@ def test_cells_name_what_is_drawn_in_them():
     assert len(tiles) == 7
     for number, words in enumerate(tiles[:6]):
         row, column = divmod(number, 3)
-        assert set(words) == {scenes.BLANK, str(shown[row][column])}
+        assert set(words) == {scenes.BLANK, questions.DIGIT_NAMES[shown[row][column]]}
     assert tiles[6] == [scenes.SHEET] * 16
     # Where a cell says blank, the pixels differ less than where it says there is a digit.
     tile = cut_tiles(scene.draw(), 6, True, scenes.TILE)[0].astype(float).mean(0)
@@ -128,7 +142,7 @@ def test_cells_name_what_is_drawn_in_them():
     contrast = {word: [] for word in set(tiles[0])}
     for cell, word in zip(cells, tiles[0]):
         contrast[word].append(np.ptp(cell))
-    assert max(contrast[str(shown[0][0])]) > max(contrast[scenes.BLANK])
+    assert max(contrast[questions.DIGIT_NAMES[shown[0][0]]]) > max(contrast[scenes.BLANK])
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

@@ -25,7 +25,7 @@ def _questions() -> list[Question]:
     for number in range(20):
         # Half of each task's truths are "1": the majority answer is right in half of the cases.
         truth = str(1 if number < 10 else number)
-        for task, image in (("digits", _png(112, 112)), ("sheets", _png(336, 224))):
+        for task, image in (("digits", _png(112, 112)), ("search", _png(336, 224))):
             turns = [{"role": "user", "content": "<image>\nWhich digit?"}]
             questions.append(Question(f"{task[:-1]}-{number}", task, task, turns, truth, [image]))
     return questions
@@ -91,7 +91,7 @@ def test_one_different_token_fails():
     report = _report(export_answers=export_answers)
     assert [check.holds for check in report.checks] == [True, True, False, True, True]
     assert "39 of 40 samples" in report.checks[2].found
-    assert "sheets/sheet-3" in report.checks[2].found
+    assert "search/searc-3" in report.checks[2].found
     disagreeing = [item.sample_id for item in report.gallery if not item.export_agrees]
     assert disagreeing == ["sheet-3"]
 
@@ -111,8 +111,8 @@ def test_a_changed_frozen_tensor_fails(changes):
 
 def test_gallery_shows_the_tiles_of_the_last_stage():
     report = _report()
-    sheets = [item for item in report.gallery if item.task == "sheets"]
-    assert [item.sample_id for item in sheets] == [f"sheet-{n}" for n in range(NUM_SHOWN_PER_TASK)]
+    sheets = [item for item in report.gallery if item.task == "search"]
+    assert [item.sample_id for item in sheets] == [f"searc-{n}" for n in range(NUM_SHOWN_PER_TASK)]
     (picture,) = sheets[0].pictures
     assert (picture.columns, picture.rows, picture.has_thumbnail) == (3, 2, True)
     assert picture.tags == [f"<tile_{k}>" for k in range(1, 7)] + ["<tile_global_thumbnail>"]
@@ -124,12 +124,12 @@ def test_gallery_shows_the_tiles_of_the_last_stage():
 
 
 def test_a_goal_without_samples_is_an_error():
-    questions = [question for question in _questions() if question.task == "sheets"]
+    questions = [question for question in _questions() if question.task == "search"]
     outcome = StageOutcome(
         "SFT",
         load_config(CONFIGS / "sft.yaml"),
         [{"step": 1, "loss": 1.0}],
         _answers(questions, 10),
     )
-    with pytest.raises(NvlmError, match="no held-out sample has the task 'digits', found sheets"):
+    with pytest.raises(NvlmError, match="no held-out sample has the task 'digits', found search"):
         build_report(questions, [outcome], outcome.answers, [_frozen()], [])
