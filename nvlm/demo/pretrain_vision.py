@@ -120,7 +120,7 @@ def build_vision_model(config: VisionConfig) -> InternVisionModel:
 def start_from_patch_statistics(model: InternVisionModel, tiles: Tensor) -> None:
     """Whitened principal components as patch embedding, sines and cosines as positions.
 
-    Training would find both, but spends hundreds of steps on it.
+    Training would have to find something like both first.
     """
     embeddings = model.embeddings
     size, channels = model.config.patch_size, model.config.hidden_size
@@ -159,7 +159,8 @@ def pretrain_vision(
     for step in range(num_steps):
         pool.renew(_NUM_FRESH)
         tiles, words = pool.batch(batch_size)
-        # For 65 tokens the plain kernel is twice as fast backwards as the flash one.
+        # For 65 tokens the plain kernel is faster backwards than the flash one (0.41 s against
+        # 0.54 s for the model's whole backward pass of 96 tiles on one core).
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             features = model(normalise(tiles)).last_hidden_state[:, 1:]
             logits = head(pixel_shuffle(features))
