@@ -173,6 +173,7 @@ def pretrain_language(
     The learning rate follows a schedule of `num_steps`, of which `last_step` are run.
     """
     torch.manual_seed(seed)
+    token_ids = tokenizer.get_vocab()
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=config.vocab_size,
@@ -187,9 +188,9 @@ def pretrain_language(
             initializer_range=0.05,
             tie_word_embeddings=False,
             use_cache=True,
-            bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=token_ids["<|endoftext|>"],
+            eos_token_id=token_ids["<|im_end|>"],
+            pad_token_id=token_ids["<|endoftext|>"],
         )
     )
     rng = np.random.default_rng(seed)
@@ -216,7 +217,7 @@ def pretrain_language(
                 flush=True,
             )
             model.train()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ def pretrain_vision(
                 flush=True,
             )
         if step % 200 == 199 or step == num_steps - 1:
-            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+            copy.deepcopy(model).bfloat16().save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Every task has one correct short answer, so that accuracy is the share of exact 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -124,7 +125,7 @@ _IMAGE_OF_DIGIT = [
 Generator = np.random.Generator
 
 
-def pick(rng: Generator, options: list):
+def pick(rng: Generator, options: Sequence | np.ndarray):
     """One of `options`."""
     return options[int(rng.integers(len(options)))]
 

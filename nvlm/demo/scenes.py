@@ -269,7 +269,8 @@ def _digits_scene(
         style = np.random.default_rng(seed)
         canvas = digits.paper(style, width, height, split)
         for scan, (_, box) in zip(scans, placed):
-            digits.stamp(style, canvas, scan, tuple(round(edge) for edge in box))
+            left, top, right, bottom = (round(edge) for edge in box)
+            digits.stamp(style, canvas, scan, (left, top, right, bottom))
         image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
         pen = ImageDraw.Draw(image)
         for colour, box in blocks:
@@ -317,7 +318,7 @@ def _draw_bars(rng: Generator, side: int, colours: list[str], bars: list[Box]) -
     figure.set_dpi(side)
     axes.clear()
     axes.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[])
-    axes.set_facecolor(rng.uniform(0.92, 1.0, 3))
+    axes.set_facecolor(tuple(rng.uniform(0.92, 1.0, 3).tolist()))
     for spine in axes.spines.values():
         spine.set_visible(False)
     for place, (left, top, right, bottom) in enumerate(bars):

@@ -90,7 +90,7 @@ def _texts(rng: np.random.Generator):
     """Training texts; words that must become single tokens are repeated."""
     for _ in range(400):
         rows, columns = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-        place = rng.integers(1, rows + 1), rng.integers(1, columns + 1)
+        place = int(rng.integers(1, rows + 1)), int(rng.integers(1, columns + 1))
         yield "system\nAnswer the questions."
         yield "user\n<Image>\n</Image>\nassistant\n"
         yield "<Image><tile_1>\n<tile_2>\n<tile_global_thumbnail>\n</Image>\n"
