@@ -194,7 +194,7 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["stage.sequence_length=162"], "at least 163 tokens"),
         (["stage.sequence_length=8192"], "max_position_embeddings 4096"),
         (["stage.max_tiles_per_sequence=6"], "less than the 7 tiles"),
-        (["train.micro_batch_size=3"], "train.global_batch_size 8 is not a multiple"),
+        (["train.micro_batch_size=3"], "train.global_batch_size 4 is not a multiple"),
         (["train.optimizer.min_lr=1.0"], "exceeds train.optimizer.lr"),
         (["train.schedule.decay_steps=10"], "must be less than train.schedule.decay_steps 10"),
         (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
@@ -219,10 +219,10 @@ def test_shortest_sequence_that_holds_an_image():
     "overrides, world_size, data_parallel",
     [
         ([], 1, 1),
-        ([], 8, 8),
+        (["train.global_batch_size=8"], 8, 8),
         (["parallel.tensor=2"], 2, 1),
         (["parallel.tensor=2", "parallel.pipeline=2"], 8, 2),
-        (["train.micro_batch_size=2"], 4, 4),
+        (["train.micro_batch_size=2", "train.global_batch_size=8"], 4, 4),
     ],
 )
 def test_world_size_leaves_the_data_parallel_size(
@@ -236,7 +236,7 @@ def test_world_size_leaves_the_data_parallel_size(
     [
         (["parallel.tensor=2"], 3, "3 processes do not fit"),
         (["parallel.tensor=2", "parallel.pipeline=2"], 2, "start a multiple of 4"),
-        ([], 3, "train.global_batch_size 8 is not a multiple"),
+        ([], 3, "train.global_batch_size 4 is not a multiple"),
         (["train.micro_batch_size=4"], 4, "= 16"),
     ],
 )

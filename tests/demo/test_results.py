@@ -93,7 +93,7 @@ def test_one_different_token_fails():
     assert "39 of 40 samples" in report.checks[2].found
     assert "search/searc-3" in report.checks[2].found
     disagreeing = [item.sample_id for item in report.gallery if not item.export_agrees]
-    assert disagreeing == ["sheet-3"]
+    assert disagreeing == ["searc-3"]
 
 
 @pytest.mark.parametrize(

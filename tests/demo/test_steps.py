@@ -117,6 +117,8 @@ def test_interrupting_the_demo_ends_what_it_started(tmp_path, ending):
         "p.wait()"
     )
     program = (
+        # A test run in the background of a shell has it ignored, and children inherit that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from rich.console import Console; "
         "from nvlm.demo.steps import Step, StepRunner; "
         f"runner = StepRunner(Path('.'), Path('.'), {{}}, Console()); "
