@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nvlm.demo.build_data import SOURCES
 from nvlm.evaluate.agreement import compare_answers
 from nvlm.evaluate.heldout import read_questions, write_questions
 from nvlm.evaluate.score import is_correct
@@ -49,7 +50,7 @@ def test_export_answers_as_megatron_does(checkpoints, demo_data, tmp_path):
     questions = read_questions(demo_data, "heldout", 2)
     rows = _rows(ours)
     assert [row["sample_id"] for row in rows] == [q.sample_id for q in questions]
-    assert len({row["task"] for row in rows}) == 7
+    assert {row["task"] for row in rows} == set(SOURCES)
     for row, question in zip(rows, questions):
         assert (row["truth"], row["question"]) == (question.truth, question.text)
         assert row["correct"] == is_correct(row["answer"], row["truth"])
