@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 # `<tile_1>` ... `<tile_9>` and `<tile_global_thumbnail>` are five tokens each in Qwen2's vocabulary
 # (golden values in tests/data). Used here to check sequence lengths before a tokenizer is loaded.
@@ -20,7 +28,7 @@ class Section(BaseModel):
 
 
 class VisionConfig(Section):
-    """InternViT. The 6B-448px-V1-5 values are in configs/model/nvlm_d_72b.yaml."""
+    """InternViT. configs/model has the 6B-448px-V1-5 (in nvlm_d_72b.yaml) and the 300M-448px."""
 
     num_layers: PositiveInt
     hidden_size: PositiveInt
@@ -31,6 +39,11 @@ class VisionConfig(Section):
     num_stored_attention_heads: PositiveInt
     image_size: PositiveInt = 448
     patch_size: PositiveInt = 14
+    # The variant: the 6B has RMSNorm, norms of queries and keys over all heads together, and no
+    # bias on q, k and v; the 300M has LayerNorm, no such norms, and the bias.
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    qk_layernorm: bool = True
+    qkv_bias: bool = False
     norm_epsilon: PositiveFloat = 1e-6
     layer_scale_init: PositiveFloat = 0.1
     init_std: PositiveFloat = 0.02
@@ -70,6 +83,8 @@ class LanguageConfig(Section):
     rope_base: PositiveFloat = 1_000_000.0
     norm_epsilon: PositiveFloat = 1e-6
     qkv_bias: bool = True
+    # One matrix for token embeddings and output layer (Qwen2's small sizes).
+    share_embeddings_and_output_weights: bool = False
     max_position_embeddings: PositiveInt = 32768
     init_std: PositiveFloat = 0.014
 
@@ -132,6 +147,8 @@ class ParallelConfig(Section):
 
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+    # Parts of the decoder that each pipeline stage holds, interleaved (virtual pipeline stages).
+    virtual_pipeline: PositiveInt = 1
     # Megatron's sequence parallelism (activations split over the tensor-parallel group).
     sequence: bool = False
 
@@ -152,6 +169,8 @@ class OptimizerConfig(Section):
     clip_grad: PositiveFloat = 10.0
     # fnmatch pattern over parameter names -> factor on the learning rate. No match is an error.
     lr_multipliers: dict[str, PositiveFloat] = {}
+    # The same for weight decay; 0 turns it off. Norms, biases and other vectors have none anyway.
+    weight_decay_multipliers: dict[str, NonNegativeFloat] = {}
 
 
 class ScheduleConfig(Section):
@@ -160,6 +179,22 @@ class ScheduleConfig(Section):
     warmup_steps: NonNegativeInt = 0
     # Step at which the cosine reaches `min_lr`. None: `train.steps`.
     decay_steps: PositiveInt | None = None
+
+
+class ModuleRecomputeConfig(Section):
+    """What of one module's activations is computed again in the backward pass instead of kept."""
+
+    # selective: the core attention; full: whole layers.
+    granularity: Literal["none", "selective", "full"] = "none"
+    # With `full`: layers of each pipeline stage that are recomputed. None: all.
+    num_layers: PositiveInt | None = None
+
+
+class RecomputeConfig(Section):
+    """Activation recomputation. A frozen vision encoder keeps no activations to begin with."""
+
+    vision: ModuleRecomputeConfig = ModuleRecomputeConfig()
+    language: ModuleRecomputeConfig = ModuleRecomputeConfig()
 
 
 class TrainConfig(Section):
@@ -171,6 +206,7 @@ class TrainConfig(Section):
     seed: NonNegativeInt = 1234
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
+    recompute: RecomputeConfig = RecomputeConfig()
 
 
 class CheckpointConfig(Section):
