@@ -38,7 +38,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`measure(what, against, error, bound)`: assert error <= bound, and keep it for docs/parity.md.
+    """`measure(what, against, error, bound)`: assert error <= bound, note it for docs/parity.md.
 
     what: the quantity compared, such as `logits, largest difference`.
     against: the truth, such as `transformers Qwen2ForCausalLM` or `one process`.
