@@ -1,0 +1,83 @@
+"""The commands of docs/convert.md, run as they stand, on the tiny model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "convert.md"
+
+# On machines whose torch has no CUDA while torchvision's wheel expects it, transformers can only
+# import torchvision after these two schemas exist. Elsewhere they do already.
+PREAMBLE = """\
+import torch
+
+if torch.version.cuda is None:
+    _library = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(language, text) of every fenced block."""
+    return re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+
+
+def run(command: list[str], **settings) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, **settings
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.parallel
+def test_every_command_runs(demo_data: Path, tmp_path: Path):
+    # The page writes below runs/; here that is a folder of the test's, with the demo's data in it.
+    for name in ("assets", "configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "data").symlink_to(demo_data)
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+    }
+    outputs = []
+    for language, text in blocks():
+        if language == "bash":
+            # Building the data is the demo's test; it exists already.
+            text = "".join(
+                line for line in text.splitlines(keepends=True) if "build-demo" not in line
+            )
+            script = f"set -euo pipefail\n{text}"
+            outputs.append(run(["bash", "-c", script], cwd=tmp_path, env=environment))
+        elif language == "python":
+            pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "runs" / "walkthrough" / "picture.png")
+            script = PREAMBLE + text
+            outputs.append(run([sys.executable, "-c", script], cwd=tmp_path, env=environment))
+    folder = tmp_path / "runs" / "walkthrough"
+    assert (folder / "export" / "model.safetensors.index.json").is_file()
+    assert (folder / "sft" / "checkpoints" / "latest").is_symlink()
+    assert len(outputs[-1].splitlines()) >= 2, outputs[-1]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_blocks_are_all_of_a_known_kind():
+    kinds = [language for language, _ in blocks()]
+    assert set(kinds) == {"bash", "text", "python"}
+    assert kinds.count("bash") >= 5
