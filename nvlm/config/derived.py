@@ -111,11 +111,16 @@ def count_parameters(
 
 
 def num_padding_parameters(vision: VisionConfig) -> int:
-    """Parameters of InternViT's zero heads: query, key, value and output rows, and their norms."""
+    """Parameters of InternViT's zero heads.
+
+    Per channel: a row each for query, key and value, a column of the output, and where the variant
+    has them three biases and two norm weights.
+    """
     channels = (vision.num_stored_attention_heads - vision.num_attention_heads) * vision.head_dim
-    qkv_and_output = 4 * channels * vision.hidden_size
-    query_and_key_norm = 2 * channels
-    return vision.num_layers * (qkv_and_output + query_and_key_norm)
+    per_channel = 4 * vision.hidden_size
+    per_channel += 3 if vision.qkv_bias else 0
+    per_channel += 2 if vision.qk_layernorm else 0
+    return vision.num_layers * channels * per_channel
 
 
 def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -140,19 +145,28 @@ def _vision_shapes(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     yield "embeddings.position_embedding", (1, 1 + vision.num_patches, hidden)
     for index in range(vision.num_layers):
         layer = f"decoder.layers.{index}"
-        yield f"{layer}.input_layernorm.weight", (hidden,)
+        yield from _norm_shapes(f"{layer}.input_layernorm", vision)
         yield f"{layer}.self_attention.linear_qkv.weight", (3 * stored, hidden)
-        yield f"{layer}.self_attention.q_layernorm.weight", (stored,)
-        yield f"{layer}.self_attention.k_layernorm.weight", (stored,)
+        if vision.qkv_bias:
+            yield f"{layer}.self_attention.linear_qkv.bias", (3 * stored,)
+        if vision.qk_layernorm:
+            yield f"{layer}.self_attention.q_layernorm.weight", (stored,)
+            yield f"{layer}.self_attention.k_layernorm.weight", (stored,)
         yield f"{layer}.self_attention.linear_proj.weight", (hidden, stored)
         yield f"{layer}.self_attention.linear_proj.bias", (hidden,)
         yield f"{layer}.self_attn_bda.scale", (hidden,)  # LayerScale
-        yield f"{layer}.pre_mlp_layernorm.weight", (hidden,)
+        yield from _norm_shapes(f"{layer}.pre_mlp_layernorm", vision)
         yield f"{layer}.mlp.linear_fc1.weight", (ffn, hidden)
         yield f"{layer}.mlp.linear_fc1.bias", (ffn,)
         yield f"{layer}.mlp.linear_fc2.weight", (hidden, ffn)
         yield f"{layer}.mlp.linear_fc2.bias", (hidden,)
         yield f"{layer}.mlp_bda.scale", (hidden,)
+
+
+def _norm_shapes(name: str, vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (vision.hidden_size,)
+    if vision.normalization == "LayerNorm":
+        yield f"{name}.bias", (vision.hidden_size,)
 
 
 def _projector_shapes(
@@ -182,4 +196,5 @@ def _language_shapes(language: LanguageConfig) -> Iterator[tuple[str, Shape]]:
         yield f"{layer}.mlp.linear_fc1.weight", (2 * ffn, hidden)
         yield f"{layer}.mlp.linear_fc2.weight", (hidden, ffn)
     yield "decoder.final_layernorm.weight", (hidden,)
-    yield "output_layer.weight", (language.vocab_size, hidden)
+    if not language.share_embeddings_and_output_weights:
+        yield "output_layer.weight", (language.vocab_size, hidden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.schema import RunConfig
-from nvlm.convert.hf_folder import language_architecture
+from nvlm.convert.architectures import language_architecture
 
 # What transformers files and servers for the released NVLM-D build without being told.
 RELEASED_PROJECTOR_EPSILON = 1e-5

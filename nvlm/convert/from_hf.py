@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nvlm.checkpoint_io import is_checkpoint, write_checkpoint
 from nvlm.config.schema import RunConfig
-from nvlm.convert.hf_folder import HfFolder, check_language, check_vision
+from nvlm.convert.architectures import check_language, check_vision
+from nvlm.convert.hf_folder import HfFolder
 from nvlm.convert.rules import (
     Rule,
     expected_tensors,

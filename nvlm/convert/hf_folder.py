@@ -1,4 +1,4 @@
-"""Hugging Face folders: what architecture they hold, their tensors, and writing new ones."""
+"""Hugging Face folders: their tensors, and writing new ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nvlm.config.schema import LanguageConfig, VisionConfig
 from nvlm.errors import ConvertError
 
 CONFIG_FILE = "config.json"
@@ -42,7 +41,7 @@ class HfFolder:
         self._files = {name: self.path / file for name, file in self._locate_tensors().items()}
         self._opened: dict[Path, Any] = {}
         if self.config.get("tie_word_embeddings") and "lm_head.weight" not in self._files:
-            # Tied in the source; training here has an output layer of its own.
+            # Tied in the source; for training with an output layer of its own.
             self._tied = {"lm_head.weight": "model.embed_tokens.weight"}
         else:
             self._tied = {}
@@ -70,7 +69,12 @@ class HfFolder:
         """Raise `ConvertError` listing the tensors that are missing, extra or of another shape."""
         found = {name: self.shape(name) for name in self.names()}
         missing = [f"{name} {list(expected[name])}" for name in expected if name not in found]
-        extra = [f"{name} {list(found[name])}" for name in found if name not in expected]
+        # The second name of a tied tensor is an offer, not a surplus.
+        extra = [
+            f"{name} {list(found[name])}"
+            for name in found
+            if name not in expected and name not in self._tied
+        ]
         misshaped = [
             f"{name} is {list(found[name])}, expected {list(expected[name])}"
             for name in expected
@@ -110,87 +114,6 @@ class HfFolder:
             except (SafetensorError, OSError) as error:
                 raise ConvertError(f"{file}: not readable as safetensors: {error}") from None
         return opened[file]
-
-
-# --------------------------------------------------------------------------------- architectures
-
-
-def check_vision(folder: HfFolder, vision: VisionConfig) -> None:
-    """Raise `ConvertError` unless `folder` is an InternViT of the sizes in `vision`."""
-    _check_architecture(folder, ["InternVisionModel"], "--vision")
-    wanted = {
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.ffn_hidden_size,
-        "num_hidden_layers": vision.num_layers,
-        "num_attention_heads": vision.num_attention_heads,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "layer_norm_eps": vision.norm_epsilon,
-        "norm_type": "rms_norm",
-        "qk_normalization": True,
-        "qkv_bias": False,
-        "hidden_act": "gelu",
-    }
-    # Published folders leave out what the configuration class has as its default.
-    found = {"norm_type": "rms_norm", **folder.config}
-    _check_values(folder, found, wanted, "model.vision")
-
-
-def check_language(folder: HfFolder, language: LanguageConfig) -> None:
-    """Raise `ConvertError` unless `folder` is a Qwen2 (or Llama) of the sizes in `language`."""
-    _check_architecture(folder, [language_architecture(language)], "--language")
-    wanted = {
-        "hidden_size": language.hidden_size,
-        "intermediate_size": language.ffn_hidden_size,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_attention_heads,
-        "num_key_value_heads": language.num_query_groups,
-        "vocab_size": language.vocab_size,
-        "rms_norm_eps": language.norm_epsilon,
-        "rope_theta": language.rope_base,
-        "hidden_act": "silu",
-    }
-    rope = folder.config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        found = {**folder.config, "rope_theta": rope["rope_theta"]}
-    else:
-        found = folder.config
-    scaling = rope.get("rope_type") or (folder.config.get("rope_scaling") or {}).get("type")
-    if scaling not in (None, "default"):
-        raise ConvertError(
-            f"{folder.path / CONFIG_FILE}: rotary scaling {scaling!r} is not supported"
-        )
-    if folder.config.get("use_sliding_window"):
-        raise ConvertError(f"{folder.path / CONFIG_FILE}: use_sliding_window is not supported")
-    _check_values(folder, found, wanted, "model.language")
-
-
-def language_architecture(language: LanguageConfig) -> str:
-    return "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"
-
-
-def _check_architecture(folder: HfFolder, wanted: list[str], option: str) -> None:
-    found = folder.config.get("architectures") or []
-    if found != wanted:
-        raise ConvertError(
-            f"{folder.path / CONFIG_FILE}: architectures {found} (model_type "
-            f"{folder.config.get('model_type')!r}), but {option} needs {wanted}"
-        )
-
-
-def _check_values(
-    folder: HfFolder, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
-) -> None:
-    differences = [
-        f"{key} is {found.get(key)!r}, expected {value!r}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if differences:
-        raise ConvertError(
-            f"{folder.path / CONFIG_FILE}: does not fit {section} of the configuration: "
-            f"{'; '.join(differences)}"
-        )
 
 
 # --------------------------------------------------------------------------------------- writing

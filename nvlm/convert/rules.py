@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nvlm.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from nvlm.errors import ConvertError
 
 Shape = tuple[int, ...]
 
@@ -40,6 +41,8 @@ class Rule:
     num_layers: layers in the stack; None for a tensor that no layer owns.
     join: Hugging Face tensors, in order of `sources` -> the Megatron-core tensor.
     split: the inverse of `join`.
+    dummy_heads: the part of the Megatron-core tensor that belongs to stored heads beyond the real
+        ones. It must be zero: such heads would otherwise take part in the model, and in QK-norm.
     """
 
     key: str
@@ -48,6 +51,7 @@ class Rule:
     num_layers: int | None = None
     join: Callable[[Sequence[Tensor]], Tensor] = _only
     split: Callable[[Tensor], list[Tensor]] = _as_list
+    dummy_heads: Callable[[Tensor], Tensor] | None = None
 
     def names(self, layer: int | None) -> list[str]:
         return [name.format(layer=layer) for name in self.sources]
@@ -57,19 +61,43 @@ class Rule:
 
 
 def to_megatron(rule: Rule, layer: int | None, read: Callable[[str], Tensor]) -> Tensor:
-    """The whole Megatron-core tensor of `rule`, in the data type that `read` returns."""
+    """The whole Megatron-core tensor of `rule`, in the data type that `read` returns.
+
+    Raises:
+        ConvertError: heads that should be zero are not.
+    """
     tensor = rule.join([read(name) for name in rule.names(layer)])
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
+    check_dummy_heads(rule, layer, tensor)
     return tensor
 
 
 def to_hugging_face(rule: Rule, layer: int | None, tensor: Tensor) -> dict[str, Tensor]:
-    """The Hugging Face tensors, by name, that the whole Megatron-core `tensor` consists of."""
+    """The Hugging Face tensors, by name, that the whole Megatron-core `tensor` consists of.
+
+    Raises:
+        ConvertError: heads that should be zero are not.
+    """
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
+    check_dummy_heads(rule, layer, tensor)
     parts = rule.split(tensor)
     for part, shape in zip(parts, rule.sources.values(), strict=True):
         assert part.shape == shape, (rule.key, part.shape, shape)
     return dict(zip(rule.names(layer), parts, strict=True))
+
+
+def check_dummy_heads(rule: Rule, layer: int | None, tensor: Tensor) -> None:
+    """Raise `ConvertError` unless the stored heads beyond the real ones are zero in `tensor`."""
+    if rule.dummy_heads is None:
+        return
+    part = rule.dummy_heads(tensor)
+    if bool(part.any()):
+        raise ConvertError(
+            f"{', '.join(rule.names(layer))}: stored heads beyond model.vision.num_attention_heads "
+            f"must be zero, but hold values up to {part.abs().max().item():.3g}: the heads are in "
+            "another order, or these weights were changed by a program that does not know of them; "
+            "start from weights without stored zero heads"
+        )
 
 
 def expected_tensors(rules: Sequence[Rule]) -> dict[str, Shape]:
@@ -100,10 +128,14 @@ def export_rules(model: ModelConfig) -> list[Rule]:
 
 
 def vision_rules(vision: VisionConfig, num_hf_heads: int, hf_prefix: str = "") -> list[Rule]:
-    """InternViT. `num_hf_heads` heads are in the Hugging Face tensors: real or stored ones."""
+    """InternViT, in its variants of norms and biases (names as OpenGVLab publishes it).
+
+    `num_hf_heads` heads are in the Hugging Face tensors: the real ones, or zero ones after them.
+    """
     hidden, ffn, num_layers = vision.hidden_size, vision.ffn_hidden_size, vision.num_layers
     stored, head_dim = vision.num_stored_attention_heads, vision.head_dim
     width, hf_width = stored * head_dim, num_hf_heads * head_dim
+    real_width = vision.num_attention_heads * head_dim
     patch = (hidden, 3, vision.patch_size, vision.patch_size)
 
     def whole(key: str, name: str, shape: Shape) -> Rule:
@@ -122,36 +154,53 @@ def vision_rules(vision: VisionConfig, num_hf_heads: int, hf_prefix: str = "") -
         return {
             "join": lambda tensors: _pad(tensors[0], axis, width),
             "split": lambda tensor: [tensor.narrow(axis, 0, hf_width).clone()],
+            "dummy_heads": lambda tensor: tensor.narrow(axis, real_width, width - real_width),
         }
+
+    def norm(key: str, name: str) -> list[Rule]:
+        weight = layer(f"{key}.weight", f"{name}.weight", (hidden,))
+        if vision.normalization == "RMSNorm":
+            return [weight]
+        return [weight, layer(f"{key}.bias", f"{name}.bias", (hidden,))]
 
     interleaved = {
         "join": lambda tensors: _pad(_interleave_heads(tensors[0], num_hf_heads), 0, 3 * width),
         "split": lambda tensor: [_separate_heads(tensor[: 3 * hf_width], num_hf_heads)],
+        "dummy_heads": lambda tensor: tensor[3 * real_width :],
     }
-    return [
+    rules = [
         whole("class_embedding", "embeddings.class_embedding", (1, 1, hidden)),
         whole("position_embedding", "embeddings.position_embedding",
               (1, vision.num_patches + 1, hidden)),
         whole("patch_embedding.weight", "embeddings.patch_embedding.weight", patch),
         whole("patch_embedding.bias", "embeddings.patch_embedding.bias", (hidden,)),
-        layer("input_layernorm.weight", "norm1.weight", (hidden,)),
+        *norm("input_layernorm", "norm1"),
         layer("self_attention.linear_qkv.weight", "attn.qkv.weight",
               (3 * width, hidden), (3 * hf_width, hidden), **interleaved),
-        layer("self_attention.q_layernorm.weight", "attn.q_norm.weight",
-              (width,), (hf_width,), **padded(0)),
-        layer("self_attention.k_layernorm.weight", "attn.k_norm.weight",
-              (width,), (hf_width,), **padded(0)),
         layer("self_attention.linear_proj.weight", "attn.proj.weight",
               (hidden, width), (hidden, hf_width), **padded(1)),
         layer("self_attention.linear_proj.bias", "attn.proj.bias", (hidden,)),
         layer("self_attn_bda.scale", "ls1", (hidden,)),
-        layer("pre_mlp_layernorm.weight", "norm2.weight", (hidden,)),
+        *norm("pre_mlp_layernorm", "norm2"),
         layer("mlp.linear_fc1.weight", "mlp.fc1.weight", (ffn, hidden)),
         layer("mlp.linear_fc1.bias", "mlp.fc1.bias", (ffn,)),
         layer("mlp.linear_fc2.weight", "mlp.fc2.weight", (hidden, ffn)),
         layer("mlp.linear_fc2.bias", "mlp.fc2.bias", (hidden,)),
         layer("mlp_bda.scale", "ls2", (hidden,)),
     ]  # fmt: skip
+    if vision.qkv_bias:
+        rules.append(
+            layer("self_attention.linear_qkv.bias", "attn.qkv.bias",
+                  (3 * width,), (3 * hf_width,), **interleaved)
+        )  # fmt: skip
+    if vision.qk_layernorm:
+        rules += [
+            layer("self_attention.q_layernorm.weight", "attn.q_norm.weight",
+                  (width,), (hf_width,), **padded(0)),
+            layer("self_attention.k_layernorm.weight", "attn.k_norm.weight",
+                  (width,), (hf_width,), **padded(0)),
+        ]  # fmt: skip
+    return rules
 
 
 def projector_rules(
@@ -173,7 +222,10 @@ def projector_rules(
 
 
 def language_rules(language: LanguageConfig, hf_prefix: str = "") -> list[Rule]:
-    """Qwen2 (with `qkv_bias`) or Llama (without): grouped queries, SwiGLU, untied embeddings."""
+    """Qwen2 (with `qkv_bias`) or Llama (without): grouped queries, SwiGLU.
+
+    Where embeddings and output layer share their weights, neither side stores the output layer.
+    """
     hidden, ffn, vocab = language.hidden_size, language.ffn_hidden_size, language.vocab_size
     head_dim, num_groups = language.head_dim, language.num_query_groups
     query_rows = language.num_attention_heads * head_dim
@@ -223,8 +275,9 @@ def language_rules(language: LanguageConfig, hf_prefix: str = "") -> list[Rule]:
         ),
         layer("mlp.linear_fc2.weight", {"mlp.down_proj.weight": (hidden, ffn)}, (hidden, ffn)),
         whole("decoder.final_layernorm.weight", "model.norm.weight", (hidden,)),
-        whole("output_layer.weight", "lm_head.weight", (vocab, hidden)),
     ]  # fmt: skip
+    if not language.share_embeddings_and_output_weights:
+        rules.append(whole("output_layer.weight", "lm_head.weight", (vocab, hidden)))
     if language.qkv_bias:
         bias = layer(
             "self_attention.linear_qkv.bias",
@@ -251,15 +304,15 @@ def _pad(tensor: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _interleave_heads(tensor: Tensor, num_heads: int) -> Tensor:
-    """Rows [all q, all k, all v] -> per head [q, k, v]. InternViT to Megatron-core."""
-    blocks_3hdc = tensor.view(3, num_heads, -1, tensor.shape[-1])
-    return blocks_3hdc.transpose(0, 1).reshape(tensor.shape)
+    """Rows (or a bias) [all q, all k, all v] -> per head [q, k, v]. InternViT to Megatron-core."""
+    blocks_3hd = tensor.view(3, num_heads, -1, *tensor.shape[1:])
+    return blocks_3hd.transpose(0, 1).reshape(tensor.shape)
 
 
 def _separate_heads(tensor: Tensor, num_heads: int) -> Tensor:
     """The inverse of `_interleave_heads`."""
-    blocks_h3dc = tensor.view(num_heads, 3, -1, tensor.shape[-1])
-    return blocks_h3dc.transpose(0, 1).reshape(tensor.shape)
+    blocks_h3d = tensor.view(num_heads, 3, -1, *tensor.shape[1:])
+    return blocks_h3d.transpose(0, 1).reshape(tensor.shape)
 
 
 def _join_groups(tensors: Sequence[Tensor], num_groups: int) -> Tensor:

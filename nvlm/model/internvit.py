@@ -1,7 +1,9 @@
-"""InternViT-6B: patches and a class token through transformer blocks with QK-norm and LayerScale.
+"""InternViT: patches and a class token through transformer blocks with LayerScale.
 
-Reference: the published InternViT-6B-448px-V1-5 (hidden 3200, 45 layers, 25 heads of 128). Heads
-are stored padded with zero heads (25 as 32), so no shape depends on the tensor-parallel size.
+References: the published InternViT-6B-448px-V1-5 (hidden 3200, 45 layers, 25 heads of 128; RMSNorm,
+QK-norm, no bias on q, k and v) and InternViT-300M-448px (hidden 1024, 24 layers, 16 heads of 64;
+LayerNorm, no QK-norm, that bias). Heads are stored padded with zero heads (the 6B's 25 as 32), so
+no shape depends on the tensor-parallel size.
 
 Shape suffixes: n tiles, p patches of a tile, s = 1 + p tokens, c channels.
 """
@@ -16,6 +18,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
@@ -31,7 +34,7 @@ from torch import Tensor, nn
 
 from nvlm.config.schema import VisionConfig
 from nvlm.model.layers import LayerParts, follow_gradient_mode, mlp_spec
-from nvlm.model.norms import QueryKeyNorm, RMSNorm
+from nvlm.model.norms import QueryKeyNorm, norm_class
 
 # ImageNet statistics of RGB values in 0..1, which InternViT was trained with.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -124,22 +127,26 @@ def _layer_spec(
     parts: LayerParts,
     groups: ProcessGroupCollection,
 ) -> ModuleSpec:
-    query_key_norm = ModuleSpec(
-        module=QueryKeyNorm,
-        params={"num_real_heads": vision.num_attention_heads, "tensor_group": groups.tp},
-    )
+    norm: Any = norm_class(vision.normalization)
+    query_key_norm: Any = IdentityOp
+    if vision.qk_layernorm:
+        query_key_norm = ModuleSpec(
+            module=QueryKeyNorm,
+            params={"num_real_heads": vision.num_attention_heads, "tensor_group": groups.tp},
+        )
     layer_scale = ModuleSpec(
         module=LayerScale, params={"size": config.hidden_size, "dtype": config.params_dtype}
     )
 
     def linear_qkv(*args: Any, **kwargs: Any) -> Any:
-        # Megatron-core ties this bias to the other linears': InternViT has one there, not here.
+        # Megatron-core gives this layer a bias wherever the other linears have one: here its
+        # presence is a choice of its own.
         return parts.column_linear(*args, **{**kwargs, "bias": config.add_qkv_bias})
 
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.no_mask},
@@ -152,7 +159,7 @@ def _layer_spec(
                 ),
             ),
             self_attn_bda=layer_scale,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=mlp_spec(parts, config),
             mlp_bda=layer_scale,
         ),

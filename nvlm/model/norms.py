@@ -52,6 +52,11 @@ class LayerNorm(nn.Module):
         )
 
 
+def norm_class(normalization: str) -> type[RMSNorm] | type[LayerNorm]:
+    """The class that a configuration's `normalization` names."""
+    return {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}[normalization]
+
+
 class QueryKeyNorm(nn.Module):
     """InternViT's RMSNorm of queries (or keys) over the channels of all heads together.
 

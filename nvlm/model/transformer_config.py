@@ -37,6 +37,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         pipeline_model_parallel_size=config.parallel.pipeline,
+        **_virtual_pipeline(config),
         sequence_parallel=config.parallel.sequence,
         pipeline_dtype=parameter_dtype(config),
         **_common(config, layer_implementation),
@@ -56,11 +57,11 @@ def vision_transformer_config(config: RunConfig, layer_implementation: str) -> T
         ffn_hidden_size=vision.ffn_hidden_size,
         num_attention_heads=vision.num_stored_attention_heads,
         kv_channels=vision.head_dim,
-        normalization="RMSNorm",
+        normalization=vision.normalization,
         layernorm_epsilon=vision.norm_epsilon,
         activation_func=functional.gelu,
         add_bias_linear=True,
-        add_qkv_bias=False,
+        add_qkv_bias=vision.qkv_bias,
         # Its tokens are not split over the tensor-parallel group: 1025 has few divisors, and the
         # class token is dropped before the language model's sequence begins.
         sequence_parallel=False,
@@ -82,6 +83,22 @@ def projector_transformer_config(config: RunConfig, layer_implementation: str) -
         sequence_parallel=False,
         **_common(config, layer_implementation),
     )
+
+
+def _virtual_pipeline(config: RunConfig) -> dict:
+    """Settings of Megatron-core's interleaved schedule; none where a stage is one chunk.
+
+    The next stage and the one before may be the same process (`parallel.pipeline` 2). Batched
+    sends and receives would then be paired in the wrong order; the overlapped ones, single and
+    ordered by the parity of the rank, are not.
+    """
+    if config.parallel.virtual_pipeline == 1:
+        return {}
+    return {
+        "virtual_pipeline_model_parallel_size": config.parallel.virtual_pipeline,
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
 
 
 def _common(config: RunConfig, layer_implementation: str) -> dict:

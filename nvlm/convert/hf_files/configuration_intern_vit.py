@@ -4,7 +4,10 @@ from transformers import PretrainedConfig
 
 
 class InternVisionConfig(PretrainedConfig):
-    """Sizes of an InternViT encoder with RMSNorm, QK-norm and LayerScale.
+    """Sizes and variant of an InternViT encoder. The defaults are those of InternViT-6B-448px-V1-5.
+
+    `norm_type` (`rms_norm` or `layer_norm`), `qk_normalization` and `qkv_bias` tell the variants
+    apart: InternViT-300M-448px has `layer_norm`, false and true.
 
     `num_attention_heads` is the number of real heads and fixes the head size
     (hidden_size / num_attention_heads). `num_stored_attention_heads` is the number of heads in the

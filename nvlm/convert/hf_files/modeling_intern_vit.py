@@ -12,15 +12,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_intern_vit import InternVisionConfig
 
-# Variants of InternViT that this file does not implement; other values would be silently wrong.
+# What this file implements; other values would be silently wrong.
 _IMPLEMENTED = {
-    "norm_type": "rms_norm",
-    "qk_normalization": True,
-    "qkv_bias": False,
-    "hidden_act": "gelu",
-    "attention_dropout": 0.0,
-    "dropout": 0.0,
-    "drop_path_rate": 0.0,
+    "norm_type": ("rms_norm", "layer_norm"),
+    "hidden_act": ("gelu",),
+    "attention_dropout": (0.0,),
+    "dropout": (0.0,),
+    "drop_path_rate": (0.0,),
 }
 
 
@@ -41,6 +39,13 @@ class InternRMSNorm(nn.Module):
         wide = hidden.float()
         mean_square = wide[..., : self.num_real_channels].square().mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(mean_square + self.epsilon)).to(hidden.dtype)
+
+
+def block_norm(config):
+    """The norm in front of a layer's attention and MLP."""
+    if config.norm_type == "layer_norm":
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return InternRMSNorm(config.hidden_size, config.layer_norm_eps)
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -72,7 +77,7 @@ class InternVisionEmbeddings(nn.Module):
 
 
 class InternAttention(nn.Module):
-    """Bidirectional attention; queries and keys are normalised over all heads together."""
+    """Bidirectional attention; QK-norm, where there is one, is over all heads together."""
 
     def __init__(self, config):
         super().__init__()
@@ -80,15 +85,18 @@ class InternAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_real_channels = config.hidden_size
         self.num_stored_channels = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * self.num_stored_channels, bias=False)
-        norm_sizes = (self.num_stored_channels, config.layer_norm_eps, self.num_real_channels)
-        self.q_norm = InternRMSNorm(*norm_sizes)
-        self.k_norm = InternRMSNorm(*norm_sizes)
+        self.qkv = nn.Linear(config.hidden_size, 3 * self.num_stored_channels, bias=config.qkv_bias)
+        self.qk_normalization = config.qk_normalization
+        if self.qk_normalization:
+            norm_sizes = (self.num_stored_channels, config.layer_norm_eps, self.num_real_channels)
+            self.q_norm = InternRMSNorm(*norm_sizes)
+            self.k_norm = InternRMSNorm(*norm_sizes)
         self.proj = nn.Linear(self.num_stored_channels, config.hidden_size)
 
     def forward(self, hidden_nsc):
         query, key, value = self.qkv(hidden_nsc).chunk(3, dim=-1)
-        query, key = self.q_norm(query), self.k_norm(key)
+        if self.qk_normalization:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
             x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for x in (query, key, value)
@@ -96,9 +104,8 @@ class InternAttention(nn.Module):
         attended_nhsd = F.scaled_dot_product_attention(query, key, value)
         return self.proj(attended_nhsd.transpose(1, 2).flatten(2))
 
-    def zero_dummy_rows(self, qkv_weight):
-        blocks = qkv_weight.view(3, self.num_stored_channels, -1)
-        blocks[:, self.num_real_channels :].zero_()
+    def zero_dummy_rows(self, qkv):
+        qkv.unflatten(0, (3, self.num_stored_channels))[:, self.num_real_channels :].zero_()
 
     def zero_dummy_columns(self, proj_weight):
         proj_weight[:, self.num_real_channels :].zero_()
@@ -121,8 +128,8 @@ class InternVisionEncoderLayer(nn.Module):
         super().__init__()
         self.attn = InternAttention(config)
         self.mlp = InternMLP(config)
-        self.norm1 = InternRMSNorm(config.hidden_size, config.layer_norm_eps)
-        self.norm2 = InternRMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm1 = block_norm(config)
+        self.norm2 = block_norm(config)
         self.ls1 = nn.Parameter(torch.empty(config.hidden_size))
         self.ls2 = nn.Parameter(torch.empty(config.hidden_size))
 
@@ -157,11 +164,11 @@ class InternVisionModel(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        for name, value in _IMPLEMENTED.items():
-            if getattr(config, name) != value:
+        for name, values in _IMPLEMENTED.items():
+            if getattr(config, name) not in values:
                 raise ValueError(
                     f"InternViT with {name} {getattr(config, name)!r} is not implemented here, "
-                    f"only {value!r}"
+                    f"only {' or '.join(map(repr, values))}"
                 )
         self.embeddings = InternVisionEmbeddings(config)
         self.encoder = InternVisionEncoder(config)
@@ -180,6 +187,9 @@ class InternVisionModel(PreTrainedModel):
         elif isinstance(module, InternRMSNorm):
             _fill(module.weight, lambda weight: weight.fill_(1.0))
             _fill(module.weight, lambda weight: weight[module.num_real_channels :].zero_())
+        elif isinstance(module, nn.LayerNorm):
+            _fill(module.weight, lambda weight: weight.fill_(1.0))
+            _fill(module.bias, torch.Tensor.zero_)
         elif isinstance(module, InternVisionEmbeddings):
             _fill(module.class_embedding, lambda weight: weight.normal_(0.0, std))
             _fill(module.position_embedding, lambda weight: weight.normal_(0.0, std))
