@@ -47,9 +47,9 @@ def load_for_generation(
 
 
 def _with_layout(config: RunConfig, layout: ParallelConfig | None, world_size: int) -> RunConfig:
-    """Sequence parallelism is for training; batch sizes play no role and are made to fit."""
+    """Sequence parallelism and virtual stages are for training; batch sizes are made to fit."""
     if layout is None:
         layout = ParallelConfig() if world_size == 1 else config.parallel
-    layout = layout.model_copy(update={"sequence": False})
+    layout = layout.model_copy(update={"sequence": False, "virtual_pipeline": 1})
     train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
     return config.model_copy(update={"parallel": layout, "train": train})

@@ -27,10 +27,18 @@ from nvlm.parallel.groups import Parallel
 
 
 def build_language_model(
-    language: LanguageConfig, config: TransformerConfig, parts: LayerParts, parallel: Parallel
+    language: LanguageConfig,
+    config: TransformerConfig,
+    parts: LayerParts,
+    parallel: Parallel,
+    vp_stage: int | None = None,
 ) -> GPTModel:
-    """This pipeline stage's layers; embeddings on the first stage, output layer on the last."""
-    num_layers = get_num_layers_to_build(config, pp_rank=parallel.pipeline_rank)
+    """One chunk's layers; embeddings in the first of all chunks, output layer in the last.
+
+    Args:
+        vp_stage: number of the chunk within its pipeline stage; None without virtual stages.
+    """
+    num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
     layers = TransformerBlockSubmodules(
         layer_specs=[_layer_spec(parts, config)] * num_layers,
         layer_norm=RMSNorm,  # type: ignore[arg-type]
@@ -40,15 +48,16 @@ def build_language_model(
         layers,  # type: ignore[arg-type]
         vocab_size=language.vocab_size,
         max_sequence_length=language.max_position_embeddings,
-        pre_process=parallel.is_first_stage,
-        post_process=parallel.is_last_stage,
+        pre_process=parallel.holds_embedding(vp_stage),
+        post_process=parallel.holds_output_layer(vp_stage),
         parallel_output=True,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=language.share_embeddings_and_output_weights,
         position_embedding_type="rope",
         rotary_base=language.rope_base,  # type: ignore[arg-type]
         # Image embeddings are spliced in over the whole sequence, before it is split.
         scatter_embedding_sequence_parallel=False,
         pg_collection=parallel.groups,
+        vp_stage=vp_stage,
     )
     follow_gradient_mode(model.decoder)
     return model

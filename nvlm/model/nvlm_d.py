@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, is_grad_enabled, uint8, zeros
+from torch import Tensor
 
 from nvlm import platform
 from nvlm.batch import MicroBatch
@@ -22,6 +22,7 @@ from nvlm.model.language import build_language_model
 from nvlm.model.layers import layer_parts
 from nvlm.model.projector import VisionProjection, pixel_shuffle
 from nvlm.model.splice import splice
+from nvlm.model.stage import check_stage
 from nvlm.model.transformer_config import (
     language_transformer_config,
     projector_transformer_config,
@@ -30,27 +31,48 @@ from nvlm.model.transformer_config import (
 from nvlm.parallel.groups import Parallel
 
 
-def build_model(config: RunConfig, parallel: Parallel) -> NVLMD:
-    """This pipeline stage of the model, on this process's device, in `train.precision`.
+def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
+    """This process's parts of the model, on its device, in `train.precision`.
 
-    Weights are left unset: fill them with `nvlm.model.initialize.initialize_weights` or from a
-    checkpoint.
+    One part, or `parallel.virtual_pipeline` of them. Weights are left unset: fill them with
+    `nvlm.model.initialize.initialize_weights` or from a checkpoint.
 
     Raises:
         ConfigError: `model.layer_implementation` asks for what this machine does not have.
+        AssertionError: the parts are not what belongs on this pipeline stage.
     """
     device_platform = platform.current()
     implementation = device_platform.resolve_layer_implementation(config.model.layer_implementation)
-    return NVLMD(config, parallel, implementation).to(device_platform.device())
+    virtual = config.parallel.virtual_pipeline
+    chunks = [
+        NVLMD(config, parallel, implementation, vp_stage=chunk if virtual > 1 else None)
+        for chunk in range(virtual)
+    ]
+    check_stage(chunks, config, parallel)
+    return [chunk.to(device_platform.device()) for chunk in chunks]
+
+
+def build_model(config: RunConfig, parallel: Parallel) -> NVLMD:
+    """`build_model_chunks` where a process holds one part: without virtual pipeline stages."""
+    (model,) = build_model_chunks(config, parallel)
+    return model
 
 
 class NVLMD(MegatronModule):
-    """One pipeline stage. The vision encoder and the projector are on the first stage only.
+    """One part of the model: a pipeline stage, or one of the chunks that a stage is made of.
 
+    The vision encoder and the projector are on the first stage only, in its first chunk.
     `vision_model`, `vision_projection` and `language_model` are what freeze patterns name.
     """
 
-    def __init__(self, config: RunConfig, parallel: Parallel, layer_implementation: str):
+    def __init__(
+        self,
+        config: RunConfig,
+        parallel: Parallel,
+        layer_implementation: str,
+        vp_stage: int | None = None,
+    ):
+        """`vp_stage`: number of the chunk within its stage; None without virtual stages."""
         language_config = language_transformer_config(config, layer_implementation)
         super().__init__(language_config)
         groups = parallel.groups
@@ -58,15 +80,17 @@ class NVLMD(MegatronModule):
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
         self.model_type = ModelType.encoder_or_decoder
-        self.pre_process = parallel.is_first_stage
-        self.post_process = parallel.is_last_stage
-        self.share_embeddings_and_output_weights = False
+        self.pre_process = parallel.holds_embedding(vp_stage)
+        self.post_process = parallel.holds_output_layer(vp_stage)
+        self.vp_stage = vp_stage
+        self.share_embeddings_and_output_weights = (
+            config.model.language.share_embeddings_and_output_weights
+        )
 
         self.vision_model: InternViT | None = None
         self.vision_projection: VisionProjection | None = None
         vision = config.model.vision
-        self.image_size = vision.image_size
-        if parallel.is_first_stage:
+        if self.pre_process:
             self.vision_model = InternViT(
                 vision, vision_transformer_config(config, layer_implementation), parts, groups
             )
@@ -77,8 +101,12 @@ class NVLMD(MegatronModule):
                 groups,
             )
         self.language_model: GPTModel = build_language_model(
-            config.model.language, language_config, parts, parallel
+            config.model.language, language_config, parts, parallel, vp_stage
         )
+
+    def shared_embedding_or_output_weight(self) -> Tensor | None:
+        """The shared matrix, or this stage's copy of it; None on stages between them."""
+        return self.language_model.shared_embedding_or_output_weight()
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Called by Megatron-core's schedules with the previous stage's hidden states."""
@@ -146,16 +174,12 @@ class NVLMD(MegatronModule):
     def _embed(self, micro_batch: MicroBatch) -> Tensor:
         """Token and image embeddings [t, 1, h]; with sequence parallelism this rank's part of t."""
         embeddings_t1h = self.language_model.embedding(micro_batch.tokens, micro_batch.position_ids)
+        # Without tiles the encoder does not run at all. Its gradient buffers keep the zeros that
+        # they start a step with, and no process waits for it: the tensor-parallel group shares one
+        # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         if micro_batch.num_tiles:
             visual = self.encode_tiles(micro_batch.tiles)
             embeddings_t1h = splice(embeddings_t1h, micro_batch.image_mask, visual)
-        elif is_grad_enabled():
-            # Text only: run one blank tile for nothing, so that every parameter has a gradient
-            # (zero) and all ranks run the same collectives.
-            blank = zeros(
-                1, 3, self.image_size, self.image_size, dtype=uint8, device=embeddings_t1h.device
-            )
-            embeddings_t1h = embeddings_t1h + 0 * self.encode_tiles(blank).sum()
         if self.config.sequence_parallel:
             embeddings_t1h = tensor_parallel.scatter_to_sequence_parallel_region(
                 embeddings_t1h, group=self.tp_group

@@ -27,6 +27,8 @@ class Parallel:
     tensor_size: int
     pipeline_rank: int
     pipeline_size: int
+    # Model chunks of each pipeline stage.
+    virtual_size: int
     data_rank: int
     data_size: int
     groups: Any
@@ -42,6 +44,14 @@ class Parallel:
     @property
     def is_last_stage(self) -> bool:
         return self.pipeline_rank == self.pipeline_size - 1
+
+    def holds_embedding(self, vp_stage: int | None) -> bool:
+        """Whether chunk `vp_stage` of this stage is the model's first; None: the only chunk."""
+        return self.is_first_stage and vp_stage in (None, 0)
+
+    def holds_output_layer(self, vp_stage: int | None) -> bool:
+        """Whether chunk `vp_stage` of this stage is the model's last; None: the only chunk."""
+        return self.is_last_stage and vp_stage in (None, self.virtual_size - 1)
 
     @property
     def is_model_parallel_main(self) -> bool:
@@ -82,9 +92,11 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+    virtual = config.parallel.virtual_pipeline
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.parallel.tensor,
         pipeline_model_parallel_size=config.parallel.pipeline,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
     device_platform.seed(config.train.seed)
     return Parallel(
@@ -94,6 +106,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        virtual_size=virtual,
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
