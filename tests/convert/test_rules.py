@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 import small_folders
 import torch
 
+from nvlm.config.derived import parameter_shapes
 from nvlm.convert.rules import (
     expected_tensors,
     export_rules,
@@ -14,6 +18,7 @@ from nvlm.convert.rules import (
     to_megatron,
     vision_rules,
 )
+from nvlm.errors import ConvertError
 
 
 def _numbered(shape: tuple[int, ...]) -> torch.Tensor:
@@ -73,22 +78,72 @@ def test_gate_comes_before_up():
     assert not joined[512:].any()
 
 
-def test_every_rule_reads_back_what_it_wrote():
-    model = small_folders.convert_config().model
+# Overrides of the tiny model: the variants that configs/model has.
+VARIANTS = {
+    "InternViT-6B, Qwen2": [],
+    "InternViT-300M": [
+        "model.vision.normalization=LayerNorm",
+        "model.vision.qk_layernorm=false",
+        "model.vision.qkv_bias=true",
+    ],
+    "no dummy heads": ["model.vision.num_stored_attention_heads=5"],
+    "Yi": ["model.language.qkv_bias=false"],
+    "shared embeddings": ["model.language.share_embeddings_and_output_weights=true"],
+}
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_every_rule_reads_back_what_it_wrote(overrides):
+    model = small_folders.convert_config(*overrides).model
     generator = torch.Generator().manual_seed(0)
-    for rules in (
-        export_rules(model),
-        vision_rules(model.vision, model.vision.num_attention_heads),
-        language_rules(model.language.model_copy(update={"qkv_bias": False})),
-    ):
-        shapes = expected_tensors(rules)
-        tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        back = {}
-        for rule in rules:
-            for layer in rule.layers():
-                back |= to_hugging_face(rule, layer, to_megatron(rule, layer, tensors.get))
-        assert back.keys() == tensors.keys()
-        assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    for rule in export_rules(model):
+        tensor = torch.randn(rule.shape, generator=generator)
+        if rule.dummy_heads is not None:
+            rule.dummy_heads(tensor).zero_()
+        written = to_hugging_face(rule, 1, tensor)
+        assert torch.equal(to_megatron(rule, 1, written.get), tensor), rule.key
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_rules_make_every_parameter_of_the_model_and_no_other(overrides):
+    """`parameter_shapes` is checked against the built model in tests/model/test_variants.py."""
+    model = small_folders.convert_config(*overrides).model
+    wanted = {}
+    for name, shape in parameter_shapes(model):
+        wanted.setdefault(re.sub(r"layers\.\d+\.", "layers.", name), []).append(shape)
+    made = {rule.key: [rule.shape] * (rule.num_layers or 1) for rule in export_rules(model)}
+    assert made == wanted
+
+
+def test_variant_300m_reads_biases_and_no_qk_norm():
+    vision = small_folders.convert_config(*VARIANTS["InternViT-300M"]).model.vision
+    shapes = expected_tensors(vision_rules(vision, num_hf_heads=5))
+    layer = "encoder.layers.1."
+    assert shapes[layer + "attn.qkv.bias"] == (480,)
+    assert shapes[layer + "norm1.bias"] == shapes[layer + "norm2.bias"] == (160,)
+    assert not [name for name in shapes if "q_norm" in name or "k_norm" in name]
+    # The bias is interleaved as the weight's rows are, with zeros for the dummy heads.
+    rule = _rule(vision_rules(vision, num_hf_heads=5), "linear_qkv.bias")
+    bias = to_megatron(rule, 0, lambda name: _numbered((480,)))
+    assert bias[96:192].tolist() == [*range(32, 64), *range(192, 224), *range(352, 384)]
+    assert bias.shape == (768,) and not bias[480:].any()
+
+
+@pytest.mark.parametrize(
+    "name, where",
+    [("attn.qkv.weight", (250, 3)), ("attn.proj.weight", (3, 250)), ("attn.q_norm.weight", (250,))],
+)
+def test_dummy_heads_that_are_not_zero_are_refused(name, where):
+    """Weights of another program: heads 6 to 8 of the released layout hold something."""
+    vision = small_folders.convert_config().model.vision
+    rules = vision_rules(vision, num_hf_heads=8)
+    name = f"encoder.layers.1.{name}"
+    tensors = {name: torch.zeros(expected_tensors(rules)[name])}
+    (rule,) = [rule for rule in rules if name in rule.names(1)]
+    assert not to_megatron(rule, 1, tensors.get).any()
+    tensors[name][where] = 0.25
+    with pytest.raises(ConvertError, match=rf"{name}: stored heads beyond .* up to 0.25"):
+        to_megatron(rule, 1, tensors.get)
 
 
 def test_full_size_has_the_published_number_of_parameters_and_names():
