@@ -36,6 +36,7 @@ MODELING_FILES = (
     "image_tiling.py",
     "modeling_intern_vit.py",
     "modeling_nvlm_d.py",
+    "prompts.py",
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TURN_END = "<|im_end|>"

@@ -87,7 +87,7 @@ def main() -> None:
         "tiles": lambda: model.chat(
             tokenizer, pixel_values, "<image>\n?", settings, None, False, [1]
         ),
-        "positional": lambda: model.generate(torch.tensor([ids])),
+        "no ids": lambda: model.generate(pixel_values=pixel_values),
     }.items():
         try:
             call()

@@ -194,7 +194,7 @@ def test_wrong_calls_are_refused_in_words(client):
     refused = client.results["refused"]
     assert "1 <image> marks for 0 images" in refused["marks"]
     assert "num_patches_list [1] for 8 tiles" in refused["tiles"]
-    assert "input_ids" in refused["positional"]
+    assert "input_ids" in refused["no ids"]
 
 
 def test_config_survives_transformers(converted, client):

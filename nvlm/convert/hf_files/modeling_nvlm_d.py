@@ -1,16 +1,15 @@
-"""NVLM-D for transformers: tiles, prompts, `chat`, `generate` and `forward`.
+"""NVLM-D for transformers: images, `chat`, `generate` and `forward`.
 
-Images enter as tiles (`load_image`), text as messages in ChatML. Every image is the mark `<image>`
-in a question; it becomes `<Image>`, per tile a tag and `num_image_token` placeholders, `</Image>`.
+Images enter as tiles (`load_image`), text as messages in ChatML (prompts.py). Every image is the
+mark `<image>` in a question; it becomes `<Image>`, per tile a tag and `num_image_token`
+placeholders, `</Image>`.
 
 Shape suffixes: n tiles, s tokens per tile, r rows, k columns, c channels.
 """
 
 import copy
-import json
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -23,23 +22,21 @@ from transformers import (
 from .configuration_nvlm_d import NVLM_D_Config
 from .image_tiling import build_transform, choose_grid, dynamic_preprocess, load_image
 from .modeling_intern_vit import InternVisionModel
+from .prompts import IMAGE_END, IMAGE_MARK, IMAGE_START, PromptEncoder
 
 __all__ = ["NVLM_D_Model", "build_transform", "choose_grid", "dynamic_preprocess", "load_image"]
 
-IMAGE_MARK = "<image>"
-THUMBNAIL_TAG = "<tile_global_thumbnail>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-
 _LANGUAGE_MODELS = {"Qwen2ForCausalLM": Qwen2ForCausalLM, "LlamaForCausalLM": LlamaForCausalLM}
 
+# Length of an answer when the caller sets none: transformers would cut it after 20 tokens.
+DEFAULT_MAX_NEW_TOKENS = 1024
 
-def tile_tags(num_tiles, kind, use_thumbnail):
-    """The text before each tile's placeholders, in order of the tiles."""
-    if kind == "none":
-        return [""] * num_tiles
-    if num_tiles > 1 and not use_thumbnail:
-        return [f"<tile_{number}>" for number in range(1, num_tiles + 1)]
-    return [*(f"<tile_{number}>" for number in range(1, num_tiles)), THUMBNAIL_TAG]
+# What the released `chat` has as defaults. They stand for the strings that this model knows.
+_RELEASED_START, _RELEASED_END = "<|vision_start|>", "<|vision_end|>"
+_RELEASED_PLACEHOLDER = "<|vision_pad|>"
+
+# Default of `system_message`: the one that the model was trained with.
+_AS_TRAINED = object()
 
 
 def pixel_shuffle(patches_nrkc):
@@ -57,6 +54,7 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
     main_input_name = "pixel_values"
     base_model_prefix = "language_model"
     _no_split_modules = [  # noqa: RUF012
+        "InternVisionEmbeddings",
         "InternVisionEncoderLayer",
         "Qwen2DecoderLayer",
         "LlamaDecoderLayer",
@@ -87,6 +85,7 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         self.num_image_token = (config.force_image_size // vision.patch_size) ** 2 // 4
         self.system_message = config.system_message
         self.img_context_token_id = getattr(config, "img_context_token_id", None)
+        self._prompt_encoder = None
         self.post_init()
 
     def get_input_embeddings(self):
@@ -97,6 +96,9 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self):
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.language_model.set_output_embeddings(value)
 
     # ---------------------------------------------------------------------------------- images
 
@@ -118,20 +120,31 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         return self.mlp1(pixel_shuffle(patches_nsc.unflatten(1, (side, side))))
 
     def _embed(self, input_ids, pixel_values, visual_features):
-        embeddings = self.get_input_embeddings()(input_ids)
+        """Embeddings of `input_ids`, those of the tiles in place of the placeholders."""
+        if input_ids is None:
+            raise ValueError("input_ids=... are missing; text-only prompts have no pixel_values")
+        embedding = self.get_input_embeddings()
+        embeddings = embedding(input_ids.to(_input_device(embedding)))
         if pixel_values is None and visual_features is None:
             return embeddings
         if visual_features is None:
             if pixel_values.dim() != 4:
                 raise ValueError(
                     "pixel_values must be [tiles, 3, image_size, image_size], found "
-                    f"{list(pixel_values.shape)}; pass token ids as input_ids=..."
+                    f"{list(pixel_values.shape)}"
                 )
-            device, dtype = self.vision_model.device, self.vision_model.dtype
+            device, dtype = _input_device(self.vision_model), self.vision_model.dtype
             visual_features = self.extract_feature(pixel_values.to(device, dtype))
+        elif visual_features.shape[1:] != (self.num_image_token, embeddings.shape[-1]):
+            raise ValueError(
+                "visual_features must be what extract_feature returns, [tiles, "
+                f"{self.num_image_token}, {embeddings.shape[-1]}], found "
+                f"{list(visual_features.shape)}; features from before the projector go through "
+                "model.mlp1 first"
+            )
         if self.img_context_token_id is None:
             raise ValueError("config.json has no img_context_token_id: set model's, or use chat()")
-        is_image = input_ids == self.img_context_token_id
+        is_image = (input_ids == self.img_context_token_id).to(embeddings.device)
         num_placeholders, num_features = int(is_image.sum()), visual_features.shape[:2].numel()
         if num_placeholders != num_features:
             raise ValueError(
@@ -155,7 +168,11 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         visual_features=None,
         **kwargs,
     ):
-        """Logits, and the loss if `labels` are given (not shifted; -100 is ignored)."""
+        """Logits, and the loss if `labels` are given (not shifted; -100 is ignored).
+
+        Token ids may come first, as for a language model, when there are no images.
+        """
+        pixel_values, input_ids = _token_ids_may_come_first(pixel_values, input_ids)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, pixel_values, visual_features)
         return self.language_model(
@@ -175,24 +192,35 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         attention_mask=None,
         visual_features=None,
         generation_config=None,
+        output_hidden_states=None,
+        return_dict=None,
         **kwargs,
     ):
         """New token ids [batch, new tokens]; the prompt is not repeated.
 
-        Keyword arguments override fields of `generation_config`, by default the folder's.
+        Token ids may come first, as for a language model, when there are no images. Keyword
+        arguments override fields of `generation_config`, by default the folder's. `return_dict` is
+        accepted for callers of the released files and has no effect; transformers' name for it is
+        `return_dict_in_generate`.
         """
-        if input_ids is None:
-            raise ValueError("generate needs input_ids=...; text-only prompts have no pixel_values")
+        pixel_values, input_ids = _token_ids_may_come_first(pixel_values, input_ids)
+        if generation_config is None:
+            generation_config = self.generation_config
+        settings = copy.deepcopy(generation_config)
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = output_hidden_states
+        others = settings.update(**kwargs)
+        embeddings = self._embed(input_ids, pixel_values, visual_features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        settings = copy.deepcopy(generation_config or self.generation_config)
-        others = settings.update(**kwargs)
         return self.language_model.generate(
-            inputs_embeds=self._embed(input_ids, pixel_values, visual_features),
-            attention_mask=attention_mask,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask.to(embeddings.device),
             generation_config=settings,
             **others,
         )
+
+    # ------------------------------------------------------------------------------------- chat
 
     def chat(
         self,
@@ -203,8 +231,12 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
         history=None,
         return_history=False,
         num_patches_list=None,
+        IMG_START_TOKEN=_RELEASED_START,
+        IMG_END_TOKEN=_RELEASED_END,
+        IMG_CONTEXT_TOKEN=_RELEASED_PLACEHOLDER,
         verbose=False,
         visual_features=None,
+        system_message=_AS_TRAINED,
     ):
         """Answer `question`, greedily unless `generation_config` says otherwise.
 
@@ -217,126 +249,137 @@ class NVLM_D_Model(PreTrainedModel, GenerationMixin):
             history: earlier (question, answer) pairs.
             return_history: return (answer, history) instead of the answer.
             num_patches_list: tiles per image; None: all tiles are one image's.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: as in the released files, where the
+                first two change nothing. Left at their defaults they mean the strings that this
+                model was trained with; others are refused.
             verbose: print the exchange.
             visual_features: `extract_feature(pixel_values)`, if already computed.
-        """
-        images = visual_features if visual_features is not None else pixel_values
-        num_tiles = 0 if images is None else images.shape[0]
-        if num_patches_list is None:
-            num_patches_list = [num_tiles] if num_tiles else []
-        if history is None and num_tiles and IMAGE_MARK not in question:
-            question = f"{IMAGE_MARK}\n{question}"
-        if sum(num_patches_list) != num_tiles:
-            raise ValueError(f"num_patches_list {num_patches_list} for {num_tiles} tiles")
-        history = list(history or [])
+            system_message: another than the one trained with; None for no system turn.
 
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(self.config.image_token)
-        prompt = self.build_prompt_ids(tokenizer, question, history, num_patches_list)
-        input_ids = torch.tensor([prompt], device=self.language_model.device)
-        if generation_config is None:
-            generation_config = {"max_new_tokens": 1024, "do_sample": False}
-        if isinstance(generation_config, GenerationConfig):
-            settings = {"generation_config": generation_config}
-        else:
-            settings = dict(generation_config)
-        settings["eos_token_id"] = tokenizer.convert_tokens_to_ids(TURN_END)
-        if tokenizer.pad_token_id is not None:
-            settings["pad_token_id"] = tokenizer.pad_token_id
-        new_ids = self.generate(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            visual_features=visual_features,
-            **settings,
+        Raises:
+            ValueError: tiles, `<image>` marks and `num_patches_list` do not fit together, or a
+                token string is not the model's.
+        """
+        self._check_token_strings(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        if system_message is _AS_TRAINED:
+            system_message = self.system_message
+        num_patches_list = _tiles_per_image(num_patches_list, pixel_values, visual_features)
+        history = [tuple(turn) for turn in history or []]
+        if num_patches_list and not history and IMAGE_MARK not in question:
+            question = f"{IMAGE_MARK}\n{question}"
+        prompt = self._encoder(tokenizer).conversation(
+            question, history, num_patches_list, system_message
         )
-        answer = tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()
+        answer = self._answer(tokenizer, prompt, pixel_values, visual_features, generation_config)
         if verbose:
             print(f"{question}\n{answer}")
         return (answer, [*history, (question, answer)]) if return_history else answer
 
-    # ---------------------------------------------------------------------------------- prompts
+    def chat_without_sys_prompt(self, *args, **kwargs):
+        """`chat` without a system turn."""
+        return self.chat(*args, **kwargs, system_message=None)
+
+    def chat_without_chat_prompt(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config=None,
+        num_patches_list=None,
+        IMG_START_TOKEN=_RELEASED_START,
+        IMG_END_TOKEN=_RELEASED_END,
+        IMG_CONTEXT_TOKEN=_RELEASED_PLACEHOLDER,
+        verbose=False,
+        visual_features=None,
+    ):
+        """Continue `question` as it stands, with its images but without turns; see `chat`."""
+        self._check_token_strings(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        num_patches_list = _tiles_per_image(num_patches_list, pixel_values, visual_features)
+        if num_patches_list and IMAGE_MARK not in question:
+            question = f"{IMAGE_MARK}\n{question}"
+        prompt = self._encoder(tokenizer).bare(question, num_patches_list)
+        answer = self._answer(tokenizer, prompt, pixel_values, visual_features, generation_config)
+        if verbose:
+            print(f"{question}\n{answer}")
+        return answer
 
     def build_prompt_ids(self, tokenizer, question, history=(), num_patches_list=()):
-        """Token ids of the conversation up to where the answer begins.
-
-        Control tokens are inserted as ids. The text between two of them is tokenised as one string
-        in which no special token is recognised, so no text can turn into a control token; an
-        earlier answer begins a new string, as it did when it was generated.
+        """Token ids of the conversation up to where the answer begins, as `chat` feeds them.
 
         Raises:
             ValueError: the `<image>` marks do not match `num_patches_list`.
         """
-        config = self.config
-        remaining = list(num_patches_list)
-        num_marks = sum(text.count(IMAGE_MARK) for text, _ in [*history, (question, "")])
-        if num_marks != len(remaining):
-            raise ValueError(
-                f"{num_marks} {IMAGE_MARK} marks for {len(remaining)} images "
-                f"(num_patches_list {remaining})"
-            )
-        writer = _PromptWriter(tokenizer)
+        return self._encoder(tokenizer).conversation(
+            question, list(history), list(num_patches_list), self.system_message
+        )
 
-        def write_turn(role, content):
-            writer.control(TURN_START)
-            writer.text(f"{role}\n")
-            if role == "assistant":
-                writer.boundary()
-            first, *others = content.split(IMAGE_MARK) if role == "user" else [content]
-            writer.text(first)
-            for text in others:
-                write_image(remaining.pop(0))
-                writer.text(text)
-            writer.control(TURN_END)
-            writer.text("\n")
+    def _answer(self, tokenizer, prompt, pixel_values, visual_features, generation_config):
+        encoder = self._encoder(tokenizer)
+        settings, others = self._settings(generation_config)
+        own_ends = settings.eos_token_id
+        own_ends = own_ends if isinstance(own_ends, list) else [own_ends]
+        ends = {encoder.turn_end_id, *own_ends} - {None}
+        settings.eos_token_id = sorted(ends)
+        if settings.pad_token_id is None:
+            settings.pad_token_id = encoder.turn_end_id
+        self.img_context_token_id = encoder.image_id
+        new_ids = self.generate(
+            pixel_values=pixel_values,
+            input_ids=torch.tensor([prompt]),
+            visual_features=visual_features,
+            generation_config=settings,
+            **others,
+        )
+        return tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()
 
-        def write_image(num_tiles):
-            writer.text("<Image>")
-            for tag in tile_tags(num_tiles, config.tile_tags, config.use_thumbnail):
-                if config.image_boundary == "separate":
-                    writer.boundary()
-                writer.text(tag)
-                writer.control(config.image_token, repeat=self.num_image_token)
-            writer.text("</Image>")
+    def _settings(self, generation_config):
+        """(a `GenerationConfig` of its own, what of a dict is not one of its fields)."""
+        if isinstance(generation_config, GenerationConfig):
+            settings, others = copy.deepcopy(generation_config), {}
+        else:
+            settings = copy.deepcopy(self.generation_config)
+            others = settings.update(**(generation_config or {}))
+        unset = GenerationConfig()
+        if settings.max_new_tokens is None and settings.max_length == unset.max_length:
+            settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        return settings, others
 
-        if self.system_message is not None:
-            write_turn("system", self.system_message)
-        for earlier_question, earlier_answer in history:
-            write_turn("user", earlier_question)
-            write_turn("assistant", earlier_answer)
-        write_turn("user", question)
-        writer.control(TURN_START)
-        writer.text("assistant\n")
-        return writer.finish()
+    def _encoder(self, tokenizer):
+        """The prompt encoder of `tokenizer`, kept: a large tokenizer takes a second to copy."""
+        if self._prompt_encoder is None or self._prompt_encoder.tokenizer is not tokenizer:
+            self._prompt_encoder = PromptEncoder(tokenizer, self.config, self.num_image_token)
+        return self._prompt_encoder
 
-
-class _PromptWriter:
-    """Collects text and control tokens; text between two control tokens is tokenised together."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.plain = _without_added_tokens(tokenizer)
-        self.ids = []
-        self.pending = ""
-
-    def text(self, text):
-        self.pending += text
-
-    def boundary(self):
-        """Tokenise what is pending, apart from what follows."""
-        if self.pending:
-            self.ids += self.plain.encode(self.pending, add_special_tokens=False).ids
-        self.pending = ""
-
-    def control(self, token, repeat=1):
-        self.boundary()
-        self.ids += [self.tokenizer.convert_tokens_to_ids(token)] * repeat
-
-    def finish(self):
-        self.boundary()
-        return self.ids
+    def _check_token_strings(self, start, end, placeholder):
+        wanted = {
+            "IMG_START_TOKEN": (start, IMAGE_START, _RELEASED_START),
+            "IMG_END_TOKEN": (end, IMAGE_END, _RELEASED_END),
+            "IMG_CONTEXT_TOKEN": (placeholder, self.config.image_token, _RELEASED_PLACEHOLDER),
+        }
+        for name, (given, own, released) in wanted.items():
+            if given not in (own, released, None):
+                raise ValueError(f"{name} {given!r}: this model was trained with {own!r}")
 
 
-def _without_added_tokens(tokenizer):
-    """A copy of the tokenizer's core to which `<|im_start|>` and the like are ordinary text."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps({**definition, **plain}))
+def _tiles_per_image(num_patches_list, pixel_values, visual_features):
+    images = visual_features if visual_features is not None else pixel_values
+    num_tiles = 0 if images is None else images.shape[0]
+    if num_patches_list is None:
+        return [num_tiles] if num_tiles else []
+    if sum(num_patches_list) != num_tiles:
+        raise ValueError(f"num_patches_list {list(num_patches_list)} for {num_tiles} tiles")
+    return list(num_patches_list)
+
+
+def _token_ids_may_come_first(pixel_values, input_ids):
+    """(pixel_values, input_ids), with a first argument of token ids in its place."""
+    is_text = pixel_values is not None and not torch.is_floating_point(pixel_values)
+    if is_text and pixel_values.dim() == 2 and input_ids is None:
+        return None, pixel_values
+    return pixel_values, input_ids
+
+
+def _input_device(module):
+    """Where inputs of `module` go; offloaded weights are `meta`, and fetch their inputs."""
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device

@@ -1,0 +1,144 @@
+"""Conversations as token ids, exactly as the model was trained to read them.
+
+A turn is `<|im_start|>{role}\\n{content}<|im_end|>\\n`. Control tokens are inserted as ids; text
+between two of them is tokenised as one string in which no special token is recognised, so no text
+can turn into a control token. An earlier answer begins a new string, as it did when it was
+generated.
+"""
+
+import json
+
+from tokenizers import Tokenizer
+from transformers.utils import cached_file
+
+IMAGE_MARK = "<image>"
+IMAGE_START, IMAGE_END = "<Image>", "</Image>"
+THUMBNAIL_TAG = "<tile_global_thumbnail>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+
+
+def tile_tags(num_tiles, kind, use_thumbnail):
+    """The text before each tile's placeholders, in order of the tiles."""
+    if kind == "none":
+        return [""] * num_tiles
+    if num_tiles > 1 and not use_thumbnail:
+        return [f"<tile_{number}>" for number in range(1, num_tiles + 1)]
+    return [*(f"<tile_{number}>" for number in range(1, num_tiles)), THUMBNAIL_TAG]
+
+
+class PromptEncoder:
+    """Token ids of prompts, for one tokenizer and the settings in the model's configuration."""
+
+    def __init__(self, tokenizer, config, num_image_token):
+        self.tokenizer = tokenizer
+        self.config = config
+        self.num_image_token = num_image_token
+        self.image_id = self.control_id(config.image_token)
+        self.turn_start_id = self.control_id(TURN_START)
+        self.turn_end_id = self.control_id(TURN_END)
+        self._plain = _without_added_tokens(tokenizer)
+
+    def control_id(self, token):
+        token_id = self.tokenizer.get_vocab().get(token)
+        if token_id is None:
+            raise ValueError(f"the tokenizer has no token {token}: use the one of this folder")
+        return token_id
+
+    def conversation(self, question, history, num_patches_list, system_message):
+        """All turns, up to where the answer to `question` begins.
+
+        Raises:
+            ValueError: the questions' `<image>` marks do not match `num_patches_list`.
+        """
+        writer = _Writer(self._plain)
+        images = iter(num_patches_list)
+        check_marks([*(earlier for earlier, _ in history), question], num_patches_list)
+        if system_message is not None:
+            self._write_turn(writer, "system", system_message)
+        for earlier_question, earlier_answer in history:
+            self._write_turn(writer, "user", earlier_question, images)
+            self._write_turn(writer, "assistant", earlier_answer)
+        self._write_turn(writer, "user", question, images)
+        writer.control(self.turn_start_id)
+        writer.text("assistant\n")
+        return writer.finish()
+
+    def bare(self, text, num_patches_list):
+        """`text` alone, without turns; its `<image>` marks are images."""
+        check_marks([text], num_patches_list)
+        writer = _Writer(self._plain)
+        self._write_content(writer, text, iter(num_patches_list))
+        return writer.finish()
+
+    def _write_turn(self, writer, role, content, images=None):
+        writer.control(self.turn_start_id)
+        writer.text(f"{role}\n")
+        if role == "assistant":
+            writer.boundary()
+        self._write_content(writer, content, images)
+        writer.control(self.turn_end_id)
+        writer.text("\n")
+
+    def _write_content(self, writer, content, images):
+        """Text, with an image for each mark; where `images` is None a mark is plain text."""
+        first, *others = content.split(IMAGE_MARK) if images is not None else [content]
+        writer.text(first)
+        for text in others:
+            self._write_image(writer, next(images))
+            writer.text(text)
+
+    def _write_image(self, writer, num_tiles):
+        writer.text(IMAGE_START)
+        for tag in tile_tags(num_tiles, self.config.tile_tags, self.config.use_thumbnail):
+            if self.config.image_boundary == "separate":
+                writer.boundary()
+            writer.text(tag)
+            writer.control(self.image_id, repeat=self.num_image_token)
+        writer.text(IMAGE_END)
+
+
+def check_marks(questions, num_patches_list):
+    """Raise `ValueError` unless there is one `<image>` mark per image."""
+    num_marks = sum(question.count(IMAGE_MARK) for question in questions)
+    if num_marks != len(num_patches_list):
+        raise ValueError(
+            f"{num_marks} {IMAGE_MARK} marks for {len(num_patches_list)} images "
+            f"(num_patches_list {list(num_patches_list)})"
+        )
+
+
+class _Writer:
+    """Collects text and control tokens; text between two control tokens is tokenised together."""
+
+    def __init__(self, plain):
+        self.plain = plain
+        self.ids = []
+        self.pending = ""
+
+    def text(self, text):
+        self.pending += text
+
+    def boundary(self):
+        """Tokenise what is pending, apart from what follows."""
+        if self.pending:
+            self.ids += self.plain.encode(self.pending, add_special_tokens=False).ids
+        self.pending = ""
+
+    def control(self, token_id, repeat=1):
+        self.boundary()
+        self.ids += [token_id] * repeat
+
+    def finish(self):
+        self.boundary()
+        return self.ids
+
+
+def _without_added_tokens(tokenizer):
+    """A copy of the tokenizer's core to which `<|im_start|>` and the like are ordinary text."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        # A tokenizer in Python (`use_fast=False` before transformers 5): its folder has the core.
+        core = Tokenizer.from_file(cached_file(tokenizer.name_or_path, "tokenizer.json"))
+    definition = json.loads(core.to_str())
+    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps({**definition, **plain}))
