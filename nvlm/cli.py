@@ -19,9 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+model_app = typer.Typer(help="Look at models.", no_args_is_help=True)
 data_app = typer.Typer(help="Build, index and inspect data.", no_args_is_help=True)
 convert_app = typer.Typer(help="To and from Hugging Face folders.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 
@@ -38,6 +40,21 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     from nvlm.config.show import show
 
     show(config, overrides or [], int(os.environ.get("WORLD_SIZE", "0")) or None)
+
+
+@model_app.command("summary")
+def model_summary(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Build the model without memory for it, and count its parameters by part and stage."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.model.summary import print_summary
+
+    print_summary(checked, as_json)
 
 
 @app.command("train")

@@ -97,6 +97,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         tensor_model_parallel_size=config.parallel.tensor,
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        **device_platform.group_kwargs(),
     )
     device_platform.seed(config.train.seed)
     return Parallel(

@@ -1,7 +1,7 @@
 """The one place that knows which device the program runs on.
 
 `current()` returns a module with the same functions for every device: `activate`, `device`,
-`distributed_backend`, `bind_local_rank`, `seed`, `optimizer_kwargs`,
+`distributed_backend`, `bind_local_rank`, `seed`, `group_kwargs`, `optimizer_kwargs`,
 `resolve_layer_implementation`, `peak_memory_bytes`, `device_name`, `synchronize`.
 """
 

@@ -41,6 +41,11 @@ def seed(value: int) -> None:
     model_parallel_cuda_manual_seed(value)
 
 
+def group_kwargs() -> dict:
+    """Arguments of `initialize_model_parallel`: no second set of groups for tensors on the CPU."""
+    return {"create_gloo_process_groups": False}
+
+
 def optimizer_kwargs() -> dict:
     """Arguments of `get_megatron_optimizer` that depend on the device."""
     return {"use_gloo_process_groups": False}
