@@ -58,8 +58,8 @@ def initial_tensor(
         shape: of the global tensor, without the layer axis.
     """
     vision = config.model.vision
-    if key.startswith("vision_model.") and fnmatchcase(key, "*.[qk]_layernorm.weight"):
-        return _without_dummy_heads(torch.ones(shape), vision)
+    if fnmatchcase(key, "vision_model.*.[qk]_layernorm.weight"):
+        return without_dummy_heads(torch.ones(shape), vision)
     if key.endswith(("norm.weight", "layer_norm_weight")):
         return torch.ones(shape)
     if key.endswith(".bias"):
@@ -70,9 +70,9 @@ def initial_tensor(
     generator = _generator(config, key, layer)
     drawn = torch.empty(shape).normal_(0, _deviation(config, key), generator=generator)
     if key == "vision_model.decoder.layers.self_attention.linear_qkv.weight":
-        return _without_dummy_heads(drawn, vision)
+        return without_dummy_heads(drawn, vision)
     if key == "vision_model.decoder.layers.self_attention.linear_proj.weight":
-        return _without_dummy_heads(drawn.t(), vision).t()
+        return without_dummy_heads(drawn.t(), vision).t()
     return drawn
 
 
@@ -86,7 +86,7 @@ def _deviation(config: RunConfig, key: str) -> float:
     return deviation / (2 * num_layers) ** 0.5 if writes_to_residual else deviation
 
 
-def _without_dummy_heads(tensor: Tensor, vision: VisionConfig) -> Tensor:
+def without_dummy_heads(tensor: Tensor, vision: VisionConfig) -> Tensor:
     """Zero the part of `tensor`'s first axis that belongs to heads beyond the real ones."""
     by_head = tensor.unflatten(0, (vision.num_stored_attention_heads, -1))
     by_head[vision.num_attention_heads :] = 0

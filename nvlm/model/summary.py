@@ -25,7 +25,6 @@ from nvlm.parallel.groups import Parallel
 from nvlm.parallel.stand_in import stand_in
 from nvlm.platform.meta import OnMetaDevice
 
-
 # Columns that the table of stages needs at a trillion parameters.
 _WIDEST_TABLE = 130
 
