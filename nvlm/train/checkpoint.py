@@ -22,6 +22,7 @@ from nvlm.checkpoint_io import (
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.parallel.groups import Parallel
+from nvlm.train.optim import load_optimizer_state
 
 # The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
 # size.
@@ -37,7 +38,7 @@ def find_resume_point(config: RunConfig) -> Path | None:
 
     Raises:
         CheckpointError: `latest` exists but is not a whole training checkpoint, or was written by
-            a model of other sizes.
+            a model of other sizes, or with other freezing or factors on rates.
     """
     latest = checkpoints_folder(config) / LATEST_LINK
     if not latest.is_symlink():
@@ -52,6 +53,14 @@ def find_resume_point(config: RunConfig) -> Path | None:
             f"{checkpoint}: was trained with stage.freeze {saved.stage.freeze}, this run says "
             f"{config.stage.freeze}: use another run.dir, with checkpoint.load={checkpoint}"
         )
+    for key in ("lr_multipliers", "weight_decay_multipliers"):
+        theirs, ours = (getattr(c.train.optimizer, key) for c in (saved, config))
+        if theirs != ours:
+            # The optimizer's state is kept by groups of parameters, which these patterns make.
+            raise CheckpointError(
+                f"{checkpoint}: was trained with train.optimizer.{key} {theirs}, this run says "
+                f"{ours}: use another run.dir, with checkpoint.load={checkpoint}"
+            )
     return checkpoint
 
 
@@ -91,7 +100,7 @@ def check_same_model(config: RunConfig, checkpoint: Path) -> None:
 def save_training_state(
     config: RunConfig,
     step: int,
-    model,
+    chunks: list,
     optimizer,
     scheduler,
     data_state: dict,
@@ -100,7 +109,7 @@ def save_training_state(
 ) -> Path:
     """Write `checkpoints/step_XXXXXXXX` and point `latest` to it; every rank calls this."""
     folder = checkpoints_folder(config)
-    state = _sharded_state(model, optimizer, scheduler, parallel, is_loading=False)
+    state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
     checkpoint = write_checkpoint(
         folder / f"step_{step:08d}",
         state,
@@ -125,7 +134,9 @@ def save_training_state(
     return checkpoint
 
 
-def load_training_state(checkpoint: Path, model, optimizer, scheduler, parallel: Parallel) -> dict:
+def load_training_state(
+    checkpoint: Path, chunks: list, optimizer, scheduler, parallel: Parallel
+) -> dict:
     """Restore all that `save_training_state` wrote; returns its progress record.
 
     Random-number states are per process and restored when the layout is the one that wrote them;
@@ -133,29 +144,44 @@ def load_training_state(checkpoint: Path, model, optimizer, scheduler, parallel:
     """
     progress = read_progress(checkpoint)
     assert progress is not None
-    state = _sharded_state(model, optimizer, scheduler, parallel, is_loading=True)
+    state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=True)
     same_layout = progress["layout"] == _layout(parallel)
     if not same_layout:
         del state["rng"]
     loaded = read_sharded(checkpoint, state)
-    model.module.load_state_dict(loaded["model"])
-    optimizer.load_state_dict(loaded["optimizer"])
+    _load_chunks(loaded, [chunk.module for chunk in chunks])
+    load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         torch.set_rng_state(loaded["rng"])
     return progress
 
 
-def load_weights(checkpoint: Path, model) -> None:
-    """Read only the model's weights into the bare `model`."""
-    loaded = read_sharded(checkpoint, {"model": model.sharded_state_dict()})
-    model.load_state_dict(loaded["model"])
+def load_weights(checkpoint: Path, chunks: list) -> None:
+    """Read only the model's weights into the bare `chunks`."""
+    state = {_chunk_key(index): chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
+    _load_chunks(read_sharded(checkpoint, state), chunks)
 
 
-def _sharded_state(model, optimizer, scheduler, parallel: Parallel, is_loading: bool) -> dict:
+def _chunk_key(index: int) -> str:
+    """Place of a chunk's entries in the state; on disk tensors go by keys of their own."""
+    return f"model{index}"
+
+
+def _load_chunks(loaded: dict, chunks: list) -> None:
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[_chunk_key(index)])
+
+
+def _sharded_state(
+    chunks: list, optimizer, scheduler, parallel: Parallel, is_loading: bool
+) -> dict:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-    weights = model.module.sharded_state_dict(metadata=SHARDING)
+    weights = {
+        _chunk_key(index): chunk.module.sharded_state_dict(metadata=SHARDING)
+        for index, chunk in enumerate(chunks)
+    }
     optimizer_state = optimizer.sharded_state_dict(
         weights, is_loading=is_loading, metadata=SHARDING
     )
@@ -163,7 +189,7 @@ def _sharded_state(model, optimizer, scheduler, parallel: Parallel, is_loading: 
         # A pipeline stage where nothing trains, as the later ones while the projector is trained.
         optimizer_state.pop("param_state", None)
     return {
-        "model": weights,
+        **weights,
         "optimizer": optimizer_state,
         "scheduler": scheduler.state_dict(),
         "rng": ShardedObject(
@@ -176,5 +202,6 @@ def _layout(parallel: Parallel) -> dict[str, int]:
     return {
         "tensor": parallel.tensor_size,
         "pipeline": parallel.pipeline_size,
+        "virtual": parallel.virtual_size,
         "data": parallel.data_size,
     }

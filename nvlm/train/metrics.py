@@ -106,28 +106,37 @@ def _step_line(step: int, steps: int, record: dict[str, float]) -> str:
 
 def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Console) -> None:
     """What trains and what does not, before the first step."""
-    table = Table(title=f"{config.run.name}: stage {config.stage.name}", title_justify="left")
+    table = Table(
+        title=f"{config.run.name}: stage {config.stage.name}",
+        title_justify="left",
+        caption="Biases, norms and other vectors have no weight decay.",
+        caption_justify="left",
+    )
     for heading, justify in (
         ("module", "left"),
         ("parameters", "right"),
         ("trainable", "right"),
         ("learning rate", "right"),
+        ("weight decay", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for row in rows:
         trains = row.num_trainable > 0
-        lr = config.train.optimizer.lr * row.lr_multiplier
+        lr = config.train.optimizer.lr * row.multiplier.lr
+        weight_decay = config.train.optimizer.weight_decay * row.multiplier.weight_decay
         table.add_row(
             row.name,
             f"{row.num_parameters:,}",
             f"{row.num_trainable:,}" if trains else "frozen",
             f"{lr:.2e}" if trains else "-",
+            f"{weight_decay:g}" if trains else "-",
             style=None if trains else "dim",
         )
     table.add_row(
         "total",
         f"{sum(row.num_parameters for row in rows):,}",
         f"{sum(row.num_trainable for row in rows):,}",
+        "",
         "",
         style="bold",
     )

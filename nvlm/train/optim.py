@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from nvlm import platform
 from nvlm.config.schema import RunConfig
+from nvlm.model.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.train.stages import Multiplier, has_weight_decay
 
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def wrap_data_parallel(model, parallel: Parallel):
-    """The model with gradient buffers (fp32) that are reduce-scattered over the data ranks."""
+def wrap_data_parallel(chunks: list, parallel: Parallel) -> list:
+    """Each chunk with gradient buffers (fp32) that are reduce-scattered over the data ranks."""
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -24,23 +28,27 @@ def wrap_data_parallel(model, parallel: Parallel):
     )
     # The schedules call this after the last micro-batch: gradients are summed over data ranks and,
     # with sequence parallelism, norms' over tensor ranks, then divided by the step's tokens.
-    model.config.finalize_model_grads_func = finalize_model_grads
-    return DistributedDataParallel(model.config, settings, model, pg_collection=parallel.groups)
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = finalize_model_grads
+    return [
+        DistributedDataParallel(chunk.config, settings, chunk, pg_collection=parallel.groups)
+        for chunk in chunks
+    ]
 
 
-def build_optimizer(model, config: RunConfig, multipliers: dict[str, float], parallel: Parallel):
-    """Distributed AdamW over the trainable parameters of `model` (as wrapped).
+def build_optimizer(
+    chunks: list, config: RunConfig, factors: Mapping[str, Multiplier], parallel: Parallel
+):
+    """Distributed AdamW over the trainable parameters of the wrapped `chunks`.
 
     Biases, norms and other vectors have no weight decay, as is standard in Megatron-core.
-    `multipliers` maps names of the bare model's parameters to factors on the learning rate.
+    `factors` maps names of `nvlm.model.names` to factors on learning rate and weight decay.
     """
     from megatron.core.optimizer import (
         OptimizerConfig,
         get_megatron_optimizer,
         get_standard_config_overrides,
     )
-    from megatron.core.optimizer.optimizer_config import ParamKey
-    from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
     wanted = config.train.optimizer
     dtype = PARAMETER_DTYPES[config.train.precision]
@@ -57,20 +65,67 @@ def build_optimizer(model, config: RunConfig, multipliers: dict[str, float], par
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
-    overrides = dict(get_standard_config_overrides(settings))
-    for factor in sorted(set(multipliers.values()) - {1.0}):
-        names = tuple(f"*{name}" for name, value in multipliers.items() if value == factor)
-        # Megatron-core's annotation admits one name; its code takes any number.
-        key = ParamKey(name=names)  # pyright: ignore[reportArgumentType]
-        rates = {"max_lr": wanted.lr * factor, "min_lr": wanted.min_lr * factor}
-        overrides[key] = ParamGroupOverride(**rates)
+    overrides = {
+        **get_standard_config_overrides(settings),
+        **_overrides([chunk.module for chunk in chunks], config, factors),
+    }
     return get_megatron_optimizer(
         settings,
-        [model],
+        chunks,
         config_overrides=overrides,
         pg_collection=parallel.groups,
         **platform.current().optimizer_kwargs(),
     )
+
+
+def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multiplier]) -> dict:
+    """Megatron-core's parameter-group overrides; it merges the two kinds where both match.
+
+    They select parameters themselves, not names: chunks of one stage use the same names, and the
+    patterns were matched with those of the whole model.
+    """
+    from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+
+    wanted = config.train.optimizer
+    lr: dict[float, set[int]] = {}
+    weight_decay: dict[float, set[int]] = {}
+    for name, parameter in named_parameters(bare_chunks):
+        lr.setdefault(factors[name].lr, set()).add(id(parameter))
+        if has_weight_decay(name, parameter):
+            weight_decay.setdefault(factors[name].weight_decay, set()).add(id(parameter))
+
+    def key(what: str, parameters: set[int]) -> ParamKey:
+        return ParamKey(predicate=ParamPredicate(what, lambda p: id(p) in parameters))
+
+    return {
+        key(f"lr x {factor}", parameters): {
+            "max_lr": wanted.lr * factor,
+            "min_lr": wanted.min_lr * factor,
+            # Tells groups apart in a checkpoint; without it a resumed run mixes them up.
+            "lr_mult": factor,
+        }
+        for factor, parameters in lr.items()
+        if factor != 1.0
+    } | {
+        key(f"weight decay x {factor}", parameters): {"wd_mult": factor}
+        for factor, parameters in weight_decay.items()
+        if factor != 1.0
+    }
+
+
+def load_optimizer_state(optimizer, state: dict) -> None:
+    """Restore moments and step counts; rates and the like stay as this run's configuration says.
+
+    Megatron-core would take all of a parameter group's settings from the checkpoint.
+    """
+    restored = ("params", "step")
+    own = [
+        {key: value for key, value in group.items() if key not in restored}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def build_scheduler(optimizer, config: RunConfig):

@@ -1,7 +1,12 @@
-"""What a stage trains: freezing by name patterns, learning rates, and the table that says so."""
+"""What a stage trains: freezing and per-module rates by name patterns, and the table of them.
+
+Patterns are matched with whole-model parameter names (`nvlm.model.names`): a pattern means the same
+at every process layout. `chunks` are this pipeline stage's parts of the bare model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,67 +15,124 @@ from torch import nn
 
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
+from nvlm.model.names import named_parameters
 from nvlm.parallel.groups import Parallel
+
+LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
+WEIGHT_DECAY_MULTIPLIERS = "train.optimizer.weight_decay_multipliers"
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A parameter's factors on `train.optimizer.lr` (and `min_lr`) and `weight_decay`."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
 
 
 @dataclass
 class ModuleRow:
-    """A line of the start-up table; counts are of the whole model, over all processes."""
+    """A line of the start-up table; counts are of the whole model, over all processes.
+
+    A part of the model has one row for each pair of factors that its parameters have.
+    """
 
     name: str
+    multiplier: Multiplier
     num_parameters: int = 0
     num_trainable: int = 0
-    lr_multiplier: float = 1.0
 
 
-def freeze(model: nn.Module, config: RunConfig, parallel: Parallel) -> None:
+def freeze(chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel) -> None:
     """Turn off gradients of the parameters that `stage.freeze` names.
 
     Raises:
         ConfigError: a pattern matches no parameter on any pipeline stage, or nothing is left.
     """
-    matches = _match(model, config.stage.freeze, "stage.freeze", parallel)
-    for name, parameter in model.named_parameters():
-        if any(name in names for names in matches.values()):
+    parameters = list(named_parameters(chunks))
+    frozen = _match(parameters, config.stage.freeze, "stage.freeze", parallel)
+    num_trainable = 0
+    for name, parameter in parameters:
+        if any(name in names for names in frozen.values()):
             parameter.requires_grad_(False)
-    trainable = sum(parameter.requires_grad for parameter in model.parameters())
-    if sum(_gather(trainable, parallel)) == 0:
+        num_trainable += parameter.requires_grad
+    if sum(_gather(num_trainable, parallel)) == 0:
         raise ConfigError(f"stage.freeze {config.stage.freeze} leaves nothing to train")
 
 
-def learning_rate_multipliers(
-    model: nn.Module, config: RunConfig, parallel: Parallel
-) -> dict[str, float]:
-    """Parameter name -> factor on the learning rate; the last matching pattern wins.
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Megatron-core's rule: biases, norms and other vectors have none."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def multipliers(
+    chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel
+) -> dict[str, Multiplier]:
+    """Parameter name -> its factors; of each kind, the last matching pattern wins.
+
+    The factor on weight decay of a vector stays 1 here; it has no weight decay to multiply.
 
     Raises:
-        ConfigError: a pattern matches no parameter on any pipeline stage.
+        ConfigError: a pattern matches no parameter on any pipeline stage, or a pattern for weight
+            decay matches nothing that has weight decay.
     """
-    patterns = config.train.optimizer.lr_multipliers
-    matches = _match(model, list(patterns), "train.optimizer.lr_multipliers", parallel)
-    return {name: patterns[pattern] for pattern in patterns for name in matches[pattern]}
+    optimizer = config.train.optimizer
+    parameters = list(named_parameters(chunks))
+    lr = _match(parameters, optimizer.lr_multipliers, LR_MULTIPLIERS, parallel)
+    decaying = [(name, p) for name, p in parameters if has_weight_decay(name, p)]
+    # First against all parameters: "matches no parameter" is another mistake than "no matrix".
+    _match(parameters, optimizer.weight_decay_multipliers, WEIGHT_DECAY_MULTIPLIERS, parallel)
+    weight_decay = _match(
+        decaying,
+        optimizer.weight_decay_multipliers,
+        WEIGHT_DECAY_MULTIPLIERS,
+        parallel,
+        kind="parameter that has weight decay (biases, norms and other vectors have none)",
+    )
+    return {
+        name: Multiplier(
+            _last_match(name, lr, optimizer.lr_multipliers),
+            _last_match(name, weight_decay, optimizer.weight_decay_multipliers),
+        )
+        for name, _ in parameters
+    }
 
 
 def module_table(
-    model: nn.Module, multipliers: dict[str, float], parallel: Parallel
+    chunks: Sequence[nn.Module], factors: Mapping[str, Multiplier], parallel: Parallel
 ) -> list[ModuleRow]:
     """Parameters per part of the model, summed over tensor ranks and pipeline stages."""
-    rows: dict[str, ModuleRow] = {}
-    for name, parameter in model.named_parameters():
-        part = _part_of(name)
-        row = rows.setdefault(part, ModuleRow(part))
+    rows: dict[tuple[str, Multiplier], ModuleRow] = {}
+    # A vector goes with the matrices of its part that have its learning rate.
+    decay_of_part: dict[tuple[str, float], float] = {}
+    parameters = sorted(named_parameters(chunks), key=lambda item: not has_weight_decay(*item))
+    for name, parameter in parameters:
+        if getattr(parameter, "shared", False):
+            continue  # the last stage's copy of the embedding, counted on the first
+        part, factor = _part_of(name), factors[name]
+        if has_weight_decay(name, parameter):
+            decay_of_part.setdefault((part, factor.lr), factor.weight_decay)
+        else:
+            factor = Multiplier(factor.lr, decay_of_part.get((part, factor.lr), 1.0))
+        row = rows.setdefault((part, factor), ModuleRow(part, factor))
         copies = parallel.tensor_size if getattr(parameter, "tensor_model_parallel", False) else 1
         row.num_parameters += parameter.numel() * copies
         row.num_trainable += parameter.numel() * copies if parameter.requires_grad else 0
-        row.lr_multiplier = multipliers.get(name, row.lr_multiplier)
-    merged: dict[str, ModuleRow] = {}
+    merged: dict[tuple[str, Multiplier], ModuleRow] = {}
     for stage in _gather(list(rows.values()), parallel):
         for row in stage:
-            total = merged.setdefault(row.name, ModuleRow(row.name))
+            key = (row.name, row.multiplier)
+            total = merged.setdefault(key, ModuleRow(*key))
             total.num_parameters += row.num_parameters
             total.num_trainable += row.num_trainable
-            total.lr_multiplier = row.lr_multiplier
-    return list(merged.values())
+    parts = list(dict.fromkeys(row.name for row in merged.values()))
+    return sorted(merged.values(), key=lambda row: parts.index(row.name))
+
+
+def _last_match(
+    name: str, matches: Mapping[str, set[str]], factor_of: Mapping[str, float]
+) -> float:
+    return next((factor_of[p] for p in reversed(factor_of) if name in matches[p]), 1.0)
 
 
 def _part_of(name: str) -> str:
@@ -79,16 +141,20 @@ def _part_of(name: str) -> str:
 
 
 def _match(
-    model: nn.Module, patterns: list[str], key: str, parallel: Parallel
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    patterns: Sequence[str] | Mapping[str, float],
+    key: str,
+    parallel: Parallel,
+    kind: str = "parameter",
 ) -> dict[str, set[str]]:
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in parameters]
     matches = {p: {name for name in names if fnmatchcase(name, p)} for p in patterns}
     found = [set(hits) for hits in _gather([p for p in patterns if matches[p]], parallel)]
     unmatched = [pattern for pattern in patterns if not any(pattern in hits for hits in found)]
     if unmatched:
         parts = sorted(set().union(*_gather({_part_of(name) for name in names}, parallel)))
         raise ConfigError(
-            f"{key}: {', '.join(map(repr, unmatched))} matches no parameter; "
+            f"{key}: {', '.join(map(repr, unmatched))} matches no {kind}; "
             f"the model has {', '.join(part + '.*' for part in parts)}"
         )
     return matches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from nvlm import platform
 from nvlm.batch import MicroBatch, StepBatch
-from nvlm.errors import TrainingError
 from nvlm.parallel.groups import Parallel
+from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 
 
 @dataclass(frozen=True)
@@ -27,39 +28,32 @@ class StepResult:
     num_samples: int
 
 
-def train_step(model, optimizer, batch: StepBatch, parallel: Parallel, step: int) -> StepResult:
+def train_step(
+    chunks: list, optimizer, batch: StepBatch, parallel: Parallel, step: int
+) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
     The gradient is of the mean loss over all trained tokens of the global batch (Megatron's
     per-token loss), whatever the layout.
 
     Raises:
-        TrainingError: the loss or the gradient norm is not finite; names step, rank and samples.
+        TrainingError: the loss or the gradient norm is not finite; the same on every process, with
+            the modules or parameters and the samples where that began.
     """
-    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-
-    model.zero_grad_buffer()
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
     micro_batches = batch.micro_batches
-    reports = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=iter(micro_batches),
-        model=model,
-        num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].tokens.shape[1],
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    reports = _run_schedule(_forward_step, chunks, micro_batches)
     result = _reduce(reports, micro_batches, parallel)
+    bare_chunks = [chunk.module for chunk in chunks]
     if not math.isfinite(result["loss_sum"]):
-        keys = [key for micro_batch in micro_batches for key in micro_batch.sample_keys]
-        raise TrainingError(
-            f"step {step}: the loss is {result['loss_sum']}; samples of rank {parallel.rank}: "
-            f"{', '.join(keys)}"
-        )
+        losses = [float(loss_sum) for loss_sum, _ in reports]
+        run_again = partial(_forward_again, chunks, micro_batches)
+        raise explain_loss(bare_chunks, micro_batches, losses, run_again, step, parallel)
     updated, grad_norm, _ = optimizer.step()
     if not updated or not math.isfinite(grad_norm):
-        raise TrainingError(f"step {step}: the gradient norm is {grad_norm}")
+        raise explain_gradient_norm(bare_chunks, micro_batches, grad_norm, step, parallel)
     num_trained = int(result["num_trained_tokens"])
     return StepResult(
         loss=result["loss_sum"] / max(num_trained, 1),
@@ -69,6 +63,39 @@ def train_step(model, optimizer, batch: StepBatch, parallel: Parallel, step: int
         num_tiles=int(result["num_tiles"]),
         num_samples=int(result["num_samples"]),
     )
+
+
+def _run_schedule(
+    forward_step, chunks: list, micro_batches: list[MicroBatch], forward_only: bool = False
+) -> list:
+    """Megatron-core's schedule for the layout; returns what the losses report (last stages)."""
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        # One iterator for each chunk, and chunks in a list even where there is one.
+        data_iterator=[iter(micro_batches) for _ in chunks],
+        model=chunks,
+        num_microbatches=len(micro_batches),
+        seq_length=micro_batches[0].tokens.shape[1],
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+
+
+def _forward_again(chunks: list, micro_batches: list[MicroBatch], begin) -> None:
+    """The step's forward passes; `begin(chunk, micro_batch)` is called before each of them."""
+
+    def forward_step(data_iterator, model):
+        micro_batch: MicroBatch = next(data_iterator)
+        begin(_index_of(model, chunks), _index_of(micro_batch, micro_batches))
+        return _forward_step(iter([micro_batch]), model)
+
+    _run_schedule(forward_step, chunks, micro_batches, forward_only=True)
+
+
+def _index_of(wanted, items: list) -> int:
+    return next(index for index, item in enumerate(items) if item is wanted)
 
 
 def _forward_step(data_iterator, model):

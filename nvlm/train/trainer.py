@@ -18,7 +18,7 @@ from nvlm.data.loader import build_loader
 from nvlm.data.order import check_state
 from nvlm.errors import DataError
 from nvlm.model.initialize import initialize_weights
-from nvlm.model.nvlm_d import build_model
+from nvlm.model.nvlm_d import build_model_chunks
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import (
     Parallel,
@@ -34,6 +34,7 @@ from nvlm.train.checkpoint import (
     load_weights,
     save_training_state,
 )
+from nvlm.train.diagnose import check_parameters
 from nvlm.train.metrics import MetricsWriter, print_module_table
 from nvlm.train.optim import (
     build_optimizer,
@@ -41,7 +42,7 @@ from nvlm.train.optim import (
     learning_rate,
     wrap_data_parallel,
 )
-from nvlm.train.stages import freeze, learning_rate_multipliers, module_table
+from nvlm.train.stages import freeze, module_table, multipliers
 from nvlm.train.step import train_step
 
 
@@ -86,22 +87,23 @@ def _train(
     indexes: list[SourceIndex],
     console: Console,
 ) -> None:
-    model = build_model(config, parallel)
+    chunks = build_model_chunks(config, parallel)
     if not resume_from:
-        initialize_weights(model, config)
+        for chunk in chunks:
+            initialize_weights(chunk, config)
         if start_from:
-            load_weights(start_from, model)
-    freeze(model, config, parallel)
-    multipliers = learning_rate_multipliers(model, config, parallel)
-    rows = module_table(model, multipliers, parallel)
+            load_weights(start_from, chunks)
+    freeze(chunks, config, parallel)
+    factors = multipliers(chunks, config, parallel)
+    rows = module_table(chunks, factors, parallel)
     print_module_table(rows, config, console)
-    model = wrap_data_parallel(model, parallel)
-    optimizer = build_optimizer(model, config, multipliers, parallel)
+    chunks = wrap_data_parallel(chunks, parallel)
+    optimizer = build_optimizer(chunks, config, factors, parallel)
     scheduler = build_scheduler(optimizer, config)
 
     step, counters, data_state = 0, {"tokens": 0, "samples": 0, "tiles": 0, "skipped": 0}, None
     if resume_from:
-        progress = load_training_state(resume_from, model, optimizer, scheduler, parallel)
+        progress = load_training_state(resume_from, chunks, optimizer, scheduler, parallel)
         step, counters = progress["step"], progress["counters"]
         data_state = progress["data_state"]
     _announce(config, parallel, step, resume_from, start_from, console)
@@ -129,7 +131,7 @@ def _train(
             scheduler.step(increment=1)
             lr = learning_rate(scheduler, config)
             step += 1
-            result = train_step(model, optimizer, batch, parallel, step)
+            result = train_step(chunks, optimizer, batch, parallel, step)
             skipped = _gather_skipped(batch, parallel)
             counters = {
                 "tokens": counters["tokens"] + result.num_trained_tokens,
@@ -157,8 +159,9 @@ def _train(
                 }
                 writer.write(step, record, skipped)
             if step % config.checkpoint.every == 0 or step == config.train.steps:
+                check_parameters([chunk.module for chunk in chunks], step, parallel)
                 saved = save_training_state(
-                    config, step, model, optimizer, scheduler, batch.data_state, counters, parallel
+                    config, step, chunks, optimizer, scheduler, batch.data_state, counters, parallel
                 )
                 console.print(f"saved {saved}", markup=False, highlight=False)
     finally:

@@ -1,0 +1,90 @@
+"""Runs whose numbers blow up end with exit code 2, a message, and their last checkpoint intact."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import spawn
+
+
+def run_arguments(demo_data, folder, *overrides: str) -> list[str]:
+    return [
+        "train",
+        "configs/run/tiny/sft.yaml",
+        f"data.root={demo_data}",
+        f"run.dir={folder}",
+        "train.global_batch_size=4",
+        "train.schedule.warmup_steps=0",
+        "data.num_workers=0",
+        "log.tensorboard=false",
+        *overrides,
+    ]
+
+
+def nvlm_in_process(monkeypatch, arguments: list[str]) -> int:
+    """The command line's exit code."""
+    from nvlm.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["nvlm", *arguments])
+    try:
+        main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(spawn.REPOSITORY)
+    folder = tmp_path / "run"
+    sizes = ["model.vision.num_layers=1", "model.language.num_layers=2"]
+    every_step = run_arguments(demo_data, folder, *sizes, "train.steps=1", "checkpoint.every=1")
+    assert nvlm_in_process(monkeypatch, every_step) == 0
+    latest = folder / "checkpoints" / "latest"
+    written = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert latest.resolve().name == "step_00000001"
+
+    # So large an update leaves finite parameters, and the next step's loss is not finite.
+    options = ["train.steps=4", "train.optimizer.lr=1e30", "checkpoint.every=10"]
+    blown_up = run_arguments(demo_data, folder, *sizes, *options)
+    assert nvlm_in_process(monkeypatch, blown_up) == 2
+    error = capsys.readouterr().err
+    assert "error: step 3: the loss is nan" in error
+    assert (
+        "first in the output of " in error and "samples of micro-batch 0 of data rank 0:" in error
+    )
+    # One larger still: the update itself overflows, and its checkpoint is not written.
+    options = ["train.steps=4", "train.optimizer.lr=1e39", "checkpoint.every=1"]
+    assert nvlm_in_process(monkeypatch, run_arguments(demo_data, folder, *sizes, *options)) == 2
+    assert "step 2: after the optimizer's update, parameters" in capsys.readouterr().err
+
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == written
+    assert latest.resolve().name == "step_00000001"
+    assert all(math.isfinite(record["loss"]) for record in spawn.metrics(folder))
+
+
+@pytest.mark.parallel
+def test_virtual_pipeline_names_the_layer_of_a_later_stage(demo_data, tmp_path):
+    """Only layer 3 trains, at a rate that ruins it: the second chunk of the second stage."""
+    frozen = "vision_model.*,vision_projection.*,*embedding*,*output_layer*,*final_layernorm*"
+    layers = ",".join(f"*decoder.layers.{layer}.*" for layer in range(3))
+    options = run_arguments(
+        demo_data,
+        tmp_path / "run",
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        f"stage.freeze=[{frozen},{layers}]",
+        "train.optimizer.lr=1e30",
+        "train.steps=3",
+    )
+    log = tmp_path / "log"
+    assert spawn.run(2, *options, log=log) != 0
+    text = log.read_text()
+    assert "error: step 2: the loss is nan" in text
+    assert "first in the output of language_model.decoder.layers.3." in text
+    assert "on rank 1 (pipeline stage 1)" in text
+    assert "samples of micro-batch 3 of data rank 0: " in text
+    assert "exitcode  : 2" in text
+    assert len(spawn.metrics(tmp_path / "run")) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
