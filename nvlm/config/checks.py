@@ -41,7 +41,23 @@ def check_world_size(config: RunConfig, world_size: int) -> int:
             f"data-parallel size {data_parallel} x train.micro_batch_size "
             f"{config.train.micro_batch_size} = {per_step}"
         )
+    if config.parallel.virtual_pipeline > 1:
+        _check_interleaving(config, data_parallel)
     return data_parallel
+
+
+def _check_interleaving(config: RunConfig, data_parallel: int) -> None:
+    """Chunks take turns on as many micro-batches as there are pipeline stages."""
+    pipeline, train = config.parallel.pipeline, config.train
+    num_micro_batches = train.global_batch_size // (data_parallel * train.micro_batch_size)
+    if num_micro_batches % pipeline:
+        multiple = data_parallel * train.micro_batch_size * pipeline
+        raise ConfigError(
+            f"parallel.virtual_pipeline {config.parallel.virtual_pipeline} needs micro-batches per "
+            f"step and data rank in multiples of parallel.pipeline {pipeline}, and there are "
+            f"{num_micro_batches}: make train.global_batch_size {train.global_batch_size} a "
+            f"multiple of {multiple}"
+        )
 
 
 def _problems(config: RunConfig):
@@ -78,9 +94,20 @@ def _problems(config: RunConfig):
     }.items():
         if value % parallel.tensor:
             yield f"parallel.tensor {parallel.tensor} does not divide {key} {value}"
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield (
+            f"parallel.virtual_pipeline {parallel.virtual_pipeline} needs parallel.pipeline of at "
+            "least 2"
+        )
     if language.num_layers % parallel.pipeline:
         yield (
             f"parallel.pipeline {parallel.pipeline} does not divide model.language.num_layers "
+            f"{language.num_layers}"
+        )
+    elif language.num_layers % (parallel.pipeline * parallel.virtual_pipeline):
+        yield (
+            f"parallel.pipeline {parallel.pipeline} x parallel.virtual_pipeline "
+            f"{parallel.virtual_pipeline} does not divide model.language.num_layers "
             f"{language.num_layers}"
         )
     if parallel.sequence and parallel.tensor == 1:

@@ -186,6 +186,11 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["parallel.tensor=3"], "parallel.tensor 3 does not divide"),
         (["parallel.tensor=8"], "model.language.num_query_groups 4"),
         (["parallel.pipeline=3"], "does not divide model.language.num_layers 4"),
+        (["parallel.virtual_pipeline=2"], "needs parallel.pipeline of at least 2"),
+        (
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=3"],
+            "parallel.pipeline 2 x parallel.virtual_pipeline 3 does not divide",
+        ),
         (["parallel.sequence=true"], "needs parallel.tensor of at least 2"),
         (
             ["parallel.tensor=2", "parallel.sequence=true", "stage.sequence_length=513"],
@@ -238,6 +243,15 @@ def test_world_size_leaves_the_data_parallel_size(
         (["parallel.tensor=2", "parallel.pipeline=2"], 2, "start a multiple of 4"),
         ([], 3, "train.global_batch_size 4 is not a multiple"),
         (["train.micro_batch_size=4"], 4, "= 16"),
+        (
+            [
+                "parallel.pipeline=2",
+                "parallel.virtual_pipeline=2",
+                "train.global_batch_size=6",
+            ],
+            4,
+            "and there are 3: make train.global_batch_size 6 a multiple of 4",
+        ),
     ],
 )
 def test_world_size_that_does_not_fit(overrides: list[str], world_size: int, expected: str):
