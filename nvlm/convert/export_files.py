@@ -1,4 +1,4 @@
-"""What an export holds beside its weights: configuration, tokenizer, modelling files, model card."""
+"""What an export holds beside its weights: settings, tokenizer, modelling files, model card."""
 
 from __future__ import annotations
 
