@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
@@ -55,7 +56,8 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, monk
         "first in the output of " in error and "samples of micro-batch 0 of data rank 0:" in error
     )
     # One larger still: the update itself overflows, and its checkpoint is not written.
-    options = ["train.steps=4", "train.optimizer.lr=1e39", "checkpoint.every=1"]
+    rates = [f"train.optimizer.{key}" for key in ("lr=3.4e38", "min_lr=3.4e38", "beta1=0")]
+    options = ["train.steps=4", "checkpoint.every=1", *rates]
     assert nvlm_in_process(monkeypatch, run_arguments(demo_data, folder, *sizes, *options)) == 2
     assert "step 2: after the optimizer's update, parameters" in capsys.readouterr().err
 
@@ -67,14 +69,20 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, monk
 @pytest.mark.parallel
 def test_virtual_pipeline_names_the_layer_of_a_later_stage(demo_data, tmp_path):
     """Only layer 3 trains, at a rate that ruins it: the second chunk of the second stage."""
-    frozen = "vision_model.*,vision_projection.*,*embedding*,*output_layer*,*final_layernorm*"
-    layers = ",".join(f"*decoder.layers.{layer}.*" for layer in range(3))
+    others = [
+        "vision_model",
+        "vision_projection",
+        "*embedding",
+        "*output_layer",
+        "*final_layernorm",
+    ]
+    frozen = [f"{name}.*" for name in [*others, *(f"*.layers.{layer}" for layer in range(3))]]
     options = run_arguments(
         demo_data,
         tmp_path / "run",
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
-        f"stage.freeze=[{frozen},{layers}]",
+        f"stage.freeze={json.dumps(frozen)}",
         "train.optimizer.lr=1e30",
         "train.steps=3",
     )
