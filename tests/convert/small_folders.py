@@ -24,24 +24,19 @@ def convert_config(*overrides: str) -> RunConfig:
 def make_vision_folder(folder: Path, config: RunConfig) -> None:
     """As OpenGVLab publishes InternViT: real heads only."""
     declare_missing_operators()
+    from nvlm.convert.architectures import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 
-    vision = config.model.vision
-    hf_config = InternVisionConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.ffn_hidden_size,
-        num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_attention_heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-    )
-    _save_randomised(InternVisionModel(hf_config), folder)
+    model = InternVisionModel(InternVisionConfig(**vision_values(config.model.vision)))
+    randomise(model)
+    model.save_pretrained(folder)
 
 
 def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
+    """A Qwen2, or a Llama where queries, keys and values have no bias."""
     declare_missing_operators()
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     language = config.model.language
     settings = {
@@ -56,10 +51,16 @@ def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
         "max_position_embeddings": language.max_position_embeddings,
         "tie_word_embeddings": False,
     }
-    _save_randomised(Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes})), folder)
+    settings |= changes
+    if language.qkv_bias:
+        model = Qwen2ForCausalLM(Qwen2Config(**settings))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    randomise(model)
+    model.save_pretrained(folder)
 
 
-def _save_randomised(model: torch.nn.Module, folder: Path) -> None:
+def randomise(model: torch.nn.Module) -> None:
     """Every tensor random, so that no two could be exchanged unnoticed."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -67,7 +68,6 @@ def _save_randomised(model: torch.nn.Module, folder: Path) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             is_scale = "norm" in name or name.endswith((".ls1", ".ls2"))
             parameter.copy_(1 + 0.2 * noise if is_scale else 0.05 * noise)
-    model.save_pretrained(folder)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,240 @@
+"""Variants of the models through conversion: bit for bit, from folders named as they are published.
+
+The InternViT comes out of transformers' own model, under the names of OpenGVLab's checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import small_folders
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nvlm.convert import convert_from_hf, convert_to_hf
+from nvlm.convert.rules import expected_tensors, export_rules
+from nvlm.errors import ConvertError
+from nvlm.platform.torchvision_operators import declare_missing_operators
+
+INTERNVIT_300M = [
+    "model.vision.normalization=LayerNorm",
+    "model.vision.qk_layernorm=false",
+    "model.vision.qkv_bias=true",
+    "model.vision.layer_scale_init=1.0",
+]
+NO_ZERO_HEADS = ["model.vision.num_stored_attention_heads=5"]
+SHARED = ["model.language.share_embeddings_and_output_weights=true"]
+CASES = {
+    "InternViT-300M, Qwen2-0.5B": [*INTERNVIT_300M, *NO_ZERO_HEADS, *SHARED],
+    "InternViT-300M with zero heads, Yi": [*INTERNVIT_300M, "model.language.qkv_bias=false"],
+    "InternViT-6B without zero heads": NO_ZERO_HEADS,
+}
+
+
+def published_vision_model(vision):
+    declare_missing_operators()
+    from transformers import InternVLVisionConfig, InternVLVisionModel
+
+    config = InternVLVisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.ffn_hidden_size,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_attention_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        attention_bias=vision.qkv_bias,
+        use_qk_norm=vision.qk_layernorm,
+        norm_type="layer_norm" if vision.normalization == "LayerNorm" else "rms_norm",
+        layer_norm_eps=vision.norm_epsilon,
+    )
+    model = InternVLVisionModel(config).eval()
+    small_folders.randomise(model)
+    return model
+
+
+def names_of_opengvlab(model) -> dict[str, Tensor]:
+    """The weights under the names of InternViT's original checkpoints: q, k and v in one tensor."""
+    tensors = {
+        "embeddings.class_embedding": model.embeddings.cls_token,
+        "embeddings.position_embedding": model.embeddings.position_embeddings,
+        "embeddings.patch_embedding.weight": model.embeddings.patch_embeddings.projection.weight,
+        "embeddings.patch_embedding.bias": model.embeddings.patch_embeddings.projection.bias,
+    }
+    renamed = {
+        "lambda_1": "ls1",
+        "lambda_2": "ls2",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.projection_layer": "attn.proj",
+        "attention.q_norm": "attn.q_norm",
+        "attention.k_norm": "attn.k_norm",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    for index, layer in enumerate(model.encoder.layer):
+        found = dict(layer.named_parameters())
+        prefix = f"encoder.layers.{index}."
+        for kind in ("weight", "bias"):
+            projections = [f"attention.{part}_proj.{kind}" for part in "qkv"]
+            if projections[0] in found:
+                joined = torch.cat([found.pop(name) for name in projections])
+                tensors[f"{prefix}attn.qkv.{kind}"] = joined
+        for name, tensor in found.items():
+            (old,) = [old for old in renamed if name == old or name.startswith(f"{old}.")]
+            tensors[prefix + renamed[old] + name[len(old) :]] = tensor
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def make_published_vision_folder(folder: Path, vision):
+    """As OpenGVLab/InternViT-300M-448px is published; returns transformers' model of the same."""
+    model = published_vision_model(vision)
+    config = {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        "attention_dropout": 0.0,
+        "drop_path_rate": 0.1,
+        "dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": vision.hidden_size,
+        "image_size": vision.image_size,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": vision.ffn_hidden_size,
+        "layer_norm_eps": vision.norm_epsilon,
+        "num_attention_heads": vision.num_attention_heads,
+        "num_channels": 3,
+        "num_hidden_layers": vision.num_layers,
+        "patch_size": vision.patch_size,
+        "qk_normalization": vision.qk_layernorm,
+        "qkv_bias": vision.qkv_bias,
+        "use_flash_attn": True,
+    }
+    if vision.normalization == "LayerNorm":  # the 6B leaves out its own, the class's default
+        config["norm_type"] = "layer_norm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(names_of_opengvlab(model), folder / "model.safetensors")
+    return model
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES, scope="module")
+def case(request, tmp_path_factory):
+    """(configuration, vision folder, language folder, transformers' vision model)."""
+    folder = tmp_path_factory.mktemp("variant")
+    config = small_folders.convert_config(*request.param)
+    language = config.model.language
+    published = make_published_vision_folder(folder / "vision", config.model.vision)
+    small_folders.make_language_folder(
+        folder / "language",
+        config,
+        tie_word_embeddings=language.share_embeddings_and_output_weights,
+    )
+    return config, folder / "vision", folder / "language", published
+
+
+def test_there_and_back_bit_for_bit(case, tmp_path):
+    config, vision_folder, language_folder, _ = case
+    checkpoint = convert_from_hf(vision_folder, language_folder, config, tmp_path / "checkpoint")
+    keys = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata.keys()
+    shares = config.model.language.share_embeddings_and_output_weights
+    assert ("language_model.output_layer.weight" in keys) != shares
+
+    exported = small_folders.read_tensors(convert_to_hf(checkpoint, tmp_path / "export"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in exported.items()}
+    assert shapes == expected_tensors(export_rules(config.model))
+    language = small_folders.read_tensors(language_folder)
+    assert ("lm_head.weight" in language) != shares
+    for name, tensor in language.items():
+        assert torch.equal(exported[f"language_model.{name}"], tensor), name
+    vision = config.model.vision
+    real, stored = vision.hidden_size, vision.num_stored_attention_heads * vision.head_dim
+    for name, tensor in small_folders.read_tensors(vision_folder).items():
+        found = exported[f"vision_model.{name}"]
+        if "attn.qkv." in name:
+            found = found.unflatten(0, (3, stored))
+            assert not found[:, real:].any()
+            found = found[:, :real].flatten(0, 1)
+        elif "attn.proj.weight" in name:
+            assert not found[:, real:].any()
+            found = found[:, :real]
+        assert torch.equal(found, tensor), name
+
+
+def test_modelling_file_reads_the_published_folder(case, measure):
+    """modeling_intern_vit.py opens OpenGVLab's names, and computes what transformers computes."""
+    from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
+    from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
+
+    config, folder, _, published = case
+    vision = config.model.vision
+    # Stochastic depth is for training: the published folders of the 300M set it.
+    hf_config = InternVisionConfig.from_pretrained(folder, drop_path_rate=0.0)
+    model = InternVisionModel.from_pretrained(folder, config=hf_config).eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=generator)
+    with torch.no_grad():
+        expected = published(pixels).last_hidden_state
+        result = model(pixels).last_hidden_state
+    # Measured: at most 2e-6 where outputs reach 10.
+    measure(
+        "modeling_intern_vit.py opening a published folder, largest difference",
+        "transformers InternVLVisionModel",
+        float((result - expected).abs().max()),
+        1e-5,
+    )
+
+
+def test_sharing_what_the_folder_keeps_apart_is_refused(tmp_path):
+    config = small_folders.convert_config(*SHARED)
+    small_folders.make_vision_folder(tmp_path / "vision", config)
+    small_folders.make_language_folder(tmp_path / "language", config)
+    with pytest.raises(ConvertError, match=r"tie_word_embeddings is false.*set it to false"):
+        convert_from_hf(tmp_path / "vision", tmp_path / "language", config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_variant_is_refused_with_all_that_differs(tmp_path):
+    make_published_vision_folder(
+        tmp_path / "vision", small_folders.convert_config(*INTERNVIT_300M).model.vision
+    )
+    config = small_folders.convert_config()
+    small_folders.make_language_folder(tmp_path / "language", config)
+    with pytest.raises(ConvertError) as refused:
+        convert_from_hf(tmp_path / "vision", tmp_path / "language", config, tmp_path / "out")
+    assert str(refused.value) == (
+        f"{tmp_path}/vision/config.json: does not fit model.vision of the configuration: norm_type "
+        "is 'layer_norm', expected 'rms_norm'; qk_normalization is False, expected True; qkv_bias "
+        "is True, expected False"
+    )
+
+
+def test_trained_dummy_heads_are_refused(tmp_path):
+    """A folder that stores 8 heads, the last three of which hold something."""
+    config = small_folders.convert_config()
+    small_folders.make_vision_folder(tmp_path / "vision", config)
+    small_folders.make_language_folder(tmp_path / "language", config)
+    file = tmp_path / "vision" / "model.safetensors"
+    tensors = small_folders.read_tensors(tmp_path / "vision")
+    for name, tensor in tensors.items():
+        if "attn.qkv" in name:
+            grown = torch.zeros(3, 256, 160)
+            grown[:, :160] = tensor.view(3, 160, 160)
+            tensors[name] = grown.flatten(0, 1)
+        elif name.endswith(("q_norm.weight", "k_norm.weight")):
+            tensors[name] = torch.cat([tensor, torch.zeros(96)])
+        elif "attn.proj.weight" in name:
+            tensors[name] = torch.cat([tensor, torch.zeros(160, 96)], dim=1)
+    folders = (tmp_path / "vision", tmp_path / "language", config)
+    save_file(tensors, file)
+    convert_from_hf(*folders, tmp_path / "out")
+    tensors["encoder.layers.1.attn.k_norm.weight"][200] = 1
+    save_file(tensors, file)
+    with pytest.raises(
+        ConvertError, match=r"encoder\.layers\.1\.attn\.k_norm\.weight: stored heads"
+    ):
+        convert_from_hf(*folders, tmp_path / "refused")
+    assert not list(tmp_path.glob("refused*"))
