@@ -20,8 +20,7 @@ import yaml
 
 from nvlm.config.compose import save_config, validate
 from nvlm.config.schema import RunConfig
-from nvlm.errors import CheckpointError
-from nvlm.parallel.groups import barrier
+from nvlm.errors import CheckpointError, NvlmError
 
 CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
@@ -78,37 +77,86 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint folder; every rank calls this. Returns `target`.
 
-    All is written to `TARGET.tmp` and renamed at the end, so a folder under its final name is
-    always whole. What an interrupted write left behind is removed first; an existing `target`
-    is replaced only once the new one is whole.
+    Raises:
+        CheckpointError: see `replace_checkpoint`.
     """
     from megatron.core import dist_checkpointing
 
-    target = Path(target)
-    beside = target.with_name(target.name + ".tmp")
+    def write(folder: Path) -> None:
+        dist_checkpointing.save(sharded_state_dict, str(folder), content_metadata=content_metadata)
 
-    def prepare() -> None:
+    return replace_checkpoint(target, write, config, progress)
+
+
+def replace_checkpoint(
+    target: str | Path,
+    write: Callable[[Path], None],
+    config: RunConfig,
+    progress: dict | None = None,
+) -> Path:
+    """A checkpoint folder whose tensors `write(FOLDER)` writes; every rank calls this.
+
+    Returns `target`, which is whole or not there: see `replace_folder`.
+
+    Raises:
+        CheckpointError: `target` is something else, or cannot be written.
+    """
+    target = Path(target)
+
+    def write_all(folder: Path) -> None:
+        write(folder)
+
+        def describe() -> None:
+            save_config(config, folder / CONFIG_FILE)
+            if progress is not None:
+                (folder / PROGRESS_FILE).write_text(json.dumps(progress))
+
+        on_main_rank(describe)
+
+    def check() -> None:
         if target.exists() and not is_checkpoint(target):
             raise CheckpointError(f"{target}: exists and is not a checkpoint: remove it first")
+
+    on_main_rank(check)
+    replace_folder(target, write_all)
+    return target
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder beside `target` by `write(FOLDER)` and rename it; every rank calls this.
+
+    So a folder under its final name is always whole: what an interrupted write left behind is
+    removed by the next one, and an existing `target` only once the new one is whole.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    beside = target.with_name(target.name + ".tmp")
+    replaced = target.with_name(target.name + ".old")
+
+    def prepare() -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
 
-    on_main_rank(prepare)
-    dist_checkpointing.save(sharded_state_dict, str(beside), content_metadata=content_metadata)
-
     def finish() -> None:
-        save_config(config, beside / CONFIG_FILE)
-        if progress is not None:
-            (beside / PROGRESS_FILE).write_text(json.dumps(progress))
-        replaced = target.with_name(target.name + ".old")
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             target.rename(replaced)
         beside.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    on_main_rank(finish)
-    return target
+    try:
+        on_main_rank(prepare)
+        write(beside)
+        on_main_rank(finish)
+    except BaseException as error:
+        if dist.get_rank() == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{target}: cannot be written: {error.strerror or error}; nothing was left there"
+            ) from error
+        raise
 
 
 def point_latest(checkpoint: Path) -> None:
@@ -139,16 +187,28 @@ def read_sharded(checkpoint: Path, sharded_state_dict: dict) -> dict[str, Any]:
 
 def on_main_rank(action: Callable[[], None]) -> None:
     """Run `action` on rank 0 while the others wait; its failure is raised on every rank."""
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-            if dist.get_world_size() == 1:
-                raise
+    on_every_rank(action if dist.get_rank() == 0 else lambda: None)
+
+
+def on_every_rank(action: Callable[[], None]) -> None:
+    """Run `action` on each rank; returns when all are done.
+
+    A failure on any rank is raised on all of them. One that is not meant for users arrives on the
+    other ranks as a CheckpointError that names the process.
+    """
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:
+        failure = error
     if dist.get_world_size() > 1:
-        dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise CheckpointError(failure[0])
-    barrier()
+        sent = failure
+        if failure is not None and not isinstance(failure, (NvlmError, OSError)):
+            sent = CheckpointError(
+                f"process {dist.get_rank()}: {type(failure).__name__}: {failure}"
+            )
+        failures: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, sent)
+        failure = failure or next(filter(None, failures), None)
+    if failure is not None:
+        raise failure

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvlm.config.schema import LanguageConfig, VisionConfig
-from nvlm.convert.hf_folder import CONFIG_FILE, HfFolder
+from nvlm.config.schema import LanguageConfig, ModelConfig, VisionConfig
+from nvlm.convert.hf_folder import CONFIG_FILE, FolderPart, HfFolder
 from nvlm.errors import ConvertError
+
+# A folder of one model, or the part of a folder that describes one of its models.
+ModelFolder = HfFolder | FolderPart
 
 # `norm_type` of InternViT's configuration, by our `model.vision.normalization`.
 NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
 
 
-def check_vision(folder: HfFolder, vision: VisionConfig) -> None:
-    """Raise `ConvertError` unless `folder` is an InternViT of the sizes and variant in `vision`."""
-    _check_architecture(folder, ["InternVisionModel"], "--vision")
+def check_vision(folder: ModelFolder, vision: VisionConfig, option: str = "--vision") -> None:
+    """Raise `ConvertError` unless `folder` is an InternViT of the sizes and variant in `vision`.
+
+    `option` is what the folder was given as, for the message.
+    """
+    _check_architecture(folder, ["InternVisionModel"], option)
     # Published folders leave out what the configuration class has as its default.
     found = {"norm_type": "rms_norm", **folder.config}
     _check_values(folder, found, vision_values(vision), "model.vision")
@@ -38,13 +44,15 @@ def vision_values(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def check_language(folder: HfFolder, language: LanguageConfig) -> None:
+def check_language(
+    folder: ModelFolder, language: LanguageConfig, option: str = "--language"
+) -> None:
     """Raise `ConvertError` unless `folder` is a Qwen2 (or Llama) of the sizes in `language`.
 
     A folder with tied embeddings fits a configuration with separate ones (both then start equal),
     not the other way round.
     """
-    _check_architecture(folder, [language_architecture(language)], "--language")
+    _check_architecture(folder, [language_architecture(language)], option)
     wanted = {
         "hidden_size": language.hidden_size,
         "intermediate_size": language.ffn_hidden_size,
@@ -82,7 +90,21 @@ def language_architecture(language: LanguageConfig) -> str:
     return "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"
 
 
-def _check_architecture(folder: HfFolder, wanted: list[str], option: str) -> None:
+def check_released(folder: HfFolder, model: ModelConfig) -> None:
+    """Raise `ConvertError` unless `folder` is an NVLM-D as released, of the sizes in `model`.
+
+    Shapes say whether the projector fits; `check_tensors` compares them.
+    """
+    _check_architecture(folder, ["NVLM_D"], "--nvlm")
+    wanted = {"downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1}
+    _check_values(folder, folder.config, wanted, "model")
+    vision = folder.part("vision_config")
+    vision.config.setdefault("architectures", ["InternVisionModel"])
+    check_vision(vision, model.vision, "--nvlm (vision_config)")
+    check_language(folder.part("llm_config"), model.language, "--nvlm (llm_config)")
+
+
+def _check_architecture(folder: ModelFolder, wanted: list[str], option: str) -> None:
     found = folder.config.get("architectures") or []
     if found != wanted:
         raise ConvertError(
@@ -92,7 +114,7 @@ def _check_architecture(folder: HfFolder, wanted: list[str], option: str) -> Non
 
 
 def _check_values(
-    folder: HfFolder, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
+    folder: ModelFolder, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
 ) -> None:
     differences = [
         f"{key} is {found.get(key)!r}, expected {value!r}"

@@ -1,12 +1,15 @@
 """Tensors out of a distributed checkpoint one region at a time, without process groups.
 
-Megatron-core's own loader reads whole tensors or one rank's share of a layout. Here a single layer
-is read out of a stack, so that memory stays small whatever the model's size.
+Megatron-core's own loader reads whole tensors or one rank's share of a layout. Here some rows of a
+single layer are read, so that memory stays small whatever the model's size.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -17,10 +20,10 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from nvlm.errors import CheckpointError
+from nvlm.convert.blocks import Buffer, all_finite
+from nvlm.errors import CheckpointError, ConvertError
 
 
 class CheckpointReader:
@@ -54,40 +57,60 @@ class CheckpointReader:
     def dtype(self, key: str) -> torch.dtype:
         return self._tensors[key].properties.dtype
 
-    def read(self, keys: list[str], layer: int | None = None) -> dict[str, Tensor]:
-        """Whole tensors, or one layer of stacks, in one pass over the files.
+    def row_blocks(
+        self, key: str, layer: int | None, start: int, stop: int
+    ) -> list[tuple[int, int]]:
+        """Ranges that rows `start` to `stop` are stored in: no stored piece is in two of them."""
+        axis = 0 if layer is None else 1
+        pieces = self._pieces(key, layer)
+        inner = {piece.offsets[axis] for piece in pieces if start < piece.offsets[axis] < stop}
+        edges = [start, *sorted(inner), stop]
+        return list(pairwise(edges))
+
+    def read(self, key: str, layer: int | None, start: int, stop: int, buffer: Buffer) -> Tensor:
+        """Rows `start` to `stop` of a tensor, or of one layer of a stack, in `buffer`.
 
         Raises:
             CheckpointError: a file is missing or damaged.
+            ConvertError: a value is NaN or infinite.
         """
-        regions = {}
-        for key in keys:
-            sizes = list(self.shape(key))
-            offsets = [0] * len(sizes)
-            if layer is not None:
-                sizes[0], offsets[0] = 1, layer
-            regions[key] = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        planner = _RegionPlanner(
-            {key: torch.empty(r.sizes, dtype=self.dtype(key)) for key, r in regions.items()}
-        )
-        items: list[ReadItem] = []
-        for key, region in regions.items():
-            items += create_read_items_for_chunk_list(key, self._tensors[key], [region])
+        offsets, sizes = [0] * len(self.shape(key)), list(self.shape(key))
+        axis = 0
+        if layer is not None:
+            offsets[0], sizes[0], axis = layer, 1, 1
+        offsets[axis], sizes[axis] = start, stop - start
+        region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        stored = replace(self._tensors[key], chunks=self._pieces(key, layer))
+        target = buffer.take(tuple(sizes), self.dtype(key))
+        items = create_read_items_for_chunk_list(key, stored, [region])
         try:
-            self._storage.read_data(LoadPlan(items), planner).wait()
-        except (OSError, RuntimeError, EOFError) as error:
+            self._storage.read_data(LoadPlan(items), _RegionPlanner(target)).wait()
+        except (OSError, RuntimeError, EOFError, LookupError, UnpicklingError) as error:
             raise CheckpointError(f"{self.checkpoint}: cannot be read: {error}") from error
+        covered = sum(item.lengths.numel() for item in items)
+        if covered != target.numel():
+            raise CheckpointError(
+                f"{self.checkpoint}: {key} has only {covered} of {target.numel()} values"
+            )
+        if not all_finite(target):
+            where = "" if layer is None else f" of layer {layer}"
+            raise ConvertError(f"{self.checkpoint}: {key}{where} holds NaN or infinite values")
+        return target if layer is None else target.squeeze(0)
+
+    def _pieces(self, key: str, layer: int | None) -> list[ChunkStorageMetadata]:
+        """The stored pieces of a tensor, or of one layer of a stack."""
+        pieces = self._tensors[key].chunks
         if layer is None:
-            return planner.targets
-        return {key: target.squeeze(0) for key, target in planner.targets.items()}
+            return pieces
+        return [p for p in pieces if p.offsets[0] <= layer < p.offsets[0] + p.sizes[0]]
 
 
 class _RegionPlanner(DefaultLoadPlanner):
-    """Tells the storage where each piece of a file belongs."""
+    """Tells the storage where each piece of a file belongs: into one region."""
 
-    def __init__(self, targets: dict[str, Tensor]):
+    def __init__(self, target: Tensor):
         super().__init__()
-        self.targets = targets
+        self._target = target
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        return self.targets[index.fqn]
+        return self._target

@@ -1,36 +1,39 @@
-"""Hugging Face InternViT and Qwen2 folders -> a checkpoint that training starts from."""
+"""Hugging Face folders -> a checkpoint that training starts from, without building the model."""
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvlm.checkpoint_io import is_checkpoint, write_checkpoint
+from nvlm import platform
+from nvlm.checkpoint_io import is_checkpoint, replace_checkpoint
 from nvlm.config.schema import RunConfig
-from nvlm.convert.architectures import check_language, check_vision
+from nvlm.convert.blocks import Buffer, as_dtype, row_blocks
+from nvlm.convert.checkpoint_writer import Chunk, write_chunks
+from nvlm.convert.entries import Entry, in_file_order, is_stack, source_rows
 from nvlm.convert.hf_folder import HfFolder
-from nvlm.convert.rules import (
-    Rule,
-    expected_tensors,
-    language_rules,
-    to_megatron,
-    vision_rules,
+from nvlm.convert.rules import Rule, num_parameters, projector_rules, to_megatron
+from nvlm.convert.session import (
+    Stopwatch,
+    check_free_space,
+    check_not_inside,
+    conversion_processes,
+    print_note,
+    progress_bar,
 )
-from nvlm.convert.session import conversion_groups, progress_bar
+from nvlm.convert.sources import (
+    Source,
+    open_parts,
+    open_released,
+    projector_epsilon_difference,
+)
 from nvlm.errors import ConvertError
 
-
-@dataclass(frozen=True)
-class Source:
-    """A checked folder and the rules that read it."""
-
-    folder: HfFolder
-    rules: list[Rule]
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def convert_from_hf(
@@ -39,8 +42,8 @@ def convert_from_hf(
     """Write checkpoint folder `out` from two Hugging Face folders; returns `out`.
 
     The projector is new: random with `model.projector.init_std`, a function of `train.seed`. Under
-    torchrun every process calls this; they take the layout `config.parallel` and each converts its
-    own shards. The result does not depend on the layout.
+    torchrun every process calls this and each converts its share; the checkpoint does not depend
+    on the number of processes, nor on `config.parallel`.
 
     Args:
         vision: folder of an InternViT (`InternVisionModel`), heads padded or not.
@@ -49,75 +52,128 @@ def convert_from_hf(
         out: a new folder, or a checkpoint to be replaced once the new one is whole.
 
     Raises:
-        ConvertError: a folder is missing or of another architecture or size; tensors are missing,
-            extra, of another shape or not finite. Nothing is written then.
+        ConvertError: a folder is missing, not whole, quantised, or of another architecture or size;
+            tensors are missing, extra, of another shape or not finite; `out` is something else, a
+            folder that is read from, or its disk has no room. Nothing is written then.
+        CheckpointError: `out` cannot be written.
     """
-    sources = open_sources(vision, language, config)
-    out = Path(out)
+    watch = Stopwatch()
+    sources = open_parts(vision, language, config.model)
+    return _convert(sources, config, Path(out), watch)
+
+
+def convert_from_nvlm(nvlm: str | Path, config: RunConfig, out: str | Path) -> Path:
+    """Write checkpoint folder `out` from an NVLM-D in the released layout; returns `out`.
+
+    As `convert_from_hf`, with the folder's projector.
+
+    Args:
+        nvlm: folder as NVLM-D-72B was released, or an export of this program.
+    """
+    watch = Stopwatch()
+    sources = open_released(nvlm, config.model)
+    converted = _convert(sources, config, Path(out), watch)
+    difference = projector_epsilon_difference(sources[0].folder, config.model)
+    if difference:
+        print_note(difference)
+    return converted
+
+
+def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwatch) -> Path:
     if out.exists() and not is_checkpoint(out):
         raise ConvertError(f"{out}: exists and is not a checkpoint: remove it or name another")
-    with conversion_groups(config) as (layout, parallel):
-        from nvlm.model.initialize import initialize_weights
-        from nvlm.model.nvlm_d import build_model
-
-        model = build_model(layout, parallel)
-        initialize_weights(model, layout, "vision_projection.*")
-        fill_model(model, sources)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            return write_checkpoint(out, {"model": model.sharded_state_dict()}, config)
-        except BaseException:
-            if parallel.is_main:
-                shutil.rmtree(out.with_name(out.name + ".tmp"), ignore_errors=True)
-            raise
-
-
-def open_sources(vision: str | Path, language: str | Path, config: RunConfig) -> list[Source]:
-    """Open both folders and check architecture, sizes, names and shapes; reads no weights.
-
-    Raises:
-        ConvertError: see `convert_from_hf`.
-    """
-    vision_folder, language_folder = HfFolder(vision), HfFolder(language)
-    check_vision(vision_folder, config.model.vision)
-    check_language(language_folder, config.model.language)
-    num_real_heads = config.model.vision.num_attention_heads
-    num_heads = vision_folder.config.get("num_stored_attention_heads") or num_real_heads
-    if num_heads > config.model.vision.num_stored_attention_heads:
-        raise ConvertError(
-            f"{vision_folder.path}: stores {num_heads} heads, more than "
-            "model.vision.num_stored_attention_heads "
-            f"{config.model.vision.num_stored_attention_heads}"
-        )
-    sources = [
-        Source(vision_folder, vision_rules(config.model.vision, num_heads)),
-        Source(language_folder, language_rules(config.model.language)),
-    ]
     for source in sources:
-        source.folder.check_tensors(expected_tensors(source.rules))
-    return sources
+        check_not_inside(out, source.folder.path)
+    dtype = _PRECISIONS[config.train.precision]
+    chunks = [chunk for source in sources for chunk in _source_chunks(source, dtype)]
+    rules = [rule for source in sources for rule in source.rules]
+    if not any(rule.key.startswith("vision_projection.") for rule in rules):
+        model = config.model
+        new = projector_rules(model.projector, model.vision, model.language)
+        chunks += [_random_chunk(rule, config, dtype) for rule in new]
+        rules += new
+    num_bytes = sum(chunk.num_bytes for chunk in chunks)
+    assert num_bytes == num_parameters(rules) * dtype.itemsize, "chunks do not cover the tensors"
+    check_free_space(out, num_bytes)
+
+    platform.current()  # Megatron-core, which completes the checkpoint, is imported behind it
+    with conversion_processes() as processes:
+        mine = processes.share(chunks, lambda chunk: chunk.num_bytes)
+
+        def write(folder: Path) -> None:
+            total = sum(chunk.num_bytes for chunk in mine)
+            with progress_bar("Converting tensors", total) as advance:
+                write_chunks(folder, mine, advance)
+
+        replace_checkpoint(out, write, config)
+        num_tensors = sum(rule.num_layers or 1 for rule in rules)
+        watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
+    return out
 
 
-def fill_model(model: Any, sources: list[Source]) -> None:
-    """Overwrite this rank's parameters with their shards of the sources' tensors.
+def _source_chunks(source: Source, dtype: torch.dtype) -> Iterator[Chunk]:
+    """Blocks of rows where a tensor is copied or stacked, else whole tensors."""
+    read_buffer = Buffer()
+    for entry in in_file_order(source.rules):
+        if is_stack(entry[0]):
+            yield from _row_chunks(entry, source.folder, dtype, read_buffer)
+        else:
+            rule, layer = entry
+            make = partial(_joined, rule, layer, source.folder, dtype)
+            yield _chunk(rule, layer, 0, rule.shape[0], dtype, make)
 
-    Parameters that no rule makes are left alone; parameters of other ranks are not read.
-    """
-    from nvlm.model.initialize import sharded_tensors
 
-    readers = {rule.key: (rule, source.folder) for source in sources for rule in source.rules}
-    shards = [s for s in sharded_tensors(model.sharded_state_dict()) if s.key in readers]
-    # Shards of one tensor (a SwiGLU's gate and up part) follow each other: read it once.
-    previous: tuple[tuple[str, int | None], Tensor] | None = None
-    with progress_bar("Reading Hugging Face tensors", len(shards)) as advance, torch.no_grad():
-        for shard in shards:
-            rule, folder = readers[shard.key]
-            layer = shard.global_offset[0] if shard.prepend_axis_num else None
-            place = (shard.key, layer)
-            if previous is None or previous[0] != place:
-                previous = (place, to_megatron(rule, layer, folder.read))
-            whole = previous[1]
-            shape = shard.global_shape[shard.prepend_axis_num :]
-            assert whole.shape == shape, (shard.key, whole.shape, shape)
-            shard.data.copy_(whole[shard.global_slice()[shard.prepend_axis_num :]])
-            advance()
+def _row_chunks(
+    entry: Entry, folder: HfFolder, dtype: torch.dtype, buffer: Buffer
+) -> Iterator[Chunk]:
+    rule, layer = entry
+    for template, first, _ in source_rows(rule):
+        name = template.format(layer=layer)
+        for start, stop in row_blocks(folder.shape(name), dtype):
+            make = partial(_rows, folder, name, start, stop, dtype, buffer)
+            yield _chunk(rule, layer, first + start, first + stop, dtype, make)
+
+
+def _random_chunk(rule: Rule, config: RunConfig, dtype: torch.dtype) -> Chunk:
+    """A tensor as training would draw it."""
+
+    def make() -> Tensor:
+        from nvlm.model.initialize import initial_tensor
+
+        return initial_tensor(config, rule.key, None, rule.shape).to(dtype)
+
+    return _chunk(rule, None, 0, rule.shape[0], dtype, make)
+
+
+def _chunk(
+    rule: Rule,
+    layer: int | None,
+    start: int,
+    stop: int,
+    dtype: torch.dtype,
+    make: Callable[[], Tensor],
+) -> Chunk:
+    """Rows `start` to `stop` of the tensor of `rule`; `make` returns them without a layer axis."""
+    shape, offsets = rule.shape, (start, *(0 for _ in rule.shape[1:]))
+    sizes = (stop - start, *rule.shape[1:])
+    if layer is None:
+        return Chunk(rule.key, shape, offsets, sizes, dtype, make)
+    assert rule.num_layers is not None
+    return Chunk(
+        rule.key,
+        (rule.num_layers, *shape),
+        (layer, *offsets),
+        (1, *sizes),
+        dtype,
+        lambda: make().unsqueeze(0),
+    )
+
+
+def _rows(
+    folder: HfFolder, name: str, start: int, stop: int, dtype: torch.dtype, buffer: Buffer
+) -> Tensor:
+    return as_dtype(folder.read_rows(name, start, stop), dtype, buffer)
+
+
+def _joined(rule: Rule, layer: int | None, folder: HfFolder, dtype: torch.dtype) -> Tensor:
+    return to_megatron(rule, layer, folder.read).to(dtype)

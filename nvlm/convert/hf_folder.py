@@ -1,19 +1,18 @@
-"""Hugging Face folders: their tensors, and writing new ones."""
+"""Hugging Face folders: their configuration and their tensors, a few rows at a time."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nvlm.convert.blocks import Buffer, all_finite, raw_bytes, row_blocks
+from nvlm.convert.safetensors_file import DTYPES, SafetensorsFile
 from nvlm.errors import ConvertError
 
 CONFIG_FILE = "config.json"
@@ -23,47 +22,69 @@ INDEX_FILE = "model.safetensors.index.json"
 # Problems of one kind that an error lists before it says how many more there are.
 _MOST_LISTED = 20
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
 
 class HfFolder:
-    """A folder with `config.json` and safetensors, read one tensor at a time.
+    """A folder with `config.json` and safetensors, of which no more than a block is in memory.
 
     Raises:
-        ConvertError: the folder, its configuration or its weights are missing or not readable.
+        ConvertError: the folder, its configuration or its weights are missing, not whole, not
+            readable, or quantised.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_dir():
             raise ConvertError(f"{path}: no such folder")
-        self.config = _read_json(self.path / CONFIG_FILE)
-        self._files = {name: self.path / file for name, file in self._locate_tensors().items()}
-        self._opened: dict[Path, Any] = {}
-        if self.config.get("tie_word_embeddings") and "lm_head.weight" not in self._files:
-            # Tied in the source; for training with an output layer of its own.
-            self._tied = {"lm_head.weight": "model.embed_tokens.weight"}
-        else:
-            self._tied = {}
+        self.config = read_json(self.path / CONFIG_FILE)
+        if "quantization_config" in self.config:
+            method = (self.config["quantization_config"] or {}).get("quant_method", "unknown")
+            raise ConvertError(
+                f"{self.path / CONFIG_FILE}: the weights are quantised (quant_method {method!r}): "
+                "start from the folder that they were made from"
+            )
+        self._files = self._open_files()
+        self._check_dtypes()
+        self._tied = self._tied_names()
+        self._buffer = Buffer()
+
+    def part(self, key: str) -> FolderPart:
+        """The configuration of one of several models in the folder, such as `llm_config`."""
+        values = self.config.get(key)
+        if not isinstance(values, dict):
+            raise ConvertError(f"{self.path / CONFIG_FILE}: has no {key}")
+        return FolderPart(self.path, values)
 
     def names(self) -> list[str]:
         return [*self._files, *self._tied]
 
     def shape(self, name: str) -> tuple[int, ...]:
         name = self._tied.get(name, name)
-        return tuple(self._open(self._files[name]).get_slice(name).get_shape())
+        return self._files[name].entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        name = self._tied.get(name, name)
+        return DTYPES[self._files[name].entries[name].dtype]
 
     def read(self, name: str) -> Tensor:
-        """The tensor on the CPU.
+        """The whole tensor.
 
         Raises:
-            ConvertError: it holds NaN or infinity.
+            ConvertError: it holds NaN or infinity, or cannot be read.
         """
-        name = self._tied.get(name, name)
-        tensor = self._open(self._files[name]).get_tensor(name)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ConvertError(f"{self._files[name]}: {name} holds NaN or infinite values")
-        return tensor
+        return self._fill(torch.empty(self.shape(name), dtype=self.dtype(name)), name, 0)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of the first axis; valid until the next call.
+
+        Raises:
+            ConvertError: they hold NaN or infinity, or cannot be read.
+        """
+        shape = (stop - start, *self.shape(name)[1:])
+        return self._fill(self._buffer.take(shape, self.dtype(name)), name, start)
+
+    def row_blocks(self, name: str) -> list[tuple[int, int]]:
+        """The ranges of rows to read one after the other."""
+        return row_blocks(self.shape(name), self.dtype(name))
 
     def check_tensors(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise `ConvertError` listing the tensors that are missing, extra or of another shape."""
@@ -81,7 +102,7 @@ class HfFolder:
             if name in found and found[name] != expected[name]
         ]
         problems = [
-            f"{len(items)} {kind}: {_listed(items)}"
+            f"{len(items)} {kind}: {listed(items)}"
             for kind, items in {
                 "missing": missing,
                 "extra": extra,
@@ -92,91 +113,86 @@ class HfFolder:
         if problems:
             raise ConvertError(f"{self.path}: tensors do not fit the model; {'; '.join(problems)}")
 
-    def _locate_tensors(self) -> dict[str, str]:
+    def _fill(self, target: Tensor, name: str, first_row: int) -> Tensor:
+        stored_name = self._tied.get(name, name)
+        file = self._files[stored_name]
+        bytes_per_row = prod(target.shape[1:]) * target.itemsize
+        file.read_into(raw_bytes(target), file.entries[stored_name], first_row * bytes_per_row)
+        if not all_finite(target):
+            raise ConvertError(f"{file.path}: {name} holds NaN or infinite values")
+        return target
+
+    def _open_files(self) -> dict[str, SafetensorsFile]:
+        """The file of each tensor, its header read and its size checked."""
         index, single = self.path / INDEX_FILE, self.path / SINGLE_FILE
-        if index.is_file():
-            located = _read_json(index).get("weight_map")
-            if not isinstance(located, dict) or not located:
-                raise ConvertError(f"{index}: has no weight_map")
-            absent = sorted({file for file in located.values() if not (self.path / file).is_file()})
-            if absent:
-                raise ConvertError(f"{index}: names files that are missing: {_listed(absent)}")
-            return located
-        if not single.is_file():
-            raise ConvertError(f"{self.path}: has neither {INDEX_FILE} nor {SINGLE_FILE}")
-        return dict.fromkeys(self._open(single, {}).keys(), SINGLE_FILE)
+        if not index.is_file():
+            if not single.is_file():
+                raise ConvertError(self._no_safetensors())
+            file = SafetensorsFile(single)
+            return dict.fromkeys(file.entries, file)
+        located = read_json(index).get("weight_map")
+        if not isinstance(located, dict) or not located:
+            raise ConvertError(f"{index}: has no weight_map")
+        absent = sorted({file for file in located.values() if not (self.path / file).is_file()})
+        if absent:
+            raise ConvertError(f"{index}: names files that are missing: {listed(absent)}")
+        files = {file: SafetensorsFile(self.path / file) for file in sorted(set(located.values()))}
+        lost = [
+            f"{name} ({file})" for name, file in located.items() if name not in files[file].entries
+        ]
+        if lost:
+            raise ConvertError(f"{index}: names tensors that their files lack: {listed(lost)}")
+        return {name: files[file] for name, file in located.items()}
 
-    def _open(self, file: Path, opened: dict[Path, Any] | None = None) -> Any:
-        opened = self._opened if opened is None else opened
-        if file not in opened:
-            try:
-                opened[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ConvertError(f"{file}: not readable as safetensors: {error}") from None
-        return opened[file]
+    def _no_safetensors(self) -> str:
+        message = f"{self.path}: has neither {INDEX_FILE} nor {SINGLE_FILE}"
+        pickled = sorted(path.name for path in self.path.glob("pytorch_model*.bin*"))
+        if pickled:
+            message += (
+                f", only pickled weights ({listed(pickled)}), which can run any program when they "
+                "are opened and are not read here: download the same model's safetensors, or open "
+                "the folder with transformers where you trust it, and write it again with "
+                "`save_pretrained`, which writes safetensors"
+            )
+        return message
 
+    def _check_dtypes(self) -> None:
+        strange = [
+            f"{name} is {file.entries[name].dtype}"
+            for name, file in self._files.items()
+            if file.entries[name].dtype not in DTYPES
+        ]
+        if strange:
+            raise ConvertError(
+                f"{self.path}: {len(strange)} tensors are not of {', '.join(DTYPES)}, quantised "
+                f"perhaps: {listed(strange)}: start from weights that are not quantised"
+            )
 
-# --------------------------------------------------------------------------------------- writing
+    def _tied_names(self) -> dict[str, str]:
+        """Of a folder with tied embeddings, the output layer's name -> the name it is stored as.
 
-
-def write_safetensors(
-    folder: Path,
-    tensors: Iterable[tuple[str, Tensor]],
-    shard_bytes: int,
-    on_written: Callable[[], None] = lambda: None,
-) -> int:
-    """Write `tensors` as files of at most `shard_bytes` each and their index; returns their bytes.
-
-    A file holds at least one tensor, however large. No more than one file's tensors are in memory.
-    """
-    names_per_file: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    num_bytes_pending = num_bytes = 0
-
-    def part(number: int) -> Path:
-        return folder / f"model-{number:05d}.part"
-
-    def flush() -> None:
-        nonlocal pending, num_bytes_pending
-        names_per_file.append(list(pending))
-        save_file(pending, part(len(names_per_file)), metadata={"format": "pt"})
-        pending, num_bytes_pending = {}, 0
-
-    for name, tensor in tensors:
-        if pending and num_bytes_pending + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor.contiguous()
-        num_bytes_pending += tensor.nbytes
-        num_bytes += tensor.nbytes
-        on_written()
-    flush()
-
-    weight_map = {}
-    for number, names in enumerate(names_per_file, start=1):
-        file = f"model-{number:05d}-of-{len(names_per_file):05d}.safetensors"
-        part(number).rename(folder / file)
-        weight_map.update(dict.fromkeys(names, file))
-    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    for file in set(weight_map.values()):
-        # safetensors makes its files readable by their owner only.
-        shutil.copymode(folder / INDEX_FILE, folder / file)
-    return num_bytes
+        A second copy in the file is not looked at, as transformers does not look at it.
+        """
+        prefix, values = "", self.config
+        if isinstance(self.config.get("llm_config"), dict):
+            prefix, values = "language_model.", self.config["llm_config"]
+        embedding = f"{prefix}model.embed_tokens.weight"
+        if not values.get("tie_word_embeddings") or embedding not in self._files:
+            return {}
+        # For training with an output layer of its own.
+        self._files.pop(f"{prefix}lm_head.weight", None)
+        return {f"{prefix}lm_head.weight": embedding}
 
 
-def parse_size(text: str) -> int:
-    """`5GB` -> 5_000_000_000 bytes.
+class FolderPart:
+    """The part of a folder's configuration that describes one of its models."""
 
-    Raises:
-        ConvertError: not a number with one of the units KB, MB, GB, TB.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, flags=re.IGNORECASE)
-    if not match or float(match[1]) == 0:
-        raise ConvertError(f"shard size {text!r}: expected a number with a unit, such as 5GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    def __init__(self, path: Path, config: dict[str, Any]):
+        self.path = path
+        self.config = config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -188,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
     shown = ", ".join(items[:_MOST_LISTED])
     hidden = len(items) - _MOST_LISTED
     return f"{shown} and {hidden} more" if hidden > 0 else shown

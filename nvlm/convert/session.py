@@ -1,60 +1,170 @@
-"""What both directions of a conversion need around them: process groups and a progress bar."""
+"""What every conversion needs around it: its processes, their shares, progress, the last line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import datetime
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
+import torch.distributed as dist
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from nvlm.config.schema import ParallelConfig, RunConfig
-from nvlm.parallel.groups import (
-    Parallel,
-    initialize,
-    is_main_process,
-    shut_down,
-    world_size_from_environment,
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
+from nvlm.errors import ConvertError
+from nvlm.parallel.groups import is_main_process
+from nvlm.platform import cpu
+
+# Processes wait for the slowest at the end; torchrun notices one that died long before.
+_TIMEOUT = datetime.timedelta(hours=12)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that convert together; 0 of 1 when started alone."""
+
+    rank: int
+    count: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item], num_bytes: Callable[[Item], int]) -> list[Item]:
+        """The items that this process handles: consecutive ones, an equal part of all bytes.
+
+        Every item is in one process's share, whatever `count` is.
+        """
+        total = sum(map(num_bytes, items))
+        mine, before = [], 0
+        for item in items:
+            middle = before + num_bytes(item) / 2
+            if min(int(middle * self.count / max(1, total)), self.count - 1) == self.rank:
+                mine.append(item)
+            before += num_bytes(item)
+        return mine
+
 
 @contextmanager
-def conversion_groups(config: RunConfig) -> Iterator[tuple[RunConfig, Parallel]]:
-    """Process groups for a conversion, and `config` with the layout they have.
+def conversion_processes() -> Iterator[Processes]:
+    """The processes that torchrun started, or this one alone, able to talk to each other.
 
-    One process converts any model whole, whatever `config.parallel` says; several take its layout.
-    Batch sizes play no role here and are set so that they fit. Groups that exist are taken over and
-    left in place.
-
-    Raises:
-        ConfigError: the number of processes does not fit `config.parallel`.
+    Nothing is computed on an accelerator, so they talk as processes on a CPU do, and any number of
+    them will do. A group that exists is taken over and left in place.
     """
-    import torch.distributed as dist
-
     existed = dist.is_initialized()
-    world_size = dist.get_world_size() if existed else world_size_from_environment()
-    layout = ParallelConfig() if world_size == 1 else config.parallel
-    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
-    config = config.model_copy(update={"parallel": layout, "train": train})
-    parallel = initialize(config, world_size)
+    if not existed:
+        backend = cpu.distributed_backend()
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield config, parallel
+        yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         if not existed:
-            shut_down()
+            dist.destroy_process_group()
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal of the main process; yields the function that moves it by one."""
+def progress_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal of the main process, for its own share; yields what moves it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not is_main_process(),
     )
     with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(title, total=total_bytes)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
+
+
+class Stopwatch:
+    """Starts when made; `print_summary` ends a conversion with one line of what it took."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def print_summary(
+        self, done: str, num_tensors: int, num_bytes: int, processes: Processes
+    ) -> None:
+        """Every process calls this; the main one prints. `num_bytes` were written, by all."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        peaks = [0] * processes.count
+        dist.all_gather_object(peaks, peak_resident_bytes())
+        if not processes.is_main:
+            return
+        most = "" if processes.count == 1 else f" (most of {processes.count} processes)"
+        print_line(
+            f"{done}: {num_tensors:,} tensors, {num_bytes / 1e9:.2f} GB in {seconds:.1f} s: "
+            f"{num_tensors / seconds:,.0f} tensors/s, {num_bytes / 1e9 / seconds:.2f} GB/s; "
+            f"peak memory {max(peaks) / 1e9:.2f} GB{most}"
+        )
+
+
+def print_line(message: str) -> None:
+    """A line for the user, on standard error, from the main process."""
+    if is_main_process():
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+
+
+def print_note(message: str) -> None:
+    """Something that the user should know but need not act on; from the main process."""
+    print_line(f"Note: {message}.")
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this program had resident.
+
+    Linux hands `ru_maxrss` down from the program that started this one; its own is in `status`.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), flags=re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_not_inside(out: Path, source: str | Path) -> None:
+    """Raise `ConvertError` where writing `out` would write into `source`, or replace it."""
+    target, taken = out.resolve(), Path(source).resolve()
+    if target == taken or taken in target.parents or target in taken.parents:
+        raise ConvertError(
+            f"{out}: is, holds or lies inside {source}, which is read from: name another folder"
+        )
+
+
+def check_free_space(out: Path, num_bytes: int) -> None:
+    """Raise `ConvertError` where the disk of `out` has no room for `num_bytes` more."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ConvertError(
+            f"{out}: {num_bytes / 1e9:.1f} GB are to be written, but {folder} has only "
+            f"{free / 1e9:.1f} GB free"
+        )

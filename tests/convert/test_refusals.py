@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvlm.convert import convert_from_hf, convert_to_hf
-from nvlm.convert.hf_folder import parse_size
+from nvlm.convert.export_shards import parse_size
 from nvlm.errors import CheckpointError, ConvertError
 
 NORM = "encoder.layers.1.norm1.weight"

@@ -1,0 +1,42 @@
+"""The tensors of rules in the order of files, and which of them need no rearranging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from nvlm.convert.rules import Rule
+
+# A rule and the layer of its stack that is meant; None for a tensor that no layer owns.
+Entry = tuple[Rule, int | None]
+
+
+def in_file_order(rules: Sequence[Rule]) -> list[Entry]:
+    """Every tensor, component by component, the tensors of a layer together.
+
+    Hugging Face files are cut by layers, so that this reads and writes them from front to back.
+    """
+
+    def place(entry: Entry) -> tuple[str, int]:
+        rule, layer = entry
+        return rule.key.partition(".")[0], -1 if layer is None else layer
+
+    return sorted(((rule, layer) for rule in rules for layer in rule.layers()), key=place)
+
+
+def is_stack(rule: Rule) -> bool:
+    """Whether the Megatron-core tensor is nothing but its sources, one on top of the other.
+
+    Then some rows can be converted without the rest: a copy is a stack of one.
+    """
+    return rule.join is Rule.join or rule.join is torch.cat
+
+
+def source_rows(rule: Rule) -> Iterator[tuple[str, int, int]]:
+    """Of a stack: each source's name and the rows (first, one past the last) that it becomes."""
+    assert is_stack(rule), rule.key
+    first = 0
+    for name, shape in rule.sources.items():
+        yield name, first, first + shape[0]
+        first += shape[0]
