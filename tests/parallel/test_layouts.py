@@ -13,18 +13,23 @@ import pytest
 from spawn import REPOSITORY, metrics, run_or_fail
 
 STEPS = 10
+# The layouts stop half-way: all ten are warm-up, so the rates are the same.
+LAYOUT_STEPS = 5
 GOLDEN = REPOSITORY / "tests" / "golden" / "tiny_sft_fp32.txt"
 
 LAYOUTS = {
-    "tensor2": (2, ["parallel.tensor=2"]),
     "tensor2-sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
     "pipeline2": (2, ["parallel.pipeline=2"]),
     "data2": (2, []),
     "tensor2-pipeline2": (4, ["parallel.tensor=2", "parallel.pipeline=2"]),
+    "pipeline4": (4, ["parallel.pipeline=4"]),
+    "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
 }
 
 
-def train_tiny(folder: Path, demo_data: Path, num_processes: int, overrides: list[str]):
+def train_tiny(
+    folder: Path, demo_data: Path, num_processes: int, overrides: list[str], steps: int = STEPS
+) -> list[dict]:
     """Run the first steps of the tiny SFT configuration; returns its metrics."""
     run_or_fail(
         num_processes,
@@ -32,7 +37,7 @@ def train_tiny(folder: Path, demo_data: Path, num_processes: int, overrides: lis
         "configs/run/tiny/sft.yaml",
         f"data.root={demo_data}",
         f"run.dir={folder}",
-        f"train.steps={STEPS}",
+        f"train.steps={steps}",
         "train.precision=fp32",
         "log.tensorboard=false",
         *overrides,
@@ -47,29 +52,41 @@ def single_process(demo_data: Path, tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parallel
-def test_single_process_matches_golden(single_process):
+def test_single_process_matches_golden(single_process, measure):
     golden = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     assert len(golden) == STEPS
     for found, expected in zip(single_process, golden, strict=True):
         assert found["step"] == expected["step"]
         assert found["tokens"] == expected["tokens"]
-        # Measured 0 on the machine that wrote it; other CPUs round matrix products differently.
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    # 0 on the machine that wrote it; other CPUs round matrix products differently.
+    errors = largest_errors(single_process, golden)
+    measure("loss of a step, one process", "golden losses", errors["loss"], 1e-4)
+    measure("gradient norm of a step, one process", "golden losses", errors["grad_norm"], 1e-3)
 
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_single_process(layout, single_process, demo_data, tmp_path):
+def test_layout_equals_single_process(layout, single_process, demo_data, tmp_path, measure):
     num_processes, overrides = LAYOUTS[layout]
-    found = train_tiny(tmp_path / "run", demo_data, num_processes, overrides)
-    assert len(found) == len(single_process) == STEPS
-    for ours, truth in zip(found, single_process, strict=True):
+    found = train_tiny(tmp_path / "run", demo_data, num_processes, overrides, LAYOUT_STEPS)
+    assert len(found) == LAYOUT_STEPS
+    truths = single_process[:LAYOUT_STEPS]
+    for ours, truth in zip(found, truths, strict=True):
         # The samples of a step, their tokens and tiles: the order is the same.
         assert [ours[key] for key in ("step", "tokens", "tiles", "samples")] == [
             truth[key] for key in ("step", "tokens", "tiles", "samples")
         ]
-        # Measured: losses within 1.7e-7, gradient norms within 6.2e-6 (tensor parallelism; the
-        # others 2e-7), both relative.
-        assert ours["loss"] == pytest.approx(truth["loss"], rel=1e-5)
-        assert ours["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-4)
+    errors = largest_errors(found, truths)
+    measure(f"loss of a step, {layout}", "one process", errors["loss"], 1e-5)
+    measure(f"gradient norm of a step, {layout}", "one process", errors["grad_norm"], 1e-4)
+
+
+def largest_errors(found: list[dict], expected: list[dict]) -> dict[str, float]:
+    """The largest relative error of any step."""
+    return {
+        key: max(
+            abs(ours[key] - truth[key]) / abs(truth[key])
+            for ours, truth in zip(found, expected, strict=True)
+        )
+        for key in ("loss", "grad_norm")
+    }
