@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from operator import attrgetter
 
 from nvlm.config.schema import RunConfig
@@ -119,6 +120,8 @@ def _problems(config: RunConfig):
             f"train.micro_batch_size x stage.sequence_length = {num_tokens}"
         )
 
+    yield from _recompute_problems(config)
+
     num_image_tokens = config.max_tiles_per_image * config.num_tokens_per_tagged_tile
     shortest = num_image_tokens + NUM_TOKENS_AROUND_IMAGE
     if config.stage.sequence_length < shortest:
@@ -147,6 +150,41 @@ def _problems(config: RunConfig):
         yield (
             f"train.schedule.warmup_steps {schedule.warmup_steps} must be less than "
             f"train.schedule.decay_steps {schedule.decay_steps}"
+        )
+
+
+def _recompute_problems(config: RunConfig):
+    parallel, vision, language = config.parallel, config.model.vision, config.model.language
+    layers_of_stage = {
+        "vision": vision.num_layers,
+        "language": language.num_layers // parallel.pipeline,
+    }
+    for part, num_layers in layers_of_stage.items():
+        wanted = getattr(config.train.recompute, part)
+        key = f"train.recompute.{part}.num_layers"
+        if wanted.num_layers is None:
+            continue
+        if wanted.granularity != "full":
+            yield (
+                f"{key} {wanted.num_layers} needs train.recompute.{part}.granularity full, which "
+                f"is {wanted.granularity}"
+            )
+        elif wanted.num_layers > num_layers:
+            yield (
+                f"{key} {wanted.num_layers} is more than the {num_layers} {part} layers of a "
+                "pipeline stage"
+            )
+        elif part == "language" and wanted.num_layers % parallel.virtual_pipeline:
+            yield (
+                f"{key} {wanted.num_layers} is not a multiple of parallel.virtual_pipeline "
+                f"{parallel.virtual_pipeline}: each chunk of a stage recomputes as many layers"
+            )
+    freezing = [p for p in config.stage.freeze if fnmatchcase("vision_model.", p)]
+    if freezing and config.train.recompute.vision.granularity != "none":
+        yield (
+            f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} has "
+            f"nothing to recompute: stage.freeze {freezing[0]!r} freezes the vision model, which "
+            "then keeps no activations; set it to none"
         )
 
 

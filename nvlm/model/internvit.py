@@ -33,7 +33,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from nvlm.config.schema import VisionConfig
-from nvlm.model.layers import LayerParts, follow_gradient_mode, mlp_spec
+from nvlm.model.layers import LayerParts, follow_gradient_mode, mlp_spec, recomputable
 from nvlm.model.norms import QueryKeyNorm, norm_class
 
 # ImageNet statistics of RGB values in 0..1, which InternViT was trained with.
@@ -110,6 +110,7 @@ class InternViT(MegatronModule):
         with torch.no_grad() if self.is_frozen else nullcontext():
             pixels = normalize_tiles(tiles).to(self.config.params_dtype)
             embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
+            embedded_snc = recomputable(embedded_snc, self.config)
             encoded_snc = self.decoder(embedded_snc, attention_mask=None)
             return encoded_snc[1:].transpose(0, 1)
 

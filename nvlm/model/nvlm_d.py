@@ -19,7 +19,7 @@ from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
 from nvlm.model.internvit import InternViT
 from nvlm.model.language import build_language_model
-from nvlm.model.layers import layer_parts
+from nvlm.model.layers import layer_parts, recomputable
 from nvlm.model.projector import VisionProjection, pixel_shuffle
 from nvlm.model.splice import splice
 from nvlm.model.stage import check_stage
@@ -184,7 +184,7 @@ class NVLMD(MegatronModule):
             embeddings_t1h = tensor_parallel.scatter_to_sequence_parallel_region(
                 embeddings_t1h, group=self.tp_group
             )
-        return embeddings_t1h
+        return recomputable(embeddings_t1h, self.config)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,6 +40,11 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         **_virtual_pipeline(config),
         sequence_parallel=config.parallel.sequence,
         pipeline_dtype=parameter_dtype(config),
+        **_recompute(
+            config.train.recompute.language,
+            language.num_layers // config.parallel.pipeline,
+            config.parallel.virtual_pipeline,
+        ),
         **_common(config, layer_implementation),
     )
 
@@ -65,6 +70,7 @@ def vision_transformer_config(config: RunConfig, layer_implementation: str) -> T
         # Its tokens are not split over the tensor-parallel group: 1025 has few divisors, and the
         # class token is dropped before the language model's sequence begins.
         sequence_parallel=False,
+        **_recompute(config.train.recompute.vision, vision.num_layers, num_chunks=1),
         **_common(config, layer_implementation),
     )
 
@@ -98,6 +104,22 @@ def _virtual_pipeline(config: RunConfig) -> dict:
         "virtual_pipeline_model_parallel_size": config.parallel.virtual_pipeline,
         "overlap_p2p_comm": True,
         "batch_p2p_comm": False,
+    }
+
+
+def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) -> dict:
+    """Settings of activation recomputation; `num_layers` are those of the pipeline stage.
+
+    Megatron-core counts the layers of each model chunk of a stage by themselves.
+    """
+    if wanted.granularity == "none":
+        return {}
+    if wanted.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": (wanted.num_layers or num_layers) // num_chunks,
     }
 
 

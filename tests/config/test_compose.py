@@ -207,6 +207,28 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["model.vision.image_size=98"], "even number of patches"),
         (["model.language.hidden_size=190"], "model.language.num_attention_heads 8"),
         (["model.language.num_query_groups=3"], "model.language.num_query_groups 3"),
+        (["train.recompute.language.num_layers=2"], "granularity full, which is none"),
+        (
+            [
+                "parallel.pipeline=2",
+                "train.recompute.language.granularity=full",
+                "train.recompute.language.num_layers=3",
+            ],
+            "num_layers 3 is more than the 2 language layers of a pipeline stage",
+        ),
+        (
+            [
+                "parallel.pipeline=2",
+                "parallel.virtual_pipeline=2",
+                "train.recompute.language.granularity=full",
+                "train.recompute.language.num_layers=1",
+            ],
+            "not a multiple of parallel.virtual_pipeline 2",
+        ),
+        (
+            ["train.recompute.vision.granularity=full"],
+            "stage.freeze 'vision_model.*' freezes the vision model",
+        ),
     ],
 )
 def test_contradictions_between_sections(overrides: list[str], expected: str):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import small_model
 import torch
+import variants
 from torch import Tensor
 
 from nvlm.batch import MicroBatch, StepBatch
@@ -21,8 +22,12 @@ from nvlm.parallel.groups import Parallel, initialize, shut_down
 
 # Four layers: one for each stage of four, or for each chunk of two stages with two.
 SIZES = ["model.language.num_layers=4"]
-SHARED = ["model.language.share_embeddings_and_output_weights=true"]
-PROJECTOR_ONLY = ['stage.freeze=["vision_model.*","language_model.*"]']
+# As configs/model/internvit_300m_qwen2_0_5b.yaml, and zero heads besides.
+SMALL = [*variants.INTERNVIT_300M, *variants.SHARED_EMBEDDINGS]
+PROJECTOR_ONLY = [
+    'stage.freeze=["vision_model.*","language_model.*"]',
+    "train.recompute.vision.granularity=none",
+]
 # Well above the rounding of a gradient: Adam divides by its size, so an element that ought to be
 # zero would otherwise move by a whole step in a direction that rounding decides.
 OPTIMIZER = ["train.optimizer.epsilon=1e-4", "train.schedule.warmup_steps=0"]
@@ -48,20 +53,22 @@ def without_images(config: RunConfig) -> list[MicroBatch]:
 
 def all_cases(overrides: list[str]) -> dict:
     """Every result of one layout on this process. `overrides` name the layout."""
-    config, shared = config_of(*overrides), config_of(*overrides, *SHARED, *OPTIMIZER)
+    config, small = config_of(*overrides), config_of(*overrides, *SMALL, *OPTIMIZER)
     projector_only = config_of(*overrides, *PROJECTOR_ONLY)
     parallel = initialize(config)
     chunks = wrapped(small_model.build_chunks(config, parallel))
-    shared_chunks = wrapped(small_model.build_chunks(shared, parallel))
+    small_chunks = wrapped(small_model.build_chunks(small, parallel))
     projector_chunks = small_model.build_chunks(projector_only, parallel)
     freeze(projector_chunks, projector_only, parallel)
     projector_chunks = wrapped(projector_chunks)
     return {
         "with images": losses_and_gradients(chunks, with_images(config), parallel),
         "without images": losses_and_gradients(chunks, without_images(config), parallel),
-        "shared embeddings": losses_and_gradients(shared_chunks, with_images(config), parallel),
+        "InternViT-300M, shared embeddings": losses_and_gradients(
+            small_chunks, with_images(config), parallel
+        ),
         "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
-        "two steps, shared embeddings": change_in_two_steps(shared, parallel),
+        "two steps, InternViT-300M, shared embeddings": change_in_two_steps(small, parallel),
     }
 
 

@@ -30,9 +30,18 @@ LAYOUTS = {
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
     ],
+    "TP2 + SP x PP2 x VPP2, recomputed": [
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "stage.freeze=[]",
+        "train.recompute.vision.granularity=full",
+        "train.recompute.language.granularity=full",
+    ],
 }
-GRADIENTS = ["with images", "without images", "shared embeddings", "projector only"]
-STEPS = "two steps, shared embeddings"
+GRADIENTS = ["with images", "without images", "InternViT-300M, shared embeddings", "projector only"]
+STEPS = "two steps, InternViT-300M, shared embeddings"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,7 @@ def test_a_step_without_images_leaves_the_encoder_at_zero(single):
 
 
 def test_every_parameter_has_a_gradient(single):
-    for case in ("with images", "shared embeddings", "projector only"):
+    for case in ("with images", "InternViT-300M, shared embeddings", "projector only"):
         for key, gradient in layout_steps.assemble([single[case]]).items():
             assert gradient.norm() > 0, (case, key)
 
