@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.config import RunConfig
+from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import Parallel, initialize, shut_down
 
 # Four layers: one for each stage of four, or for each chunk of two stages with two.
@@ -31,6 +32,12 @@ PROJECTOR_ONLY = [
 # Well above the rounding of a gradient: Adam divides by its size, so an element that ought to be
 # zero would otherwise move by a whole step in a direction that rounding decides.
 OPTIMIZER = ["train.optimizer.epsilon=1e-4", "train.schedule.warmup_steps=0"]
+
+# Results of two optimizer steps, and of the second one on another layout's checkpoint.
+STEPS = "two steps, InternViT-300M, shared embeddings"
+RESUMED = "resumed, InternViT-300M, shared embeddings"
+# Run folder of the one process that is the truth.
+SINGLE = "single"
 
 
 def config_of(*overrides: str) -> RunConfig:
@@ -51,9 +58,17 @@ def without_images(config: RunConfig) -> list[MicroBatch]:
     return [small_model.batch(config, seed, [40, 40], num_tiles=0) for seed in range(5, 9)]
 
 
-def all_cases(overrides: list[str]) -> dict:
-    """Every result of one layout on this process. `overrides` name the layout."""
+def all_cases(
+    overrides: list[str], save_to: Path | None = None, resume_from: Path | None = None
+) -> dict:
+    """Every result of one layout on this process. `overrides` name the layout.
+
+    Args:
+        save_to: run folder for a checkpoint of the first of two optimizer steps.
+        resume_from: such a folder; the second step is then also taken from there.
+    """
     config, small = config_of(*overrides), config_of(*overrides, *SMALL, *OPTIMIZER)
+    small = small.model_copy(update={"run": RunSection(name="layout", dir=str(save_to))})
     projector_only = config_of(*overrides, *PROJECTOR_ONLY)
     parallel = initialize(config)
     chunks = wrapped(small_model.build_chunks(config, parallel))
@@ -61,15 +76,18 @@ def all_cases(overrides: list[str]) -> dict:
     projector_chunks = small_model.build_chunks(projector_only, parallel)
     freeze(projector_chunks, projector_only, parallel)
     projector_chunks = wrapped(projector_chunks)
-    return {
+    results = {
         "with images": losses_and_gradients(chunks, with_images(config), parallel),
         "without images": losses_and_gradients(chunks, without_images(config), parallel),
         "InternViT-300M, shared embeddings": losses_and_gradients(
             small_chunks, with_images(config), parallel
         ),
         "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
-        "two steps, InternViT-300M, shared embeddings": change_in_two_steps(small, parallel),
+        STEPS: two_steps(small, parallel, save=save_to is not None),
     }
+    if resume_from:
+        results[RESUMED] = second_step(small, parallel, resume_from)
+    return results
 
 
 def freeze(chunks: list, config: RunConfig, parallel: Parallel) -> None:
@@ -133,29 +151,77 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
     return {"losses": losses, "tensors": gradients}
 
 
-def change_in_two_steps(config: RunConfig, parallel: Parallel) -> dict:
-    """The training loop's own optimizer and step.
+class TwoSteps:
+    """The training loop's own optimizer, steps and checkpoints, for two steps of the model."""
 
-    Returns:
-        `losses`: step -> (mean loss, gradient norm). `tensors`: how far the weights moved.
-    """
-    from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
-    from nvlm.train.stages import multipliers
-    from nvlm.train.step import train_step
+    def __init__(self, config: RunConfig, parallel: Parallel):
+        from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
+        from nvlm.train.stages import multipliers
 
-    chunks = small_model.build_chunks(config, parallel)
-    start = {id(p): p.detach().clone() for chunk in chunks for p in chunk.parameters()}
-    factors = multipliers(chunks, config, parallel)
-    chunks = wrap_data_parallel(chunks, parallel)
-    optimizer = build_optimizer(chunks, config, factors, parallel)
-    scheduler = build_scheduler(optimizer, config)
-    losses = {}
-    for step, micro_batches in enumerate([with_images(config), without_images(config)]):
-        scheduler.step(increment=1)
-        mine = micro_batches[parallel.data_rank :: parallel.data_size]
-        result = train_step(chunks, optimizer, StepBatch(mine, [], {}), parallel, step)
-        losses[step] = torch.tensor([result.loss, result.grad_norm])
-    return {"losses": losses, "tensors": _shards(chunks, lambda p: p - start[id(p)])}
+        self.config, self.parallel = config, parallel
+        chunks = small_model.build_chunks(config, parallel)
+        self.start = {id(p): p.detach().clone() for chunk in chunks for p in chunk.parameters()}
+        factors = multipliers(chunks, config, parallel)
+        self.chunks = wrap_data_parallel(chunks, parallel)
+        self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        self.losses: dict[int, Tensor] = {}
+
+    def take(self, step: int) -> None:
+        """Step 0 or 1; the second has no images."""
+        from nvlm.train.step import train_step
+
+        micro_batches = (with_images, without_images)[step](self.config)
+        mine = micro_batches[self.parallel.data_rank :: self.parallel.data_size]
+        self.scheduler.step(increment=1)
+        batch = StepBatch(mine, [], {})
+        result = train_step(self.chunks, self.optimizer, batch, self.parallel, step)
+        self.losses[step] = torch.tensor([result.loss, result.grad_norm])
+
+    def save(self) -> None:
+        """Write a checkpoint of step 0 to `run.dir`."""
+        from nvlm.train.checkpoint import save_training_state
+
+        optimizer, scheduler = self.optimizer, self.scheduler
+        save_training_state(
+            self.config, 0, self.chunks, optimizer, scheduler, {}, {}, self.parallel
+        )
+
+    def load(self, run_folder: Path) -> None:
+        """Take everything from the checkpoint that another layout wrote, and keep nothing."""
+        from nvlm.checkpoint_io import resolve_checkpoint
+        from nvlm.train.checkpoint import load_training_state
+
+        with torch.no_grad():
+            for chunk in self.chunks:
+                for parameter in chunk.parameters():
+                    parameter.fill_(torch.nan)
+        checkpoint = resolve_checkpoint(run_folder)
+        load_training_state(checkpoint, self.chunks, self.optimizer, self.scheduler, self.parallel)
+
+    def result(self) -> dict:
+        """`losses`: step -> (mean loss, gradient norm). `tensors`: how far the weights moved."""
+        return {
+            "losses": self.losses,
+            "tensors": _shards(self.chunks, lambda p: p - self.start[id(p)]),
+        }
+
+
+def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
+    run = TwoSteps(config, parallel)
+    run.take(0)
+    if save:
+        run.save()
+    run.take(1)
+    return run.result()
+
+
+def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dict:
+    """What `two_steps` gives, with the first step read from another layout's checkpoint."""
+    run = TwoSteps(config, parallel)
+    run.load(resume_from)
+    run.take(1)
+    return run.result()
 
 
 def _shards(chunks: list, values_of) -> list[tuple]:
@@ -189,10 +255,16 @@ def assemble(results: list[dict]) -> dict[tuple[str, int | None], Tensor]:
 
 
 def main() -> None:
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
+    """Arguments: folder, layouts by name, and which of them checkpoint, each for the next one."""
+    folder, layouts, checkpointing = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+    resume_from = folder / SINGLE
     for name, overrides in layouts.items():
         print(f"layout {name}", flush=True)
-        results = all_cases(overrides)
+        if name in checkpointing:
+            results = all_cases(overrides, folder / name, resume_from)
+            resume_from = folder / name
+        else:
+            results = all_cases(overrides)
         rank = torch.distributed.get_rank()
         torch.save(results, folder / f"{name} rank{rank}.pt")
     shut_down()
