@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.schema import RunConfig
-from nvlm.convert.architectures import language_architecture
+from nvlm.convert.architectures import language_architecture, vision_values
 
-# What transformers files and servers for the released NVLM-D build without being told.
+# What servers for the released NVLM-D build without being told (docs/serving.md has the sources).
 RELEASED_PROJECTOR_EPSILON = 1e-5
+RELEASED_NUM_DUMMY_HEADS = 7
+RELEASED_IMAGE_TOKEN = "<|vision_pad|>"
+RELEASED_IMAGE_SIZE = 448
+RELEASED_MAX_NUM_TILES = 6
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -27,6 +31,9 @@ def model_config(
     """
     vision, language, stage = config.model.vision, config.model.language, config.stage
     architecture = language_architecture(language)
+    tied = language.share_embeddings_and_output_weights
+    # The data type twice: transformers reads `dtype` from 4.56 on, `torch_dtype` before.
+    dtypes = {"dtype": dtype, "torch_dtype": dtype}
     return {
         "architectures": ["NVLM_D"],
         "auto_map": {
@@ -35,7 +42,7 @@ def model_config(
             "AutoModelForCausalLM": "modeling_nvlm_d.NVLM_D_Model",
         },
         "model_type": "NVLM_D",
-        "dtype": dtype,
+        **dtypes,
         "downsample_ratio": 0.5,
         "dynamic_image_size": stage.max_num_tiles > 1,
         "force_image_size": vision.image_size,
@@ -44,8 +51,9 @@ def model_config(
         "ps_version": "v2",
         "select_layer": -1,
         "template": "chatml",
-        "use_thumbnail": stage.use_thumbnail,
-        "tie_word_embeddings": False,
+        # Of a single tile there never is one; servers take its tag from this key.
+        "use_thumbnail": stage.use_thumbnail or stage.max_num_tiles == 1,
+        "tie_word_embeddings": tied,
         "image_boundary": stage.image_boundary,
         "image_token": config.model.image_token,
         "img_context_token_id": image_token_id,
@@ -58,7 +66,7 @@ def model_config(
             "model_type": "qwen2" if language.qkv_bias else "llama",
             "attention_bias": language.qkv_bias,
             "attention_dropout": 0.0,
-            "dtype": dtype,
+            **dtypes,
             "eos_token_id": eos_token_id,
             "hidden_act": "silu",
             "hidden_size": language.hidden_size,
@@ -74,7 +82,8 @@ def model_config(
             # Once for current transformers, once for earlier readers.
             "rope_parameters": {"rope_theta": language.rope_base, "rope_type": "default"},
             "rope_theta": language.rope_base,
-            "tie_word_embeddings": False,
+            "sliding_window": None,
+            "tie_word_embeddings": tied,
             "use_sliding_window": False,
             "vocab_size": language.vocab_size,
         },
@@ -84,22 +93,12 @@ def model_config(
             "attention_dropout": 0.0,
             "drop_path_rate": 0.0,
             "dropout": 0.0,
-            "dtype": dtype,
-            "hidden_act": "gelu",
-            "hidden_size": vision.hidden_size,
-            "image_size": vision.image_size,
-            "initializer_factor": 0.1,
-            "initializer_range": 0.02,
-            "intermediate_size": vision.ffn_hidden_size,
-            "layer_norm_eps": vision.norm_epsilon,
-            "norm_type": "rms_norm",
-            "num_attention_heads": vision.num_attention_heads,
+            **dtypes,
+            "initializer_factor": vision.layer_scale_init,
+            "initializer_range": vision.init_std,
             "num_channels": 3,
-            "num_hidden_layers": vision.num_layers,
             "num_stored_attention_heads": vision.num_stored_attention_heads,
-            "patch_size": vision.patch_size,
-            "qk_normalization": True,
-            "qkv_bias": False,
+            **vision_values(vision),
         },
     }
 
@@ -125,30 +124,68 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
 
 
 def serving_differences(config: RunConfig) -> list[str]:
-    """What other servers for NVLM-D assume that differs from how this model was trained.
+    """What servers for the released NVLM-D assume that is not so of this model, a clause each.
 
-    The modelling files inside the export follow the training in all of these.
+    The modelling files inside the export follow the training in all of these, so transformers does,
+    and VLMEvalKit wherever it leaves the matter to them.
     """
-    stage, projector = config.stage, config.model.projector
+    return [*_load_differences(config), *_prompt_differences(config)]
+
+
+def _load_differences(config: RunConfig) -> list[str]:
+    """What vLLM cannot load, or computes otherwise."""
+    vision, projector = config.model.vision, config.model.projector
+    width = config.model.language.ffn_hidden_size
     differences = []
+    expected_heads = vision.num_attention_heads + RELEASED_NUM_DUMMY_HEADS
+    if vision.num_stored_attention_heads != expected_heads:
+        differences.append(
+            f"vLLM cannot load it: the vision encoder stores {vision.num_stored_attention_heads} "
+            f"heads, and vLLM's NVLM_D expects {expected_heads}, {RELEASED_NUM_DUMMY_HEADS} more "
+            "than the real ones"
+        )
+    if projector.ffn_hidden_size != width:
+        differences.append(
+            f"vLLM cannot load it: the projector is {projector.ffn_hidden_size} wide, and vLLM "
+            f"builds it as wide as the language model's feed-forward, {width}"
+        )
     if projector.norm_epsilon != RELEASED_PROJECTOR_EPSILON:
         differences.append(
             f"the projector's LayerNorm was trained with epsilon {projector.norm_epsilon:g}; "
-            f"servers that know only the released NVLM-D use {RELEASED_PROJECTOR_EPSILON:g}"
+            f"vLLM computes with {RELEASED_PROJECTOR_EPSILON:g}"
         )
-    if projector.ffn_hidden_size != config.model.language.ffn_hidden_size:
+    return differences
+
+
+def _prompt_differences(config: RunConfig) -> list[str]:
+    """What of images and their tags servers write otherwise."""
+    stage, image_size = config.stage, config.model.vision.image_size
+    differences = []
+    if config.model.image_token != RELEASED_IMAGE_TOKEN:
         differences.append(
-            f"the projector is {projector.ffn_hidden_size} wide; other servers build it as wide as "
-            f"the language model's feed-forward, {config.model.language.ffn_hidden_size}"
+            f"vLLM cannot place images: its placeholder is {RELEASED_IMAGE_TOKEN}, this model's is "
+            f"{config.model.image_token}"
+        )
+    if stage.tile_tags != "1d":
+        differences.append("trained without tile tags; vLLM writes 1-D tags")
+    if not stage.use_thumbnail and stage.max_num_tiles > 1:
+        differences.append(
+            "trained without thumbnails; vLLM writes no tag for the last tile then and refuses the "
+            "image, VLMEvalKit adds a thumbnail"
         )
     if stage.image_boundary != "merged":
         differences.append(
-            "`<Image>` and the first tile tag were tokenised apart; other servers tokenise "
+            "`<Image>` and the first tile tag were tokenised apart; vLLM tokenises "
             "`<Image><tile_1>` as one text"
         )
-    if stage.tile_tags != "1d" or not stage.use_thumbnail:
+    if image_size != RELEASED_IMAGE_SIZE:
         differences.append(
-            f"trained with tile_tags {stage.tile_tags} and use_thumbnail "
-            f"{str(stage.use_thumbnail).lower()}; other servers write 1-D tags and a thumbnail"
+            f"VLMEvalKit cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model reads tiles of "
+            f"{image_size}"
+        )
+    if stage.max_num_tiles != RELEASED_MAX_NUM_TILES:
+        differences.append(
+            f"VLMEvalKit cuts an image into at most {RELEASED_MAX_NUM_TILES} tiles, this model was "
+            f"trained with {stage.max_num_tiles}"
         )
     return differences

@@ -14,19 +14,21 @@ TURN_END = "<|im_end|>"
 # What transformers 5 notes about where it loaded from: nobody's business.
 _TRACES = ("is_local", "local_files_only")
 
-_CHAT_TEMPLATE = """\
-{{%- if {has_own} and (not messages or messages[0]['role'] != 'system') -%}}
-{{{{ '<|im_start|>system\\n' + {system_message} + '<|im_end|>\\n' }}}}
-{{%- endif -%}}
-{{%- for message in messages -%}}
-{{%- if message['content'] is not string -%}}
-{{{{ raise_exception('content must be text; an image is the mark <image> in it') }}}}
-{{%- endif -%}}
-{{{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}}}
-{{%- endfor -%}}
-{{%- if add_generation_prompt -%}}
-{{{{ '<|im_start|>assistant\\n' }}}}
-{{%- endif -%}}
+_TEMPLATE_SYSTEM_TURN = """\
+{%- if not messages or messages[0]['role'] != 'system' -%}
+{{ '<|im_start|>system\\n' + SYSTEM_MESSAGE + '<|im_end|>\\n' }}
+{%- endif -%}
+"""
+_TEMPLATE_TURNS = """\
+{%- for message in messages -%}
+{%- if message['content'] is not string -%}
+{{ raise_exception('content must be text; an image is the mark <image> in it') }}
+{%- endif -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
 """
 
 
@@ -61,10 +63,10 @@ def chat_template(system_message: str | None) -> str:
     one inserts the training's, so that a server that applies it feeds what `chat` feeds. An image
     stays the mark `<image>`: who applies the template expands it.
     """
-    return _CHAT_TEMPLATE.format(
-        has_own="false" if system_message is None else "true",
-        system_message=json.dumps(system_message or "", ensure_ascii=False),
-    )
+    if system_message is None:
+        return _TEMPLATE_TURNS
+    literal = json.dumps(system_message, ensure_ascii=False)
+    return _TEMPLATE_SYSTEM_TURN.replace("SYSTEM_MESSAGE", literal) + _TEMPLATE_TURNS
 
 
 def save_tokenizer(tokenizer: Any, system_message: str | None, folder: Path) -> None:
