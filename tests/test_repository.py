@@ -128,7 +128,7 @@ def test_readme_command_parses(arguments: list[str]):
         load_config(REPOSITORY / parsed["config"], parsed.get("overrides") or [])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/README.md", "docs/design.md",
+@pytest.mark.parametrize("document", ["README.md", "docs/README.md", "docs/design.md", "docs/models.md",
                                       "docs/parallel.md", "docs/experiments.md"])  # fmt: skip
 def test_documents_name_files_that_exist(document: str):
     text = (REPOSITORY / document).read_text()

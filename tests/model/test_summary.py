@@ -122,6 +122,12 @@ def test_built_model_has_these_parameters(name):
     assert summary.num_zero == numbers.num_padding_parameters
 
 
+def test_the_documentation_has_these_counts():
+    page = (small_model.REPOSITORY / "docs/models.md").read_text()
+    for counts in COUNTS.values():
+        assert all(f"{count:,}" in page for count in counts.values())
+
+
 def test_stages_of_the_72b_at_tensor_8_pipeline_4():
     """20 layers of 877,684,736 each; the embedding and the output layer have 152,064 x 8192."""
     stages = summarize(load("nvlm_d_72b")).stages
