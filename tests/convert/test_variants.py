@@ -6,7 +6,9 @@ The InternViT comes out of transformers' own model, under the names of OpenGVLab
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_folders
@@ -15,6 +17,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nvlm.batch import MicroBatch
+from nvlm.config import RunConfig
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.convert.rules import expected_tensors, export_rules
 from nvlm.errors import ConvertError
@@ -121,11 +125,19 @@ def make_published_vision_folder(folder: Path, vision):
     return model
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES, scope="module")
-def case(request, tmp_path_factory):
-    """(configuration, vision folder, language folder, transformers' vision model)."""
+@dataclass(frozen=True)
+class Case:
+    name: str
+    config: RunConfig
+    vision: Path
+    language: Path
+    published: Any  # transformers' vision model with the weights of the folder
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp("variant")
-    config = small_folders.convert_config(*request.param)
+    config = small_folders.convert_config(*CASES[request.param])
     language = config.model.language
     published = make_published_vision_folder(folder / "vision", config.model.vision)
     small_folders.make_language_folder(
@@ -133,26 +145,34 @@ def case(request, tmp_path_factory):
         config,
         tie_word_embeddings=language.share_embeddings_and_output_weights,
     )
-    return config, folder / "vision", folder / "language", published
+    return Case(request.param, config, folder / "vision", folder / "language", published)
 
 
-def test_there_and_back_bit_for_bit(case, tmp_path):
-    config, vision_folder, language_folder, _ = case
-    checkpoint = convert_from_hf(vision_folder, language_folder, config, tmp_path / "checkpoint")
+@pytest.fixture(scope="module")
+def converted(case, tmp_path_factory) -> tuple[Path, Path]:
+    """(checkpoint, export)"""
+    folder = tmp_path_factory.mktemp("converted")
+    checkpoint = convert_from_hf(case.vision, case.language, case.config, folder / "checkpoint")
+    return checkpoint, convert_to_hf(checkpoint, folder / "export")
+
+
+def test_there_and_back_bit_for_bit(case, converted):
+    config = case.config
+    checkpoint, export = converted
     keys = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata.keys()
     shares = config.model.language.share_embeddings_and_output_weights
     assert ("language_model.output_layer.weight" in keys) != shares
 
-    exported = small_folders.read_tensors(convert_to_hf(checkpoint, tmp_path / "export"))
+    exported = small_folders.read_tensors(export)
     shapes = {name: tuple(tensor.shape) for name, tensor in exported.items()}
     assert shapes == expected_tensors(export_rules(config.model))
-    language = small_folders.read_tensors(language_folder)
+    language = small_folders.read_tensors(case.language)
     assert ("lm_head.weight" in language) != shares
     for name, tensor in language.items():
         assert torch.equal(exported[f"language_model.{name}"], tensor), name
     vision = config.model.vision
     real, stored = vision.hidden_size, vision.num_stored_attention_heads * vision.head_dim
-    for name, tensor in small_folders.read_tensors(vision_folder).items():
+    for name, tensor in small_folders.read_tensors(case.vision).items():
         found = exported[f"vision_model.{name}"]
         if "attn.qkv." in name:
             found = found.unflatten(0, (3, stored))
@@ -164,24 +184,59 @@ def test_there_and_back_bit_for_bit(case, tmp_path):
         assert torch.equal(found, tensor), name
 
 
+def test_export_computes_what_megatron_computes(case, converted, measure):
+    """Logits of text around two tiles, by the modelling files from the export's folder."""
+    from nvlm.convert.hf_files.modeling_nvlm_d import NVLM_D_Model
+    from nvlm.generate.load import load_for_generation
+    from nvlm.model.internvit import normalize_tiles
+    from nvlm.parallel.groups import shut_down
+
+    vision, language = case.config.model.vision, case.config.model.language
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, vision.image_size, vision.image_size)
+    tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    checkpoint, export = converted
+    published = NVLM_D_Model.from_pretrained(export).eval()
+    ours, _, _ = load_for_generation(checkpoint)
+    image_id = published.config.img_context_token_id
+    tokens = torch.randint(0, language.vocab_size, (1, 60), generator=generator)
+    tokens[tokens == image_id] += 1
+    tokens[:, 4 : 4 + 2 * vision.num_tokens_per_tile] = image_id
+    batch = MicroBatch(
+        tokens=tokens,
+        labels=torch.full_like(tokens, -100),
+        position_ids=torch.arange(60)[None],
+        image_mask=tokens == image_id,
+        cu_seqlens=torch.tensor([0, 60], dtype=torch.int32),
+        tiles=tiles,
+    )
+    with torch.no_grad():
+        expected = ours(batch, return_logits=True)
+        result = published(pixel_values=normalize_tiles(tiles), input_ids=tokens).logits
+    shut_down()
+    # Measured: at most 2e-6 where logits reach 3.
+    error = float((result - expected).abs().max())
+    what = f"logits of the export, largest difference, {case.name}"
+    measure(what, "our Megatron model", error, 1e-4)
+
+
 def test_modelling_file_reads_the_published_folder(case, measure):
     """modeling_intern_vit.py opens OpenGVLab's names, and computes what transformers computes."""
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 
-    config, folder, _, published = case
-    vision = config.model.vision
+    vision = case.config.model.vision
     # Stochastic depth is for training: the published folders of the 300M set it.
-    hf_config = InternVisionConfig.from_pretrained(folder, drop_path_rate=0.0)
-    model = InternVisionModel.from_pretrained(folder, config=hf_config).eval()
+    hf_config = InternVisionConfig.from_pretrained(case.vision, drop_path_rate=0.0)
+    model = InternVisionModel.from_pretrained(case.vision, config=hf_config).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=generator)
     with torch.no_grad():
-        expected = published(pixels).last_hidden_state
+        expected = case.published(pixels).last_hidden_state
         result = model(pixels).last_hidden_state
     # Measured: at most 2e-6 where outputs reach 10.
     measure(
-        "modeling_intern_vit.py opening a published folder, largest difference",
+        f"modeling_intern_vit.py on a published folder, largest difference, {case.name}",
         "transformers InternVLVisionModel",
         float((result - expected).abs().max()),
         1e-5,
