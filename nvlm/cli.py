@@ -158,18 +158,34 @@ def data_order(
 @convert_app.command("from-hf")
 def convert_from_hf_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
-    vision: Annotated[Path, typer.Option(help="Hugging Face folder of the InternViT.")],
-    language: Annotated[Path, typer.Option(help="Hugging Face folder of the Qwen2.")],
     config: Annotated[Path, typer.Option(help="A run's YAML file.")],
+    vision: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Hugging Face folder of an InternViT; goes with --language."),
+    ] = None,
+    language: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Hugging Face folder of a Qwen2; goes with --vision."),
+    ] = None,
+    nvlm: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of an NVLM-D as released, or an export; instead of the two."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2."""
+    """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2, or from an NVLM-D."""
     from nvlm.config import load_config
+    from nvlm.errors import ConvertError
 
     checked = load_config(config, overrides or [])
-    from nvlm.convert.from_hf import convert_from_hf
+    from nvlm.convert import convert_from_hf, convert_from_nvlm
 
-    convert_from_hf(vision, language, checked, out)
+    if nvlm is not None and vision is None and language is None:
+        convert_from_nvlm(nvlm, checked, out)
+    elif nvlm is None and vision is not None and language is not None:
+        convert_from_hf(vision, language, checked, out)
+    else:
+        raise ConvertError("give either --vision and --language, or --nvlm")
 
 
 @convert_app.command("to-hf")
@@ -186,6 +202,21 @@ def convert_to_hf_command(
     from nvlm.convert.to_hf import convert_to_hf
 
     convert_to_hf(checkpoint, out, dtype, shard_size)
+
+
+@convert_app.command("verify")
+def convert_verify_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Hugging Face, checkpoint or run folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of either kind.")],
+) -> None:
+    """Compare two models bit by bit; exit code 0: equal, 1: different, 2: not comparable."""
+    from nvlm.convert.verify import print_report, verify
+
+    report = verify(a, b)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_report(report)
+    if not report.is_equal:
+        raise typer.Exit(1)
 
 
 def main() -> None:

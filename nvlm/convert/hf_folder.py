@@ -44,7 +44,7 @@ class HfFolder:
             )
         self._files = self._open_files()
         self._check_dtypes()
-        self._tied = self._tied_names()
+        self.tied = self._tied_names()
         self._buffer = Buffer()
 
     def part(self, key: str) -> FolderPart:
@@ -55,14 +55,14 @@ class HfFolder:
         return FolderPart(self.path, values)
 
     def names(self) -> list[str]:
-        return [*self._files, *self._tied]
+        return [*self._files, *self.tied]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        name = self._tied.get(name, name)
+        name = self.tied.get(name, name)
         return self._files[name].entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        name = self._tied.get(name, name)
+        name = self.tied.get(name, name)
         return DTYPES[self._files[name].entries[name].dtype]
 
     def read(self, name: str) -> Tensor:
@@ -94,7 +94,7 @@ class HfFolder:
         extra = [
             f"{name} {list(found[name])}"
             for name in found
-            if name not in expected and name not in self._tied
+            if name not in expected and name not in self.tied
         ]
         misshaped = [
             f"{name} is {list(found[name])}, expected {list(expected[name])}"
@@ -114,7 +114,7 @@ class HfFolder:
             raise ConvertError(f"{self.path}: tensors do not fit the model; {'; '.join(problems)}")
 
     def _fill(self, target: Tensor, name: str, first_row: int) -> Tensor:
-        stored_name = self._tied.get(name, name)
+        stored_name = self.tied.get(name, name)
         file = self._files[stored_name]
         bytes_per_row = prod(target.shape[1:]) * target.itemsize
         file.read_into(raw_bytes(target), file.entries[stored_name], first_row * bytes_per_row)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -117,9 +118,9 @@ class Stopwatch:
             return
         most = "" if processes.count == 1 else f" (most of {processes.count} processes)"
         print_line(
-            f"{done}: {num_tensors:,} tensors, {num_bytes / 1e9:.2f} GB in {seconds:.1f} s: "
-            f"{num_tensors / seconds:,.0f} tensors/s, {num_bytes / 1e9 / seconds:.2f} GB/s; "
-            f"peak memory {max(peaks) / 1e9:.2f} GB{most}"
+            f"{done}: {num_tensors:,} tensors, {decimal(num_bytes)} in {seconds:.1f} s: "
+            f"{num_tensors / seconds:,.0f} tensors/s, {decimal(int(num_bytes / seconds))}/s; "
+            f"peak memory {decimal(max(peaks))}{most}"
         )
 
 
