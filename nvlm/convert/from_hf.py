@@ -176,4 +176,4 @@ def _rows(
 
 
 def _joined(rule: Rule, layer: int | None, folder: HfFolder, dtype: torch.dtype) -> Tensor:
-    return to_megatron(rule, layer, folder.read).to(dtype)
+    return to_megatron(rule, layer, folder.read, folder.path).to(dtype)

@@ -60,15 +60,17 @@ class Rule:
         yield from [None] if self.num_layers is None else range(self.num_layers)
 
 
-def to_megatron(rule: Rule, layer: int | None, read: Callable[[str], Tensor]) -> Tensor:
+def to_megatron(
+    rule: Rule, layer: int | None, read: Callable[[str], Tensor], origin: object = "the source"
+) -> Tensor:
     """The whole Megatron-core tensor of `rule`, in the data type that `read` returns.
 
     Raises:
-        ConvertError: heads that should be zero are not.
+        ConvertError: heads that should be zero are not; `origin` is where the message says so.
     """
     tensor = rule.join([read(name) for name in rule.names(layer)])
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
-    check_dummy_heads(rule, layer, tensor)
+    check_dummy_heads(rule, layer, tensor, origin)
     return tensor
 
 
@@ -79,24 +81,24 @@ def to_hugging_face(rule: Rule, layer: int | None, tensor: Tensor) -> dict[str, 
         ConvertError: heads that should be zero are not.
     """
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
-    check_dummy_heads(rule, layer, tensor)
+    check_dummy_heads(rule, layer, tensor, "the checkpoint")
     parts = rule.split(tensor)
     for part, shape in zip(parts, rule.sources.values(), strict=True):
         assert part.shape == shape, (rule.key, part.shape, shape)
     return dict(zip(rule.names(layer), parts, strict=True))
 
 
-def check_dummy_heads(rule: Rule, layer: int | None, tensor: Tensor) -> None:
+def check_dummy_heads(rule: Rule, layer: int | None, tensor: Tensor, origin: object) -> None:
     """Raise `ConvertError` unless the stored heads beyond the real ones are zero in `tensor`."""
     if rule.dummy_heads is None:
         return
     part = rule.dummy_heads(tensor)
     if bool(part.any()):
         raise ConvertError(
-            f"{', '.join(rule.names(layer))}: stored heads beyond model.vision.num_attention_heads "
-            f"must be zero, but hold values up to {part.abs().max().item():.3g}: the heads are in "
-            "another order, or these weights were changed by a program that does not know of them; "
-            "start from weights without stored zero heads"
+            f"{origin}: {', '.join(rule.names(layer))}: stored heads beyond "
+            f"model.vision.num_attention_heads must be zero, but hold values up to "
+            f"{part.abs().max().item():.3g}: the heads are in another order, or a program that does "
+            "not know of zero heads changed them; start from weights that store the real heads only"
         )
 
 
