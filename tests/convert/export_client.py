@@ -6,7 +6,10 @@ Usage: export_client.py EXPORT CASES.pt RESULTS.pt
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import tempfile
+import warnings
 
 import torch
 
@@ -18,12 +21,34 @@ if torch.version.cuda is None:
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+# Warnings that the export's own files cause are errors; what transformers logs is collected.
+warnings.filterwarnings("error", module=r"transformers_modules\.")
+
+
+class _Collector(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 def main() -> None:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+    )
 
     folder, cases_file, results_file = sys.argv[1:]
     cases = torch.load(cases_file)
     results: dict = {}
+    collector = _Collector()
+    logging.getLogger("transformers").addHandler(collector)
+    results["logged"] = collector.messages
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     # The keyword that evaluation suites pass to the released model.
@@ -58,6 +83,12 @@ def main() -> None:
         output = model(pixel_values=pixel_values, input_ids=cases["input_ids"], labels=labels)
         results["loss"] = output.loss
 
+    with torch.no_grad():
+        results["placed_logits"] = {
+            name: placed(pixel_values=pixel_values, input_ids=cases["input_ids"]).logits
+            for name, placed in _placed_models(AutoModel, folder).items()
+        }
+
     settings = {"max_new_tokens": 6, "do_sample": False}
     question = "<image>\n<image>\nWhat differs?"
     num_patches = [len(values) for values in results["pixel_values"]]
@@ -73,13 +104,57 @@ def main() -> None:
     )
     results["history"] = history
     results["text_only"] = model.chat(tokenizer, None, "Hello!", settings)
-    results["one_image"] = model.chat(tokenizer, results["pixel_values"][0], "What?", settings)
-    features = model.extract_feature(results["pixel_values"][0])
-    results["one_image_by_features"] = model.chat(
-        tokenizer, None, "<image>\nWhat?", settings, visual_features=features
-    )
-    ids = model.build_prompt_ids(tokenizer, "Hello!")
-    results["generated"] = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=6)
+    one_image = results["pixel_values"][0]
+    features = model.extract_feature(one_image)
+    # Every argument of the released `chat`, by position.
+    released = (None, False, None, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", False)
+    results["one_image"] = {
+        "by name": model.chat(tokenizer, one_image, "What?", settings),
+        "by position": model.chat(tokenizer, one_image, "What?", settings, *released, None),
+        "empty history": model.chat(tokenizer, one_image, "What?", settings, history=[]),
+        "with mark": model.chat(tokenizer, one_image, "<image>\nWhat?", settings),
+        "features": model.chat(tokenizer, None, "What?", settings, visual_features=features),
+        "generation config": model.chat(
+            tokenizer, one_image, "What?", GenerationConfig(max_new_tokens=6, do_sample=False)
+        ),
+    }
+    results["settings"] = settings
+
+    prompts = {}
+    generate = model.generate
+    model.generate = lambda **kwargs: prompts.update(last=kwargs["input_ids"]) or generate(**kwargs)
+    for name, call in {
+        "no system": lambda: model.chat_without_sys_prompt(
+            tokenizer, one_image, "What?", settings, None, False, None
+        ),
+        "bare": lambda: model.chat_without_chat_prompt(tokenizer, one_image, "What?", settings),
+    }.items():
+        assert isinstance(call(), str)
+        results["prompt, " + name] = prompts["last"][0].tolist()
+    del model.generate
+
+    ids = torch.tensor([model.build_prompt_ids(tokenizer, "Hello!")])
+    results["generated"] = {
+        "by name": model.generate(input_ids=ids, max_new_tokens=6),
+        "ids first": model.generate(ids, max_new_tokens=6),
+        "return_dict": model.generate(input_ids=ids, max_new_tokens=6, return_dict=True),
+        "generation config": model.generate(
+            input_ids=ids, generation_config=GenerationConfig(max_new_tokens=6)
+        ),
+    }
+    with torch.no_grad():
+        results["text logits"] = {
+            "by name": model(input_ids=ids).logits,
+            "ids first": model(ids).logits,
+            "return_dict": model(input_ids=ids, return_dict=True).logits,
+            "tuple": model(input_ids=ids, return_dict=False)[0],
+            "language model": model.language_model(input_ids=ids).logits,
+        }
+    # Nothing sets the length of the answer: it ends by itself or after the default.
+    model.language_model.generate, lengths = _record_length(model.language_model.generate)
+    model.chat(tokenizer, None, "Hello!", {"do_sample": False, "eos_token_id": list(range(1024))})
+    results["default max_new_tokens"] = lengths
+    del model.language_model.generate
 
     refused = {}
     for name, call in {
@@ -88,18 +163,52 @@ def main() -> None:
             tokenizer, pixel_values, "<image>\n?", settings, None, False, [1]
         ),
         "no ids": lambda: model.generate(pixel_values=pixel_values),
+        "start token": lambda: model.chat(tokenizer, None, "?", IMG_START_TOKEN="<img>"),
+        "placeholder": lambda: model.chat(tokenizer, None, "?", IMG_CONTEXT_TOKEN="<pad>"),
+        "features": lambda: model.chat(
+            tokenizer, None, "?", settings, visual_features=features[..., :8]
+        ),
     }.items():
         try:
             call()
         except ValueError as error:
             refused[name] = str(error)
     results["refused"] = refused
+    logging.getLogger("transformers.generation").warning("the collector works")
     results["imported"] = sorted(
         {module.partition(".")[0] for module in sys.modules} & {"megatron", "nvlm"}
     )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     results["config"] = json.loads(config.to_json_string())
     torch.save(results, results_file)
+
+
+def _placed_models(auto_model, folder: str):
+    """The model where `device_map` puts all of it, or a part, elsewhere than in memory."""
+    offload = tempfile.mkdtemp(prefix="offload")
+    parts = ["vision_model", "mlp1", "language_model.lm_head", "language_model.model"]
+    maps = {
+        "one device": {"": "cpu"},
+        "chosen by transformers": "auto",
+        "language model on disk": dict(zip(parts, ["cpu", "cpu", "cpu", "disk"])),
+        "vision model on disk": dict(zip(parts, ["disk", "disk", "cpu", "cpu"])),
+    }
+    return {
+        name: auto_model.from_pretrained(
+            folder, trust_remote_code=True, device_map=device_map, offload_folder=offload
+        ).eval()
+        for name, device_map in maps.items()
+    }
+
+
+def _record_length(generate):
+    lengths: list = []
+
+    def recording(**kwargs):
+        lengths.append(kwargs["generation_config"].max_new_tokens)
+        return generate(**kwargs)
+
+    return recording, lengths
 
 
 if __name__ == "__main__":

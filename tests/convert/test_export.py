@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,18 @@ CONVERSATIONS = {
     "text only": ("What is 2 + 2?", [], []),
     "text only, several turns": ("And 3?", [("What is 2 + 2?", "4")], []),
     "hostile": (HOSTILE, [(HOSTILE, HOSTILE)], []),
+    "answers that begin with white space": (
+        "And?",
+        [("One?", "\nfirst"), ("Two?", "\n\n  second"), ("Three?", " third"), ("4?", "\t")],
+        [],
+    ),
+    "white space around questions": (
+        "  What?\n\n",
+        [("\nOne? \n", "two \n"), (" <image> \n", "\n"), ("\n", "yes")],
+        [2],
+    ),
+    "a mark in an answer": ("And?", [("What stands for an image?", "<image>, once each")], []),
+    "tags in a question": ("<tile_1><Image><image></Image><tile_global_thumbnail>", [], [2]),
 }
 SETTINGS = [
     {"tile_tags": "1d", "use_thumbnail": True, "image_boundary": "merged"},
@@ -44,6 +57,7 @@ SETTINGS = [
     {"tile_tags": "none", "use_thumbnail": True, "image_boundary": "merged"},
     {"tile_tags": "none", "use_thumbnail": True, "image_boundary": "separate"},
 ]
+MEGATRON = "Megatron-core, the checkpoint that was exported"
 SYSTEM_MESSAGES = ["Answer the questions.", None]
 
 
@@ -132,6 +146,11 @@ def test_client_uses_nothing_of_this_repository(client):
     assert client.results["classes"] == ["NVLM_D_Model", "NVLM_D_Model"]
 
 
+def test_clean_run_logs_nothing(client):
+    """Warnings of the export's own files end the client; what transformers logs comes here."""
+    assert client.results["logged"] == ["the collector works"]
+
+
 def test_tiles_equal_the_data_pipelines(client):
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -165,13 +184,21 @@ def test_image_boundary_and_tags_change_the_prompt(client):
     assert len(set(several_tiles)) == 4
 
 
-def test_logits_equal_megatrons(converted, client):
-    logits = _megatron_logits(converted, client)
-    # Measured 3.2e-6 of logits up to 3.2: both run in fp32 and differ in the order of sums.
-    for name in ("logits", "causal_logits"):
-        difference = (client.results[name] - logits).abs().max().item()
-        assert difference < 1e-4
+def test_logits_equal_megatrons(converted, client, measure):
+    logits = _megatron_logits(converted, client.cases["input_ids"], client.tiles)
+    for name, opened_by in {"logits": "AutoModel", "causal_logits": "AutoModelForCausalLM"}.items():
+        error = (client.results[name] - logits).abs().max().item()
+        measure(
+            f"logits of the export, {opened_by}, fp32, largest difference", MEGATRON, error, 1e-4
+        )
     assert logits.std() > 0.1
+
+
+def test_device_map_places_every_module(client):
+    """Parts on disk are fetched module by module: what a module needs has to reach its device."""
+    assert len(client.results["placed_logits"]) == 4
+    for name, logits in client.results["placed_logits"].items():
+        assert torch.equal(logits, client.results["logits"]), name
 
 
 def test_loss_is_the_mean_over_labels(client):
@@ -185,9 +212,30 @@ def test_chat_with_images_history_and_text_only(client):
     assert [question for question, _ in history] == ["<image>\n<image>\nWhat differs?", "And now?"]
     assert all(isinstance(answer, str) for _, answer in history)
     assert isinstance(client.results["text_only"], str)
-    assert client.results["one_image"] == client.results["one_image_by_features"]
-    assert client.results["generated"].shape[0] == 1
+    assert len(set(client.results["one_image"].values())) == 1, client.results["one_image"]
+    assert client.results["settings"] == {"max_new_tokens": 6, "do_sample": False}
     assert client.results["generation_config"]["do_sample"] is False
+    assert client.results["default max_new_tokens"] == [1024]
+
+
+def test_chat_without_system_or_chat_prompt(converted, client):
+    encoder = _encoder(converted.config, {"system_message": None})
+    messages = _messages("<image>\nWhat?", [])
+    expected, _ = encoder.encode_prompt(messages, [len(client.tiles[0])])
+    assert client.results["prompt, no system"] == expected.tolist()
+    bare = client.results["prompt, bare"]
+    user = len(encoder.tokenizer.encode("user\n"))
+    end = len([encoder.tokenizer.end_id, *encoder.tokenizer.encode("\n")])
+    assistant = 1 + len(encoder.tokenizer.encode("assistant\n"))
+    assert bare == expected.tolist()[1 + user : -end - assistant]
+
+
+def test_calls_that_failed_with_the_released_files(client):
+    """Token ids as the first argument, `return_dict` given."""
+    generated, logits = client.results["generated"], client.results["text logits"]
+    assert all(torch.equal(new_ids, generated["by name"]) for new_ids in generated.values())
+    assert generated["by name"].shape[0] == 1
+    assert all(torch.equal(other, logits["language model"]) for other in logits.values())
 
 
 def test_wrong_calls_are_refused_in_words(client):
@@ -195,6 +243,11 @@ def test_wrong_calls_are_refused_in_words(client):
     assert "1 <image> marks for 0 images" in refused["marks"]
     assert "num_patches_list [1] for 8 tiles" in refused["tiles"]
     assert "input_ids" in refused["no ids"]
+    assert (
+        "IMG_START_TOKEN '<img>': this model was trained with '<Image>'" in refused["start token"]
+    )
+    assert "IMG_CONTEXT_TOKEN '<pad>'" in refused["placeholder"]
+    assert "what extract_feature returns, [tiles, 16, 192]" in refused["features"]
 
 
 def test_config_survives_transformers(converted, client):
@@ -226,7 +279,7 @@ def test_export_has_the_files_people_expect(converted):
     assert "epsilon 1e-06" in card
 
 
-def _megatron_logits(converted, client) -> torch.Tensor:
+def _megatron_logits(converted, input_ids: torch.Tensor, tiles: list[np.ndarray]) -> torch.Tensor:
     from nvlm.model.nvlm_d import build_model
     from nvlm.parallel.groups import initialize, shut_down
 
@@ -235,16 +288,15 @@ def _megatron_logits(converted, client) -> torch.Tensor:
     model = build_model(config, parallel).eval()
     loaded = read_sharded(converted.checkpoint, {"model": model.sharded_state_dict()})
     model.load_state_dict(loaded["model"])
-    input_ids = client.cases["input_ids"]
     length = input_ids.shape[1]
-    image_id = client.results["config"]["img_context_token_id"]
+    image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
     batch = MicroBatch(
         tokens=input_ids,
         labels=torch.full_like(input_ids, -100),
         position_ids=torch.arange(length)[None],
         image_mask=input_ids == image_id,
         cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
-        tiles=torch.from_numpy(np.concatenate(client.tiles)),
+        tiles=torch.from_numpy(np.concatenate(tiles)),
     )
     with torch.no_grad():
         logits = model(batch, return_logits=True)
