@@ -97,8 +97,8 @@ def check_dummy_heads(rule: Rule, layer: int | None, tensor: Tensor, origin: obj
         raise ConvertError(
             f"{origin}: {', '.join(rule.names(layer))}: stored heads beyond "
             f"model.vision.num_attention_heads must be zero, but hold values up to "
-            f"{part.abs().max().item():.3g}: the heads are in another order, or a program that does "
-            "not know of zero heads changed them; start from weights that store the real heads only"
+            f"{part.abs().max().item():.3g}: the heads are in another order, or were changed by a "
+            "program that does not know of zero heads; start from weights of the real heads only"
         )
 
 

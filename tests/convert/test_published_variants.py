@@ -288,8 +288,6 @@ def test_trained_dummy_heads_are_refused(tmp_path):
     convert_from_hf(*folders, tmp_path / "out")
     tensors["encoder.layers.1.attn.k_norm.weight"][200] = 1
     save_file(tensors, file)
-    with pytest.raises(
-        ConvertError, match=r"encoder\.layers\.1\.attn\.k_norm\.weight: stored heads"
-    ):
+    with pytest.raises(ConvertError, match=r"/vision: .*\.1\.attn\.k_norm\.weight: stored heads"):
         convert_from_hf(*folders, tmp_path / "refused")
     assert not list(tmp_path.glob("refused*"))
