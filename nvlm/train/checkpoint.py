@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from nvlm.train.optim import load_optimizer_state
 
 # The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
 # size.
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+SHARDING = MappingProxyType({"distrib_optim_sharding_type": "fully_reshardable"})
 
 
 def checkpoints_folder(config: RunConfig) -> Path:
@@ -120,7 +121,7 @@ def save_training_state(
             "layout": _layout(parallel),
             "data_state": data_state,
         },
-        content_metadata=SHARDING,
+        content_metadata=dict(SHARDING),
     )
 
     def publish() -> None:
@@ -178,12 +179,13 @@ def _sharded_state(
 ) -> dict:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+    # Megatron-core writes process groups into what it is given: a copy for each use.
     weights = {
-        _chunk_key(index): chunk.module.sharded_state_dict(metadata=SHARDING)
+        _chunk_key(index): chunk.module.sharded_state_dict(metadata=dict(SHARDING))
         for index, chunk in enumerate(chunks)
     }
     optimizer_state = optimizer.sharded_state_dict(
-        weights, is_loading=is_loading, metadata=SHARDING
+        weights, is_loading=is_loading, metadata=dict(SHARDING)
     )
     if not optimizer_state.get("param_state"):
         # A pipeline stage where nothing trains, as the later ones while the projector is trained.
