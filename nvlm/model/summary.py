@@ -62,7 +62,8 @@ def summarize(config: RunConfig) -> ModelSummary:
     model = config.model.model_copy(update={"layer_implementation": "local"})
     config = config.model_copy(update={"model": model})
     unmatched = set(config.stage.freeze)
-    stages, components = [], dict.fromkeys(COMPONENTS, ParameterCount(0, 0))
+    stages: list[StageSummary] = []
+    components: dict[str, ParameterCount] = dict.fromkeys(COMPONENTS, ParameterCount(0, 0))
     for pipeline_rank in range(config.parallel.pipeline):
         with stand_in(config, pipeline_rank) as parallel, OnMetaDevice():
             chunks = build_model_chunks(config, parallel)
