@@ -10,6 +10,7 @@ from nvlm import platform
 from nvlm.config.schema import RunConfig
 from nvlm.model.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.train.optimizer_state import keep_padding_between_buckets
 from nvlm.train.stages import Multiplier, has_weight_decay
 
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -69,13 +70,15 @@ def build_optimizer(
         **get_standard_config_overrides(settings),
         **_overrides([chunk.module for chunk in chunks], config, factors),
     }
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         settings,
         chunks,
         config_overrides=overrides,
         pg_collection=parallel.groups,
         **platform.current().optimizer_kwargs(),
     )
+    keep_padding_between_buckets(optimizer)
+    return optimizer
 
 
 def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multiplier]) -> dict:

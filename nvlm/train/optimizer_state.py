@@ -1,0 +1,48 @@
+"""The optimizer's state on its way to a checkpoint, where Megatron-core would misplace it."""
+
+from __future__ import annotations
+
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+
+def keep_padding_between_buckets(optimizer) -> None:
+    """Correct what `optimizer` hands to a checkpoint when its buffers have several buckets.
+
+    Megatron-core 0.16 joins the state of a gradient buffer's buckets without the padding between
+    them, then cuts parameters out by positions that count it: all that comes after the first
+    padding is written shifted, and a resumed run starts from another parameter's values. Buffers
+    have one bucket, and nothing to misplace, except on the first and the last stage of a pipeline
+    when embeddings are shared: the shared matrix has a bucket of its own.
+    """
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner.get_parameter_state_dp_zero = _with_padding(inner)
+
+
+def _with_padding(optimizer):
+    without_padding = optimizer.get_parameter_state_dp_zero
+
+    @wraps(without_padding)
+    def parameter_state(*args, **kwargs) -> dict | None:
+        state = without_padding(*args, **kwargs)
+        if state is None:
+            return None
+        for index, buffer in enumerate(optimizer.buffers):
+            for tensors in state[index].values():
+                for key, value in tensors.items():
+                    if isinstance(value, Tensor):
+                        tensors[key] = _spread(value, buffer)
+        return state
+
+    return parameter_state
+
+
+def _spread(joined: Tensor, buffer) -> Tensor:
+    """Every bucket's part of `joined` [elements without padding] at its place in `buffer`."""
+    spread = torch.zeros(buffer.numel, dtype=joined.dtype)
+    sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+    for bucket, part in zip(buffer.buckets, joined.split(sizes), strict=True):
+        spread[bucket.offset : bucket.offset + part.numel()] = part
+    return spread
