@@ -120,6 +120,14 @@ def _problems(config: RunConfig):
             f"train.micro_batch_size x stage.sequence_length = {num_tokens}"
         )
 
+    if (
+        config.model.layer_implementation == "transformer_engine"
+        and config.train.precision == "fp32"
+    ):
+        yield (
+            "train.precision fp32 with model.layer_implementation transformer_engine: its "
+            "attention over packed documents takes no fp32; use local or auto"
+        )
     yield from _recompute_problems(config)
 
     num_image_tokens = config.max_tiles_per_image * config.num_tokens_per_tagged_tile

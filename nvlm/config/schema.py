@@ -102,7 +102,7 @@ class ModelConfig(Section):
     tokenizer: str
     # The special token whose positions image embeddings overwrite.
     image_token: str = "<|vision_pad|>"
-    # `auto`: Transformer Engine where it is installed and an accelerator is present, else `local`.
+    # `auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`.
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
 
 

@@ -42,7 +42,9 @@ def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
         AssertionError: the parts are not what belongs on this pipeline stage.
     """
     device_platform = platform.current()
-    implementation = device_platform.resolve_layer_implementation(config.model.layer_implementation)
+    implementation = device_platform.resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
     virtual = config.parallel.virtual_pipeline
     chunks = [
         NVLMD(config, parallel, implementation, vp_stage=chunk if virtual > 1 else None)

@@ -81,8 +81,9 @@ def optimizer_kwargs() -> dict:
     return {"use_gloo_process_groups": False}
 
 
-def resolve_layer_implementation(wanted: str) -> str:
+def resolve_layer_implementation(wanted: str, precision: str) -> str:
     """Transformer Engine needs CUDA, so `auto` is `local` here; asking for it is refused."""
+    del precision  # makes a difference on GPUs
     if wanted == "transformer_engine":
         from nvlm.errors import ConfigError
 

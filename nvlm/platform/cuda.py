@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -51,12 +52,34 @@ def optimizer_kwargs() -> dict:
     return {"use_gloo_process_groups": False}
 
 
-def resolve_layer_implementation(wanted: str) -> str:
-    """`auto` -> `transformer_engine` where it is installed, else `local`."""
-    if wanted != "auto":
-        return wanted
-    found = importlib.util.find_spec("transformer_engine") is not None
-    return "transformer_engine" if found else "local"
+def resolve_layer_implementation(wanted: str, precision: str) -> str:
+    """`auto` -> `transformer_engine` where it is installed and can be used, else `local`.
+
+    Transformer Engine's attention over packed documents takes no fp32.
+
+    Raises:
+        ConfigError: it is asked for and missing, or installed and cannot be imported.
+    """
+    from nvlm.errors import ConfigError
+
+    if wanted == "local" or (wanted == "auto" and precision == "fp32"):
+        return "local"
+    if importlib.util.find_spec("transformer_engine") is None:
+        if wanted == "auto":
+            return "local"
+        raise ConfigError(
+            "model.layer_implementation transformer_engine: Transformer Engine is not installed "
+            "(the extra `cuda` of this package names it): use auto or local"
+        )
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError) as error:
+        # Built for another torch or CUDA: said aloud, because `local` is slower.
+        raise ConfigError(
+            f"model.layer_implementation {wanted}: Transformer Engine is installed and cannot be "
+            f"imported ({error}): mend it, or use local"
+        ) from error
+    return "transformer_engine"
 
 
 def peak_memory_bytes() -> int:

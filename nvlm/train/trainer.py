@@ -68,7 +68,9 @@ def prepare(config: RunConfig) -> tuple[Path | None, Path | None, list[SourceInd
     Returns (checkpoint to resume from, checkpoint to take initial weights from, indexes).
     """
     check_world_size(config, world_size_from_environment())
-    platform.current().resolve_layer_implementation(config.model.layer_implementation)
+    platform.current().resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
     resume_from = find_resume_point(config)
     start_from = None if resume_from else find_initial_weights(config)
     indexes = open_indexes(config)

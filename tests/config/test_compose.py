@@ -207,6 +207,10 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["model.vision.image_size=98"], "even number of patches"),
         (["model.language.hidden_size=190"], "model.language.num_attention_heads 8"),
         (["model.language.num_query_groups=3"], "model.language.num_query_groups 3"),
+        (
+            ["model.layer_implementation=transformer_engine", "train.precision=fp32"],
+            "takes no fp32; use local or auto",
+        ),
         (["train.recompute.language.num_layers=2"], "granularity full, which is none"),
         (
             [

@@ -62,9 +62,9 @@ def test_optimizer_equals_torch_adamw():
 def test_transformer_engine_is_refused():
     from nvlm.errors import ConfigError
 
-    assert cpu.resolve_layer_implementation("auto") == "local"
+    assert cpu.resolve_layer_implementation("auto", "bf16") == "local"
     with pytest.raises(ConfigError, match="transformer_engine"):
-        cpu.resolve_layer_implementation("transformer_engine")
+        cpu.resolve_layer_implementation("transformer_engine", "bf16")
 
 
 def test_shim_refuses_to_hide_a_gpu(monkeypatch):
