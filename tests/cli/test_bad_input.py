@@ -47,6 +47,11 @@ def test_missing_file():
     assert "configs/none.yaml" in fail("train", "configs/none.yaml")
 
 
+def test_summary_of_a_layout_that_does_not_fit():
+    message = fail("model", "summary", SFT, "parallel.tensor=3", "--json")
+    assert "parallel.tensor 3 does not divide model.vision.num_stored_attention_heads 8" in message
+
+
 def test_world_size_does_not_fit(tmp_path: Path):
     # As torchrun would start one of three processes; refused before a rendezvous is tried.
     started = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
