@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import layout_steps
 import pytest
 import small_model
 import spawn
 import torch
+from layout_steps import RESUMED, STEPS
+
+from nvlm.parallel.groups import initialize
 
 NUM_PROCESSES = 4
 LAYOUTS = {
@@ -24,12 +28,6 @@ LAYOUTS = {
     "PP2 x DP2": ["parallel.pipeline=2"],
     "PP4": ["parallel.pipeline=4"],
     "PP2 x VPP2 x DP2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
-    "TP2 + SP x PP2 x VPP2": [
-        "parallel.tensor=2",
-        "parallel.sequence=true",
-        "parallel.pipeline=2",
-        "parallel.virtual_pipeline=2",
-    ],
     "TP2 + SP x PP2 x VPP2, recomputed": [
         "parallel.tensor=2",
         "parallel.sequence=true",
@@ -41,27 +39,35 @@ LAYOUTS = {
     ],
 }
 GRADIENTS = ["with images", "without images", "InternViT-300M, shared embeddings", "projector only"]
-STEPS = "two steps, InternViT-300M, shared embeddings"
+# Each takes the second step from its predecessor's checkpoint, the first from one process's.
+CHECKPOINTING = ["TP4 + SP", "PP2 x VPP2 x DP2", "TP2 + SP x PP2 x VPP2, recomputed"]
 
 
 @pytest.fixture(scope="module")
-def single(parallel) -> dict:
-    return layout_steps.all_cases([])
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
 
 
 @pytest.fixture(scope="module")
-def by_layout(tmp_path_factory) -> dict[str, list[dict]]:
+def single(parallel, folder) -> dict:
+    return layout_steps.all_cases([], save_to=folder / layout_steps.SINGLE)
+
+
+@pytest.fixture(scope="module")
+def by_layout(single, folder) -> dict[str, list[dict]]:
     """Layout -> the results of each rank."""
-    folder = tmp_path_factory.mktemp("layouts")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     processes = [f"--nproc-per-node={NUM_PROCESSES}", layout_steps.__file__]
-    subprocess.run(
-        [*torchrun, *processes, str(folder), json.dumps(LAYOUTS)],
-        check=True,
-        timeout=240,
+    finished = subprocess.run(
+        [*torchrun, *processes, str(folder), json.dumps(LAYOUTS), json.dumps(CHECKPOINTING)],
+        timeout=300,
         env=spawn.environment(),
         cwd=small_model.REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    assert finished.returncode == 0, finished.stdout[-20000:]
     return {
         name: [
             torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)
@@ -85,6 +91,21 @@ def test_layout_equals_one_process(layout, case, single, by_layout, measure):
     # already 6e-5 of that.
     kind, bound = ("changes", 1e-4) if case == STEPS else ("gradients", 1e-5)
     measure(f"{kind} of the worst tensor, {layout}, {case}", "one process", errors[worst], bound)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", [*CHECKPOINTING, "one process"])
+def test_checkpoint_of_another_layout_goes_on(layout, single, by_layout, folder, measure):
+    if layout == "one process":
+        config = layout_steps.config_of(*layout_steps.SMALL, *layout_steps.OPTIMIZER)
+        parallel = initialize(config, world_size=1)
+        results = [layout_steps.second_step(config, parallel, folder / CHECKPOINTING[-1])]
+    else:
+        results = [result[RESUMED] for result in by_layout[layout]]
+    change, expected = layout_steps.assemble(results), layout_steps.assemble([single[STEPS]])
+    assert change.keys() == expected.keys()
+    worst = max(relative_error(change[key], expected[key]) for key in expected)
+    measure(f"change of weights after resuming, {layout}", "one process", worst, 1e-4)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
