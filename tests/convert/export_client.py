@@ -89,6 +89,12 @@ def main() -> None:
             for name, placed in _placed_models(AutoModel, folder).items()
         }
 
+    projector_norm = model.mlp1[0]
+    trained_with, projector_norm.eps = projector_norm.eps, 1e-5
+    with torch.no_grad():
+        output = model(pixel_values=pixel_values, input_ids=cases["input_ids"])
+    results["logits at epsilon 1e-5"], projector_norm.eps = output.logits, trained_with
+
     settings = {"max_new_tokens": 6, "do_sample": False}
     question = "<image>\n<image>\nWhat differs?"
     num_patches = [len(values) for values in results["pixel_values"]]

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+import export_runs
 import numpy as np
 import pytest
-import small_folders
 import torch
 from PIL import Image
 
-from nvlm.batch import MicroBatch
-from nvlm.checkpoint_io import read_sharded
 from nvlm.config import RunConfig
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.tiling import cut_tiles
@@ -57,7 +50,6 @@ SETTINGS = [
     {"tile_tags": "none", "use_thumbnail": True, "image_boundary": "merged"},
     {"tile_tags": "none", "use_thumbnail": True, "image_boundary": "separate"},
 ]
-MEGATRON = "Megatron-core, the checkpoint that was exported"
 SYSTEM_MESSAGES = ["Answer the questions.", None]
 
 
@@ -121,24 +113,8 @@ def client(converted, tmp_path_factory: pytest.TempPathFactory) -> Client:
         file = folder / f"{number}.png"
         image.save(file)
         cases["images"].append((str(file), *settings))
-    results = _run_client(converted.export, cases, folder)
+    results = export_runs.run_client("export_client.py", converted.export, cases, folder)
     return Client(cases, tiles, results)
-
-
-def _run_client(export: Path, cases: dict, folder: Path) -> dict:
-    cases_file, results_file = folder / "cases.pt", folder / "results.pt"
-    torch.save(cases, cases_file)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    script = Path(small_folders.__file__).with_name("export_client.py")
-    subprocess.run(
-        [sys.executable, script, export, cases_file, results_file],
-        check=True,
-        timeout=200,
-        env=environment,
-        cwd=folder,
-    )
-    return torch.load(results_file)
 
 
 def test_client_uses_nothing_of_this_repository(client):
@@ -152,11 +128,9 @@ def test_clean_run_logs_nothing(client):
 
 
 def test_tiles_equal_the_data_pipelines(client):
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     assert [len(tiles) for tiles in client.tiles] == [7, 1]
     for pixel_values, tiles in zip(client.results["pixel_values"], client.tiles):
-        assert torch.equal(pixel_values, (torch.from_numpy(tiles).float() / 255 - mean) / std)
+        assert torch.equal(pixel_values, export_runs.normalize(tiles))
     assert torch.equal(client.results["own_settings"], client.results["pixel_values"][0])
 
 
@@ -185,13 +159,22 @@ def test_image_boundary_and_tags_change_the_prompt(client):
 
 
 def test_logits_equal_megatrons(converted, client, measure):
-    logits = _megatron_logits(converted, client.cases["input_ids"], client.tiles)
-    for name, opened_by in {"logits": "AutoModel", "causal_logits": "AutoModelForCausalLM"}.items():
+    tiles = np.concatenate(client.tiles)
+    logits = export_runs.megatron_logits(converted, client.cases["input_ids"], tiles)
+    for name, opener in {"logits": "AutoModel", "causal_logits": "AutoModelForCausalLM"}.items():
         error = (client.results[name] - logits).abs().max().item()
-        measure(
-            f"logits of the export, {opened_by}, fp32, largest difference", MEGATRON, error, 1e-4
-        )
+        what = f"logits of the export, {opener}, fp32, largest difference"
+        measure(what, export_runs.MEGATRON, error, 1e-4)
     assert logits.std() > 0.1
+
+
+def test_servers_epsilon_of_the_projector_changes_little(converted, client, measure):
+    """What vLLM computes of a model trained with 1e-6: it builds the norm with torch's default."""
+    assert converted.config.model.projector.norm_epsilon == 1e-6
+    error = (client.results["logits at epsilon 1e-5"] - client.results["logits"]).abs().max().item()
+    assert error > 0
+    what = "logits with the projector's epsilon 1e-5, largest difference"
+    measure(what, "epsilon 1e-6, as trained", error, 1e-4)
 
 
 def test_device_map_places_every_module(client):
@@ -277,28 +260,3 @@ def test_export_has_the_files_people_expect(converted):
     card = (converted.export / "README.md").read_text()
     assert "sequence_length: 512" in card
     assert "epsilon 1e-06" in card
-
-
-def _megatron_logits(converted, input_ids: torch.Tensor, tiles: list[np.ndarray]) -> torch.Tensor:
-    from nvlm.model.nvlm_d import build_model
-    from nvlm.parallel.groups import initialize, shut_down
-
-    config = converted.config
-    parallel = initialize(config, world_size=1)
-    model = build_model(config, parallel).eval()
-    loaded = read_sharded(converted.checkpoint, {"model": model.sharded_state_dict()})
-    model.load_state_dict(loaded["model"])
-    length = input_ids.shape[1]
-    image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
-    batch = MicroBatch(
-        tokens=input_ids,
-        labels=torch.full_like(input_ids, -100),
-        position_ids=torch.arange(length)[None],
-        image_mask=input_ids == image_id,
-        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
-        tiles=torch.from_numpy(np.concatenate(tiles)),
-    )
-    with torch.no_grad():
-        logits = model(batch, return_logits=True)
-    shut_down()
-    return logits

@@ -5,8 +5,11 @@ The ids were computed once from Qwen's byte-pair ranks; the special tokens are Q
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from qwen_tokenizer import build_qwen_tokenizer
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.data.chat import ChatTokenizer
@@ -75,6 +78,20 @@ def test_whole_prompt(qwen_tokenizer: ChatTokenizer, image_boundary: str, lead: 
     )  # fmt: skip
     assert tokens.tolist() == expected
     assert np.array_equal(image_mask, np.array(expected) == PLACEHOLDER)
+
+
+@pytest.mark.parametrize("image_boundary", ["merged", "separate"])
+def test_prompt_code_of_exports(qwen_tokenizer: ChatTokenizer, image_boundary: str):
+    from nvlm.convert.hf_files.prompts import PromptEncoder
+
+    settings = {"image_boundary": image_boundary, "tile_tags": "1d", "use_thumbnail": True}
+    config = SimpleNamespace(image_token="<|vision_pad|>", **settings)
+    exported = PromptEncoder(build_qwen_tokenizer(), config, num_image_token=256)
+    ids = exported.conversation(QUESTION[0]["content"], [], [3], "Answer the questions.")
+    tokens, _ = make_encoder(qwen_tokenizer, image_boundary=image_boundary).encode_prompt(
+        QUESTION, [3]
+    )
+    assert ids == tokens.tolist()
 
 
 def test_training_ids_and_labels(qwen_tokenizer: ChatTokenizer):

@@ -1,0 +1,249 @@
+"""Other programs that open an export: VLMEvalKit's calls, vLLM's expectations, variants."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import export_runs
+import numpy as np
+import pytest
+import small_folders
+import torch
+import vllm_expectations
+from export_runs import Exported, make_export
+from PIL import Image
+
+from nvlm.config import load_config
+from nvlm.convert.export_config import model_config, serving_differences
+from nvlm.convert.rules import expected_tensors, export_rules
+from nvlm.data.encode import SampleEncoder
+from nvlm.data.tiling import cut_tiles
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# What a model needs so that every program opens its export with no difference: tiles of 448 pixels
+# and seven zero heads, the projector's epsilon that servers compute with.
+SERVED = [
+    "model.vision.image_size=448",
+    "model.vision.num_stored_attention_heads=12",
+    "model.projector.norm_epsilon=1e-5",
+    "stage.sequence_length=4096",
+]
+VARIANTS = {
+    "InternViT-300M, shared embeddings": [
+        "model.vision.normalization=LayerNorm",
+        "model.vision.qk_layernorm=false",
+        "model.vision.qkv_bias=true",
+        "model.vision.num_stored_attention_heads=5",
+        "model.language.share_embeddings_and_output_weights=true",
+    ],
+    "Yi": ["model.language.qkv_bias=false"],
+}
+QUESTIONS = ["What is it?", "Read the text.\nAnswer the question using a single word or phrase."]
+CONVERSATIONS = {
+    "single tile": ([{"role": "user", "content": "<image>\nWhat is it?"}], [1]),
+    "several tiles": ([{"role": "user", "content": "<image>\nRead the total."}], [7]),
+    "several images": ([{"role": "user", "content": "<image>\n<image>\nWhat differs?"}], [3, 1]),
+    "several turns": (
+        [
+            {"role": "user", "content": "<image>\nWhat is this?"},
+            {"role": "assistant", "content": "A cat."},
+            {"role": "user", "content": "<image>\nAnd that?"},
+        ],
+        [1, 5],
+    ),
+    "text only": ([{"role": "user", "content": "What is 2 + 2?"}], []),
+    "own system message": (
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}],
+        [],
+    ),
+}
+# Whether vLLM's class takes the weights of the shipped configurations.
+LOADED_BY_VLLM = {
+    "nvlm_d_72b": True,
+    "nvlm_d_34b": True,
+    "internvit_6b_qwen2_7b": True,
+    "internvit_300m_qwen2_0_5b": False,
+    "tiny": False,
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    converted: Exported
+    variants: dict[str, Exported]
+    images: list[Image.Image]
+    tiles: np.ndarray
+    cases: dict
+    results: dict
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """What a process without this repository makes of the exports."""
+    converted = make_export(tmp_path_factory.mktemp("served"), SERVED)
+    variants = {
+        name: make_export(tmp_path_factory.mktemp("variant"), overrides)
+        for name, overrides in VARIANTS.items()
+    }
+    folder = tmp_path_factory.mktemp("serving-client")
+    generator = np.random.default_rng(0)
+    images, questions = [], []
+    for (width, height), question in zip([(640, 480), (300, 310)], QUESTIONS):
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        images.append(Image.fromarray(pixels))
+        file = folder / f"{width}.png"
+        images[-1].save(file)
+        questions.append((str(file), question))
+    vision = variants["Yi"].config.model.vision
+    image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
+    input_ids = torch.randint(0, 1000, (1, 60), generator=torch.Generator().manual_seed(0))
+    input_ids[:, 4 : 4 + 2 * vision.num_tokens_per_tile] = image_id
+    tiles = generator.integers(0, 256, (2, 3, vision.image_size, vision.image_size), np.uint8)
+    cases = {
+        "questions": questions,
+        "conversations": CONVERSATIONS,
+        "variants": {name: str(variant.export) for name, variant in variants.items()},
+        "pixels": export_runs.normalize(tiles),
+        "input_ids": input_ids,
+    }
+    results = export_runs.run_client("serving_client.py", converted.export, cases, folder)
+    return Served(converted, variants, images, tiles, cases, results)
+
+
+def test_client_uses_nothing_of_this_repository(served):
+    assert served.results["imported"] == []
+
+
+# ------------------------------------------------------------------------------------ VLMEvalKit
+
+
+def test_vlmevalkit_calls_work_unchanged(served):
+    results, config = served.results["vlmevalkit"], served.converted.config
+    encoder = SampleEncoder.from_config(config)
+    assert [len(values) for values in results["pixel_values"]] == [7, 1]
+    for number, (image, question) in enumerate(zip(served.images, QUESTIONS)):
+        tiles = cut_tiles(image, config.stage.max_num_tiles, True, 448)
+        expected = export_runs.normalize(tiles).to(torch.bfloat16).float()
+        assert torch.equal(results["pixel_values"][number], expected)
+        messages = [{"role": "user", "content": f"<image>\n{question}"}]
+        prompt, _ = encoder.encode_prompt(messages, [len(tiles)])
+        # Asked twice: as VLMEvalKit does, and with the export's own loader.
+        assert results["prompts"][2 * number : 2 * number + 2] == [prompt.tolist()] * 2
+    assert results["answers"] == results["again"]
+    assert all(isinstance(answer, str) for answer in results["answers"])
+    assert results["settings"] == {"max_new_tokens": 8, "do_sample": False}
+    assert results["dtype"] == "torch.bfloat16"
+
+
+# ------------------------------------------------------------------------------------------ vLLM
+
+
+def test_attributes_that_vllm_reads(served):
+    attributes = served.results["vllm"]["attributes"]
+    kinds = {path: type(value) for path, value in attributes.items()}
+    assert kinds == vllm_expectations.ATTRIBUTES
+    model = served.converted.config.model
+    assert attributes["architectures"] == ["NVLM_D"]
+    assert attributes["model_type"] == "NVLM_D"
+    assert attributes["ps_version"] == "v2"
+    assert attributes["use_thumbnail"] is True
+    assert attributes["vision_config.num_attention_heads"] == model.vision.num_attention_heads
+    assert attributes["text_config.architectures"] == ["Qwen2ForCausalLM"]
+    assert attributes["text_config.tie_word_embeddings"] is False
+    assert served.results["vllm"]["text_config"] == {"class": "Qwen2Config", "is": True}
+
+
+def test_weights_that_vllm_loads(served):
+    tensors = small_folders.read_tensors(served.converted.export)
+    config = json.loads((served.converted.export / "config.json").read_text())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert shapes == vllm_expectations.tensors(config)
+    assert serving_differences(served.converted.config) == []
+
+
+def test_prompts_that_vllm_feeds_are_the_trainings(served):
+    """Its chat endpoint applies the folder's template, then puts each image's text in place."""
+    encoder = SampleEncoder.from_config(served.converted.config)
+    assert served.results["vllm"]["placeholder"] == encoder.tokenizer.image_id
+    assert served.results["vllm"]["eos_token"] == "<|im_end|>"
+    for name, (messages, num_tiles) in CONVERSATIONS.items():
+        expected, _ = encoder.encode_prompt(messages, num_tiles)
+        assert served.results["vllm"]["prompts"][name] == expected.tolist(), name
+
+
+@pytest.mark.parametrize("name", LOADED_BY_VLLM)
+def test_shipped_configurations_and_vllm(name):
+    config = load_config(REPOSITORY / "configs" / "run" / name / "sft.yaml")
+    exported = expected_tensors(export_rules(config.model))
+    expected = vllm_expectations.tensors(model_config(config, "bfloat16", 0, 1, 2))
+    assert (exported == expected) == LOADED_BY_VLLM[name]
+    refused = [text for text in serving_differences(config) if "vLLM cannot load it" in text]
+    assert bool(refused) != LOADED_BY_VLLM[name]
+
+
+def test_every_shipped_configuration_is_covered():
+    found = {path.parent.name for path in (REPOSITORY / "configs" / "run").glob("*/sft.yaml")}
+    assert found == set(LOADED_BY_VLLM)
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    {
+        "model.projector.norm_epsilon=1e-6": "epsilon 1e-06; vLLM computes with 1e-05",
+        "model.projector.ffn_hidden_size=256": "projector is 256 wide.*feed-forward, 512",
+        "model.vision.num_stored_attention_heads=8": "stores 8 heads.*expects 12",
+        "model.image_token=<|im_sep|>": "placeholder is <|vision_pad|>, this model's is <|im_sep|>",
+        "stage.tile_tags=none": "without tile tags",
+        "stage.use_thumbnail=false": "without thumbnails",
+        "stage.image_boundary=separate": "tokenised apart",
+        "model.vision.image_size=224": "tiles of 448 pixels, this model reads tiles of 224",
+        "stage.max_num_tiles=4": "at most 6 tiles, this model was trained with 4",
+    }.items(),
+)
+def test_each_difference_is_said(override, difference):
+    (found,) = serving_differences(small_folders.convert_config(*SERVED, override))
+    assert re.search(difference.replace("|", r"\|"), found)
+
+
+def test_single_tile_models_keep_the_thumbnail_key():
+    """The tag of the only tile is the thumbnail's; vLLM takes it from `use_thumbnail`."""
+    config = small_folders.convert_config("stage.max_num_tiles=1", "stage.use_thumbnail=false")
+    assert model_config(config, "float32", 0, 1, 2)["use_thumbnail"] is True
+    assert "thumbnail" not in " ".join(serving_differences(config))
+
+
+def test_documented_table_is_the_tested_one():
+    text = (REPOSITORY / "docs" / "serving.md").read_text()
+    documented = set(re.findall(r"`([a-z_.]+)`", text))
+    assert set(vllm_expectations.ATTRIBUTES) <= documented
+    weights = vllm_expectations.tensors(
+        model_config(small_folders.convert_config(*SERVED), "float32", 0, 1, 2)
+    )
+    patterns = {re.sub(r"layers\.\d+", "layers.N", name) for name in weights}
+    missing = [name for name in patterns if f"`{name}`" not in text]
+    assert not missing
+
+
+# -------------------------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_open_and_compute_what_megatron_computes(served, name, measure):
+    variant, results = served.variants[name], served.results["variants"][name]
+    logits = export_runs.megatron_logits(variant, served.cases["input_ids"], served.tiles)
+    tied = variant.config.model.language.share_embeddings_and_output_weights
+    for opener in ("AutoModel", "AutoModelForCausalLM"):
+        opened = results[opener]
+        assert opened["problems"] == {}
+        assert opened["tied"] is tied
+        assert opened["class"] == ("Qwen2ForCausalLM" if tied else "LlamaForCausalLM")
+        error = (opened["logits"] - logits).abs().max().item()
+        what = f"logits of the export, {opener}, fp32, largest difference, {name}"
+        measure(what, export_runs.MEGATRON, error, 1e-4)
+    assert logits.std() > 0.1
+    assert isinstance(results["answer"], str)
+    names = json.loads((variant.export / "model.safetensors.index.json").read_text())["weight_map"]
+    assert ("language_model.lm_head.weight" in names) != tied
