@@ -7,8 +7,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-# Large enough that a disk reads and writes at its full speed, small beside a large model's tensors.
-BLOCK_BYTES = 64 * 2**20
+# Small beside a large model's tensors, and near the size of a processor's cache; large enough that
+# a checkpoint does not consist of too many pieces.
+BLOCK_BYTES = 16 * 2**20
+
+# Bytes given to the system at a time. Linux takes a much larger write up several times slower.
+WRITE_BYTES = 2**20
 
 
 class Buffer:

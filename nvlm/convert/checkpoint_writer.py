@@ -7,10 +7,14 @@ chunk's values at that moment holds no more than one, whatever the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +22,7 @@ from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -29,6 +34,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItem,
     WriteItemType,
 )
+
+from nvlm.convert.blocks import WRITE_BYTES
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], advance: Callable[[int],
     """
     # No copies ahead: they would hold a second chunk.
     writer = checkpoint.FileSystemWriter(folder, per_thread_copy_ahead=0)
+    writer.fs = _InSmallWrites()
     try:
         checkpoint.save({}, storage_writer=writer, planner=_ChunkPlanner(chunks, advance))
     except CheckpointException as failed:
@@ -81,6 +89,26 @@ def _write_megatron_files(folder: Path) -> None:
 
     TorchCommonSaveStrategy("torch", 1).save_common({}, folder)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+class _InSmallWrites(FileSystem):
+    """Files of a checkpoint, written a little at a time (see `WRITE_BYTES`)."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
+        assert mode == "wb", "a checkpoint is only written here"
+        with io.BufferedWriter(_SmallWrites(path, mode)) as file:
+            yield file
+
+
+class _SmallWrites(io.FileIO):
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), WRITE_BYTES):
+            rest = view[start : start + WRITE_BYTES]
+            while rest:
+                rest = rest[super().write(rest) :]
+        return len(view)
 
 
 class _ChunkPlanner(DefaultSavePlanner):

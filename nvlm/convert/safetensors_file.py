@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from nvlm.convert.blocks import WRITE_BYTES
 from nvlm.errors import ConvertError
 
 # The types that weights are converted from and to; the format knows more.
@@ -164,5 +165,5 @@ class SafetensorsOutput:
 
     def _write(self, data: memoryview, position: int) -> None:
         while len(data):
-            count = os.pwrite(self._file.fileno(), data, position)
+            count = os.pwrite(self._file.fileno(), data[:WRITE_BYTES], position)
             data, position = data[count:], position + count
