@@ -13,16 +13,20 @@ import spawn
 import torch
 
 from nvlm.batch import MicroBatch
+from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError
 from nvlm.generate.greedy import generate_greedy
-from nvlm.generate.load import load_for_generation
+from nvlm.generate.load import _with_layout, load_for_generation
 from nvlm.parallel.groups import initialize, shut_down
 
+# Large random weights: answers that vary from token to token.
+WEIGHTS = ["model.language.init_std=0.2", "model.projector.init_std=0.1"]
+SHARED = ["model.language.share_embeddings_and_output_weights=true"]
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    # Large random weights: answers that vary from token to token.
-    config = small_model.small_config("model.language.init_std=0.2", "model.projector.init_std=0.1")
+
+@pytest.fixture(scope="module", params=[[], SHARED], ids=["untied", "shared-embeddings"])
+def checkpoint(request, tmp_path_factory):
+    config = small_model.small_config(*WEIGHTS, *request.param)
     target = tmp_path_factory.mktemp("generate") / "checkpoint"
     yield generate_case.make_checkpoint(config, initialize(config, world_size=1), target)
     shut_down()
@@ -31,6 +35,19 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(checkpoint):
     return load_for_generation(checkpoint)
+
+
+def test_a_layout_of_training_is_made_fit_for_generation():
+    config = small_model.small_config(
+        "model.language.num_layers=4",
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "train.global_batch_size=8",
+    )
+    assert _with_layout(config, None, 8).parallel == ParallelConfig(tensor=2, pipeline=2)
+    assert _with_layout(config, None, 1).parallel == ParallelConfig()
 
 
 def recomputed(model, config, prompt_ids, tiles, image_id) -> tuple[list[int], float]:
@@ -91,7 +108,12 @@ def test_refuses_a_prompt_that_does_not_fit(loaded):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    "checkpoint, tensor, pipeline",
+    # Pipeline stages each have a copy of a shared matrix.
+    [pytest.param([], 2, 1, id="tensor2"), pytest.param(SHARED, 1, 2, id="pipeline2-shared")],
+    indirect=["checkpoint"],
+)
 def test_layouts_give_the_same_answers(checkpoint, loaded, tensor, pipeline, tmp_path):
     model, tokenizer, config = loaded
     image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)

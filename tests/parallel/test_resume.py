@@ -110,13 +110,15 @@ def metrics_so_far(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "num_processes, layout",
     [
-        pytest.param(2, ["parallel.pipeline=2"], id="pipeline2"),
+        pytest.param(
+            2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"], id="pipeline2-virtual2"
+        ),
         pytest.param(2, [], id="data2"),
         pytest.param(1, [], id="single"),
     ],
 )
 def test_tensor2_checkpoint_resumes_elsewhere(
-    num_processes, layout, uninterrupted, demo_data, tmp_path
+    num_processes, layout, uninterrupted, demo_data, tmp_path, measure, request
 ):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder, symlinks=True)
@@ -126,7 +128,10 @@ def test_tensor2_checkpoint_resumes_elsewhere(
     (folder / "checkpoints" / "latest").symlink_to("step_00000003")
     options = arguments(folder, demo_data, *layout)
     run_or_fail(num_processes, *options, log=tmp_path / "log")
+    error = 0.0
     for ours, truth in zip(metrics(folder), metrics(uninterrupted), strict=True):
         assert ours["step"] == truth["step"]
         assert ours["tokens"] == truth["tokens"]
-        assert ours["loss"] == pytest.approx(truth["loss"], rel=1e-5)
+        error = max(error, abs(ours["loss"] - truth["loss"]) / truth["loss"])
+    layout_name = request.node.callspec.id
+    measure(f"loss of a step, resumed at {layout_name}", "an uninterrupted TP2 run", error, 1e-5)
