@@ -117,7 +117,7 @@ def explain_loss(
     if bad := _by_name(reports):
         lines.append(f"parameters that are not finite: {_listed(bad, _MOST_NAMES)}")
     for data_rank, number in places[:_MOST_NAMES]:
-        lines += _micro_batch_lines(reports, data_rank, number)
+        lines.append(_micro_batch_line(reports, data_rank, number))
     if len(places) > _MOST_NAMES:
         lines.append(f"and {len(places) - _MOST_NAMES} more micro-batches")
     return TrainingError("\n  ".join([*lines, _UNHARMED]))
@@ -212,24 +212,26 @@ def _watch_outputs(chunks: Sequence[nn.Module], parallel: Parallel) -> Iterator[
             handle.remove()
 
 
-def _micro_batch_lines(reports: list[_Report], data_rank: int, number: int) -> list[str]:
+def _micro_batch_line(reports: list[_Report], data_rank: int, number: int) -> str:
     outputs = [
         output
         for report in reports
         for output in report.outputs
         if report.place.data_rank == data_rank and output.micro_batch == number
     ]
-    keys = next(r.sample_keys[number] for r in reports if r.place.data_rank == data_rank)
-    micro_batch = f"micro-batch {number} of data rank {data_rank}"
     if outputs:
         first = min(outputs, key=lambda output: output.order)
-        found = f"{micro_batch}: first in the output of {first.module} on {first.place}"
+        found = f"first in the output of {first.module} on {first.place}"
     else:
         found = (
-            f"{micro_batch}: finite in every module when run again, so it does not repeat: suspect "
-            "the hardware of this data rank"
+            "finite in every module when run again, so it does not repeat: suspect the hardware "
+            "of this data rank"
         )
-    return [found, f"samples of {micro_batch}: {_listed(keys, _MOST_KEYS)}"]
+    keys = next(r.sample_keys[number] for r in reports if r.place.data_rank == data_rank)
+    return (
+        f"micro-batch {number} of data rank {data_rank}: {found}; "
+        f"samples {_listed(keys, _MOST_KEYS)}"
+    )
 
 
 def _by_name(reports: list[_Report]) -> list[_BadTensor]:

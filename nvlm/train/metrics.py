@@ -140,4 +140,5 @@ def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Consol
         "",
         style="bold",
     )
-    console.print(table)
+    # Logs are 80 columns wide to Rich; the numbers of a large model need more.
+    console.print(table, width=max(console.width, 100))

@@ -125,8 +125,18 @@ def module_table(
             total = merged.setdefault(key, ModuleRow(*key))
             total.num_parameters += row.num_parameters
             total.num_trainable += row.num_trainable
-    parts = list(dict.fromkeys(row.name for row in merged.values()))
-    return sorted(merged.values(), key=lambda row: parts.index(row.name))
+    by_part: dict[str, list[ModuleRow]] = {}
+    for row in merged.values():
+        by_part.setdefault(row.name, []).append(row)
+    return [row for rows in by_part.values() for row in _with_frozen_in_one_row(rows)]
+
+
+def _with_frozen_in_one_row(rows: list[ModuleRow]) -> list[ModuleRow]:
+    """Factors mean nothing where nothing trains: such rows of a part go into its first one."""
+    trainable = [row for row in rows if row.num_trainable]
+    kept = trainable or [ModuleRow(rows[0].name, Multiplier())]
+    kept[0].num_parameters += sum(row.num_parameters for row in rows if not row.num_trainable)
+    return kept
 
 
 def _last_match(

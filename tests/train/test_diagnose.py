@@ -62,13 +62,10 @@ def test_a_poisoned_weight_is_named_with_its_module(trained):
         f"on rank 0 (pipeline stage 0): 1 of {size} values"
     )
     for number, name in enumerate(("images", "text", "more-images")):
-        found, samples = lines[2 + 2 * number : 4 + 2 * number]
-        assert found.strip() == (
+        assert lines[2 + number].strip() == (
             f"micro-batch {number} of data rank 0: first in the output of "
-            "language_model.decoder.layers.1.mlp.linear_fc2 on rank 0 (pipeline stage 0)"
-        )
-        assert samples.strip() == (
-            f"samples of micro-batch {number} of data rank 0: {name}-1, {name}-2"
+            "language_model.decoder.layers.1.mlp.linear_fc2 on rank 0 (pipeline stage 0); "
+            f"samples {name}-1, {name}-2"
         )
     # Nothing was updated.
     for name, parameter in model.named_parameters():
@@ -86,8 +83,8 @@ def test_an_overflow_names_only_the_guilty_micro_batches(trained):
     message = str(caught.value)
     assert "parameters that are not finite" not in message
     assert message.count("first in the output of vision_projection.mlp.linear_fc2 on rank 0") == 2
-    assert "micro-batch 0 of data rank 0: images-1, images-2" in message
-    assert "micro-batch 2 of data rank 0: more-images-1, more-images-2" in message
+    assert "; samples images-1, images-2\n" in message
+    assert "; samples more-images-1, more-images-2\n" in message
     assert "micro-batch 1" not in message
     assert "text-1" not in message
 

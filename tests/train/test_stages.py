@@ -191,6 +191,19 @@ def test_module_table_has_a_row_per_setting(model, parallel):
     }
     assert sum(row.num_parameters for row in table) == sum(p.numel() for p in model.parameters())
 
+    # Where nothing trains, factors make no rows.
+    frozen = make_config(*PATTERNS, "stage.freeze=[vision_model.*,'*.linear_fc2.*']")
+    freeze([model], frozen, parallel)
+    table = module_table([model], multipliers([model], frozen, parallel), parallel)
+    assert [(row.name, row.multiplier) for row in table] == [
+        ("vision_model", Multiplier()),
+        ("vision_projection", Multiplier(0.5, 1.0)),
+        ("language_model.embedding", Multiplier(1.0, 0.0)),
+        ("language_model.decoder", Multiplier(1.0, 0.5)),
+        ("language_model.output_layer", Multiplier()),
+    ]
+    assert sum(row.num_parameters for row in table) == sum(p.numel() for p in model.parameters())
+
 
 def restored(saved, config, model, parallel):
     """A new optimizer that `saved` was loaded into, and its scheduler at the same step."""
