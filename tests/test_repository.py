@@ -110,7 +110,7 @@ def test_readme_opens_with_the_two_commands():
 
 def test_readme_shows_every_kind_of_command():
     verbs = {arguments[0] for arguments in nvlm_commands()}
-    assert verbs == {"config", "data", "train", "convert", "generate", "evaluate"}
+    assert verbs == {"config", "model", "data", "train", "convert", "generate", "evaluate"}
 
 
 @pytest.mark.parametrize("arguments", nvlm_commands(), ids=" ".join)
@@ -128,8 +128,10 @@ def test_readme_command_parses(arguments: list[str]):
         load_config(REPOSITORY / parsed["config"], parsed.get("overrides") or [])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/README.md", "docs/design.md", "docs/models.md",
-                                      "docs/parallel.md", "docs/experiments.md"])  # fmt: skip
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))],
+)
 def test_documents_name_files_that_exist(document: str):
     text = (REPOSITORY / document).read_text()
     named = re.findall(
