@@ -33,5 +33,5 @@ def check_stage(chunks: Sequence[NVLMD], config: RunConfig, parallel: Parallel) 
     )
     assert not differing, (
         f"pipeline stage {stage} holds {sum(found.values())} parameters, its configuration implies "
-        f"{sum(expected.values())}; they differ in {', '.join(differing[:8])}"
+        f"{sum(expected.values())}; they differ in {len(differing)}: {', '.join(differing[:8])}"
     )
