@@ -66,6 +66,7 @@ def model_config(
             "model_type": "qwen2" if language.qkv_bias else "llama",
             "attention_bias": language.qkv_bias,
             "attention_dropout": 0.0,
+            "bos_token_id": None,
             **dtypes,
             "eos_token_id": eos_token_id,
             "hidden_act": "silu",
@@ -180,8 +181,8 @@ def _prompt_differences(config: RunConfig) -> list[str]:
         )
     if image_size != RELEASED_IMAGE_SIZE:
         differences.append(
-            f"VLMEvalKit cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model reads tiles of "
-            f"{image_size}"
+            f"VLMEvalKit cannot feed it: it cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model "
+            f"reads tiles of {image_size}"
         )
     if stage.max_num_tiles != RELEASED_MAX_NUM_TILES:
         differences.append(

@@ -17,6 +17,7 @@ from nvlm.convert.model_card import model_card
 from nvlm.convert.rules import Rule, export_rules, num_parameters
 
 MODELING_FILES = (
+    "chat.py",
     "configuration_intern_vit.py",
     "configuration_nvlm_d.py",
     "image_tiling.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import export_runs
@@ -257,6 +258,14 @@ def test_export_has_the_files_people_expect(converted):
         "configuration_nvlm_d.py",
         "modeling_nvlm_d.py",
     } <= names
+    # For transformers before version 5 with `use_fast=False`.
+    assert {"vocab.json", "merges.txt", "chat_template.jinja"} <= names
+
+
+def test_model_card(converted):
     card = (converted.export / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    compile(snippet, "README.md", "exec")
+    assert "8 heads, and vLLM's NVLM_D expects 12" in " ".join(card.split())
     assert "sequence_length: 512" in card
     assert "epsilon 1e-06" in card
