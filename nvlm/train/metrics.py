@@ -141,4 +141,6 @@ def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Consol
         style="bold",
     )
     # Logs are 80 columns wide to Rich; the numbers of a large model need more.
-    console.print(table, width=max(console.width, 100))
+    width, console.width = console.width, max(console.width, 100)
+    console.print(table)
+    console.width = width
