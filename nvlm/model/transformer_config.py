@@ -37,7 +37,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         pipeline_model_parallel_size=config.parallel.pipeline,
-        **_virtual_pipeline(config),
+        **_schedule(config),
         sequence_parallel=config.parallel.sequence,
         pipeline_dtype=parameter_dtype(config),
         **_recompute(
@@ -91,15 +91,17 @@ def projector_transformer_config(config: RunConfig, layer_implementation: str) -
     )
 
 
-def _virtual_pipeline(config: RunConfig) -> dict:
-    """Settings of Megatron-core's interleaved schedule; none where a stage is one chunk.
+def _schedule(config: RunConfig) -> dict:
+    """How Megatron-core's pipeline schedule sends hidden states to the next stage.
 
-    The next stage and the one before may be the same process (`parallel.pipeline` 2). Batched
-    sends and receives would then be paired in the wrong order; the overlapped ones, single and
-    ordered by the parity of the rank, are not.
+    With virtual stages the next stage and the one before may be the same process
+    (`parallel.pipeline` 2). Batched sends and receives would then be paired in the wrong order; the
+    overlapped ones, single and ordered by the parity of the rank, are not. What they send stays
+    until its backward pass: freed at once, it was freed before it was read (seen with four
+    processes on CPU).
     """
     if config.parallel.virtual_pipeline == 1:
-        return {}
+        return {"deallocate_pipeline_outputs": True}
     return {
         "virtual_pipeline_model_parallel_size": config.parallel.virtual_pipeline,
         "overlap_p2p_comm": True,
