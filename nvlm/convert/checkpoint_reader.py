@@ -50,6 +50,9 @@ class CheckpointReader:
     def __contains__(self, key: str) -> bool:
         return key in self._tensors
 
+    def keys(self) -> set[str]:
+        return set(self._tensors)
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Of the whole tensor; for a stack of layers, their number first."""
         return tuple(self._tensors[key].size)

@@ -97,17 +97,28 @@ class _InSmallWrites(FileSystem):
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
         assert mode == "wb", "a checkpoint is only written here"
-        with io.BufferedWriter(_SmallWrites(path, mode)) as file:
-            yield file
+        raw = _SmallWrites(path, mode)
+        try:
+            with io.BufferedWriter(raw) as file:
+                yield file
+        except RuntimeError as error:
+            # torch's own complaint about a file that could not be written.
+            raise raw.failure or error from error
 
 
 class _SmallWrites(io.FileIO):
+    failure: OSError | None = None
+
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), WRITE_BYTES):
             rest = view[start : start + WRITE_BYTES]
-            while rest:
-                rest = rest[super().write(rest) :]
+            try:
+                while rest:
+                    rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.failure = error
+                raise
         return len(view)
 
 

@@ -1,11 +1,7 @@
-"""Random Hugging Face folders of a small InternViT and Qwen2, and the configuration they fit.
-
-Run as a script under torchrun it converts such folders at TP2 x PP2.
-"""
+"""Random Hugging Face folders of a small InternViT and Qwen2, and the configuration they fit."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -77,15 +73,3 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
-
-
-def main() -> None:
-    from nvlm.convert import convert_from_hf
-
-    vision, language, out = sys.argv[1:]
-    config = convert_config("parallel.tensor=2", "parallel.pipeline=2")
-    convert_from_hf(vision, language, config, out)
-
-
-if __name__ == "__main__":
-    main()

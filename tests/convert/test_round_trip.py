@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-import pytest
 import small_folders
-import spawn
 import torch
 
 from nvlm.convert import convert_to_hf
@@ -63,23 +59,3 @@ def test_bf16_export_is_the_rounded_fp32_one(converted, tmp_path):
     rounded, exact = map(small_folders.read_tensors, (out, converted.export))
     for name, tensor in exact.items():
         assert torch.equal(rounded[name], tensor.bfloat16()), name
-
-
-@pytest.mark.parallel
-def test_four_processes_write_the_checkpoint_that_one_writes(converted, tmp_path):
-    """TP2 x PP2: each process converts its shards only."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    folders = [converted.vision, converted.language, tmp_path / "checkpoint"]
-    process = subprocess.Popen(
-        [*launcher, "4", small_folders.__file__, *map(str, folders)],
-        env={**spawn.environment(), "PYTHONPATH": str(small_folders.REPOSITORY)},
-        start_new_session=True,
-    )
-    try:
-        assert process.wait(timeout=200) == 0
-    finally:
-        spawn.kill(process)
-    out = convert_to_hf(tmp_path / "checkpoint", tmp_path / "export")
-    parallel, alone = map(small_folders.read_tensors, (out, converted.export))
-    assert parallel.keys() == alone.keys()
-    assert all(torch.equal(parallel[name], alone[name]) for name in alone)
