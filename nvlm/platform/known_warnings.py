@@ -11,6 +11,8 @@ _KNOWN = (
     r"Apex is not installed",
     # Megatron-core 0.16.1 about its own default value.
     r"full scope is deprecated",
+    # Megatron-core where the core attention is recomputed; docs/training.md says the same.
+    r"If you are using transformer_engine as the transformer implementation",
     # Megatron-core looks at `.grad` of views of its gradient buffers.
     r"The \.grad attribute of a Tensor that is not a leaf Tensor",
     # About the order of kernels on a GPU; the GPU platform sets the variable.

@@ -142,7 +142,8 @@ def _with_frozen_in_one_row(rows: list[ModuleRow]) -> list[ModuleRow]:
 def _last_match(
     name: str, matches: Mapping[str, set[str]], factor_of: Mapping[str, float]
 ) -> float:
-    return next((factor_of[p] for p in reversed(factor_of) if name in matches[p]), 1.0)
+    found = [factor for pattern, factor in factor_of.items() if name in matches[pattern]]
+    return found[-1] if found else 1.0
 
 
 def _part_of(name: str) -> str:
