@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import small_folders
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nvlm.convert import convert_from_hf, convert_to_hf
@@ -57,6 +59,102 @@ def test_missing_folder_file_and_weights(converted, tmp_path, out):
     (empty / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ConvertError, match="not readable as safetensors"):
         convert_from_hf(empty, converted.language, converted.config, out)
+
+
+def test_folders_that_are_not_whole(converted, tmp_path, out):
+    """Found before anything is written."""
+
+    def refused(folder: Path, expected: str) -> None:
+        with pytest.raises(ConvertError, match=expected):
+            convert_from_hf(converted.vision, folder, converted.config, out)
+
+    language = tmp_path / "language"
+    shutil.copytree(converted.language, language)
+    file = language / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    refused(
+        language, f"has {len(whole) - 1} bytes, but its header speaks of {len(whole)}: the down"
+    )
+    file.write_bytes(whole[:100])
+    refused(language, "has 100 bytes, but its header alone is .* not complete")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 8079328\n")
+    refused(language, "pointer of git-lfs, not the weights: run `git lfs pull`")
+
+    file.write_bytes(whole)
+    index = language / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "model-00002.safetensors"}}))
+    refused(language, "names files that are missing: model-00002.safetensors")
+    index.write_text(json.dumps({"weight_map": {"lm_tail.weight": "model.safetensors"}}))
+    refused(
+        language, r"names tensors that their files lack: lm_tail\.weight \(model\.safetensors\)"
+    )
+
+    index.unlink()
+    file.rename(language / "pytorch_model.bin")
+    refused(language, r"only pickled weights \(pytorch_model\.bin\).*safetensors")
+
+
+def test_quantised_weights(converted, tmp_path, out):
+    def small_integers(tensors, config):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+
+    language = _changed_copy(converted.language, tmp_path / "integers", small_integers)
+    with pytest.raises(ConvertError, match=r"model\.norm\.weight is I8.*not quantised"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+
+    def declared(tensors, config):
+        config["quantization_config"] = {"quant_method": "fp8"}
+
+    language = _changed_copy(converted.language, tmp_path / "declared", declared)
+    with pytest.raises(ConvertError, match=r"weights are quantised \(quant_method 'fp8'"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+
+
+def test_output_in_what_is_read(converted, tmp_path):
+    language = tmp_path / "language"
+    shutil.copytree(converted.language, language)
+    before = sorted(path.name for path in language.iterdir())
+    with pytest.raises(ConvertError, match=r"lies inside .*, which is read from"):
+        convert_from_hf(converted.vision, language, converted.config, language / "checkpoint")
+    with pytest.raises(ConvertError, match=r"lies inside .*, which is read from"):
+        convert_to_hf(converted.checkpoint, converted.checkpoint / "export")
+    assert sorted(path.name for path in language.iterdir()) == before
+    assert not (converted.checkpoint / "export").exists()
+
+
+def test_a_disk_without_room(converted, tmp_path, out):
+    """A vocabulary that makes the model larger than the disk; its file is one hole."""
+    language = tmp_path / "language"
+    shutil.copytree(converted.language, language)
+    hidden = converted.config.model.language.hidden_size
+    rows = shutil.disk_usage(tmp_path).total // hidden // 16 * 16
+    config = small_folders.convert_config(f"model.language.vocab_size={rows}")
+    values = json.loads((language / "config.json").read_text())
+    (language / "config.json").write_text(json.dumps({**values, "vocab_size": rows}))
+    header = {}
+    with safe_open(language / "model.safetensors", "pt") as tensors:
+        position = 0
+        for name in tensors.keys():  # noqa: SIM118 - not a mapping
+            shape = tensors.get_slice(name).get_shape()
+            shape = [rows, hidden] if shape[0] == 1024 and "mlp" not in name else shape
+            end = position + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+            position = end
+    encoded = json.dumps(header).encode()
+    with (language / "model.safetensors").open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + position)
+    with pytest.raises(ConvertError, match=r"GB are to be written, but .* has only .* GB free"):
+        convert_from_hf(converted.vision, language, config, out)
+
+
+def test_a_folder_that_cannot_be_written(converted, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CheckpointError, match="out: cannot be written: Not a directory"):
+        convert_from_hf(
+            converted.vision, converted.language, converted.config, tmp_path / "file" / "out"
+        )
 
 
 def test_other_sizes_are_all_named(converted, out):
