@@ -43,7 +43,7 @@ def test_torchvision_and_transformers_import():
     assert torchvision.__version__ and Qwen2ForCausalLM
 
 
-def test_optimizer_equals_torch_adamw():
+def test_optimizer_equals_torch_adamw(measure):
     torch.manual_seed(0)
     settings = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
     ours = torch.nn.Parameter(torch.randn(64, 8))
@@ -54,8 +54,9 @@ def test_optimizer_equals_torch_adamw():
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
-    # Measured 2e-7: the same formula in another order of operations.
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    # The same formula in another order of operations.
+    error = float((ours - theirs).detach().abs().max())
+    measure("20 AdamW steps on CPU, largest difference", "torch.optim.AdamW", error, 1e-6)
     assert optimizers[0].param_groups[0]["step"] == 20
 
 
