@@ -7,7 +7,7 @@ Makes Hugging Face folders of random weights, converts them there and back in fr
 has `nvlm convert verify` compare what comes out with what went in. Every timed step starts with
 files that are on disk and not in the page cache (synced, then POSIX_FADV_DONTNEED), ends with a
 sync, and is timed whole: Python's start and all imports belong to the conversion's seconds. Needs
-three times the bytes free on disk; everything made is removed at the end.
+twice the bytes free on disk; everything made is removed at the end.
 """
 
 from __future__ import annotations
@@ -63,39 +63,57 @@ def run(folder: Path, overrides: list[str]) -> None:
     config = load_config(BASE, overrides)
     make_folders(config, vision, language)
     largest = largest_tensor_bytes(config)
-    print(
-        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; largest tensor {gigabytes(largest)}"
-    )
+    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    print(f"largest tensor {gigabytes(largest)}")
     print(f"memory must stay below twice that + 1.5 GB: {gigabytes(2 * largest + 1_500_000_000)}")
 
     from_hf = ["from-hf", "--vision", str(vision), "--language", str(language)]
     from_hf += ["--config", str(BASE), str(checkpoint), *overrides]
-    compare("from-hf", from_hf, [vision, language], folder)
-    compare("to-hf", ["to-hf", str(checkpoint), str(export)], [checkpoint], folder)
-    for a, b in ((vision, checkpoint), (language, checkpoint), (checkpoint, export)):
-        seconds, _, output = measured(nvlm("verify", str(a), str(b)))
-        print(f"verify {a.name} {b.name}: {output.strip().splitlines()[-1]} ({seconds:.0f} s)")
+    # No more than two copies of the bytes are on the disk at a time.
+    first = seconds_of_cp([vision, language], folder)
+    seconds_from = convert(from_hf, [vision, language])
+    verify(vision, checkpoint)
+    verify(language, checkpoint)
+    shutil.rmtree(vision)
+    shutil.rmtree(language)
+    second = seconds_of_cp([checkpoint], folder)
+    report("from-hf", seconds_from, first, second)
+
+    seconds_to = convert(["to-hf", str(checkpoint), str(export)], [checkpoint])
+    verify(checkpoint, export)
+    shutil.rmtree(checkpoint)
+    report("to-hf", seconds_to, second, seconds_of_cp([export], folder))
 
 
-def compare(name: str, arguments: list[str], sources: list[Path], folder: Path) -> None:
-    """Time `cp` of `sources`, the conversion, and `cp` again; print the ratio to the mean."""
-    copy = folder / "copy"
-    num_bytes = sum(file.stat().st_size for file in files_of(sources))
-
-    def timed_cp() -> float:
-        leave_page_cache(sources)
-        copy.mkdir()
-        seconds, _, _ = measured(["cp", "-r", *map(str, sources), str(copy)])
-        shutil.rmtree(copy)
-        return seconds
-
-    before = timed_cp()
+def convert(arguments: list[str], sources: list[Path]) -> float:
+    """Seconds per GB of `sources`."""
     leave_page_cache(sources)
     seconds, peak, _ = measured(nvlm(*arguments))
-    after = timed_cp()
-    ratio = seconds / ((before + after) / 2)
-    print(f"{name}: {gigabytes(num_bytes)} in {seconds:.1f} s, peak memory {gigabytes(peak)}")
-    print(f"  cp took {before:.1f} s before and {after:.1f} s after: ratio {ratio:.2f}", flush=True)
+    print(f"{arguments[0]}: {gigabytes(num_bytes_of(sources))} in {seconds:.1f} s", end=", ")
+    print(f"peak memory {gigabytes(peak)}", flush=True)
+    return seconds / num_bytes_of(sources) * 1e9
+
+
+def seconds_of_cp(sources: list[Path], folder: Path) -> float:
+    """Seconds per GB of `sources`."""
+    copy = folder / "copy"
+    copy.mkdir()
+    leave_page_cache(sources)
+    seconds, _, _ = measured(["cp", "-r", *map(str, sources), str(copy)])
+    shutil.rmtree(copy)
+    print(f"cp: {gigabytes(num_bytes_of(sources))} in {seconds:.1f} s", flush=True)
+    return seconds / num_bytes_of(sources) * 1e9
+
+
+def verify(a: Path, b: Path) -> None:
+    seconds, _, output = measured(nvlm("verify", str(a), str(b)))
+    result = output.strip().splitlines()[-1]
+    print(f"verify {a.name} {b.name}: {result} ({seconds:.0f} s)", flush=True)
+
+
+def report(name: str, seconds: float, cp_before: float, cp_after: float) -> None:
+    ratio = seconds / ((cp_before + cp_after) / 2)
+    print(f"{name}: {ratio:.2f} x the seconds of cp (its mean, before and after)", flush=True)
 
 
 def nvlm(*arguments: str) -> list[str]:
@@ -128,6 +146,10 @@ def leave_page_cache(folders: list[Path]) -> None:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
+
+
+def num_bytes_of(folders: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files_of(folders))
 
 
 def files_of(folders: list[Path]) -> list[Path]:
