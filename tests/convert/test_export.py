@@ -262,6 +262,19 @@ def test_export_has_the_files_people_expect(converted):
     assert {"vocab.json", "merges.txt", "chat_template.jinja"} <= names
 
 
+def test_transformers_4_finds_every_modelling_file(converted):
+    """It copies the files that the two named in `auto_map` import, not what those import."""
+    named = ["configuration_nvlm_d", "modeling_nvlm_d"]
+    imported = {
+        name
+        for file in named
+        for name in re.findall(
+            r"^from \.(\w+) import", (converted.export / f"{file}.py").read_text(), re.MULTILINE
+        )
+    }
+    assert {path.stem for path in converted.export.glob("*.py")} == imported | set(named)
+
+
 def test_model_card(converted):
     card = (converted.export / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)

@@ -14,12 +14,21 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+# transformers 4 brings along only what this file itself imports: it names every other one.
 from .chat import ChatMixin
 from .configuration_nvlm_d import NVLM_D_Config
 from .image_tiling import build_transform, choose_grid, dynamic_preprocess, load_image
 from .modeling_intern_vit import InternVisionModel
+from .prompts import PromptEncoder
 
-__all__ = ["NVLM_D_Model", "build_transform", "choose_grid", "dynamic_preprocess", "load_image"]
+__all__ = [
+    "NVLM_D_Model",
+    "PromptEncoder",
+    "build_transform",
+    "choose_grid",
+    "dynamic_preprocess",
+    "load_image",
+]
 
 _LANGUAGE_MODELS = {"Qwen2ForCausalLM": Qwen2ForCausalLM, "LlamaForCausalLM": LlamaForCausalLM}
 
@@ -196,7 +205,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         others = settings.update(**kwargs)
         embeddings = self._embed(input_ids, pixel_values, visual_features)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
         return self.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=attention_mask.to(embeddings.device),

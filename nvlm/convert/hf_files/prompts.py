@@ -81,7 +81,10 @@ class PromptEncoder:
 
     def _write_content(self, writer, content, images):
         """Text, with an image for each mark; where `images` is None a mark is plain text."""
-        first, *others = content.split(IMAGE_MARK) if images is not None else [content]
+        if images is None:
+            writer.text(content)
+            return
+        first, *others = content.split(IMAGE_MARK)
         writer.text(first)
         for text in others:
             self._write_image(writer, next(images))
@@ -138,7 +141,7 @@ def _without_added_tokens(tokenizer):
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         # A tokenizer in Python (`use_fast=False` before transformers 5): its folder has the core.
-        core = Tokenizer.from_file(cached_file(tokenizer.name_or_path, "tokenizer.json"))
+        core = Tokenizer.from_file(str(cached_file(tokenizer.name_or_path, "tokenizer.json")))
     definition = json.loads(core.to_str())
     plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps({**definition, **plain}))
