@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -41,6 +42,12 @@ def row_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, in
     bytes_per_row = prod(shape[1:]) * dtype.itemsize
     rows = max(1, BLOCK_BYTES // max(1, bytes_per_row))
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+
+
+def in_blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor's rows as views of at most `BLOCK_BYTES`, or of one row."""
+    for start, stop in row_blocks(tuple(tensor.shape), tensor.dtype):
+        yield tensor[start:stop]
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype, buffer: Buffer) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nvlm.convert.blocks import Buffer, as_dtype, raw_bytes
+from nvlm.convert.blocks import Buffer, as_dtype, in_blocks, raw_bytes
 from nvlm.convert.checkpoint_tensors import CheckpointTensors
 from nvlm.convert.hf_folder import INDEX_FILE
 from nvlm.convert.safetensors_file import SafetensorsOutput
@@ -65,12 +65,15 @@ def write_files(folder: Path, files: Sequence[PlannedFile], tensors: CheckpointT
     with progress_bar("Writing tensors", sum(file.num_bytes for file in files)) as advance:
         for file in files:
             with SafetensorsOutput(folder / file.name, file.shapes, file.dtype) as output:
-                for name, shape in file.shapes.items():
-                    bytes_per_row = prod(shape[1:]) * file.dtype.itemsize
+                for name in file.shapes:
+                    position = 0
                     for start, stop in tensors.row_blocks(name):
-                        rows = as_dtype(tensors.read_rows(name, start, stop), file.dtype, buffer)
-                        output.write(name, start * bytes_per_row, raw_bytes(rows))
-                        advance(rows.nbytes)
+                        # As many rows as the checkpoint stores together: cast and written by parts.
+                        for rows in in_blocks(tensors.read_rows(name, start, stop)):
+                            data = raw_bytes(as_dtype(rows, file.dtype, buffer))
+                            output.write(name, position, data)
+                            position += len(data)
+                            advance(len(data))
 
 
 def write_index(folder: Path, files: Sequence[PlannedFile]) -> None:

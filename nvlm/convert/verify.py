@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from nvlm.checkpoint_io import is_checkpoint, on_every_rank, read_config, resolve_checkpoint
+from nvlm.convert.blocks import row_blocks
 from nvlm.convert.checkpoint_tensors import CheckpointTensors
 from nvlm.convert.hf_folder import CONFIG_FILE, HfFolder
 from nvlm.convert.rules import export_rules
@@ -24,8 +25,6 @@ Tensors = HfFolder | CheckpointTensors
 
 # Bit patterns of a type are compared as integers of its size: zeros of both signs differ.
 _INTEGERS = {2: torch.int16, 4: torch.int32}
-# Values looked at together where tensors differ.
-_DIFFERENCE_PIECE = 2**20
 # Rows of the printed table.
 _MOST_SHOWN = 100
 
@@ -180,15 +179,18 @@ def _difference(left: Tensors, right: Tensors, name: str) -> str | None:
     left_shape, right_shape = left.shape(name), right.shape(name)
     if left_shape != right_shape:
         return f"shape {list(left_shape)} in A, {list(right_shape)} in B"
-    # Both blocks come whole out of what is stored if the coarser division is taken.
+    # Nothing stored is read twice if the coarser division is taken.
     blocks = min(left.row_blocks(name), right.row_blocks(name), key=len)
     num_different, largest = 0, 0.0
     for start, stop in blocks:
-        x, y = _same_type(left.read_rows(name, start, stop), right.read_rows(name, start, stop))
-        if not torch.equal(_bits(x), _bits(y)):
-            count, distance = _distance(x, y)
-            num_different += count
-            largest = max(largest, distance)
+        left_rows = left.read_rows(name, start, stop)
+        right_rows = right.read_rows(name, start, stop)
+        for first, last in row_blocks(tuple(left_rows.shape), torch.float32):
+            x, y = _same_type(left_rows[first:last], right_rows[first:last])
+            unequal = int((_bits(x) != _bits(y)).sum())
+            if unequal:
+                num_different += unequal
+                largest = max(largest, float((x.double() - y.double()).abs().max()))
     if not num_different:
         return None
     what = f"{num_different:,} of {prod(left_shape):,} values, by up to {largest:.3g}"
@@ -205,20 +207,6 @@ def _same_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(_INTEGERS[tensor.itemsize])
-
-
-def _distance(x: Tensor, y: Tensor) -> tuple[int, float]:
-    """How many values differ in their bits, and by how much at most."""
-    num_different = int((_bits(x) != _bits(y)).sum())
-    largest = 0.0
-    pieces = zip(
-        x.contiguous().view(-1).split(_DIFFERENCE_PIECE),
-        y.contiguous().view(-1).split(_DIFFERENCE_PIECE),
-        strict=True,
-    )
-    for piece, other in pieces:
-        largest = max(largest, float((piece.double() - other.double()).abs().max()))
-    return num_different, largest
 
 
 def _spelled(dtype: torch.dtype) -> str:
