@@ -109,6 +109,12 @@ class SourceIndex:
         images = range(self.image_starts[row], self.image_starts[row + 1])
         return [ByteRange(int(self.image_offset[i]), int(self.image_size[i])) for i in images]
 
+    def key(self, row: int) -> str:
+        return self.keys[row]
+
+    def task(self, row: int) -> str:
+        return self.tasks[row]
+
     def shard_path(self, row: int) -> Path:
         return self.shards[self.shard[row]]
 
