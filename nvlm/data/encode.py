@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.config import RunConfig
@@ -266,9 +265,17 @@ class SampleEncoder:
 
 
 def prepare_prompt(
-    config: RunConfig, encoder: SampleEncoder, messages: Messages, images: Sequence[Image.Image]
+    config: RunConfig,
+    encoder: SampleEncoder,
+    messages: Messages,
+    images: Sequence[NDArray[np.uint8]],
 ) -> EncodedPrompt:
-    """Tokens and tiles of a question, tiled exactly as the run's training samples are.
+    """Tokens and tiles of a question, tiled as the run's training samples are.
+
+    Images are resized exactly as Pillow does, and so as the exported model does.
+
+    Args:
+        images: each [height, width, 3] RGB.
 
     Raises:
         DataError: the user turns have more or fewer `<image>` marks than there are images.

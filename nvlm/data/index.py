@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.data.encode import SampleEncoder, TagLengths
+from nvlm.data.image import HEADER_BYTES, read_image_size
 from nvlm.data.sample import (
     ByteRange,
     Messages,
@@ -35,7 +36,6 @@ from nvlm.data.sample import (
     parse_sample,
     scan_shard,
 )
-from nvlm.data.tiling import HEADER_BYTES, read_image_size
 from nvlm.errors import DataError
 
 FORMAT_VERSION = 1

@@ -15,10 +15,11 @@ from PIL import Image
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
 from nvlm.data.encode import SampleEncoder
+from nvlm.data.image import decode_image
 from nvlm.data.index import build_indexes_with_progress, open_indexes
 from nvlm.data.order import plan_source
 from nvlm.data.sample import iterate_samples
-from nvlm.data.tiling import cut_tiles, decode_image
+from nvlm.data.tiling import cut_tiles
 from nvlm.errors import DataError
 
 
