@@ -41,14 +41,25 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command("train")
-def train_command(config: ConfigFile, overrides: Overrides = None) -> None:
+def train_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    allow_data_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-data-change",
+            help="Resume although seed, blend, samples or template changed; says where each source "
+            "goes on.",
+        ),
+    ] = False,
+) -> None:
     """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
     from nvlm.config import load_config
 
     checked = load_config(config, overrides or [])
     from nvlm.train.trainer import train
 
-    train(checked)
+    train(checked, allow_data_change)
 
 
 @app.command("generate")

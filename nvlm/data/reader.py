@@ -1,0 +1,104 @@
+"""What a worker does: requests in, micro-batches out. It reads, decodes and encodes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
+from nvlm.config import RunConfig
+from nvlm.data.collate import PackedSample, build_micro_batch
+from nvlm.data.encode import EncodedSample, SampleEncoder
+from nvlm.data.image import decode_image
+from nvlm.data.sample import ByteRange, SampleError, ShardReader, parse_sample
+from nvlm.data.tiling import cut_tiles
+from nvlm.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """All that a worker needs to read one sample; it holds no index."""
+
+    source: str
+    shard: str
+    key: str
+    json: ByteRange
+    images: list[ByteRange]
+    epoch: int  # pass over the source, from 0
+    variant: int  # which prompt and answer
+    num_turns: int  # turns kept
+    max_num_tiles: int  # most tiles per image
+    num_tiles: list[int]  # per image
+    length: int  # tokens
+    loss_weight: float
+
+    def skipped(self, error: SampleError) -> SkippedSample:
+        return SkippedSample(
+            self.source, os.path.basename(self.shard), self.key, error.reason, error.detail
+        )
+
+
+# A micro-batch: samples per sequence.
+MicroBatchRequest = list[list[SampleRequest]]
+
+
+class MicroBatchReader(Dataset):
+    """Request in; micro-batch and what it had to leave out, out."""
+
+    def __init__(self, config: RunConfig, encoder: SampleEncoder):
+        self._config = config
+        self._encoder = encoder
+        self._shards = ShardReader()
+
+    def __getitem__(self, request: MicroBatchRequest) -> tuple[MicroBatch, list[SkippedSample]]:
+        skipped: list[SkippedSample] = []
+        sequences = []
+        for sequence in request:
+            samples = []
+            for sample in sequence:
+                # Only what is known to be the sample's fault. All else is ours and must be seen.
+                try:
+                    encoded, tiles = self._read(sample)
+                except SampleError as error:
+                    skipped.append(sample.skipped(error))
+                    continue
+                key = f"{sample.source}/{sample.key}"
+                samples.append(PackedSample(key, encoded, tiles, sample.loss_weight))
+            sequences.append(samples)
+        vision = self._config.model.vision
+        micro_batch = build_micro_batch(
+            sequences,
+            self._config.stage.sequence_length,
+            vision.image_size,
+            self._encoder.tokenizer.pad_id,
+            self._config.train.loss_weighting,
+        )
+        check_micro_batch(micro_batch, vision.num_tokens_per_tile)
+        return micro_batch, skipped
+
+    def _read(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
+        data, stage = self._config.data, self._config.stage
+        image_size = self._config.model.vision.image_size
+        raw = self._shards.read(sample.shard, sample.json)
+        messages, _ = parse_sample(raw, len(sample.images))
+        tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
+        for where in sample.images:
+            pixels = decode_image(self._shards.read(sample.shard, where), data.max_image_megapixels)
+            tiles.append(
+                cut_tiles(
+                    pixels, sample.max_num_tiles, stage.use_thumbnail, image_size, data.image_resize
+                )
+            )
+        num_tiles = [len(t) for t in tiles[1:]]
+        encoded = self._encoder.encode(messages, num_tiles)
+        planned, found = (sample.num_tiles, sample.length), (num_tiles, len(encoded.tokens))
+        if found != planned:
+            raise DataError(
+                f"{sample.shard}: sample {sample.key}: tiles and tokens {found}, but {planned} in "
+                "the index: the shard changed during the run; start again to index it anew"
+            )
+        return encoded, np.concatenate(tiles)
