@@ -149,6 +149,25 @@ def data_order(
             print(f"step {step} sequence {number}: {' '.join(keys)}")
 
 
+@data_app.command("stats")
+def data_stats(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps to plan; train.steps where not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what the blend will really give: samples, tiles, tokens, passes, padding, balance."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.stats import print_stats
+
+    print_stats(checked, steps, as_json)
+
+
 @convert_app.command("from-hf")
 def convert_from_hf_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],

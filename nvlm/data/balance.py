@@ -27,11 +27,13 @@ from nvlm.config.derived import (
 )
 from nvlm.data.permutation import shuffled
 
-# Steps whose packs are dealt out together: measured on samples of 0 to 7 tiles, the costliest of 8
-# or 64 packs of a step has then 1.02 x their mean number of tiles, and 1.01 x their mean cost.
+# Steps whose packs are dealt out together.
 _NUM_STEPS = 16
 # Fewer steps where their packs would be more than this, to bound the planner's memory.
 _MAX_PACKS = 16384
+# How much more than the mean of its step the costliest pack may cost, on average over steps. Below
+# this, a mixed step is worth more than a balanced one.
+_MAX_RATIO = 1.02
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,45 @@ def deal_out(
 ) -> list[list[int]]:
     """Packs of each step, as numbers into `costs`.
 
-    Packs of like cost share a step; steps, and packs inside each, are then in random order, so that
-    any split of a step over ranks and micro-batches is balanced. If the packs do not fill the
-    steps, the cheapest step is short.
+    Packs are sorted by cost and cut into strata, every step takes its packs from one stratum, and
+    there are as few strata as balance needs: where packs cost nearly the same, a step has all
+    kinds. Steps, and packs inside each, are in random order, so that any split of a step over
+    ranks and micro-batches is balanced. If the packs do not fill the steps, one step is short.
     """
+    if not costs:
+        return []
+    num_steps = -(-len(costs) // global_batch_size)
+    num_strata = 1
+    while True:
+        steps = _deal(costs, global_batch_size, num_strata, *key_parts)
+        if num_strata >= num_steps or mean_ratio(costs, steps) <= _MAX_RATIO:
+            break
+        num_strata *= 2
+    order = shuffled(len(steps), *key_parts, "steps").tolist()
+    return [steps[number] for number in order]
+
+
+def mean_ratio(costs: Sequence[int], steps: list[list[int]]) -> float:
+    """Highest cost of a step's packs by their mean cost, on average over the steps."""
+    ratios = []
+    for step in steps:
+        of_step = [costs[pack] for pack in step]
+        ratios.append(max(of_step) * len(of_step) / sum(of_step))
+    return sum(ratios) / len(ratios)
+
+
+def _deal(
+    costs: Sequence[int], global_batch_size: int, num_strata: int, *key_parts: int | str
+) -> list[list[int]]:
     order = sorted(range(len(costs)), key=lambda pack: (-costs[pack], pack))
-    steps = [
-        order[start : start + global_batch_size]
-        for start in range(0, len(order), global_batch_size)
-    ]
-    dealt = []
-    for number in shuffled(len(steps), *key_parts, "steps").tolist():
-        step = steps[number]
-        dealt.append([step[i] for i in shuffled(len(step), *key_parts, "packs", number).tolist()])
-    return dealt
+    num_steps = -(-len(costs) // global_batch_size)
+    size = -(-num_steps // num_strata) * global_batch_size
+    steps = []
+    for start in range(0, len(order), size):
+        stratum = order[start : start + size]
+        mixed = [stratum[i] for i in shuffled(len(stratum), *key_parts, "stratum", start).tolist()]
+        steps += [
+            mixed[first : first + global_batch_size]
+            for first in range(0, len(mixed), global_batch_size)
+        ]
+    return steps

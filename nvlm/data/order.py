@@ -109,6 +109,19 @@ class Planner:
         index = self.sources[draw.source].index
         return f"{index.source}/{index.key(draw.row)}"
 
+    @property
+    def num_drawn(self) -> list[int]:
+        """Draws per source that were planned so far, in the order of `sources`."""
+        return self._stream.num_drawn
+
+    def cost(self, pack: Pack) -> int:
+        """What training on a pack computes; see balance.py."""
+        return self._costs.cost(
+            [draw.length for draw in pack.draws],
+            sum(draw.num_tiles for draw in pack.draws),
+            self._config.stage.sequence_length,
+        )
+
     def _go_to(self, origin: dict) -> None:
         self._stream.load_state(origin["window"])
         self._origin = self._group_origin = origin
@@ -124,7 +137,7 @@ class Planner:
         group = self._group_origin["group"]
         self._num_taken = 0
         if self._config.stage.packing:
-            costs = [self._cost(pack) for pack in packs]
+            costs = [self.cost(pack) for pack in packs]
             numbers = deal_out(costs, batch, self._config.train.seed, "group", group)
         else:
             # Samples keep the order in which they were drawn.
@@ -160,13 +173,6 @@ class Planner:
             "group": origin["group"] + 1,
         }
         return packs
-
-    def _cost(self, pack: Pack) -> int:
-        return self._costs.cost(
-            [draw.length for draw in pack.draws],
-            sum(draw.num_tiles for draw in pack.draws),
-            self._config.stage.sequence_length,
-        )
 
 
 def check_state(config: RunConfig, indexes: list[SourceIndex], state: dict) -> None:
