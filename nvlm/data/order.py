@@ -96,10 +96,14 @@ class Planner:
         self._stream.start_behind([kept[source.index.source] for source in self.sources])
         self._go_to({"window": self._stream.state(), "num_packs_before": 0, "group": 0})
 
-    def place(self, num_draws: int) -> None:
-        """Go to about where `num_draws` samples were drawn, for estimates over long runs."""
-        self._stream.place(num_draws)
-        self._go_to({"window": self._stream.state(), "num_packs_before": 0, "group": num_draws})
+    def place(self, num_draws: float) -> int:
+        """Go to about where so many samples were drawn, for estimates over long runs.
+
+        Returns how many it is: fewer where every source is used up before.
+        """
+        self._stream.place(round(num_draws))
+        self._go_to({"window": self._stream.state(), "num_packs_before": 0, "group": 0})
+        return sum(self.num_drawn)
 
     def skipped(self, draw: Draw) -> SkippedSample:
         """A dropped draw, as the user reads it."""

@@ -56,23 +56,23 @@ def blend_stats(
     planner = Planner(config, open_indexes(config) if indexes is None else indexes)
     counts = _Counts(config, planner)
     has_ended = counts.add_steps(num_steps, _MAX_SAMPLES // _NUM_STRETCHES)
+    if not has_ended and counts.num_draws * num_steps <= _MAX_SAMPLES * counts.num_steps:
+        has_ended = counts.add_steps(num_steps - counts.num_steps, _MAX_SAMPLES)
     if has_ended:
         return counts.result(counts.num_steps, planner.num_drawn)
     if counts.num_steps == num_steps:
         return counts.result(num_steps)
 
-    draws_per_step = counts.num_draws / counts.num_steps
     stretch = counts.num_steps
-    last_draw = num_steps * draws_per_step
-    planner.place(round(last_draw))
-    num_drawn = planner.num_drawn
-    # Fewer than wanted where every source is used up.
-    num_steps = round(min(last_draw, sum(num_drawn)) / draws_per_step)
+    last_draw = planner.place(num_steps * counts.num_draws / stretch)
     for number in range(1, _NUM_STRETCHES):
-        start = number * max(0, num_steps - stretch) / (_NUM_STRETCHES - 1)
-        planner.place(round(start * draws_per_step))
+        last_start = last_draw * (1 - stretch / num_steps)
+        planner.place(number * last_start / (_NUM_STRETCHES - 1))
         counts.add_steps(stretch, _MAX_SAMPLES // _NUM_STRETCHES)
-    return counts.result(num_steps, num_drawn)
+    draws_per_step = counts.num_draws / counts.num_steps
+    # Fewer than wanted where every source is used up.
+    last_draw = planner.place(num_steps * draws_per_step)
+    return counts.result(round(last_draw / draws_per_step), planner.num_drawn)
 
 
 class _Counts:

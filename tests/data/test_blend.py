@@ -9,6 +9,7 @@ import pytest
 
 from nvlm.config.schema import DataConfig
 from nvlm.data.blend import Blend, leaf_settings
+from nvlm.errors import DataError
 
 
 def make_blend(blend: dict | None, sizes: dict[str, int]) -> Blend:
@@ -101,3 +102,18 @@ def test_state_restores_the_sequence():
         resumed.load_state(json.loads(json.dumps(blend.state())))
         assert [resumed.draw() for _ in range(20)] == whole[taken : taken + 20]
         blend.draw()
+
+
+@pytest.mark.parametrize(
+    ("blend", "message"),
+    [
+        ({}, "data.blend has no sources"),
+        ({"a": 1, "b": {"blend": {"a": 1}}}, "source 'a' stands twice in data.blend"),
+        ({"a": {"blend": {"b": {"blend": {}}}}}, "data.blend.a.blend.b.blend has no sources"),
+        ({"a": {"max_epochs": 2, "blend": {"b": 1}}}, "data.blend.a: max_epochs beside a blend"),
+    ],
+)
+def test_blends_that_say_nothing_or_too_much(blend: dict, message: str):
+    with pytest.raises(DataError) as caught:
+        make_blend(blend, {})
+    assert message in str(caught.value)

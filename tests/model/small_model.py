@@ -83,8 +83,13 @@ def training_batches(config: RunConfig) -> list[MicroBatch]:
     ]
 
 
-def losses_and_gradients(config: RunConfig, parallel: Parallel) -> dict:
+def losses_and_gradients(
+    config: RunConfig, parallel: Parallel, micro_batches: list[MicroBatch] | None = None
+) -> dict:
     """One step on Megatron-core's schedule, data-parallel wrapper and gradient finalisation.
+
+    Args:
+        micro_batches: None: `training_batches`.
 
     Returns:
         `losses`: per-token losses of each micro-batch (last stage; else empty). `gradients`:
@@ -113,11 +118,11 @@ def losses_and_gradients(config: RunConfig, parallel: Parallel) -> dict:
         def loss(per_token: Tensor):
             mask = micro_batch.loss_mask()
             losses.append((per_token * mask).detach().clone())
-            return (per_token * mask).sum(), mask.sum().int(), {}
+            return (per_token * micro_batch.weights()).sum(), mask.sum().int(), {}
 
         return stage(micro_batch), loss
 
-    micro_batches = training_batches(config)
+    micro_batches = micro_batches or training_batches(config)
     get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=iter(micro_batches),
