@@ -121,13 +121,57 @@ def data_build_demo(
     build_demo_data(folder, seed=seed)
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The file or folder to read.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Shards go to OUT/SPLIT/SOURCE.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="llava-json, captions-folder, webdataset, energon, parquet or hf-datasets."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Which split this is.")] = "train",
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--source", help="What to call the source; like SRC where not given."),
+    ] = None,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the image files that SRC names."),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest shard.")] = "1GB",
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples in one.")] = 2000,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes; one per core where not given."),
+    ] = None,
+) -> None:
+    """Turn data in another format into shards; run again to go on after an interruption."""
+    from nvlm.data.importers.formats import ImportOptions
+    from nvlm.data.importers.report import import_with_progress, parse_size
+    from nvlm.data.importers.run import default_num_workers
+
+    options = ImportOptions(
+        format,
+        source,
+        split,
+        name,
+        images,
+        parse_size(shard_size),
+        samples_per_shard,
+        workers or default_num_workers(),
+    )
+    import_with_progress(options, out)
+
+
 @data_app.command("index")
 def data_index(config: ConfigFile, overrides: Overrides = None) -> None:
     """Index the shards of a run's data: byte ranges, image sizes, text lengths."""
     from nvlm.config import load_config
 
     checked = load_config(config, overrides or [])
-    from nvlm.data.index import build_indexes_with_progress
+    from nvlm.data.index_report import build_indexes_with_progress
 
     build_indexes_with_progress(checked)
 

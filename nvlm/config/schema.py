@@ -18,10 +18,6 @@ from pydantic import (
     PositiveInt,
 )
 
-# `<tile_1>` ... `<tile_9>` and `<tile_global_thumbnail>` are five tokens each in Qwen2's vocabulary
-# (golden values in tests/data). Used here to check sequence lengths before a tokenizer is loaded.
-NUM_TAG_TOKENS = 5
-
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
@@ -280,5 +276,30 @@ class RunConfig(Section):
 
     @property
     def num_tokens_per_tagged_tile(self) -> int:
-        tag = NUM_TAG_TOKENS if self.stage.tile_tags == "1d" else 0
+        """Tokens of a tile with the longest tag that it may have."""
+        tag = max_tag_tokens(self.stage, self.model.vision.image_size)
         return self.model.vision.num_tokens_per_tile + tag
+
+
+def max_tag_tokens(stage: StageConfig, image_size: int) -> int:
+    """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
+
+    Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).
+    """
+    tiles = stage.max_num_tiles
+    match stage.tile_tags:
+        case "none":
+            return 0
+        case "1d":  # `<tile_6>`; `<tile_global_thumbnail>` is as long
+            return 4 + len(str(tiles))
+        case _ if tiles == 1:  # `<tile_global_thumbnail>`
+            return 5
+        case "2d_grid":  # `<tile_x0_y0>`
+            return 5 + 2 * len(str(tiles - 1))
+        case "2d_box":  # `<box> (0, 0), (448, 448) </box>`
+            corners = [
+                (x * image_size, y * image_size, (x + 1) * image_size, (y + 1) * image_size)
+                for x in range(tiles)
+                for y in range(tiles // (x + 1))
+            ]
+            return 14 + max(sum(len(str(number)) for number in corner) for corner in corners)

@@ -84,7 +84,7 @@ def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
 
 def with_system_message(messages: Messages, system_message: str | None) -> Messages:
     """The conversation with the stage's system turn first, if it brings none of its own."""
-    if system_message is None or (messages and messages[0]["role"] == "system"):
+    if system_message is None or (messages and messages[0]["role"] in ("system", "document")):
         return messages
     return [{"role": "system", "content": system_message}, *messages]
 

@@ -56,7 +56,8 @@ class Loader:
         # Of the steps that were requested: batches to be filled.
         self._requested: deque[StepBatch] = deque()
         self._is_used = False
-        self._reader = MicroBatchReader(config, SampleEncoder.from_config(config))
+        parsers = {index.source: index.parser for index in indexes}
+        self._reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
 
     def __iter__(self) -> Iterator[StepBatch]:
         # A second pass would start behind what the workers of the first had requested.
@@ -106,13 +107,13 @@ class Loader:
             source=index.source,
             shard=str(index.shard_path(row)),
             key=index.key(row),
-            json=index.json_range(row),
+            texts=index.text_ranges(row),
             images=index.image_ranges(row),
             epoch=draw.epoch,
             variant=draw.variant,
             num_turns=draw.num_turns,
             max_num_tiles=draw.max_num_tiles,
-            num_tiles=source.tiles_per_image(row, draw.max_num_tiles, draw.num_turns),
+            grids=source.grids(row, draw.max_num_tiles, draw.num_turns),
             length=draw.length,
             loss_weight=source.settings.loss_weight,
         )

@@ -12,9 +12,12 @@ from torch.utils.data import Dataset
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data.collate import PackedSample, build_micro_batch
+from nvlm.data.conversations import keep_turns
 from nvlm.data.encode import EncodedSample, SampleEncoder
 from nvlm.data.image import decode_image
-from nvlm.data.sample import ByteRange, SampleError, ShardReader, parse_sample
+from nvlm.data.kinds import SampleParser
+from nvlm.data.sample import ByteRange, SampleError, ShardReader
+from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import cut_tiles
 from nvlm.errors import DataError
 
@@ -26,13 +29,13 @@ class SampleRequest:
     source: str
     shard: str
     key: str
-    json: ByteRange
-    images: list[ByteRange]
+    texts: dict[str, ByteRange]  # text members by extension
+    images: list[ByteRange]  # all of them, also those of turns that are cut
     epoch: int  # pass over the source, from 0
     variant: int  # which prompt and answer
     num_turns: int  # turns kept
     max_num_tiles: int  # most tiles per image
-    num_tiles: list[int]  # per image
+    grids: list[Grid]  # (columns, rows) of each image kept
     length: int  # tokens
     loss_weight: float
 
@@ -49,9 +52,14 @@ MicroBatchRequest = list[list[SampleRequest]]
 class MicroBatchReader(Dataset):
     """Request in; micro-batch and what it had to leave out, out."""
 
-    def __init__(self, config: RunConfig, encoder: SampleEncoder):
+    def __init__(self, config: RunConfig, encoder: SampleEncoder, parsers: dict[str, SampleParser]):
+        """
+        Args:
+            parsers: of each source, by name.
+        """
         self._config = config
         self._encoder = encoder
+        self._parsers = parsers
         self._shards = ShardReader()
 
     def __getitem__(self, request: MicroBatchRequest) -> tuple[MicroBatch, list[SkippedSample]]:
@@ -83,19 +91,25 @@ class MicroBatchReader(Dataset):
     def _read(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
         data, stage = self._config.data, self._config.stage
         image_size = self._config.model.vision.image_size
-        raw = self._shards.read(sample.shard, sample.json)
-        messages, _ = parse_sample(raw, len(sample.images))
+        texts = {
+            name: self._shards.read(sample.shard, where) for name, where in sample.texts.items()
+        }
+        stored = self._parsers[sample.source].parse(texts, len(sample.images))
+        messages = keep_turns(stored.conversation(sample.variant), sample.num_turns)
         tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
-        for where in sample.images:
+        for where in sample.images[: len(sample.grids)]:
             pixels = decode_image(self._shards.read(sample.shard, where), data.max_image_megapixels)
             tiles.append(
                 cut_tiles(
                     pixels, sample.max_num_tiles, stage.use_thumbnail, image_size, data.image_resize
                 )
             )
-        num_tiles = [len(t) for t in tiles[1:]]
-        encoded = self._encoder.encode(messages, num_tiles)
-        planned, found = (sample.num_tiles, sample.length), (num_tiles, len(encoded.tokens))
+        encoded = self._encoder.encode(messages, sample.grids)
+        planned_tiles = [self._encoder.tag_style.num_tiles(grid) for grid in sample.grids]
+        planned, found = (
+            (planned_tiles, sample.length),
+            ([len(t) for t in tiles[1:]], len(encoded.tokens)),
+        )
         if found != planned:
             raise DataError(
                 f"{sample.shard}: sample {sample.key}: tiles and tokens {found}, but {planned} in "

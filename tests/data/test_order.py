@@ -110,7 +110,7 @@ def test_packs_keep_both_budgets(make_config):
 
 def test_too_long_samples_are_left_out_by_name(make_config):
     config = make_config()
-    stage = config.stage.model_copy(update={"sequence_length": 150})
+    stage = config.stage.model_copy(update={"sequence_length": 90})
     # Not through the checks: they refuse a length that so many samples do not fit.
     config = config.model_copy(update={"stage": stage})
     planner = make_planner(config)
@@ -124,7 +124,7 @@ def test_too_long_samples_are_left_out_by_name(make_config):
                 skipped = planner.skipped(draw)
                 assert f"{skipped.source}/{skipped.key}" == planner.key(draw)
                 assert skipped.reason == "too_long"
-                assert "for stage.sequence_length 150" in skipped.detail
+                assert "for stage.sequence_length 90" in skipped.detail
     assert dropped and shortened
     # By its index alone: what fits once fits always.
     assert not dropped.keys() & given.keys()
