@@ -18,6 +18,7 @@ from nvlm.batch import MicroBatch, SkippedSample, StepBatch
 from nvlm.config import RunConfig
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex
+from nvlm.data.lengths import PlannedSource
 from nvlm.data.order import Planner
 from nvlm.data.reader import MicroBatchReader, MicroBatchRequest, SampleRequest
 from nvlm.data.windows import Draw, Pack
@@ -98,25 +99,10 @@ class Loader:
             self._requested.append(StepBatch([], skipped, self._planner.state(), shortened))
             for start in range(0, len(own), per_micro_batch):
                 sequences = own[start : start + per_micro_batch]
-                yield [[self._request(draw) for draw in pack.draws] for pack in sequences]
-
-    def _request(self, draw: Draw) -> SampleRequest:
-        source = self._planner.sources[draw.source]
-        index, row = source.index, draw.row
-        return SampleRequest(
-            source=index.source,
-            shard=str(index.shard_path(row)),
-            key=index.key(row),
-            texts=index.text_ranges(row),
-            images=index.image_ranges(row),
-            epoch=draw.epoch,
-            variant=draw.variant,
-            num_turns=draw.num_turns,
-            max_num_tiles=draw.max_num_tiles,
-            grids=source.grids(row, draw.max_num_tiles, draw.num_turns),
-            length=draw.length,
-            loss_weight=source.settings.loss_weight,
-        )
+                yield [
+                    [sample_request(self._planner.sources[d.source], d) for d in pack.draws]
+                    for pack in sequences
+                ]
 
     def _count_shortened(self, packs: list[Pack]) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -154,6 +140,25 @@ def build_loader(
         DataError: no usable sample, or `state` belongs to other data or settings.
     """
     return Loader(config, indexes, data_rank, data_size, state, allow_change)
+
+
+def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:
+    """What a worker needs to read a draw of `source`."""
+    index, row = source.index, draw.row
+    return SampleRequest(
+        source=index.source,
+        shard=str(index.shard_path(row)),
+        key=index.key(row),
+        texts=index.text_ranges(row),
+        images=index.image_ranges(row),
+        epoch=draw.epoch,
+        variant=draw.variant,
+        num_turns=draw.num_turns,
+        max_num_tiles=draw.max_num_tiles,
+        grids=source.grids(row, draw.max_num_tiles, draw.num_turns),
+        length=draw.length,
+        loss_weight=source.settings.loss_weight,
+    )
 
 
 def num_prefetched(config: RunConfig) -> int:

@@ -70,7 +70,7 @@ class MicroBatchReader(Dataset):
             for sample in sequence:
                 # Only what is known to be the sample's fault. All else is ours and must be seen.
                 try:
-                    encoded, tiles = self._read(sample)
+                    encoded, tiles = self.read_sample(sample)
                 except SampleError as error:
                     skipped.append(sample.skipped(error))
                     continue
@@ -88,7 +88,13 @@ class MicroBatchReader(Dataset):
         check_micro_batch(micro_batch, vision.num_tokens_per_tile)
         return micro_batch, skipped
 
-    def _read(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
+    def read_sample(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
+        """A sample as it is trained, and its tiles [n, 3, image_size, image_size].
+
+        Raises:
+            SampleError: it cannot be used.
+            DataError: it is not what the index says.
+        """
         data, stage = self._config.data, self._config.stage
         image_size = self._config.model.vision.image_size
         texts = {
