@@ -15,7 +15,7 @@ _FULL_SHARE = 0.98
 _MAX_CARRIED = 128
 _MAX_CARRIED_SHARE = 0.25
 # Windows after which a sample goes out, however empty its pack is.
-_MAX_AGE = 8
+_MAX_AGE = 16
 
 
 def pack_samples(

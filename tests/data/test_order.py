@@ -95,7 +95,7 @@ def test_packing_loses_no_sample_and_delays_none_for_long(make_config):
             drawn.update((source, row, epoch) for row, epoch in zip(rows.tolist(), epochs.tolist()))
         carried = [tuple(draw) for draw in stream.state()["carried"]]
         assert given + Counter(draw[:3] for draw in carried) == drawn
-        assert all(1 <= age <= 9 for *_, age in carried)
+        assert all(1 <= age <= 17 for *_, age in carried)
         assert window == 0 or len(carried) < len(packs) * 8
 
 

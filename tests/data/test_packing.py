@@ -36,7 +36,7 @@ def test_emptiest_packs_are_carried_until_they_are_old():
     # At most a quarter of the window, the emptiest first; never all; no sample for ever.
     assert choose_carried(packs, lengths, [0] * 5, 10, 8) == {1, 2}
     assert choose_carried(packs[1:], lengths, [0] * 5, 10, 16) == {1, 0}
-    assert choose_carried(packs, lengths, [0, 0, 0, 8, 0], 10, 16) == {1, 3}
+    assert choose_carried(packs, lengths, [0, 0, 0, 16, 0], 10, 16) == {1, 3}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,9 @@ def test_padding_of_a_usual_mixture(max_tokens: int, max_tiles: int, most: float
         carried = [(waiting[i][0], waiting[i][1] + 1) for pack in chosen for i in packs[pack]]
         num_packs += len(packs) - len(chosen)
         num_tokens += sum(own) - sum(int(lengths[sample]) for sample, _ in carried)
-    # Measured 0.58 % and 0.05 %.
-    assert 1 - num_tokens / (num_packs * max_tokens) < most
+    padding = 1 - num_tokens / (num_packs * max_tokens)
+    # Measured 0.56 % and 0.05 %.
+    assert padding < most
 
 
 def make_encoded(first_token: int, length: int, num_image_tokens: int = 0) -> EncodedSample:

@@ -28,6 +28,7 @@ class ComputedIndex:
     def __init__(self, number: int):
         self.source = f"a source with the number {number:02}"
         self.template: dict = {}
+        self.settings = SourceConfig()
         self.content_hash = f"{derive_key(number):064x}"
 
     def __len__(self) -> int:
