@@ -31,6 +31,10 @@ HEADER_BYTES = 1 << 16
 # Pillow knows many more, among them some that run other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
+_EXTENSIONS = {
+    "BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif",
+    "WEBP": "webp",
+}  # fmt: skip
 # What Pillow raises for broken files, `SyntaxError` in its PNG reader, the last three in its TIFF
 # reader. Caught around calls of Pillow alone.
 _DECODING_ERRORS = (
@@ -65,6 +69,19 @@ def read_image_size(data: bytes, max_megapixels: float | None = None) -> tuple[i
         orientation = _orientation(image)
     width, height = image.size
     return (height, width) if orientation in _SIDES_SWAPPED else (width, height)
+
+
+def image_type(data: bytes) -> str:
+    """The extension that fits an image's content: jpg, png, webp, gif, bmp or tif.
+
+    Args:
+        data: at least the image's first bytes.
+
+    Raises:
+        SampleError: the bytes are no image of one of `FORMATS`, or do not tell.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return _EXTENSIONS[str(_open(data, None).format)]
 
 
 def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np.uint8]:
