@@ -73,11 +73,13 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
         summary.num_rejected,
     ]
     table.add_row(*(f"{number:,}" for number in numbers))
-    console.print(f"written to {summary.folder}", markup=False, highlight=False)
+    console.print(f"written to {summary.folder}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for reason, count in summary.reasons.items():
-        console.print(f"rejected {count:,}: {reason}", markup=False, highlight=False)
+        console.print(
+            f"rejected {count:,}: {reason}", markup=False, highlight=False, soft_wrap=True
+        )
     if summary.num_rejected:
         rejected = Path(summary.folder) / REJECTED_FILE
-        console.print(f"each is named in {rejected}", markup=False, highlight=False)
+        console.print(f"each is named in {rejected}", markup=False, highlight=False, soft_wrap=True)
     return summary
