@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
+from nvlm.config.checks import MAX_NUM_TILES
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.energon import excluded_samples, read_field_map
 from nvlm.data.index_build import (
@@ -46,8 +47,6 @@ from nvlm.data.tile_tags import Grid
 from nvlm.errors import DataError
 
 FORMAT_VERSION = 2
-# Tags measured ahead, so that an index serves every `stage.max_num_tiles` with as many digits.
-MAX_TILES_MEASURED = 128
 _METADATA_FILE = "index.json"
 
 
@@ -80,6 +79,7 @@ class SourceIndex:
         self, source: Source, parser: SampleParser, folder: Path, metadata: dict[str, Any]
     ):
         self.source = source.name
+        self.settings = source.settings
         self.parser = parser
         self.shards = source.shards
         self.template: dict[str, Any] = metadata["settings"]["template"]
@@ -96,7 +96,9 @@ class SourceIndex:
         for group, columns in LIST_COLUMNS.items():
             names += [f"{group}_starts", *columns]
         for name in names:
-            setattr(self, name, np.load(self._folder / f"{name}.npy", mmap_mode="r"))
+            # A plain view of the mapped file: single values are read faster.
+            column = np.load(self._folder / f"{name}.npy", mmap_mode="r")
+            setattr(self, name, np.asarray(column))
         if len(self.shard) != self._num_samples or len(self.turn_tokens) != self.turn_starts[-1]:
             raise ValueError("a column is not whole")
 
@@ -239,7 +241,8 @@ def _build(
         beside.rename(folder / columns)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    lengths = reading.encoder.tag_lengths(MAX_TILES_MEASURED)
+    # For every `stage.max_num_tiles` with as many digits in its tags.
+    lengths = reading.encoder.tag_lengths(MAX_NUM_TILES)
     metadata = {
         "settings": settings,
         "shards": shard_list,
