@@ -118,6 +118,21 @@ def test_llava(tmp_path: Path, pictures: Path, kind: str):
     assert summary.num_rejected == len(found) == sum(summary.reasons.values())
 
 
+@pytest.mark.parametrize("mark", ["<video>", "<image>", ""])
+def test_llava_videos(tmp_path: Path, mark: str):
+    (tmp_path / "clip.MP4").write_bytes(b"a video")
+    entry = {"id": "v", "video": "clip.MP4", "conversations": turns(f"{mark}\nWhat?".strip())}
+    gone = entry | {"id": "g", "video": "gone.mp4"}
+    (tmp_path / "data.json").write_text(json.dumps([entry, gone]))
+    run("llava-json", tmp_path / "data.json", tmp_path / "out")
+    (content,) = stored(tmp_path / "out").values()
+    assert content["messages"][0]["content"] == "<video>\nWhat?"
+    (shard,) = (tmp_path / "out" / "train" / "it").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        assert tar.extractfile("v.mp4").read() == b"a video"
+    assert rejected(tmp_path / "out")["entry 1"][0] == "missing_video"
+
+
 def test_rejects_name_the_place_and_what_is_wrong(tmp_path: Path, pictures: Path):
     source = tmp_path / "data.jsonl"
     good, missing = llava_entries()[0], HOSTILE["missing_image"]

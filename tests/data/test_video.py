@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from shard_writing import as_json, write_shard
 
+from nvlm.data.index import open_indexes
+from nvlm.data.loader import build_loader
 from nvlm.data.sample import SampleError
 from nvlm.data.video import count_frames, decode_frames
 
@@ -128,3 +132,31 @@ def test_large_frames_are_refused_before_decoding():
     with pytest.raises(SampleError, match=r"over data\.max_image_megapixels 0\.05") as caught:
         count_frames(data, 8, max_megapixels=0.05)
     assert caught.value.reason == "image_too_large"
+
+
+def write_source(root: Path, num_samples: int) -> None:
+    """Videos of 3 and of 20 frames, with and without a mark, and some images."""
+    samples = []
+    for number in range(num_samples):
+        question = ["<video>\nWhat happens?", "First <video> then?"][number % 2]
+        text = as_json(("user", question), ("assistant", "It gets brighter."))
+        video = make_video([3, 20][number % 2])
+        samples.append({"__key__": f"v{number}", "json": text, "mp4": video})
+    samples.append({"__key__": "cut", "json": text, "mp4": video[: len(video) // 3]})
+    write_shard(root / "train" / "clips" / "clips-000000.tar", samples)
+
+
+def test_training_reads_videos_as_so_many_single_tiles(make_config, tmp_path: Path):
+    write_source(tmp_path / "data", 6)
+    config = make_config(f"data.root={tmp_path / 'data'}", "data.num_video_frames=4")
+    (index,) = open_indexes(config)
+    assert len(index) == 6
+    assert [(r.key, r.reason) for r in index.rejected] == [("cut", "video")]
+    step = next(iter(build_loader(config, [index], 0, 1)))
+    assert step.skipped == []
+    num_tiles = 0
+    for batch in step.micro_batches:
+        for key in batch.sample_keys:
+            num_tiles += 3 if int(key[-1]) % 2 == 0 else 4
+    assert num_tiles > 8
+    assert sum(batch.num_tiles for batch in step.micro_batches) == num_tiles
