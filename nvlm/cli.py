@@ -166,14 +166,32 @@ def data_import(
 
 
 @data_app.command("index")
-def data_index(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Index the shards of a run's data: byte ranges, image sizes, text lengths."""
+def data_index(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG [DIR]... [KEY=VALUE]...",
+            help="A run's YAML file, which names the tokenizer and the template; folders of shards "
+            "to index in place of the run's sources; overrides.",
+        ),
+    ],
+) -> None:
+    """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again."""
     from nvlm.config import load_config
+    from nvlm.errors import ConfigError
 
-    checked = load_config(config, overrides or [])
+    overrides = [argument for argument in arguments if "=" in argument]
+    config, *folders = [argument for argument in arguments if "=" not in argument] or [""]
+    if not config.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"nvlm data index: {config or 'nothing'!r} is no YAML file; the first argument is a "
+            "run's configuration, whose tokenizer and template the lengths are counted with: "
+            f"`nvlm data index CONFIG {' '.join([config, *folders])}`"
+        )
+    checked = load_config(config, overrides)
     from nvlm.data.index_report import build_indexes_with_progress
 
-    build_indexes_with_progress(checked)
+    build_indexes_with_progress(checked, [Path(folder) for folder in folders])
 
 
 @data_app.command("order")

@@ -53,16 +53,18 @@ _METADATA_FILE = "index.json"
 class SourceIndex:
     """A source of n samples. Columns are arrays mapped from files; one value each:
 
-    Of samples [n]: key_hash, shard (index into `shards`), task_number, kind_number.
-    Of text members, images, turns and choices, which are lists per sample: sample i has values
-    `{group}_starts[i]` up to `{group}_starts[i + 1]`. See `index_build.LIST_COLUMNS` for names and
-    units.
+    Of samples [n]: key_hash, shard (index into `shards`), task_number, kind_number, num_frames (of
+    its video; 0: it has none).
+    Of text members, images (frames of a video among them), turns and choices, which are lists per
+    sample: sample i has values `{group}_starts[i]` up to `{group}_starts[i + 1]`. See
+    `index_build.LIST_COLUMNS` for names and units.
     """
 
     key_hash: NDArray[np.uint64]
     shard: NDArray[np.int32]
     task_number: NDArray[np.int32]
     kind_number: NDArray[np.uint8]
+    num_frames: NDArray[np.uint16]
     image_starts: NDArray[np.int64]
     image_width: NDArray[np.int32]
     image_height: NDArray[np.int32]
@@ -99,8 +101,8 @@ class SourceIndex:
             # A plain view of the mapped file: single values are read faster.
             column = np.load(self._folder / f"{name}.npy", mmap_mode="r")
             setattr(self, name, np.asarray(column))
-        if len(self.shard) != self._num_samples or len(self.turn_tokens) != self.turn_starts[-1]:
-            raise ValueError("a column is not whole")
+        lengths = {len(getattr(self, name)) for name in SAMPLE_COLUMNS}
+        assert lengths == {self._num_samples}
 
     def __len__(self) -> int:
         return self._num_samples
@@ -174,6 +176,7 @@ def _open_index(
         encoder,
         SampleParser(pools, source.settings.prompts, read_field_map(source.folder)),
         config.data.max_image_megapixels,
+        config.data.num_video_frames,
         frozenset(excluded_samples(source.folder)),
     )
     settings = _settings(config, source, reading)
@@ -207,6 +210,7 @@ def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[
         "field_map": None if field_map is None else _plain(vars(field_map)),
         "excluded": sorted(reading.excluded),
         "data.max_image_megapixels": reading.max_megapixels,
+        "data.num_video_frames": reading.max_frames,
     }
 
 

@@ -28,9 +28,13 @@ from nvlm.data.encode import SampleEncoder
 from nvlm.data.image import HEADER_BYTES, read_image_size
 from nvlm.data.kinds import Sample, SampleParser
 from nvlm.data.sample import ByteRange, SampleError, ShardReader, StoredSample, scan_shard
+from nvlm.data.video import count_frames
 
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024
+
+# In place of its pixels: a square so small is one tile, as every frame is.
+_FRAME_SIZE = (1, 1)
 
 # Columns with one value per sample, and per group of columns those with a list per sample.
 SAMPLE_COLUMNS = {
@@ -38,6 +42,7 @@ SAMPLE_COLUMNS = {
     "shard": np.int32,
     "task_number": np.int32,
     "kind_number": np.uint8,
+    "num_frames": np.uint16,
 }
 LIST_COLUMNS = {
     "text": {"text_member": np.uint16, "text_offset": np.int64, "text_size": np.int32},
@@ -54,7 +59,13 @@ LIST_COLUMNS = {
 }
 _TYPES = {np.uint16: pa.string(), np.float32: pa.float32()}
 _SCHEMA = pa.schema(
-    [("key", pa.string()), ("key_hash", pa.uint64()), ("task", pa.string()), ("kind", pa.string())]
+    [
+        ("key", pa.string()),
+        ("key_hash", pa.uint64()),
+        ("task", pa.string()),
+        ("kind", pa.string()),
+        ("num_frames", pa.int64()),
+    ]
     + [
         (name, pa.list_(_TYPES.get(dtype, pa.int64())))
         for columns in LIST_COLUMNS.values()
@@ -88,7 +99,8 @@ class ShardReading:
     encoder: SampleEncoder
     parser: SampleParser
     max_megapixels: float
-    excluded: frozenset[str]  # SHARD/KEY
+    max_frames: int  # of a video
+    excluded: frozenset[str]  # SHARD/KEY of what a folder's Energon settings leave out
 
 
 @dataclass(frozen=True)
@@ -194,9 +206,9 @@ def _read_batch(
     columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
     samples: list[Sample] = []
     for stored in batch:
+        if f"{shard.name}/{stored.key}" in reading.excluded:
+            continue
         try:
-            if f"{shard.name}/{stored.key}" in reading.excluded:
-                raise SampleError("excluded", "the folder's split.yaml leaves it out")
             sample, values = _read_sample(reader, str(shard.path), stored, reading)
         except SampleError as error:
             rejected.append((_printable(stored.key), error.reason, error.detail))
@@ -223,14 +235,21 @@ def _read_sample(
     field_map = reading.parser.field_map
     places = stored.texts(field_map)
     images = stored.images(field_map)
-    texts = {name: reader.read(shard, where) for name, where in places.items()}
-    sample = reading.parser.parse(texts, len(images))
     sizes = [_read_size(reader, shard, image, reading.max_megapixels) for image in images]
+    num_frames = 0
+    if field_map is None and (video := stored.video()) is not None:
+        num_frames = count_frames(
+            reader.read(shard, video), reading.max_frames, reading.max_megapixels
+        )
+        images, sizes = [video] * num_frames, [_FRAME_SIZE] * num_frames
+    texts = {name: reader.read(shard, where) for name, where in places.items()}
+    sample = reading.parser.parse(texts, len(images), num_frames)
     values = {
         "key": stored.key,
         "key_hash": hash_key(stored.key),
         "task": sample.task,
         "kind": sample.kind,
+        "num_frames": num_frames,
         "text_member": list(places),
         "text_offset": [where.offset for where in places.values()],
         "text_size": [where.size for where in places.values()],

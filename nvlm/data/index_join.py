@@ -20,6 +20,13 @@ from numpy.typing import DTypeLike, NDArray
 from nvlm.data.index_build import LIST_COLUMNS, PART_KEY, SAMPLE_COLUMNS, Shard
 from nvlm.data.kinds import KINDS
 
+# Column -> its name in parts, where tasks and kinds are texts.
+_COLUMNS_OF_PARTS = {
+    "key_hash": "key_hash",
+    "task_number": "task",
+    "kind_number": "kind",
+    "num_frames": "num_frames",
+}
 REJECTED_FILE = "rejected.jsonl"
 
 
@@ -128,11 +135,7 @@ def _append(
     columns["key_bytes"].append(np.frombuffer(b"".join(keys), np.uint8))
     content.update(b"".join(keys))
     append_starts("key", np.array([len(key) for key in keys], np.int64))
-    for name, column in (
-        ("key_hash", "key_hash"),
-        ("task_number", "task"),
-        ("kind_number", "kind"),
-    ):
+    for name, column in _COLUMNS_OF_PARTS.items():
         append_values(name, table[column].combine_chunks())
     for group, members in LIST_COLUMNS.items():
         lists = [table[name].combine_chunks() for name in members]

@@ -12,6 +12,7 @@ from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_build import BuildProgress
+from nvlm.errors import DataError
 
 # Rejected samples that are named; all are in the index's folder.
 _NUM_REJECTED_SHOWN = 20
@@ -26,7 +27,9 @@ def build_indexes_with_progress(
         folders: of shards, in place of the run's sources. None: those.
     """
     if folders:
-        blend = {folder.stem: SourceConfig(path=str(folder.resolve())) for folder in folders}
+        blend = {_name(folder): SourceConfig(path=str(folder.resolve())) for folder in folders}
+        if len(blend) < len(folders):
+            raise DataError("two of the folders have one name; index them one by one")
         data = config.data.model_copy(update={"blend": blend})
         config = config.model_copy(update={"data": data})
     console = Console()
@@ -60,6 +63,10 @@ def build_indexes_with_progress(
     console.print(_summary(indexes))
     _name_rejected(console, indexes)
     return indexes
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name.removesuffix(".tar")
 
 
 def _summary(indexes: list[SourceIndex]) -> Table:

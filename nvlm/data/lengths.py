@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvlm.config import RunConfig
+from nvlm.config.checks import MAX_NUM_TILES
 from nvlm.config.schema import SourceConfig
-from nvlm.data.index import MAX_TILES_MEASURED, SourceIndex
+from nvlm.data.index import SourceIndex
 from nvlm.data.index_build import hash_key
 from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import choose_grids
@@ -52,7 +53,7 @@ class PlannedSource:
         self._max_tiles = config.stage.max_tiles_per_sequence or np.iinfo(np.int64).max
         self._salt = hash_key(f"{config.train.seed}/{index.source}")
         # [columns, rows] of a grid -> tokens of its tags but the first.
-        self._later_tags = np.zeros((MAX_TILES_MEASURED + 1,) * 2, np.int64)
+        self._later_tags = np.zeros((MAX_NUM_TILES + 1,) * 2, np.int64)
         for (columns, rows), tokens in index.tag_lengths.items():
             self._later_tags[columns, rows] = tokens
 

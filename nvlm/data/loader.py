@@ -151,6 +151,7 @@ def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:
         key=index.key(row),
         texts=index.text_ranges(row),
         images=index.image_ranges(row),
+        num_frames=int(index.num_frames[row]),
         epoch=draw.epoch,
         variant=draw.variant,
         num_turns=draw.num_turns,

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
-from nvlm.config.schema import SourceConfig
 from nvlm.data.balance import CostWeights, deal_out, num_steps_together
-from nvlm.data.blend import leaf_settings
 from nvlm.data.fingerprint import check_same, data_fingerprint, differences
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.lengths import PlannedSource
@@ -31,11 +29,7 @@ class Planner:
     def __init__(self, config: RunConfig, indexes: list[SourceIndex]):
         self._config = config
         self.fingerprint = data_fingerprint(config, indexes)
-        settings = leaf_settings(config.data)
-        self.sources = [
-            PlannedSource(config, settings.get(index.source, SourceConfig()), index)
-            for index in indexes
-        ]
+        self.sources = [PlannedSource(config, index.settings, index) for index in indexes]
         self._costs = CostWeights.from_config(config)
         self._stream = PackStream(config, self.sources)
         # Packs planned for the next group: where their first window starts, how many of its packs

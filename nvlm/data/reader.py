@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from nvlm.data.kinds import SampleParser
 from nvlm.data.sample import ByteRange, SampleError, ShardReader
 from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import cut_tiles
+from nvlm.data.video import decode_frames
 from nvlm.errors import DataError
 
 
@@ -31,6 +33,7 @@ class SampleRequest:
     key: str
     texts: dict[str, ByteRange]  # text members by extension
     images: list[ByteRange]  # all of them, also those of turns that are cut
+    num_frames: int  # of its video, which then is each of `images`; 0: it has none
     epoch: int  # pass over the source, from 0
     variant: int  # which prompt and answer
     num_turns: int  # turns kept
@@ -100,15 +103,13 @@ class MicroBatchReader(Dataset):
         texts = {
             name: self._shards.read(sample.shard, where) for name, where in sample.texts.items()
         }
-        stored = self._parsers[sample.source].parse(texts, len(sample.images))
+        stored = self._parsers[sample.source].parse(texts, len(sample.images), sample.num_frames)
         messages = keep_turns(stored.conversation(sample.variant), sample.num_turns)
         tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
-        for where in sample.images[: len(sample.grids)]:
-            pixels = decode_image(self._shards.read(sample.shard, where), data.max_image_megapixels)
+        for pixels in self._read_images(sample):
+            limit = 1 if sample.num_frames else sample.max_num_tiles
             tiles.append(
-                cut_tiles(
-                    pixels, sample.max_num_tiles, stage.use_thumbnail, image_size, data.image_resize
-                )
+                cut_tiles(pixels, limit, stage.use_thumbnail, image_size, data.image_resize)
             )
         encoded = self._encoder.encode(messages, sample.grids)
         planned_tiles = [self._encoder.tag_style.num_tiles(grid) for grid in sample.grids]
@@ -122,3 +123,13 @@ class MicroBatchReader(Dataset):
                 "the index: the shard changed during the run; start again to index it anew"
             )
         return encoded, np.concatenate(tiles)
+
+    def _read_images(self, sample: SampleRequest) -> Iterator[NDArray[np.uint8]]:
+        """The images that are kept, or the frames of the video, decoded."""
+        max_megapixels = self._config.data.max_image_megapixels
+        if sample.num_frames:
+            video = self._shards.read(sample.shard, sample.images[0])
+            yield from decode_frames(video, sample.num_frames, max_megapixels)
+            return
+        for where in sample.images[: len(sample.grids)]:
+            yield decode_image(self._shards.read(sample.shard, where), max_megapixels)

@@ -121,10 +121,10 @@ class StoredSample:
         return [numbered[index] for index in range(len(numbered))]
 
     def video(self) -> ByteRange | None:
-        """The video, if there is one; raises `SampleError` if there are several."""
+        """The video, if there is one; raises `SampleError` if it is not alone."""
         found = [where for name, where in self.members.items() if name in VIDEO_TYPES]
-        if len(found) > 1:
-            raise SampleError("duplicate_key", f"{len(found)} videos; expected one")
+        if len(found) > 1 or (found and self.images()):
+            raise SampleError("video", "several videos, or images beside one; expected one alone")
         return found[0] if found else None
 
 

@@ -16,8 +16,11 @@ from nvlm.data.encode import SampleEncoder
 from nvlm.data.image import decode_image
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.lengths import PlannedSource, RowPlans
+from nvlm.data.loader import sample_request
+from nvlm.data.reader import MicroBatchReader
 from nvlm.data.sample import ShardReader
 from nvlm.data.tiling import cut_tiles
+from nvlm.data.windows import Draw
 
 UNCHECKED: list[dict] = [
     {"sequence_length": 512},
@@ -167,3 +170,32 @@ def test_lengths_of_every_choice_are_exact(open_wordings: RunConfig):
             for row in range(0, len(index), 17):
                 found = encoded_length(config, encoder, index, row, int(plans.variants[row]), 6, 1)
                 assert found == (plans.lengths[row], plans.num_tiles[row])
+
+
+def test_frames_of_a_video_are_planned_and_read(make_config, tmp_path: Path):
+    pytest.importorskip("av")
+    from test_video import make_video
+
+    samples = [
+        {"__key__": f"v{number}", "mp4": make_video(number),
+         "json": as_json(("user", "<video>\nWhat?"), ("assistant", "It grows brighter."))}
+        for number in (3, 20)
+    ] + [{"__key__": "c", "webm": make_video(5, "webm"), "txt": b"A square."},
+         {"__key__": "bad", "mp4": b"no video", "txt": b"A square."}]  # fmt: skip
+    write_shard(tmp_path / "data" / "train" / "videos" / "a.tar", samples)
+    config = make_config(f"data.root={tmp_path / 'data'}", "data.num_video_frames=4")
+    (index,) = open_indexes(config)
+    assert [(r.key, r.reason) for r in index.rejected] == [("bad", "video")]
+    assert index.num_frames.tolist() == [3, 4, 4]
+    source, plans = plan_all(config, index)
+    assert plans.num_tiles.tolist() == [3, 4, 4]
+    reader = MicroBatchReader(
+        config, SampleEncoder.from_config(config), {index.source: index.parser}
+    )
+    for row in range(3):
+        values = [int(getattr(plans, name)[row]) for name in
+                  ("lengths", "num_tiles", "max_num_tiles", "num_turns", "variants")]  # fmt: skip
+        request = sample_request(source, Draw(0, row, 0, 0, *values, True, False, False))
+        # Refused there unless tokens and tiles are those planned.
+        encoded, tiles = reader.read_sample(request)
+        assert (len(encoded.tokens), len(tiles)) == (plans.lengths[row], plans.num_tiles[row])
