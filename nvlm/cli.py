@@ -230,6 +230,33 @@ def data_stats(
     print_stats(checked, steps, as_json)
 
 
+@data_app.command("preview")
+def data_preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 8,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HTML file to write; the terminal where not given."),
+    ] = None,
+) -> None:
+    """Show the first samples as training will see them: tiles, tokens, loss mask, sequences."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.preview import build_preview
+
+    preview = build_preview(checked, samples)
+    if out is None:
+        from nvlm.data.preview_terminal import print_preview
+
+        print_preview(preview)
+    else:
+        from nvlm.data.preview_html import write_page
+
+        print(f"written to {write_page(preview, out)}")
+
+
 @convert_app.command("from-hf")
 def convert_from_hf_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
