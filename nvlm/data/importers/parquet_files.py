@@ -29,16 +29,17 @@ class ParquetReader:
         # (file, its row groups, row before the first), of about a shard's samples each.
         self._units: list[tuple[int, list[int], int]] = []
         keys = Keys()
-        self.num_samples: int | None = 0
+        num_rows = 0
         for number, path in enumerate(self.files):
             try:
                 file = pq.ParquetFile(path)
                 check_columns(file.schema_arrow.names, path)
-                self._keys.append(list(_make_keys(file, keys, self.num_samples)))
+                self._keys.append(list(_make_keys(file, keys, num_rows)))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not readable as parquet: {error}") from None
             self._plan(number, file.metadata, options.samples_per_shard)
-            self.num_samples += file.metadata.num_rows
+            num_rows += file.metadata.num_rows
+        self.num_samples: int | None = num_rows
         self.num_units = len(self._units)
 
     def _plan(self, file: int, metadata: pq.FileMetaData, samples_per_shard: int) -> None:
