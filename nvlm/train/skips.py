@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 
 from nvlm.batch import SkippedSample
 from nvlm.data.index import SourceIndex
@@ -29,9 +30,16 @@ def check_index(indexes: list[SourceIndex], max_share: float) -> None:
 
     `max_share` is `data.max_skipped_share`.
     """
-    rejected = [sample for index in indexes for sample in index.rejected]
-    num_samples = sum(len(index) for index in indexes) + len(rejected)
-    _check(count_skipped(rejected), num_samples, max_share, rejected, "that the index rejected")
+    rejected_by = {
+        f"{index.source}/{reason}": number
+        for index in indexes
+        for reason, number in index.num_rejected.items()
+    }
+    num_samples = sum(len(index) for index in indexes) + sum(rejected_by.values())
+    examples = [
+        sample for index in indexes for sample in islice(index.iterate_rejected(), _NUM_NAMED)
+    ]
+    _check(rejected_by, num_samples, max_share, examples, "are rejected by the index")
 
 
 def check_run(
@@ -45,7 +53,7 @@ def check_run(
         examples: some of what was skipped lately.
     """
     num_drawn = num_samples + sum(skipped_by.values())
-    _check(skipped_by, num_drawn, max_share, examples, "skipped")
+    _check(skipped_by, num_drawn, max_share, examples, "were skipped")
 
 
 def _check(
@@ -66,6 +74,6 @@ def _check(
     )
     raise DataError(
         f"{num_skipped:,} of {num_samples:,} samples {how}, more than data.max_skipped_share "
-        f"{max_share:g}. By source and reason: {counts}. Such as {named}. Repair the data (all are "
-        "named in the run's skipped.jsonl), or allow a larger data.max_skipped_share"
+        f"{max_share:g}. By source and reason: {counts}. Such as {named}. Repair the data "
+        "or its settings, or allow a larger data.max_skipped_share"
     )

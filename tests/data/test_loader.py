@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data import reader as reader_module
 from nvlm.data.index import open_indexes
-from nvlm.data.loader import build_loader
+from nvlm.data.loader import build_loader, num_prefetched
 from nvlm.data.order import iterate_order
+from nvlm.data.sample import ShardReader
 from nvlm.errors import DataError
 
 NUM_STEPS = 5
@@ -88,6 +90,63 @@ def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: 
         rest, rest_states, _ = read_steps(config, after[0], NUM_STEPS - step, states[step - 1])
         assert_same(rest, whole[step:])
         assert rest_states == states[step:]
+
+
+def test_cluster_that_changes_all_the_time(make_config):
+    """Every step another number of ranks and workers, from the position of the step before."""
+    whole, _, _ = read_steps(make_config(), 1)
+    state = None
+    for step, (data_size, num_workers) in enumerate([(1, 2), (4, 0), (2, 1), (1, 0), (4, 2)]):
+        config = make_config(f"data.num_workers={num_workers}")
+        ((micro_batches,), (state,), _) = read_steps(config, data_size, 1, state)
+        assert_same([micro_batches], whole[step : step + 1])
+
+
+def test_rank_reads_only_what_it_trains_on(make_config, monkeypatch):
+    """Every sample that a rank's steps hold is read once, by that rank, and nothing else is."""
+    read: Counter[tuple[str, int, int]] = Counter()
+    original = ShardReader.read
+
+    def counting(self, shard, where):
+        read[shard, where.offset, where.size] += 1
+        return original(self, shard, where)
+
+    monkeypatch.setattr(ShardReader, "read", counting)
+    config = make_config()
+    indexes = {index.source: index for index in open_indexes(config)}
+    rows = {
+        f"{name}/{index.key(row)}": row
+        for name, index in indexes.items()
+        for row in range(len(index))
+    }
+    num_bytes = []
+    for rank in range(4):
+        read.clear()
+        batches = list(
+            itertools.islice(build_loader(config, list(indexes.values()), rank, 4), NUM_STEPS)
+        )
+        expected: Counter[tuple[str, int, int]] = Counter()
+        for batch in batches:
+            for key in batch.micro_batches[0].sample_keys:
+                index, row = indexes[key.split("/")[0]], rows[key]
+                ranges = [*index.text_ranges(row).values(), *index.image_ranges(row)]
+                for where in ranges:
+                    expected[str(index.shard_path(row)), where.offset, where.size] += 1
+        assert read == expected
+        num_bytes.append(sum(size * count for (_, _, size), count in read.items()))
+    # Measured: between 21 and 30 % of what all ranks read.
+    assert max(num_bytes) < 0.5 * sum(num_bytes)
+
+
+def test_prefetched_tiles_are_bounded(make_config):
+    few = make_config("data.num_workers=8")
+    assert num_prefetched(few) == 4
+    vision = few.model.vision.model_copy(update={"image_size": 448})
+    lengths = {"sequence_length": 16384, "max_tiles_per_sequence": 58}
+    stage = few.stage.model_copy(update=lengths)
+    model = few.model.model_copy(update={"vision": vision})
+    # 8 workers x 58 tiles of 0.6 MB are 0.28 GB.
+    assert num_prefetched(few.model_copy(update={"model": model, "stage": stage})) == 3
 
 
 def test_resume_with_another_seed_is_refused(make_config):
