@@ -158,29 +158,31 @@ class SampleEncoder:
 
     def measure(self, samples: Sequence[Sample]) -> list[TextLengths]:
         """Lengths of many samples, tokenised in one batch."""
-        layouts: list[tuple[list[_Piece], list[_Piece]]] = []
-        texts: set[str] = set()
+        # The first tag is that of the thumbnail or, for any grid of several tiles, this.
+        single_tag, multiple_tag = self.tag_style.tags((1, 1))[0], self.tag_style.tags((2, 1))[0]
+        layouts: list[tuple[list[_Piece], list[str], list[tuple[str, str]]]] = []
+        texts: dict[str, int] = {}
         for sample in samples:
             messages = sample.conversation(0)
-            num_images = count_image_marks(messages)
-            single = self._lay_out(messages, [(1, 1)] * num_images)
-            # Any grid of several tiles has the same first tag.
-            multiple = self._lay_out(messages, [(2, 1)] * num_images) if num_images else []
-            multiple = [piece for piece in multiple if piece.lead_of is not None]
-            layouts.append((single, multiple))
-            texts.update(piece.text for piece in single)
-            texts.update(piece.text for piece in multiple)
-            if len(sample.choices) > 1:
-                for question, answer in sample.choices:
-                    texts.update((_end_of_question(question), answer))
-        ordered = list(texts)
-        counts = dict(zip(ordered, self.tokenizer.count(ordered), strict=True))
+            pieces = self._lay_out(messages, [(1, 1)] * count_image_marks(messages))
+            leads = [piece.text for piece in pieces if piece.lead_of is not None]
+            leads = [
+                lead.removesuffix(single_tag) + multiple_tag if lead.endswith(single_tag) else lead
+                for lead in leads
+            ]
+            choices = sample.choices if len(sample.choices) > 1 else []
+            ends = [(_end_of_question(question), answer) for question, answer in choices]
+            layouts.append((pieces, leads, ends))
+            texts.update((piece.text, 0) for piece in pieces)
+            texts.update((lead, 0) for lead in leads)
+            texts.update((text, 0) for choice in ends for text in choice)
+        counts = dict(zip(texts, self.tokenizer.count(list(texts)), strict=True))
 
         measured = []
-        for sample, (single, multiple) in zip(samples, layouts, strict=True):
-            lengths = _add_up(single, multiple, counts)
-            if len(sample.choices) > 1:
-                chosen = [counts[_end_of_question(q)] + counts[a] for q, a in sample.choices]
+        for pieces, leads, ends in layouts:
+            lengths = _add_up(pieces, leads, counts)
+            if ends:
+                chosen = [counts[question] + counts[answer] for question, answer in ends]
                 rest = lengths.turn_tokens[0] - chosen[0]
                 lengths.choice_tokens.extend(rest + tokens for tokens in chosen)
             measured.append(lengths)
@@ -294,21 +296,25 @@ def _end_of_question(content: str) -> str:
     return IMAGE_END + after if mark else after
 
 
-def _add_up(single: list[_Piece], multiple: list[_Piece], counts: dict[str, int]) -> TextLengths:
-    """The lengths of a sample from its layout with single tiles and its leads with several."""
-    num_turns = 1 + max(piece.turn for piece in single)
-    num_images = 1 + max((p.lead_of for p in multiple if p.lead_of is not None), default=-1)
+def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> TextLengths:
+    """The lengths of a sample.
+
+    Args:
+        pieces: its layout with every image a single tile.
+        leads: its texts that lead to images, in order, with every image several tiles.
+    """
+    num_turns = 1 + max(piece.turn for piece in pieces)
+    num_images = sum(piece.is_image for piece in pieces)
     lengths = TextLengths([0] * num_turns, [0] * num_turns, [0] * num_images, [0] * num_images)
-    for piece in single:
+    lead = iter(leads)
+    for piece in pieces:
         if piece.is_image:
             lengths.turn_images[piece.turn] += 1
         elif piece.lead_of is not None:
             lengths.leads_single[piece.lead_of] += counts[piece.text]
+            lengths.leads_multiple[piece.lead_of] += counts[next(lead)]
         else:
             lengths.turn_tokens[piece.turn] += len(piece.ids) or counts[piece.text]
-    for piece in multiple:
-        assert piece.lead_of is not None
-        lengths.leads_multiple[piece.lead_of] += counts[piece.text]
     return lengths
 
 

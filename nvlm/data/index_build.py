@@ -29,6 +29,7 @@ from nvlm.data.image import HEADER_BYTES, read_image_size
 from nvlm.data.kinds import Sample, SampleParser
 from nvlm.data.sample import ByteRange, SampleError, ShardReader, StoredSample, scan_shard
 from nvlm.data.video import count_frames
+from nvlm.errors import DataError
 
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024
@@ -213,6 +214,8 @@ def _read_batch(
         except SampleError as error:
             rejected.append((_printable(stored.key), error.reason, error.detail))
             continue
+        except DataError as error:  # not the sample's fault but its source's settings'
+            raise DataError(f"{shard.path}: sample {_printable(stored.key)}: {error}") from None
         samples.append(sample)
         for name, value in values.items():
             columns[name].append(value)

@@ -17,6 +17,7 @@ _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes
 _SPARSE = b"S"
+_SPARSE_KEYS = ("GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size")
 # Names and pax headers are small; more is damage that looks like a header.
 _MAX_EXTENDED_BYTES = 1 << 20
 
@@ -74,11 +75,11 @@ def _read_members(descriptor: int, file_size: int) -> Iterator[TarMember]:
                 pax = _parse_pax(content, position)
             position = data + _padded(size)
             continue
-        own = pax_of_all | pax
+        own = pax_of_all | pax if pax_of_all else pax
         name = own.get("path") or long_name or _short_name(header)
         if "size" in own:
             size = _decimal(own["size"], position)
-        is_sparse = kind == _SPARSE or any(key.startswith("GNU.sparse") for key in own)
+        is_sparse = kind == _SPARSE or not own.keys().isdisjoint(_SPARSE_KEYS)
         long_name, pax = None, {}
         if is_sparse:
             raise TarDamageError(

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
 from nvlm.config import save_config
+from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_report import build_indexes_with_progress
 from nvlm.errors import DataError
@@ -124,6 +126,37 @@ def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
     # The same as one built without interruption.
     again = make_config(f"data.root={tmp_path / 'data'}", f"data.index_dir={tmp_path / 'other'}")
     assert open_indexes(again)[0].content_hash == index.content_hash
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):
+    """Neither while building, nor by opening: columns stay in their files."""
+    samples = [make_sample(f"k{i}", "What is it? " * 20, "That. " * 50, []) for i in range(300)]
+    shard = write_shard(tmp_path / "shard.tar", samples)
+    peaks, kept = [], []
+    for num_shards in (4, 40):
+        folder = tmp_path / str(num_shards) / "train"
+        folder.mkdir(parents=True)
+        for number in range(num_shards):
+            os.link(shard, folder / f"{number:03d}.tar")
+        config = make_config(
+            f"data.root={folder.parent}", f"data.index_dir={tmp_path / 'index'}", "data.blend=null"
+        )
+        encoder = SampleEncoder.from_config(config)
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})  # in this process
+        tracemalloc.start()
+        try:
+            (index,) = open_indexes(config, encoder)
+            kept_now, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            os.sched_setaffinity(0, cores)
+        assert len(index) == 300 * num_shards
+        peaks.append(peak)
+        kept.append(kept_now)
+    assert peaks[1] < 1.1 * peaks[0]
+    # Ten times the samples; what is kept per shard is its name.
+    assert kept[1] - kept[0] < 36 * 4096
 
 
 def test_a_samples_fault_is_no_fault_of_its_neighbours(make_config, tmp_path: Path):
