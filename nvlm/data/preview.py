@@ -239,11 +239,10 @@ def describe_cuts(sample: ShownSample) -> list[str]:
     """How a sample was shortened, if it was."""
     plan, cuts = sample.plan, []
     if plan.shortened_tiles:
-        cuts.append(
-            f"shortened: at most {plan.max_num_tiles} of {sample.all_tiles} tiles per image"
-        )
+        limits = f"{plan.max_num_tiles} per image instead of {sample.all_tiles}"
+        cuts.append(f"fewer tiles: at most {limits}")
     if plan.cut_turns:
-        cuts.append(f"cut: only the first {plan.num_turns} of {sample.all_turns} turns")
+        cuts.append(f"turns cut: the first {plan.num_turns} of {sample.all_turns} are kept")
     return cuts
 
 
