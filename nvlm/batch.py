@@ -44,6 +44,8 @@ class MicroBatch:
     tiles: Tensor  # [n, 3, image_size, image_size] uint8, in order of their placeholders
     sample_keys: list[str] = field(default_factory=list)
     num_real_tokens: int = 0  # tokens of samples, without padding
+    # [1, t] float32; what each label counts in the loss, 0 where it is not trained. None: 1 each.
+    loss_weights: Tensor | None = None
 
     @property
     def num_tiles(self) -> int:
@@ -56,6 +58,10 @@ class MicroBatch:
     def loss_mask(self) -> Tensor:
         """[1, t] float32: 1 where the label is trained."""
         return (self.labels != IGNORED_LABEL).float()
+
+    def weights(self) -> Tensor:
+        """[1, t] float32: what each label counts in the loss."""
+        return self.loss_mask() if self.loss_weights is None else self.loss_weights
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {
@@ -78,6 +84,9 @@ class StepBatch:
     skipped: list[SkippedSample]
     # Position in the data after this step, saved with the step's checkpoint. JSON values only.
     data_state: dict
+    # Of the whole global step, the same on every rank: "shortened_tiles/SOURCE" (samples that got
+    # fewer tiles to fit) and "cut_turns/SOURCE" (that lost their last turns) -> samples.
+    shortened: dict[str, int] = field(default_factory=dict)
 
 
 def check_micro_batch(batch: MicroBatch, num_tokens_per_tile: int) -> None:

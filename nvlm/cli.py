@@ -58,14 +58,25 @@ def model_summary(
 
 
 @app.command("train")
-def train_command(config: ConfigFile, overrides: Overrides = None) -> None:
+def train_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    allow_data_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-data-change",
+            help="Resume although seed, blend, samples or template changed; says where each source "
+            "goes on.",
+        ),
+    ] = False,
+) -> None:
     """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
     from nvlm.config import load_config
 
     checked = load_config(config, overrides or [])
     from nvlm.train.trainer import train
 
-    train(checked)
+    train(checked, allow_data_change)
 
 
 @app.command("generate")
@@ -127,15 +138,77 @@ def data_build_demo(
     build_demo_data(folder, seed=seed)
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The file or folder to read.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Shards go to OUT/SPLIT/SOURCE.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="llava-json, captions-folder, webdataset, energon, parquet or hf-datasets."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Which split this is.")] = "train",
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--source", help="What to call the source; like SRC where not given."),
+    ] = None,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the image files that SRC names."),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest shard.")] = "1GB",
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples in one.")] = 2000,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes; one per core where not given."),
+    ] = None,
+) -> None:
+    """Turn data in another format into shards; run again to go on after an interruption."""
+    from nvlm.data.importers.formats import ImportOptions
+    from nvlm.data.importers.report import import_with_progress, parse_size
+    from nvlm.data.importers.run import default_num_workers
+
+    options = ImportOptions(
+        format,
+        source,
+        split,
+        name,
+        images,
+        parse_size(shard_size),
+        samples_per_shard,
+        workers or default_num_workers(),
+    )
+    import_with_progress(options, out)
+
+
 @data_app.command("index")
-def data_index(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Index the shards of a run's data: byte ranges, image sizes, text lengths."""
+def data_index(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG [DIR]... [KEY=VALUE]...",
+            help="A run's YAML file, which names the tokenizer and the template; folders of shards "
+            "to index in place of the run's sources; overrides.",
+        ),
+    ],
+) -> None:
+    """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again."""
     from nvlm.config import load_config
+    from nvlm.errors import ConfigError
 
-    checked = load_config(config, overrides or [])
-    from nvlm.data.index import build_indexes_with_progress
+    overrides = [argument for argument in arguments if "=" in argument]
+    config, *folders = [argument for argument in arguments if "=" not in argument] or [""]
+    if not config.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"nvlm data index: {config or 'nothing'!r} is no YAML file; the first argument is a "
+            "run's configuration, whose tokenizer and template the lengths are counted with: "
+            f"`nvlm data index CONFIG {' '.join([config, *folders])}`"
+        )
+    checked = load_config(config, overrides)
+    from nvlm.data.index_report import build_indexes_with_progress
 
-    build_indexes_with_progress(checked)
+    build_indexes_with_progress(checked, [Path(folder) for folder in folders])
 
 
 @data_app.command("order")
@@ -153,6 +226,52 @@ def data_order(
     for step, packs in iterate_order(checked, steps):
         for number, keys in enumerate(packs):
             print(f"step {step} sequence {number}: {' '.join(keys)}")
+
+
+@data_app.command("stats")
+def data_stats(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps to plan; train.steps where not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what the blend will really give: samples, tiles, tokens, passes, padding, balance."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.stats import print_stats
+
+    print_stats(checked, steps, as_json)
+
+
+@data_app.command("preview")
+def data_preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 8,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HTML file to write; the terminal where not given."),
+    ] = None,
+) -> None:
+    """Show the first samples as training will see them: tiles, tokens, loss mask, sequences."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.data.preview import build_preview
+
+    preview = build_preview(checked, samples)
+    if out is None:
+        from nvlm.data.preview_terminal import print_preview
+
+        print_preview(preview)
+    else:
+        from nvlm.data.preview_html import write_page
+
+        print(f"written to {write_page(preview, out)}")
 
 
 @convert_app.command("from-hf")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from operator import attrgetter
 
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import RunConfig, SourceConfig
 from nvlm.errors import ConfigError
 
 # `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
 # token of question and answer each: the least that stands around an image.
 NUM_TOKENS_AROUND_IMAGE = 16
+# Tags of larger grids are not measured ahead (nvlm/data/index.py).
+MAX_NUM_TILES = 128
 
 
 def check_config(config: RunConfig, source: str = "configuration") -> None:
@@ -130,6 +133,7 @@ def _problems(config: RunConfig):
         )
     yield from _recompute_problems(config)
 
+    yield from _tile_problems(config)
     num_image_tokens = config.max_tiles_per_image * config.num_tokens_per_tagged_tile
     shortest = num_image_tokens + NUM_TOKENS_AROUND_IMAGE
     if config.stage.sequence_length < shortest:
@@ -194,6 +198,26 @@ def _recompute_problems(config: RunConfig):
             f"nothing to recompute: stage.freeze {freezing[0]!r} freezes the vision model, which "
             "then keeps no activations; set it to none"
         )
+
+
+def _tile_problems(config: RunConfig) -> Iterator[str]:
+    """Tags and sequence lengths are made for the stage's number of tiles."""
+    most = config.stage.max_num_tiles
+    if most > MAX_NUM_TILES:
+        yield f"stage.max_num_tiles {most} exceeds {MAX_NUM_TILES}"
+
+    def look(blend: dict[str, float | SourceConfig], where: str) -> Iterator[str]:
+        for name, entry in blend.items():
+            if not isinstance(entry, SourceConfig):
+                continue
+            if entry.max_num_tiles is not None and entry.max_num_tiles > most:
+                yield (
+                    f"{where}.{name}.max_num_tiles {entry.max_num_tiles} exceeds "
+                    f"stage.max_num_tiles {most}"
+                )
+            yield from look(entry.blend or {}, f"{where}.{name}.blend")
+
+    yield from look(config.data.blend or {}, "data.blend")
 
 
 def _not_multiple(config: RunConfig, key: str, divisor_key: str) -> str:

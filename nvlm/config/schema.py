@@ -18,10 +18,6 @@ from pydantic import (
     PositiveInt,
 )
 
-# `<tile_1>` ... `<tile_9>` and `<tile_global_thumbnail>` are five tokens each in Qwen2's vocabulary
-# (golden values in tests/data). Used here to check sequence lengths before a tokenizer is loaded.
-NUM_TAG_TOKENS = 5
-
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
@@ -106,18 +102,47 @@ class ModelConfig(Section):
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
 
 
+class SourceConfig(Section):
+    """One source of a blend with its settings, or a blend that counts as one source."""
+
+    weight: PositiveFloat = 1.0
+    # Folder (or one shard) under `data.root`/`data.split`, or an absolute one. None: the name.
+    path: str | None = None
+    # Most tiles per image; None: the stage's.
+    max_num_tiles: PositiveInt | None = None
+    # Prompt pool that asks this source's samples; None: the pool named like the sample's task.
+    prompts: str | None = None
+    # Factor on the loss of its tokens.
+    loss_weight: PositiveFloat = 1.0
+    # Passes over its samples after which it is used up. None: as many as the run takes.
+    max_epochs: PositiveFloat | None = None
+    # The sources below this one, their weights relative to each other.
+    blend: dict[str, PositiveFloat | SourceConfig] | None = None
+
+
 class DataConfig(Section):
     """`root/split/*.tar` is one source; `root/split/NAME/*.tar` is one source per folder."""
 
     root: str
     split: str = "train"
-    # Source name -> weight. None: every source found, weighted by its number of samples.
-    blend: dict[str, PositiveFloat] | None = None
+    # Source name -> weight, or its settings. None: every source found, weighted by its number of
+    # samples.
+    blend: dict[str, PositiveFloat | SourceConfig] | None = None
     num_workers: NonNegativeInt = 2
     # Samples that the packer looks at together. Part of the order: changing it changes the run.
     packing_window: PositiveInt = 512
     # Where indexes are kept. None: `run.dir/index`.
     index_dir: str | None = None
+    # YAML file of prompt pools. None: the ones that come with nvlm.
+    prompt_pools: str | None = None
+    # `fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's bicubic.
+    image_resize: Literal["fast", "exact"] = "fast"
+    # Images of more pixels are skipped as decompression bombs.
+    max_image_megapixels: PositiveFloat = 100.0
+    # Frames taken from a video, evenly spaced; each is one tile.
+    num_video_frames: PositiveInt = 8
+    # A run whose share of skipped samples exceeds this stops and says why. 1: never.
+    max_skipped_share: PositiveFloat = Field(0.05, le=1)
 
 
 class StageConfig(Section):
@@ -130,7 +155,8 @@ class StageConfig(Section):
     # Most tiles cut from an image, the thumbnail not counted. 1: the image is squashed to a tile.
     max_num_tiles: PositiveInt = 6
     use_thumbnail: bool = True
-    tile_tags: Literal["none", "1d"] = "1d"
+    # The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding box.
+    tile_tags: Literal["none", "1d", "2d_grid", "2d_box"] = "1d"
     # `merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
     # `separate` tokenises them one by one, as NVIDIA's Megatron code did.
     image_boundary: Literal["merged", "separate"] = "merged"
@@ -203,6 +229,9 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt = 1
     precision: Literal["fp32", "bf16"] = "bf16"
+    # What counts equally in the loss: every trained token, every sample, or every sample by the
+    # square root of its trained tokens.
+    loss_weighting: Literal["token", "sample", "sqrt_length"] = "token"
     seed: NonNegativeInt = 1234
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
@@ -247,5 +276,30 @@ class RunConfig(Section):
 
     @property
     def num_tokens_per_tagged_tile(self) -> int:
-        tag = NUM_TAG_TOKENS if self.stage.tile_tags == "1d" else 0
+        """Tokens of a tile with the longest tag that it may have."""
+        tag = max_tag_tokens(self.stage, self.model.vision.image_size)
         return self.model.vision.num_tokens_per_tile + tag
+
+
+def max_tag_tokens(stage: StageConfig, image_size: int) -> int:
+    """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
+
+    Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).
+    """
+    tiles = stage.max_num_tiles
+    match stage.tile_tags:
+        case "none":
+            return 0
+        case "1d":  # `<tile_6>`; `<tile_global_thumbnail>` is as long
+            return 4 + len(str(tiles))
+        case _ if tiles == 1:  # `<tile_global_thumbnail>`
+            return 5
+        case "2d_grid":  # `<tile_x0_y0>`
+            return 5 + 2 * len(str(tiles - 1))
+        case "2d_box":  # `<box> (0, 0), (448, 448) </box>`
+            corners = [
+                (x * image_size, y * image_size, (x + 1) * image_size, (y + 1) * image_size)
+                for x in range(tiles)
+                for y in range(tiles // (x + 1))
+            ]
+            return 14 + max(sum(len(str(number)) for number in corner) for corner in corners)

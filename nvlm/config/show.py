@@ -53,7 +53,7 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
             yield f"WARNING: stage.freeze pattern '{pattern}' matches no parameter"
     yield ""
     yield "Images and sequences"
-    tagged = " with its tag" if config.stage.tile_tags == "1d" else ""
+    tagged = " with its tag" if config.stage.tile_tags != "none" else ""
     yield from _table(
         [
             (f"tokens per tile{tagged}", f"{numbers.num_tokens_per_tile:,}"),

@@ -62,6 +62,23 @@ class ChatTokenizer:
             counts.extend(len(encoding.ids) for encoding in encodings)
         return counts
 
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        """What each id of one plain text adds to it; "" where a character goes on in the next id.
+
+        To look at; `encode` of the joined text need not give the same ids.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        texts = [stream.step(self._plain, token) or "" for token in ids]
+        # A stream waits for ever behind U+FFFD, which is also what half a character looks like.
+        waiting = len(texts)
+        while waiting and not texts[waiting - 1]:
+            waiting -= 1
+        if waiting < len(texts):
+            texts[-1] = self._plain.decode(list(ids[waiting:]), skip_special_tokens=False)
+        return texts
+
 
 def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
     """The Hugging Face tokenizer in folder `name`, or of that hub name.
@@ -84,7 +101,7 @@ def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
 
 def with_system_message(messages: Messages, system_message: str | None) -> Messages:
     """The conversation with the stage's system turn first, if it brings none of its own."""
-    if system_message is None or (messages and messages[0]["role"] == "system"):
+    if system_message is None or (messages and messages[0]["role"] in ("system", "document")):
         return messages
     return [{"role": "system", "content": system_message}, *messages]
 

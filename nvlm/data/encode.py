@@ -8,28 +8,32 @@ Control tokens and placeholders are ids. The text between two of them is tokenis
 with two exceptions: the content of an assistant turn starts a new string, because generation starts
 there; and with `image_boundary: separate` the first tag of an image is a string of its own.
 
+A document has no roles: its parts one after another and `<|im_end|>`. Each part is a string of its
+own, and so is what surrounds its images, because of the two only the text is trained.
+
 Shape suffix: t tokens of the sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.config import RunConfig
 from nvlm.data.chat import ChatTokenizer, load_chat_tokenizer, with_system_message
-from nvlm.data.sample import IMAGE_MARK, Messages, count_image_marks
-from nvlm.data.tile_tags import IMAGE_END, IMAGE_START, TileTags, tags_of_image
-from nvlm.data.tiling import cut_tiles
+from nvlm.data.conversations import count_image_marks
+from nvlm.data.kinds import Sample
+from nvlm.data.sample import IMAGE_MARK, Messages
+from nvlm.data.tile_tags import IMAGE_END, IMAGE_START, Grid, TagStyle
+from nvlm.data.tiling import candidate_grids, choose_grid, cut_tiles
 from nvlm.errors import DataError
 
 # Part of every index's hash. Raise it whenever the same sample would give other tokens.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -52,29 +56,16 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Token counts from which the length at any number of tiles follows (`encoded_length`)."""
+    """Token counts from which a sample's length follows, however many tiles and turns it keeps."""
 
-    # Everything but placeholders, second and later tags, and `leads_*`.
-    num_text_tokens: int
+    # Per turn (of a document: part) everything but placeholders, second and later tags, `leads_*`.
+    turn_tokens: list[int]
+    turn_images: list[int]  # images of each turn
     # Per image, the text that ends with the image's first tag: its tokens depend on that tag.
     leads_single: list[int]  # the image is a single tile
     leads_multiple: list[int]
-
-
-@dataclass(frozen=True)
-class TagLengths:
-    """Tokens of the tags that stand alone, between placeholders."""
-
-    tiles: list[int]  # entry k-1: `<tile_k>`
-    thumbnail: int
-
-    def num_tokens_after_first(self, num_tiles: int, use_thumbnail: bool) -> int:
-        """Tokens of all tags of an image but the first."""
-        if num_tiles == 1:
-            return 0
-        if use_thumbnail:
-            return sum(self.tiles[1 : num_tiles - 1]) + self.thumbnail
-        return sum(self.tiles[1:num_tiles])
+    # The first turn's tokens with each of the sample's choices; empty if it has none.
+    choice_tokens: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +74,7 @@ class _Piece:
 
     text: str = ""
     ids: tuple[int, ...] = ()
+    turn: int = 0
     trained: bool = False
     is_image: bool = False
     # The image that this text leads to, if it ends with (a part of) its first tag.
@@ -90,22 +82,20 @@ class _Piece:
 
 
 class SampleEncoder:
-    """Turns conversations into tokens, labels and placeholder positions."""
+    """Turns conversations and documents into tokens, labels and placeholder positions."""
 
     def __init__(
         self,
         tokenizer: ChatTokenizer,
         *,
         num_tokens_per_tile: int,
-        tile_tags: TileTags,
-        use_thumbnail: bool,
+        tag_style: TagStyle,
         image_boundary: str,
         system_message: str | None,
     ):
         self.tokenizer = tokenizer
         self.num_tokens_per_tile = num_tokens_per_tile
-        self.tile_tags: TileTags = tile_tags
-        self.use_thumbnail = use_thumbnail
+        self.tag_style = tag_style
         self.image_boundary = image_boundary
         self.system_message = system_message
 
@@ -128,8 +118,7 @@ class SampleEncoder:
         return cls(
             tokenizer,
             num_tokens_per_tile=config.model.vision.num_tokens_per_tile,
-            tile_tags=config.stage.tile_tags,
-            use_thumbnail=config.stage.use_thumbnail,
+            tag_style=TagStyle.from_config(config),
             image_boundary=config.stage.image_boundary,
             system_message=config.stage.system_message,
         )
@@ -139,116 +128,149 @@ class SampleEncoder:
 
         The number of tiles and of tokens per tile are left out: an index holds image sizes.
         """
+        style = self.tag_style
         return {
             "layout_version": LAYOUT_VERSION,
             "tokenizer": self.tokenizer.fingerprint,
-            "stage.tile_tags": self.tile_tags,
+            "stage.tile_tags": style.tile_tags,
+            "digits of a tile tag": style.num_digits if style.tile_tags != "none" else None,
+            "image size in tile tags": style.image_size if style.tile_tags == "2d_box" else None,
             "stage.image_boundary": self.image_boundary,
             "stage.system_message": self.system_message,
         }
 
-    def encode(self, messages: Messages, num_tiles: Sequence[int]) -> EncodedSample:
-        """A training document. `num_tiles`: tiles of each image, thumbnails counted."""
-        pieces = self._lay_out(messages, num_tiles)
+    def encode(self, messages: Messages, grids: Sequence[Grid]) -> EncodedSample:
+        """A training sample. `grids`: (columns, rows) of each image's tiles."""
+        pieces = self._lay_out(messages, grids)
         tokens, trained, image_mask = self._tokenize(pieces)
         labels = np.full_like(tokens, IGNORED_LABEL)
         labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
         return EncodedSample(tokens, labels, image_mask)
 
     def encode_prompt(
-        self, messages: Messages, num_tiles: Sequence[int]
+        self, messages: Messages, grids: Sequence[Grid]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(tokens [t], image_mask [t]) of all turns and the start of the assistant's answer."""
-        pieces = self._lay_out(messages, num_tiles)
-        pieces += self._turn_start("assistant")
+        pieces = self._lay_out(messages, grids)
+        pieces += self._turn_start("assistant", 0)
         tokens, _, image_mask = self._tokenize(pieces)
         return tokens, image_mask
 
-    def measure(self, conversations: Sequence[Messages]) -> list[TextLengths]:
-        """Lengths of many conversations, tokenised in one batch."""
-        texts: list[str] = []
-        plans: list[tuple[list[_Piece], list[_Piece]]] = []
-        for messages in conversations:
-            num_images = count_image_marks(messages)
-            single = self._lay_out(messages, [1] * num_images)
-            # Without tags both are alike; with them any number above one has the same first tag.
-            multiple = self._lay_out(messages, [3] * num_images)
-            multiple = [piece for piece in multiple if piece.lead_of is not None]
-            plans.append((single, multiple))
-            texts += [piece.text for piece in single + multiple if not piece.ids]
-        counts = iter(self.tokenizer.count(texts))
+    def measure(self, samples: Sequence[Sample]) -> list[TextLengths]:
+        """Lengths of many samples, tokenised in one batch."""
+        # The first tag is that of the thumbnail or, for any grid of several tiles, this.
+        single_tag, multiple_tag = self.tag_style.tags((1, 1))[0], self.tag_style.tags((2, 1))[0]
+        layouts: list[tuple[list[_Piece], list[str], list[tuple[str, str]]]] = []
+        texts: dict[str, int] = {}
+        for sample in samples:
+            messages = sample.conversation(0)
+            pieces = self._lay_out(messages, [(1, 1)] * count_image_marks(messages))
+            leads = [piece.text for piece in pieces if piece.lead_of is not None]
+            leads = [
+                lead.removesuffix(single_tag) + multiple_tag if lead.endswith(single_tag) else lead
+                for lead in leads
+            ]
+            choices = sample.choices if len(sample.choices) > 1 else []
+            ends = [(_end_of_question(question), answer) for question, answer in choices]
+            layouts.append((pieces, leads, ends))
+            texts.update((piece.text, 0) for piece in pieces)
+            texts.update((lead, 0) for lead in leads)
+            texts.update((text, 0) for choice in ends for text in choice)
+        counts = dict(zip(texts, self.tokenizer.count(list(texts)), strict=True))
 
         measured = []
-        for single, multiple in plans:
-            num_images = 1 + max((p.lead_of for p in multiple if p.lead_of is not None), default=-1)
-            lengths = TextLengths(0, [0] * num_images, [0] * num_images)
-            num_text_tokens = 0
-            for piece in single:
-                length = len(piece.ids) or next(counts)
-                if piece.lead_of is not None:
-                    lengths.leads_single[piece.lead_of] += length
-                elif not piece.is_image:
-                    num_text_tokens += length
-            for piece in multiple:
-                assert piece.lead_of is not None
-                lengths.leads_multiple[piece.lead_of] += next(counts)
-            measured.append(
-                TextLengths(num_text_tokens, lengths.leads_single, lengths.leads_multiple)
-            )
+        for pieces, leads, ends in layouts:
+            lengths = _add_up(pieces, leads, counts)
+            if ends:
+                chosen = [counts[question] + counts[answer] for question, answer in ends]
+                rest = lengths.turn_tokens[0] - chosen[0]
+                lengths.choice_tokens.extend(rest + tokens for tokens in chosen)
+            measured.append(lengths)
         return measured
 
-    def tag_lengths(self, max_num_tiles: int) -> TagLengths:
-        """Tokens of the tags `<tile_1>` to `<tile_{max_num_tiles}>` and of the thumbnail's."""
-        tags = tags_of_image(max_num_tiles + 1, self.tile_tags, use_thumbnail=True)
-        *tiles, thumbnail = self.tokenizer.count(tags)
-        return TagLengths(tiles, thumbnail)
+    def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:
+        """Grid of at most `max_num_tiles` tiles -> tokens of all of an image's tags but the first.
 
-    def _turn_start(self, role: str) -> list[_Piece]:
-        return [_Piece(ids=(self.tokenizer.start_id,)), _Piece(text=f"{role}\n")]
+        These tags stand alone, between placeholders.
+        """
+        tags_of = {grid: self.tag_style.tags(grid)[1:] for grid in candidate_grids(max_num_tiles)}
+        texts = sorted({tag for tags in tags_of.values() for tag in tags})
+        counts = dict(zip(texts, self.tokenizer.count(texts), strict=True))
+        return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
 
-    def _lay_out(self, messages: Messages, num_tiles: Sequence[int]) -> list[_Piece]:
-        messages = with_system_message(messages, self.system_message)
+    def _turn_start(self, role: str, turn: int) -> list[_Piece]:
+        return [
+            _Piece(ids=(self.tokenizer.start_id,), turn=turn),
+            _Piece(text=f"{role}\n", turn=turn),
+        ]
+
+    def _lay_out(self, messages: Messages, grids: Sequence[Grid]) -> list[_Piece]:
         num_marks = count_image_marks(messages)
-        if num_marks != len(num_tiles):
-            raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(num_tiles)} images")
+        if num_marks != len(grids):
+            raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(grids)} images")
+        if messages and messages[0]["role"] == "document":
+            return self._lay_out_document(messages, grids)
         pieces: list[_Piece] = []
         next_image = 0
-        for message in messages:
+        turn = 0
+        for message in with_system_message(messages, self.system_message):
             role, content = message["role"], message["content"]
             trained = role == "assistant"
-            start, role_text = self._turn_start(role)
+            start, role_text = self._turn_start(role, turn)
             pieces.append(start)
             if trained:
-                pieces += [role_text, _Piece(text=content, trained=True)]
+                pieces += [role_text, _Piece(text=content, turn=turn, trained=True)]
             elif role == "user":
-                pieces += self._lay_out_user(role_text.text + content, num_tiles, next_image)
+                text = role_text.text + content
+                pieces += self._lay_out_user(text, grids, next_image, turn)
                 next_image += content.count(IMAGE_MARK)
             else:
-                pieces.append(_Piece(text=role_text.text + content))
-            pieces.append(_Piece(ids=(self.tokenizer.end_id,), trained=trained))
-            pieces.append(_Piece(text="\n", trained=trained))
+                pieces.append(_Piece(text=role_text.text + content, turn=turn))
+            pieces.append(_Piece(ids=(self.tokenizer.end_id,), turn=turn, trained=trained))
+            pieces.append(_Piece(text="\n", turn=turn, trained=trained))
+            turn += trained
         return pieces
 
-    def _lay_out_user(self, text: str, num_tiles: Sequence[int], image: int) -> list[_Piece]:
+    def _lay_out_user(
+        self, text: str, grids: Sequence[Grid], image: int, turn: int
+    ) -> list[_Piece]:
         """A user turn from `user\\n` to the end of its content; its first image is `image`."""
         pieces: list[_Piece] = []
         before, *rest = text.split(IMAGE_MARK)
         for after in rest:
-            first_tag, *later_tags = tags_of_image(
-                num_tiles[image], self.tile_tags, self.use_thumbnail
-            )
-            if self.image_boundary == "merged":
-                leads = [before + IMAGE_START + first_tag]
-            else:
-                leads = [before + IMAGE_START, first_tag]
-            pieces += [_Piece(text=lead, lead_of=image) for lead in leads]
-            tile = _Piece(ids=(self.tokenizer.image_id,) * self.num_tokens_per_tile, is_image=True)
-            pieces.append(tile)
-            for tag in later_tags:
-                pieces += [_Piece(text=tag), tile]
+            pieces += self._lay_out_image(before, grids[image], image, turn)
             before = IMAGE_END + after
             image += 1
-        return [*pieces, _Piece(text=before)]
+        return [*pieces, _Piece(text=before, turn=turn)]
+
+    def _lay_out_document(self, messages: Messages, grids: Sequence[Grid]) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        image = 0
+        for turn, message in enumerate(messages):
+            text, *rest = message["content"].split(IMAGE_MARK)
+            pieces.append(_Piece(text=text, turn=turn, trained=True))
+            for text in rest:
+                pieces += self._lay_out_image("", grids[image], image, turn)
+                pieces.append(_Piece(text=IMAGE_END, turn=turn))
+                pieces.append(_Piece(text=text, turn=turn, trained=True))
+                image += 1
+        # Counted with the first part: it is there however many parts are kept.
+        return [*pieces, _Piece(ids=(self.tokenizer.end_id,), trained=True)]
+
+    def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[_Piece]:
+        """From the text `before` an image to its last placeholder."""
+        first_tag, *later_tags = self.tag_style.tags(grid)
+        if self.image_boundary == "merged":
+            leads = [before + IMAGE_START + first_tag]
+        else:
+            leads = [before + IMAGE_START, first_tag]
+        pieces = [_Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
+        ids = (self.tokenizer.image_id,) * self.num_tokens_per_tile
+        tile = _Piece(ids=ids, turn=turn, is_image=True)
+        pieces.append(tile)
+        for tag in later_tags:
+            pieces += [_Piece(text=tag, turn=turn), tile]
+        return pieces
 
     def _tokenize(
         self, pieces: list[_Piece]
@@ -265,16 +287,56 @@ class SampleEncoder:
         return np.array(ids, dtype=np.int64), trained, image_mask
 
 
+def _end_of_question(content: str) -> str:
+    """The last string of a user turn, as `SampleEncoder._lay_out_user` lays it out.
+
+    All that differs between the prompts of a sample: images come before the question.
+    """
+    _, mark, after = f"user\n{content}".rpartition(IMAGE_MARK)
+    return IMAGE_END + after if mark else after
+
+
+def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> TextLengths:
+    """The lengths of a sample.
+
+    Args:
+        pieces: its layout with every image a single tile.
+        leads: its texts that lead to images, in order, with every image several tiles.
+    """
+    num_turns = 1 + max(piece.turn for piece in pieces)
+    num_images = sum(piece.is_image for piece in pieces)
+    lengths = TextLengths([0] * num_turns, [0] * num_turns, [0] * num_images, [0] * num_images)
+    lead = iter(leads)
+    for piece in pieces:
+        if piece.is_image:
+            lengths.turn_images[piece.turn] += 1
+        elif piece.lead_of is not None:
+            lengths.leads_single[piece.lead_of] += counts[piece.text]
+            lengths.leads_multiple[piece.lead_of] += counts[next(lead)]
+        else:
+            lengths.turn_tokens[piece.turn] += len(piece.ids) or counts[piece.text]
+    return lengths
+
+
 def prepare_prompt(
-    config: RunConfig, encoder: SampleEncoder, messages: Messages, images: Sequence[Image.Image]
+    config: RunConfig,
+    encoder: SampleEncoder,
+    messages: Messages,
+    images: Sequence[NDArray[np.uint8]],
 ) -> EncodedPrompt:
-    """Tokens and tiles of a question, tiled exactly as the run's training samples are.
+    """Tokens and tiles of a question, tiled as the run's training samples are.
+
+    Images are resized exactly as Pillow does, and so as the exported model does.
+
+    Args:
+        images: each [height, width, 3] RGB.
 
     Raises:
         DataError: the user turns have more or fewer `<image>` marks than there are images.
     """
     stage, image_size = config.stage, config.model.vision.image_size
+    grids = [choose_grid(i.shape[1], i.shape[0], stage.max_num_tiles, image_size) for i in images]
     cut = [cut_tiles(i, stage.max_num_tiles, stage.use_thumbnail, image_size) for i in images]
-    tokens, image_mask = encoder.encode_prompt(messages, [len(tiles) for tiles in cut])
+    tokens, image_mask = encoder.encode_prompt(messages, grids)
     none = np.zeros((0, 3, image_size, image_size), np.uint8)
     return EncodedPrompt(tokens, image_mask, np.concatenate([none, *cut]))

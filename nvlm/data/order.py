@@ -1,180 +1,69 @@
 """The order of samples: a pure function of (seed, blend, position), the same on every rank.
 
-1. Draw g comes from the source that is furthest behind its weight, by Tijdeman's rule (The chairman
-   assignment problem, Discrete Mathematics 32, 1980): after every draw each source has been drawn
-   within one of its share.
-2. The p-th draw from a source is entry p mod n of a permutation of its n samples, which is a
-   function of (seed, source, epoch).
-3. Every `data.packing_window` draws are packed together (packing.py). Packs with much room left go,
-   unpacked again, to the next window, once; the others are shuffled and handed out.
-
-All of it reads the index only. The state is where the current window began and how many of its
-packs were taken: small, JSON, and independent of processes and workers.
+windows.py draws and packs samples, from the index only. Here the packs of several global steps are
+dealt out so that those of a step cost about the same (balance.py): a group. The state is where the
+current group began and how many of its steps were taken: small, JSON, and independent of processes
+and workers.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
+from nvlm.data.balance import CostWeights, deal_out, num_steps_together
+from nvlm.data.fingerprint import check_same, data_fingerprint, differences
 from nvlm.data.index import SourceIndex, open_indexes
-from nvlm.data.packing import pack_samples
-from nvlm.data.tiling import count_tiles
-from nvlm.errors import DataError
-
-# A pack filled to this share is not worth another window.
-_FULL_SHARE = 0.95
-# At most this share of a window's samples is carried over.
-_MAX_CARRIED_SHARE = 0.25
-# Purposes of random numbers, so that no two draw from the same stream.
-_SAMPLE_STREAM, _PACK_STREAM = 1, 2
-
-
-class Draw(NamedTuple):
-    """One use of one sample."""
-
-    source: int  # index into the planner's sources
-    row: int  # index into the source's index
-    epoch: int
-
-
-@dataclass(frozen=True)
-class PlannedSource:
-    """What the stage's settings make of a source's index: m images, n samples."""
-
-    index: SourceIndex
-    rows: NDArray[np.int64]  # samples that fit, as rows of the index
-    max_num_tiles: NDArray[np.int64]  # [n]; most tiles per image, fewer for samples too long
-    num_tiles: NDArray[np.int64]  # [n]; tiles in all
-    lengths: NDArray[np.int64]  # [n]; tokens
-    image_tiles: NDArray[np.int64]  # [m]; tiles per image
-    dropped: list[SkippedSample]
-
-    def tiles_per_image(self, row: int) -> list[int]:
-        starts = self.index.image_starts
-        return self.image_tiles[starts[row] : starts[row + 1]].tolist()
-
-
-def plan_source(config: RunConfig, index: SourceIndex) -> PlannedSource:
-    """Tiles and length of every sample.
-
-    A sample over `stage.sequence_length` or the tile budget gets fewer tiles per image, down to
-    one; if it still does not fit it is dropped with the reason `too_long`. No image is ever cut.
-    """
-    stage, vision = config.stage, config.model.vision
-    max_tiles_per_sequence = stage.max_tiles_per_sequence or np.iinfo(np.int64).max
-    num_samples = len(index)
-    owner = np.repeat(np.arange(num_samples), np.diff(index.image_starts))
-    tags_after_first = np.array(
-        [0] + [index.tag_lengths.num_tokens_after_first(tiles, stage.use_thumbnail)
-               for tiles in range(1, stage.max_num_tiles + 2)]
-    )  # fmt: skip
-
-    def per_sample(values: NDArray) -> NDArray[np.int64]:
-        return np.bincount(owner, weights=values, minlength=num_samples).astype(np.int64)
-
-    max_num_tiles = np.zeros(num_samples, np.int64)
-    num_tiles = np.zeros(num_samples, np.int64)
-    lengths = np.zeros(num_samples, np.int64)
-    image_tiles = np.zeros(index.num_images, np.int64)
-    pending = np.ones(num_samples, np.bool_)
-    for limit in range(stage.max_num_tiles, 0, -1):
-        tiles = count_tiles(
-            index.image_width, index.image_height, limit, stage.use_thumbnail, vision.image_size
-        )
-        lead = np.where(tiles == 1, index.lead_single, index.lead_multiple)
-        image_tokens = lead + tags_after_first[tiles] + tiles * vision.num_tokens_per_tile
-        new_lengths = index.num_text_tokens + per_sample(image_tokens)
-        new_num_tiles = per_sample(tiles)
-        lengths[pending], num_tiles[pending] = new_lengths[pending], new_num_tiles[pending]
-        max_num_tiles[pending] = limit
-        image_tiles[pending[owner]] = tiles[pending[owner]]
-        pending = (lengths > stage.sequence_length) | (num_tiles > max_tiles_per_sequence)
-        if not pending.any():
-            break
-
-    dropped = [
-        SkippedSample(
-            index.source,
-            index.shard_path(row).name,
-            index.keys[row],
-            "too_long",
-            f"{lengths[row]} tokens and {num_tiles[row]} tiles at one tile per image, for "
-            f"stage.sequence_length {stage.sequence_length} and stage.max_tiles_per_sequence "
-            f"{stage.max_tiles_per_sequence}",
-        )
-        for row in np.flatnonzero(pending).tolist()
-    ]
-    rows = np.flatnonzero(~pending)
-    return PlannedSource(index, rows, max_num_tiles, num_tiles, lengths, image_tiles, dropped)
+from nvlm.data.lengths import PlannedSource
+from nvlm.data.windows import Draw, Pack, PackStream
 
 
 class Planner:
-    """The endless sequence of packs of a run.
+    """The sequence of global steps of a run.
 
     Raises:
-        DataError: a source of the run has no usable sample.
+        DataError: a source of the run has no sample, or none of a window's samples fits.
     """
 
     def __init__(self, config: RunConfig, indexes: list[SourceIndex]):
-        self._seed = config.train.seed
-        self._stage = config.stage
-        self._window_size = config.data.packing_window
+        self._config = config
         self.fingerprint = data_fingerprint(config, indexes)
-        self.sources = [plan_source(config, index) for index in indexes]
-        for source in self.sources:
-            if len(source.rows) == 0:
-                raise DataError(_nothing_usable(source))
-        if config.data.blend is None:
-            weights = [float(len(source.rows)) for source in self.sources]
-        else:
-            weights = [config.data.blend[index.source] for index in indexes]
-        self._shares = [weight / sum(weights) for weight in weights]
-        self._permutations: dict[tuple[int, int], NDArray[np.int64]] = {}
-        # Of the current window: its number, draws per source before it, samples carried into it.
-        self._window = -1
-        self._num_drawn = [0] * len(self.sources)
-        self._carried: list[Draw] = []
-        self._num_packs_taken = 0
-        self._packs: list[list[Draw]] = []
-        # The same for the window after it.
-        self._next_num_drawn = list(self._num_drawn)
-        self._next_carried: list[Draw] = []
+        self.sources = [PlannedSource(config, index.settings, index) for index in indexes]
+        self._costs = CostWeights.from_config(config)
+        self._stream = PackStream(config, self.sources)
+        # Packs planned for the next group: where their first window starts, how many of its packs
+        # the group before has, and for each window its packs and where the next one starts.
+        self._origin = {"window": self._stream.state(), "num_packs_before": 0, "group": 0}
+        self._windows: list[tuple[list[Pack], dict]] = []
+        self._num_ahead = 0
+        self._has_ended = False
+        # The current group.
+        self._group_origin = self._origin
+        self._steps: list[list[Pack]] = []
+        self._num_taken = 0
 
-    @property
-    def skipped(self) -> list[SkippedSample]:
-        """What the run leaves out from the start: unreadable or too long."""
-        return [
-            skipped
-            for source in self.sources
-            for skipped in (*source.index.rejected, *source.dropped)
-        ]
+    def next_step(self) -> list[Pack] | None:
+        """The packs of the next global step, `train.global_batch_size`; None when data have ended.
 
-    def next_pack(self) -> list[Draw]:
-        """The samples of the next sequence, in the order in which they stand in it."""
-        while self._num_packs_taken == len(self._packs):
-            self._num_drawn, self._carried = self._next_num_drawn, self._next_carried
-            self._window += 1
-            self._num_packs_taken = 0
-            self._plan_window()
-        self._num_packs_taken += 1
-        return self._packs[self._num_packs_taken - 1]
+        Only `max_epochs` ends the data. The packs that are left fill the last step up with empty
+        ones.
+        """
+        if self._num_taken == len(self._steps):
+            self._start_group()
+            if not self._steps:
+                return None
+        self._num_taken += 1
+        # A share of the next group, so that no step waits for all of it.
+        self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
+        return self._steps[self._num_taken - 1]
 
     def state(self) -> dict:
-        """Where the next pack stands. JSON values only."""
+        """Where the next step stands. JSON values only."""
         return {
             "fingerprint": self.fingerprint,
-            "window": self._window,
-            "num_drawn": list(self._num_drawn),
-            "carried": [list(draw) for draw in self._carried],
-            "num_packs_taken": self._num_packs_taken,
+            **self._group_origin,
+            "num_steps_taken": self._num_taken,
         }
 
     def load_state(self, state: dict) -> None:
@@ -183,112 +72,140 @@ class Planner:
         Raises:
             DataError: it belongs to other data or settings; the message shows the difference.
         """
-        _check_fingerprint(self.fingerprint, state["fingerprint"])
-        self._window = state["window"]
-        self._num_drawn = list(state["num_drawn"])
-        self._carried = [Draw(*draw) for draw in state["carried"]]
-        self._num_packs_taken = state["num_packs_taken"]
-        self._packs = []
-        if self._window >= 0:
-            self._plan_window()
-        else:
-            self._next_num_drawn, self._next_carried = self._num_drawn, self._carried
+        check_same(self.fingerprint, state["fingerprint"])
+        self._go_to({key: state[key] for key in ("window", "num_packs_before", "group")})
+        if state["num_steps_taken"]:
+            self._start_group()
+            self._num_taken = state["num_steps_taken"]
+            self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
+
+    def continue_from(self, state: dict) -> None:
+        """Go on from a position in other data or settings.
+
+        A source that has the same samples in the same order goes on behind what was drawn from it
+        when the group of steps that `state` lies in began, so a few of its samples may come again
+        in this pass. All others begin at their first sample, and the blend's shares count anew.
+        """
+        kept = _kept_positions(self.fingerprint, state)
+        self._stream.start_behind([kept[source.index.source] for source in self.sources])
+        self._go_to({"window": self._stream.state(), "num_packs_before": 0, "group": 0})
+
+    def place(self, num_draws: float) -> int:
+        """Go to about where so many samples were drawn, for estimates over long runs.
+
+        Returns how many it is: fewer where every source is used up before.
+        """
+        self._stream.place(round(num_draws))
+        self._go_to({"window": self._stream.state(), "num_packs_before": 0, "group": 0})
+        return sum(self.num_drawn)
+
+    def skipped(self, draw: Draw) -> SkippedSample:
+        """A dropped draw, as the user reads it."""
+        return self._stream.skipped(draw)
 
     def key(self, draw: Draw) -> str:
         index = self.sources[draw.source].index
-        return f"{index.source}/{index.keys[draw.row]}"
+        return f"{index.source}/{index.key(draw.row)}"
 
-    def _plan_window(self) -> None:
-        num_drawn = list(self._num_drawn)
-        drawn = [self._draw(num_drawn) for _ in range(self._window_size)]
-        self._next_num_drawn = num_drawn
-        if not self._stage.packing:
-            self._packs, self._next_carried = [[draw] for draw in drawn], []
-            return
-        draws = self._carried + drawn
-        lengths = [int(self.sources[draw.source].lengths[draw.row]) for draw in draws]
-        num_tiles = [int(self.sources[draw.source].num_tiles[draw.row]) for draw in draws]
-        packs = pack_samples(
-            lengths, num_tiles, self._stage.sequence_length, self._stage.max_tiles_per_sequence
+    @property
+    def num_drawn(self) -> list[int]:
+        """Draws per source that were planned so far, in the order of `sources`."""
+        return self._stream.num_drawn
+
+    def cost(self, pack: Pack) -> int:
+        """What training on a pack computes; see balance.py."""
+        return self._costs.cost(
+            [draw.length for draw in pack.draws],
+            sum(draw.num_tiles for draw in pack.draws),
+            self._config.stage.sequence_length,
         )
-        carried = self._choose_carried(packs, lengths, num_tiles, len(self._carried))
-        self._next_carried = [draws[i] for i in sorted(i for pack in carried for i in packs[pack])]
-        full = [pack for number, pack in enumerate(packs) if number not in carried]
-        shuffled = _permutation(len(full), self._seed, _PACK_STREAM, self._window)
-        self._packs = [[draws[i] for i in full[number]] for number in shuffled]
 
-    def _choose_carried(
-        self, packs: list[list[int]], lengths: list[int], num_tiles: list[int], num_old: int
-    ) -> set[int]:
-        """Packs to pack anew with the next window's samples: the emptiest of the new ones.
+    def _go_to(self, origin: dict) -> None:
+        self._stream.load_state(origin["window"])
+        self._origin = self._group_origin = origin
+        self._windows, self._steps = [], []
+        self._num_ahead = -origin["num_packs_before"]
+        self._num_taken, self._has_ended = 0, False
 
-        Samples below `num_old` were carried before and go out now, so none waits for ever.
-        """
-        max_tiles = self._stage.max_tiles_per_sequence
-        fills = []
-        for number, pack in enumerate(packs):
-            fill = sum(lengths[i] for i in pack) / self._stage.sequence_length
-            if max_tiles is not None:
-                fill = max(fill, sum(num_tiles[i] for i in pack) / max_tiles)
-            if fill < _FULL_SHARE and pack[0] >= num_old:
-                fills.append((fill, number))
-        carried: set[int] = set()
-        num_samples = 0
-        for _, number in sorted(fills):
-            num_samples += len(packs[number])
-            # One pack at least goes out, or a window of few long samples would be empty.
-            if num_samples > _MAX_CARRIED_SHARE * self._window_size:
-                break
-            if len(carried) == len(packs) - 1:
-                break
-            carried.add(number)
-        return carried
+    def _start_group(self) -> None:
+        batch = self._config.train.global_batch_size
+        num_wanted = batch * num_steps_together(batch)
+        self._plan_ahead(num_wanted)
+        packs = self._take_ahead(num_wanted)
+        group = self._group_origin["group"]
+        self._num_taken = 0
+        if self._config.stage.packing:
+            costs = [self.cost(pack) for pack in packs]
+            numbers = deal_out(costs, batch, self._config.train.seed, "group", group)
+        else:
+            # Samples keep the order in which they were drawn.
+            starts = range(0, len(packs), batch)
+            numbers = [list(range(len(packs)))[start : start + batch] for start in starts]
+        steps = [[packs[i] for i in step] for step in numbers]
+        self._steps = [step + [Pack()] * (batch - len(step)) for step in steps]
 
-    def _draw(self, num_drawn: list[int]) -> Draw:
-        """The next draw; counts it in `num_drawn`."""
-        source = _furthest_behind(self._shares, num_drawn)
-        num_samples = len(self.sources[source].rows)
-        epoch, position = divmod(num_drawn[source], num_samples)
-        num_drawn[source] += 1
-        return Draw(source, int(self._epoch_order(source, epoch)[position]), epoch)
+    def _plan_ahead(self, num_packs: int) -> None:
+        """Plan windows until so many packs stand ready for the next group, or data have ended."""
+        while self._num_ahead < num_packs and not self._has_ended:
+            window = self._stream.next_window()
+            if window is None:
+                self._has_ended = True
+            else:
+                self._windows.append((window, self._stream.state()))
+                self._num_ahead += len(window)
 
-    def _epoch_order(self, source: int, epoch: int) -> NDArray[np.int64]:
-        """Rows of the source's index in the order of this epoch."""
-        if (source, epoch) not in self._permutations:
-            self._permutations.pop((source, epoch - 1), None)
-            planned = self.sources[source]
-            # The name, not the number: the order within a source does not depend on the others.
-            name = zlib.crc32(planned.index.source.encode())
-            order = _permutation(len(planned.rows), self._seed, _SAMPLE_STREAM, name, epoch)
-            self._permutations[source, epoch] = planned.rows[order]
-        return self._permutations[source, epoch]
-
-
-def data_fingerprint(config: RunConfig, indexes: list[SourceIndex]) -> dict:
-    """Everything that decides the order, as readable settings. JSON values only."""
-    stage, vision = config.stage, config.model.vision
-    return {
-        "train.seed": config.train.seed,
-        "train.global_batch_size": config.train.global_batch_size,
-        "data.split": config.data.split,
-        "data.blend": config.data.blend,
-        "data.packing_window": config.data.packing_window,
-        "stage.sequence_length": stage.sequence_length,
-        "stage.max_num_tiles": stage.max_num_tiles,
-        "stage.use_thumbnail": stage.use_thumbnail,
-        "stage.packing": stage.packing,
-        "stage.max_tiles_per_sequence": stage.max_tiles_per_sequence,
-        "model.vision.image_size": vision.image_size,
-        "model.vision.patch_size": vision.patch_size,
-        "model.image_token": config.model.image_token,
-        **indexes[0].template,
-        "sources": {index.source: index.content_hash for index in indexes},
-    }
+    def _take_ahead(self, num_packs: int) -> list[Pack]:
+        """Up to so many packs for a new group; the one after it begins behind them."""
+        origin = self._group_origin = self._origin
+        before = origin["num_packs_before"]
+        packs = [pack for window, _ in self._windows for pack in window]
+        packs = packs[before : before + num_packs]
+        self._num_ahead -= len(packs)
+        start, before = origin["window"], before + len(packs)
+        while self._windows and before >= len(self._windows[0][0]):
+            window, start = self._windows.pop(0)
+            before -= len(window)
+        self._origin = {
+            "window": start,
+            "num_packs_before": before,
+            "group": origin["group"] + 1,
+        }
+        return packs
 
 
 def check_state(config: RunConfig, indexes: list[SourceIndex], state: dict) -> None:
     """Raise `DataError` showing what differs, if `state` was taken with other data or settings."""
-    _check_fingerprint(data_fingerprint(config, indexes), state["fingerprint"])
+    check_same(data_fingerprint(config, indexes), state["fingerprint"])
+
+
+def data_changes(config: RunConfig, indexes: list[SourceIndex], state: dict) -> list[str]:
+    """What differs from the data and settings of `state`, and where each source goes on."""
+    current = data_fingerprint(config, indexes)
+    changes = differences(state["fingerprint"], current)
+    if not changes:
+        return []
+    kept = _kept_positions(current, state)
+    sizes = {index.source: len(index) for index in indexes}
+    places = [
+        f"source {name} goes on at sample {number % sizes[name]:,} of pass "
+        f"{number // sizes[name] + 1}"
+        if number
+        else f"source {name} begins at its first sample"
+        for name, number in kept.items()
+    ]
+    return changes + places
+
+
+def _kept_positions(current: dict, state: dict) -> dict[str, int]:
+    """Draws that each source goes on behind, when the data or settings have changed."""
+    saved = state["fingerprint"]
+    if any(saved.get(key) != current[key] for key in ("train.seed", "order_version")):
+        return dict.fromkeys(current["sources"], 0)
+    num_drawn = dict(zip(sorted(saved["sources"]), state["window"]["blend"]["num_drawn"]))
+    return {
+        name: num_drawn[name] if saved["sources"].get(name) == content else 0
+        for name, content in current["sources"].items()
+    }
 
 
 def iterate_order(
@@ -299,68 +216,7 @@ def iterate_order(
     if state is not None:
         planner.load_state(state)
     for step in range(1, num_steps + 1):
-        packs = [planner.next_pack() for _ in range(config.train.global_batch_size)]
-        yield step, [[planner.key(draw) for draw in pack] for pack in packs]
-
-
-def _furthest_behind(shares: list[float], num_drawn: list[int]) -> int:
-    """Tijdeman's rule: of the sources that may be drawn now, the one whose turn ends first."""
-    if len(shares) == 1:
-        return 0
-    draw = sum(num_drawn) + 1
-    margin = 1 / (2 * len(shares) - 2)
-    best, best_deadline = -1, float("inf")
-    for source, share in enumerate(shares):
-        behind = share * draw - num_drawn[source]
-        # 1e-6: rounding must not disqualify every source where shares divide evenly.
-        if behind < margin - 1e-6:
-            continue
-        deadline = (1 - margin - behind) / share
-        if deadline < best_deadline:
-            best, best_deadline = source, deadline
-    assert best >= 0, "one source is always behind its share"
-    return best
-
-
-def _permutation(size: int, *stream: int) -> NDArray[np.int64]:
-    """A permutation from raw generator output: NumPy guarantees that stream across versions."""
-    raw = np.random.PCG64(np.random.SeedSequence(stream)).random_raw(size)
-    return np.argsort(raw, kind="stable")
-
-
-def _check_fingerprint(current: dict, saved: dict) -> None:
-    differences = _differences(saved, current)
-    if differences:
-        raise DataError(
-            "the data position of the checkpoint belongs to another order of samples: "
-            + "; ".join(differences)
-            + ". Put these back, or start a new run in another run.dir"
-        )
-
-
-def _differences(saved: dict, current: dict) -> list[str]:
-    lines = []
-    for key in sorted({*saved, *current} - {"sources"}):
-        old, new = saved.get(key), current.get(key)
-        if old != new and key == "tokenizer":
-            lines.append("the tokenizer is another one")
-        elif old != new:
-            lines.append(f"{key} was {old!r}, is {new!r}")
-    for source in sorted({*saved["sources"], *current["sources"]}):
-        old, new = saved["sources"].get(source), current["sources"].get(source)
-        if old != new:
-            what = "is new" if old is None else "is gone" if new is None else "has other samples"
-            lines.append(f"source {source} {what}")
-    return lines
-
-
-def _nothing_usable(source: PlannedSource) -> str:
-    skipped = [*source.index.rejected, *source.dropped]
-    name = source.index.source
-    if not skipped:
-        return f"source {name}: its {len(source.index.shards)} shards have no samples"
-    first = skipped[0]
-    return (
-        f"source {name}: none of its samples can be used; the first, {first.shard} "
-        f"{first.key or '(shard)'}: {first.reason}: {first.detail}"
-    )
+        packs = planner.next_step()
+        if packs is None:
+            return
+        yield step, [[planner.key(draw) for draw in pack.draws] for pack in packs]

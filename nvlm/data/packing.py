@@ -1,19 +1,21 @@
-"""Packing: which samples share a sequence (metadata only), and the row of tokens they become.
+"""Packing: which samples share a sequence, from their lengths alone.
 
-Best-fit decreasing under two budgets, tokens and tiles. Measured with order.py's windows of 512 on
-samples of 0 to 7 tiles (mean 1,388 tokens): 0.7 % of a 4,096-token sequence stays empty.
+Best-fit decreasing under two budgets, tokens and tiles, over windows of samples; the emptiest packs
+of a window are packed anew with the next. benchmarks/packing.py measures what stays empty.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from nvlm.batch import IGNORED_LABEL, MicroBatch
-from nvlm.data.encode import EncodedSample
+# Packs with less room than this are not worth another window.
+_FULL_SHARE = 0.98
+# At most so many samples, and this share of a window's, are carried over: they are in the state.
+_MAX_CARRIED = 128
+_MAX_CARRIED_SHARE = 0.25
+# Windows after which a sample goes out, however empty its pack is.
+_MAX_AGE = 16
 
 
 def pack_samples(
@@ -27,67 +29,52 @@ def pack_samples(
     if max_tiles is None:
         max_tiles = sum(num_tiles)
     packs: list[list[int]] = []
-    free_tokens = np.zeros(len(lengths), np.int64)
-    free_tiles = np.zeros(len(lengths), np.int64)
+    free_tiles: list[int] = []
+    room: list[tuple[int, int]] = []  # (free tokens, pack), ascending
     for sample in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length, tiles = lengths[sample], num_tiles[sample]
         assert length <= max_tokens and tiles <= max_tiles, "too long samples are dropped earlier"
-        rest = free_tokens[: len(packs)] - length
-        fits = (rest >= 0) & (free_tiles[: len(packs)] >= tiles)
-        if fits.any():
-            pack = int(np.where(fits, rest, max_tokens + 1).argmin())
+        place = bisect_left(room, (length, 0))
+        while place < len(room) and free_tiles[room[place][1]] < tiles:
+            place += 1
+        if place < len(room):
+            free_tokens, pack = room.pop(place)
+            packs[pack].append(sample)
         else:
-            pack = len(packs)
-            packs.append([])
-            free_tokens[pack], free_tiles[pack] = max_tokens, max_tiles
-        packs[pack].append(sample)
-        free_tokens[pack] -= length
+            free_tokens, pack = max_tokens, len(packs)
+            packs.append([sample])
+            free_tiles.append(max_tiles)
         free_tiles[pack] -= tiles
+        insort(room, (free_tokens - length, pack))
     return [sorted(pack) for pack in packs]
 
 
-def build_micro_batch(
-    sequences: Sequence[Sequence[tuple[str, EncodedSample, NDArray[np.uint8]]]],
-    sequence_length: int,
-    image_size: int,
-    pad_id: int,
-) -> MicroBatch:
-    """One row of `len(sequences) * sequence_length` tokens.
+def choose_carried(
+    packs: list[list[int]],
+    lengths: Sequence[int],
+    ages: Sequence[int],
+    max_tokens: int,
+    window_size: int,
+) -> set[int]:
+    """Numbers of the packs to pack anew with the next window's samples: the emptiest.
 
     Args:
-        sequences: per sequence its samples: key, tokens, tiles [n, 3, image_size, image_size].
-        image_size: pixels; gives the shape of `tiles` where there are none.
-        pad_id: token of the padding document that ends a sequence with room left.
+        packs: of `pack_samples`.
+        lengths: tokens of each sample.
+        ages: windows that each sample has been carried over already.
     """
-    num_tokens = len(sequences) * sequence_length
-    tokens = np.full(num_tokens, pad_id, np.int64)
-    labels = np.full(num_tokens, IGNORED_LABEL, np.int64)
-    image_mask = np.zeros(num_tokens, np.bool_)
-    position_ids = np.zeros(num_tokens, np.int64)
-    starts: list[int] = []
-    tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
-    for number, samples in enumerate(sequences):
-        start, end = number * sequence_length, (number + 1) * sequence_length
-        for _, encoded, sample_tiles in samples:
-            stop = start + len(encoded.tokens)
-            assert stop <= end, "a pack is longer than its sequence"
-            tokens[start:stop] = encoded.tokens
-            labels[start:stop] = encoded.labels
-            image_mask[start:stop] = encoded.image_mask
-            position_ids[start:stop] = np.arange(stop - start)
-            tiles.append(sample_tiles)
-            starts.append(start)
-            start = stop
-        if start < end:
-            position_ids[start:end] = np.arange(end - start)
-            starts.append(start)
-    return MicroBatch(
-        tokens=torch.from_numpy(tokens)[None],
-        labels=torch.from_numpy(labels)[None],
-        position_ids=torch.from_numpy(position_ids)[None],
-        image_mask=torch.from_numpy(image_mask)[None],
-        cu_seqlens=torch.tensor([*starts, num_tokens], dtype=torch.int32),
-        tiles=torch.from_numpy(np.concatenate(tiles)),
-        sample_keys=[key for samples in sequences for key, _, _ in samples],
-        num_real_tokens=sum(len(s.tokens) for samples in sequences for _, s, _ in samples),
-    )
+    most = min(_MAX_CARRIED, round(_MAX_CARRIED_SHARE * window_size))
+    filled = sorted((sum(lengths[i] for i in pack), number) for number, pack in enumerate(packs))
+    carried: set[int] = set()
+    num_samples = 0
+    for num_tokens, number in filled:
+        if num_tokens >= _FULL_SHARE * max_tokens:
+            break
+        if any(ages[i] >= _MAX_AGE for i in packs[number]):
+            continue
+        num_samples += len(packs[number])
+        # One pack at least goes out, or a window of few long samples would be empty.
+        if num_samples > most or len(carried) == len(packs) - 1:
+            break
+        carried.add(number)
+    return carried

@@ -1,37 +1,44 @@
 """Samples on disk: WebDataset tars, read by byte range.
 
-`ROOT/SPLIT/SOURCE/*.tar` is one source per folder; `ROOT/SPLIT/*.tar` is one source named after
-the split. The members of a sample share a key (the name up to the first dot): `KEY.json` with
-`{"messages": [{"role": ..., "content": ...}], "task": ...}` and the images `KEY.0.png`,
-`KEY.1.jpg`, ... in the order in which the marks `<image>` of the user turns use them (`KEY.png` if
-there is only one). This file imports no torch.
+The members of a sample share a key, the name up to the first dot, and stand together. What a member
+holds follows from the rest of its name:
+
+    KEY.json            the sample's text, in one of the shapes of kinds.py
+    KEY.txt             a caption, where there is no .json that says more
+    KEY.jpg             the only image; also png, jpeg, webp, bmp, gif, tif, tiff
+    KEY.0.jpg, KEY.1.png, ...  images, in the order in which the text uses them
+    KEY.mp4             a video; also m4v, mov, mkv, webm, avi; read as evenly spaced frames
+
+Other members are left alone. In a folder prepared for Energon its field map decides instead
+(energon.py). This file imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nvlm.config import RunConfig
+from nvlm.data.energon import FieldMap
+from nvlm.data.tar import TarDamageError, read_members
 from nvlm.errors import DataError
 
 IMAGE_MARK = "<image>"
-IMAGE_TYPES = {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"}
-ROLES = ("system", "user", "assistant")
-# A conversation: `{"role": "system" | "user" | "assistant", "content": text}` per turn.
+IMAGE_TYPES = {"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"}
+VIDEO_TYPES = {"mp4", "m4v", "mov", "mkv", "webm", "avi"}
+TEXT_MEMBERS = ("json", "txt")
+# A conversation: `{"role": "system" | "user" | "assistant", "content": text}` per turn; a document:
+# `{"role": "document", "content": text}` per part.
 Messages = list[dict[str, str]]
 
 # As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-_TAR_BLOCK = 512
 _MAX_OPEN_SHARDS = 64
+# A longer text would never fit a sequence, and takes long to read.
+MAX_TEXT_BYTES = 4 << 20
 
 
 class SampleError(DataError):
@@ -62,56 +69,63 @@ class StoredSample:
     """The members of one sample, found by their tar headers."""
 
     key: str
-    json: ByteRange | None = None
-    images: dict[int, ByteRange] = field(default_factory=dict)
+    members: dict[str, ByteRange] = field(default_factory=dict)  # extension -> place
     problem: SampleError | None = None
 
-    def check_complete(self) -> None:
-        """Raise `SampleError` when members are missing, doubled or misnumbered."""
+    def texts(self, field_map: FieldMap | None = None) -> dict[str, ByteRange]:
+        """The members with the sample's text.
+
+        Raises:
+            SampleError: there is none, members stand twice, or a text is far too long.
+        """
         if self.problem is not None:
             raise self.problem
-        if self.json is None:
-            raise SampleError("missing_member", f"no member {self.key}.json")
-        if sorted(self.images) != list(range(len(self.images))):
+        wanted = TEXT_MEMBERS if field_map is None else field_map.text_members
+        found = {name: self.members[name] for name in wanted if name in self.members}
+        if not found:
+            names = " or ".join(f"{self.key}.{name}" for name in wanted)
+            raise SampleError("missing_member", f"no member {names}")
+        for name, where in found.items():
+            if where.size > MAX_TEXT_BYTES:
+                raise SampleError(
+                    "text", f"{self.key}.{name} has {where.size:,} bytes, at most "
+                    f"{MAX_TEXT_BYTES:,} are read"
+                )  # fmt: skip
+        return found
+
+    def images(self, field_map: FieldMap | None = None) -> list[ByteRange]:
+        """The images in order.
+
+        Raises:
+            SampleError: they are misnumbered, or two claim one place.
+        """
+        numbered: dict[int, ByteRange] = {}
+        for name, where in self.members.items():
+            if field_map is None:
+                number, dot, image_type = name.rpartition(".")
+                if image_type not in IMAGE_TYPES or (dot and not number.isdecimal()):
+                    continue
+                index = int(number) if dot else 0
+            elif name in field_map.image_members:
+                index = 0
+            else:
+                continue
+            if index in numbered:
+                raise SampleError("duplicate_key", f"image {index} stands twice")
+            numbered[index] = where
+        if sorted(numbered) != list(range(len(numbered))):
             raise SampleError(
                 "missing_member",
-                f"images are numbered {sorted(self.images)}, expected 0 to {len(self.images) - 1}",
+                f"images are numbered {sorted(numbered)}, expected 0 to {len(numbered) - 1}",
             )
+        return [numbered[index] for index in range(len(numbered))]
 
-
-def find_sources(config: RunConfig) -> dict[str, list[Path]]:
-    """Source name -> its shards in order, for the sources that `data.blend` uses.
-
-    Raises:
-        DataError: there are no shards, or the blend names a source that has none.
-    """
-    root = Path(config.data.root)
-    folder = root / config.data.split
-    sources: dict[str, list[Path]] = {}
-    if folder.is_dir():
-        if own := sorted(folder.glob("*.tar")):
-            sources[config.data.split] = own
-        for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if shards := sorted(child.glob("*.tar")):
-                sources[child.name] = shards
-    if not sources:
-        raise DataError(
-            f"data.root {root}: no .tar files under {folder} (expected {folder}/SOURCE/*.tar); "
-            f"`nvlm data build-demo {root}` makes some"
-        )
-    if config.data.blend is None:
-        return sources
-    for name in config.data.blend:
-        if name not in sources:
-            raise DataError(
-                f"data.blend: no source {name!r} under {folder}, which has {', '.join(sources)}"
-            )
-    return {name: sources[name] for name in sorted(config.data.blend)}
-
-
-def check_shards(config: RunConfig) -> None:
-    """Raise `DataError` when the run has no shards to read. Looks at folders only."""
-    find_sources(config)
+    def video(self) -> ByteRange | None:
+        """The video, if there is one; raises `SampleError` if it is not alone."""
+        found = [where for name, where in self.members.items() if name in VIDEO_TYPES]
+        if len(found) > 1 or (found and self.images()):
+            raise SampleError("video", "several videos, or images beside one; expected one alone")
+        return found[0] if found else None
 
 
 def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
@@ -122,99 +136,38 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
     """
     samples: list[StoredSample] = []
     seen: set[str] = set()
-    size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER_NAME.fullmatch(member.name)
-                if not member.isfile() or match is None:
-                    continue
-                if member.offset_data + member.size > size:
-                    detail = f"member {member.name} is cut off at the end of the file"
-                    return samples, SampleError("shard", detail)
-                if not samples or samples[-1].key != match[1]:
-                    samples.append(StoredSample(match[1]))
-                    if match[1] in seen:
-                        samples[-1].problem = SampleError(
-                            "duplicate_key", f"key {match[1]} stands twice in the shard"
-                        )
-                    seen.add(match[1])
-                _add_member(samples[-1], match[2].lower(), member)
-            end = tar.offset
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        return samples, SampleError("shard", f"not readable as a tar: {error}")
-    # tarfile takes any unreadable header for the end of the archive. A real end is a zero block.
-    with path.open("rb") as file:
-        file.seek(end)
-        block = file.read(_TAR_BLOCK)
-    if block != bytes(_TAR_BLOCK):
-        what = "ends without an end mark" if not block else "has an unreadable header"
-        return samples, SampleError("shard", f"{what} at byte {end}; the rest is lost")
+        for name, offset, size in read_members(path):
+            match = _MEMBER_NAME.fullmatch(name)
+            if match is None:
+                continue
+            key, extension = match[1], match[2].lower()
+            if not samples or samples[-1].key != key:
+                samples.append(StoredSample(key))
+                samples[-1].problem = _key_problem(key, seen)
+                seen.add(key)
+            sample = samples[-1]
+            if extension in sample.members:
+                sample.problem = SampleError("duplicate_key", f"{_shown(name)} stands twice")
+            sample.members[extension] = ByteRange(offset, size)
+    except (TarDamageError, OSError) as error:
+        return samples, SampleError("shard", _shown(str(error)))
     return samples, None
 
 
-def _add_member(sample: StoredSample, extension: str, member: tarfile.TarInfo) -> None:
-    where = ByteRange(member.offset_data, member.size)
-    number, dot, image_type = extension.rpartition(".")
-    if extension == "json":
-        if sample.json is not None:
-            sample.problem = SampleError("duplicate_key", f"{member.name} stands twice")
-        sample.json = where
-    elif image_type in IMAGE_TYPES and (not dot or number.isdecimal()):
-        index = int(number) if dot else 0
-        if index in sample.images:
-            sample.problem = SampleError("duplicate_key", f"image {index} stands twice")
-        sample.images[index] = where
-
-
-def parse_sample(raw: bytes, num_images: int) -> tuple[Messages, str]:
-    """The conversation and the task name of a sample's JSON.
-
-    Raises:
-        SampleError: not JSON, of another shape, or with more or fewer image marks than images.
-    """
+def _key_problem(key: str, seen: set[str]) -> SampleError | None:
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("json", f"not readable as JSON: {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
-        raise SampleError("messages", 'the JSON must be {"messages": [...]}')
-    messages = [_parse_message(position, item) for position, item in enumerate(value["messages"])]
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        raise SampleError("messages", "no assistant turn, so nothing to train on")
-    if "system" in roles[1:]:
-        raise SampleError("messages", "a system turn must come first")
-    num_marks = count_image_marks(messages)
-    if num_marks != num_images:
-        raise SampleError(
-            "image_count", f"{num_marks} {IMAGE_MARK} marks in user turns for {num_images} images"
-        )
-    task = value.get("task")
-    return messages, task if isinstance(task, str) else ""
+        key.encode()
+    except UnicodeEncodeError:
+        return SampleError("key", f"the name {_shown(key)} is not UTF-8")
+    if key in seen:
+        return SampleError("duplicate_key", f"key {key} stands twice in the shard")
+    return None
 
 
-def _parse_message(position: int, item: Any) -> dict[str, str]:
-    if not isinstance(item, dict):
-        raise SampleError("messages", f"message {position} is no object with role and content")
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        raise SampleError("messages", f"message {position}: role {role!r}, expected one of {ROLES}")
-    if not isinstance(content, str) or not content.strip():
-        raise SampleError("messages", f"message {position} ({role}): content is empty or no text")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise SampleError("messages", f"message {position} ({role}): {error}") from None
-    if role != "user" and IMAGE_MARK in content:
-        raise SampleError(
-            "messages", f"message {position} ({role}): {IMAGE_MARK} outside user turns"
-        )
-    return {"role": role, "content": content}
-
-
-def count_image_marks(messages: Messages) -> int:
-    return sum(m["content"].count(IMAGE_MARK) for m in messages if m["role"] == "user")
+def _shown(name: str) -> str:
+    """Printable, whatever bytes a member's name has."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class ShardReader:
@@ -262,11 +215,15 @@ class ShardReader:
 def iterate_samples(shards: list[Path]) -> Iterator[tuple[str, Messages, str, list[bytes]]]:
     """(key, messages, task, encoded images) of every whole sample, in shard order.
 
-    For evaluation and previews, where nothing may be skipped in silence.
+    For evaluation and previews, where nothing may be skipped in silence. Samples that leave the
+    wording open are asked with their pool's first prompt.
 
     Raises:
         DataError: a shard or a sample is broken; the message names it.
     """
+    from nvlm.data.kinds import SampleParser
+
+    parser = SampleParser()
     with ShardReader() as reader:
         for shard in shards:
             samples, damage = scan_shard(shard)
@@ -274,13 +231,9 @@ def iterate_samples(shards: list[Path]) -> Iterator[tuple[str, Messages, str, li
                 raise DataError(f"{shard}: {damage}")
             for stored in samples:
                 try:
-                    stored.check_complete()
-                    assert stored.json is not None
-                    raw = reader.read(str(shard), stored.json)
-                    messages, task = parse_sample(raw, len(stored.images))
-                    images = [
-                        reader.read(str(shard), stored.images[i]) for i in range(len(stored.images))
-                    ]
+                    texts = {n: reader.read(str(shard), w) for n, w in stored.texts().items()}
+                    images = [reader.read(str(shard), where) for where in stored.images()]
+                    sample = parser.parse(texts, len(images))
                 except SampleError as error:
                     raise DataError(f"{shard}: sample {stored.key}: {error}") from None
-                yield stored.key, messages, task, images
+                yield stored.key, sample.conversation(0), sample.task, images

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nvlm.config.schema import VisionConfig
 from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
 from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
+from nvlm.data.image import to_pixels
 from nvlm.data.tiling import cut_tiles
 from nvlm.demo import scenes
 from nvlm.demo.questions import pick
@@ -80,7 +81,7 @@ def random_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 def _drawn(scene: Scene) -> tuple[np.ndarray, list[list[str]]]:
-    tiles = cut_tiles(scene.draw(), 6, True, scenes.TILE)
+    tiles = cut_tiles(to_pixels(scene.draw()), 6, True, scenes.TILE)
     words = scene.words_of_tiles()
     assert len(tiles) == len(words), "tiling does not give the scene's grid"
     return tiles, words

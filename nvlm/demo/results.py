@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nvlm.config import RunConfig
+from nvlm.data.image import read_image_size
 from nvlm.data.sample import IMAGE_MARK
-from nvlm.data.tile_tags import tags_of_image
-from nvlm.data.tiling import choose_grid, read_image_size
+from nvlm.data.tile_tags import TagStyle
+from nvlm.data.tiling import choose_grid
 from nvlm.demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
@@ -204,11 +205,10 @@ def _picture(image: bytes, config: RunConfig) -> Picture:
         *read_image_size(image), stage.max_num_tiles, config.model.vision.image_size
     )
     has_thumbnail = stage.use_thumbnail and columns * rows > 1
-    num_tiles = columns * rows + has_thumbnail
     return Picture(
         data=image,
         columns=columns,
         rows=rows,
-        tags=tags_of_image(num_tiles, stage.tile_tags, stage.use_thumbnail),
+        tags=TagStyle.from_config(config).tags((columns, rows)),
         has_thumbnail=has_thumbnail,
     )

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from nvlm.checkpoint_io import on_main_rank, resolve_checkpoint
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.encode import SampleEncoder, prepare_prompt
-from nvlm.data.tiling import decode_image
+from nvlm.data.image import decode_image
 from nvlm.evaluate.heldout import Question, read_questions
 from nvlm.evaluate.score import TaskScore, is_correct, score_tasks
 from nvlm.generate.greedy import generate_greedy

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
+from nvlm.data.image import decode_image
 from nvlm.data.sample import IMAGE_MARK, SampleError
-from nvlm.data.tiling import decode_image
 from nvlm.errors import DataError
 from nvlm.parallel.groups import shut_down
 
@@ -53,7 +54,7 @@ def answer(checkpoint: Path, prompt: str, images: Sequence[Path], max_new_tokens
     return tokenizer.decode(new_ids, skip_special_tokens=True).strip()
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> NDArray[np.uint8]:
     try:
         return decode_image(path.read_bytes())
     except (OSError, SampleError) as error:

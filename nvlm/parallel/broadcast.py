@@ -43,10 +43,8 @@ def next_step_batch(loader, parallel: Parallel) -> StepBatch | None:
 
     tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
     shapes = [tuple(t.shape) for t in tiles]
-    text = step and StepBatch(
-        [micro_batch.without_tiles() for micro_batch in step.micro_batches],
-        step.skipped,
-        step.data_state,
+    text = step and replace(
+        step, micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches]
     )
     holder = [(text, shapes, failure)]
     dist.broadcast_object_list(holder, src=dist.get_global_rank(group, 0), group=group)
@@ -73,4 +71,4 @@ def _on_device(step: StepBatch, tiles: list[torch.Tensor], device: torch.device)
         replace(micro_batch, tiles=t).to(device)
         for micro_batch, t in zip(step.micro_batches, tiles, strict=True)
     ]
-    return StepBatch(micro_batches, step.skipped, step.data_state)
+    return replace(step, micro_batches=micro_batches)

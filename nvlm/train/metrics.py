@@ -15,6 +15,8 @@ from nvlm.train.stages import ModuleRow
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+# Of a step; the file has all.
+_NUM_SKIPPED_PRINTED = 10
 
 
 class MetricsWriter:
@@ -30,6 +32,7 @@ class MetricsWriter:
         self._console = console
         self._metrics = _open_up_to(folder / METRICS_FILE, resumed_step)
         self._skipped = _open_up_to(folder / SKIPPED_FILE, resumed_step)
+        self._named = _read_named(folder / SKIPPED_FILE)
         self._tensorboard = None
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -52,15 +55,7 @@ class MetricsWriter:
     def write(self, step: int, record: dict[str, float], skipped: list[SkippedSample]) -> None:
         self._metrics.write(json.dumps({"step": step, **record}) + "\n")
         self._metrics.flush()
-        for sample in skipped:
-            self._skipped.write(json.dumps({"step": step, **asdict(sample)}) + "\n")
-            self._console.print(
-                f"skipped sample {sample.key} of {sample.shard}: {sample.reason}: {sample.detail}",
-                style="yellow",
-                highlight=False,
-                markup=False,
-            )
-        self._skipped.flush()
+        self.name_skipped(step, skipped)
         if self._tensorboard:
             for name, value in record.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -69,6 +64,29 @@ class MetricsWriter:
         if step % self._config.log.every == 0 or step == self._config.train.steps:
             self._console.print(_step_line(step, self._config.train.steps, record), markup=False)
 
+    def name_skipped(self, step: int, skipped: list[SkippedSample]) -> None:
+        """Add samples to `skipped.jsonl`: each once, though every pass over its source skips it."""
+        new = [
+            sample for sample in dict.fromkeys(skipped) if _name(asdict(sample)) not in self._named
+        ]
+        for sample in new:
+            self._named.add(_name(asdict(sample)))
+            self._skipped.write(json.dumps({"step": step, **asdict(sample)}) + "\n")
+        self._skipped.flush()
+        for sample in new[:_NUM_SKIPPED_PRINTED]:
+            self._console.print(
+                f"skipped sample {sample.key} of {sample.shard}: {sample.reason}: {sample.detail}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
+        if len(new) > _NUM_SKIPPED_PRINTED:
+            self._console.print(
+                f"and {len(new) - _NUM_SKIPPED_PRINTED:,} more skipped samples: {SKIPPED_FILE}",
+                style="yellow",
+                highlight=False,
+            )
+
     def close(self) -> None:
         self._metrics.close()
         self._skipped.close()
@@ -76,6 +94,15 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _name(skipped: dict) -> int:
+    """A short stand-in for the sample: a run may skip millions."""
+    return hash((skipped["source"], skipped["shard"], skipped["key"], skipped["reason"]))
+
+
+def _read_named(path: Path) -> set[int]:
+    return {_name(json.loads(line)) for line in path.read_text().splitlines()}
 
 
 def _open_up_to(path: Path, step: int):

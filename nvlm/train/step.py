@@ -14,18 +14,20 @@ from nvlm import platform
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
+from nvlm.train.loss_weights import normalize_loss_weights
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step did, over the whole global batch."""
 
-    loss: float  # mean over all trained tokens of the step
+    loss: float  # mean over all trained tokens of the step, by their weights
     grad_norm: float  # before clipping
     num_trained_tokens: int
     num_tokens: int  # of samples, without padding
     num_tiles: int
     num_samples: int
+    num_skipped: int  # left out: too long, or not readable
 
 
 def train_step(
@@ -33,8 +35,8 @@ def train_step(
 ) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
-    The gradient is of the mean loss over all trained tokens of the global batch (Megatron's
-    per-token loss), whatever the layout.
+    The gradient is of the mean loss over all trained tokens of the global batch, weighted as
+    `train.loss_weighting` says (Megatron's per-token loss), whatever the layout.
 
     Raises:
         TrainingError: the loss or the gradient norm is not finite; the same on every process, with
@@ -43,9 +45,9 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    micro_batches = batch.micro_batches
+    micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
     reports = _run_schedule(_forward_step, chunks, micro_batches)
-    result = _reduce(reports, micro_batches, parallel)
+    result = _reduce(reports, batch, parallel)
     bare_chunks = [chunk.module for chunk in chunks]
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, _ in reports]
@@ -62,6 +64,7 @@ def train_step(
         num_tokens=int(result["num_tokens"]),
         num_tiles=int(result["num_tiles"]),
         num_samples=int(result["num_samples"]),
+        num_skipped=int(result["num_skipped"]),
     )
 
 
@@ -100,20 +103,27 @@ def _index_of(wanted, items: list) -> int:
 
 def _forward_step(data_iterator, model):
     micro_batch: MicroBatch = next(data_iterator)
-    loss_mask = micro_batch.loss_mask()
+    weights, loss_mask = micro_batch.weights(), micro_batch.loss_mask()
 
     def loss(losses: Tensor):
-        loss_sum = (losses.float() * loss_mask).sum()
+        loss_sum = (losses.float() * weights).sum()
         num_trained = loss_mask.sum().to(torch.int)
         return loss_sum, num_trained, (loss_sum.detach().double(), num_trained.double())
 
     return model(micro_batch), loss
 
 
-_COUNTS = ("loss_sum", "num_trained_tokens", "num_tokens", "num_tiles", "num_samples")
+_COUNTS = (
+    "loss_sum",
+    "num_trained_tokens",
+    "num_tokens",
+    "num_tiles",
+    "num_samples",
+    "num_skipped",
+)
 
 
-def _reduce(reports, micro_batches: list[MicroBatch], parallel: Parallel) -> dict[str, float]:
+def _reduce(reports, batch: StepBatch, parallel: Parallel) -> dict[str, float]:
     """Sum the step's counts over all data ranks; losses live on last stages only."""
     totals = torch.zeros(len(_COUNTS), dtype=torch.float64, device=platform.current().device())
     if parallel.is_last_stage and parallel.tensor_rank == 0:
@@ -121,9 +131,10 @@ def _reduce(reports, micro_batches: list[MicroBatch], parallel: Parallel) -> dic
             totals[0] += loss_sum
             totals[1] += num_trained
     if parallel.is_model_parallel_main:
-        for micro_batch in micro_batches:
+        for micro_batch in batch.micro_batches:
             totals[2] += micro_batch.num_real_tokens
             totals[3] += micro_batch.num_tiles
             totals[4] += len(micro_batch.sample_keys)
+        totals[5] += len(batch.skipped)
     dist.all_reduce(totals)
     return dict(zip(_COUNTS, totals.tolist(), strict=True))

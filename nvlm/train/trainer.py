@@ -15,7 +15,7 @@ from nvlm.config import RunConfig, save_config
 from nvlm.config.checks import check_world_size
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.loader import build_loader
-from nvlm.data.order import check_state
+from nvlm.data.order import check_state, data_changes
 from nvlm.errors import DataError
 from nvlm.model.initialize import initialize_weights
 from nvlm.model.nvlm_d import build_model_chunks
@@ -42,19 +42,24 @@ from nvlm.train.optim import (
     learning_rate,
     wrap_data_parallel,
 )
+from nvlm.train.skips import add_counts, check_index, check_run, count_skipped
 from nvlm.train.stages import freeze, module_table, multipliers
 from nvlm.train.step import train_step
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, allow_data_change: bool = False) -> None:
     """Run the stage that `config` describes to its last step, resuming where the run stopped.
+
+    Args:
+        allow_data_change: resume although the data or what decides their order have changed; see
+            `Planner.continue_from`.
 
     Raises:
         NvlmError: something the user can put right; nothing was changed on disk before the first
             step, except the sample index.
     """
     console = Console(quiet=not is_main_process(), soft_wrap=True)
-    resume_from, start_from, indexes = prepare(config)
+    resume_from, start_from, indexes = prepare(config, allow_data_change)
     parallel = initialize(config)
     try:
         _train(config, parallel, resume_from, start_from, indexes, console)
@@ -62,7 +67,9 @@ def train(config: RunConfig) -> None:
         shut_down()
 
 
-def prepare(config: RunConfig) -> tuple[Path | None, Path | None, list[SourceIndex]]:
+def prepare(
+    config: RunConfig, allow_data_change: bool = False
+) -> tuple[Path | None, Path | None, list[SourceIndex]]:
     """All that can be refused before a process group exists.
 
     Returns (checkpoint to resume from, checkpoint to take initial weights from, indexes).
@@ -77,7 +84,9 @@ def prepare(config: RunConfig) -> tuple[Path | None, Path | None, list[SourceInd
     if resume_from:
         progress = read_progress(resume_from)
         assert progress is not None
-        check_state(config, indexes, progress["data_state"])
+        if not allow_data_change:
+            check_state(config, indexes, progress["data_state"])
+    check_index(indexes, config.data.max_skipped_share)
     return resume_from, start_from, indexes
 
 
@@ -103,12 +112,16 @@ def _train(
     optimizer = build_optimizer(chunks, config, factors, parallel)
     scheduler = build_scheduler(optimizer, config)
 
-    step, counters, data_state = 0, {"tokens": 0, "samples": 0, "tiles": 0, "skipped": 0}, None
+    step, data_state = 0, None
+    counters = {"tokens": 0, "samples": 0, "tiles": 0, "skipped_by": {}}
     if resume_from:
         progress = load_training_state(resume_from, chunks, optimizer, scheduler, parallel)
         step, counters = progress["step"], progress["counters"]
         data_state = progress["data_state"]
     _announce(config, parallel, step, resume_from, start_from, console)
+    changes = data_changes(config, indexes, data_state) if data_state else []
+    for line in changes:
+        console.print(f"data: {line}", style="yellow", markup=False, highlight=False)
     if step >= config.train.steps:
         console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
         return
@@ -116,30 +129,46 @@ def _train(
     loader = None
     if parallel.is_model_parallel_main:
         loader = iter(
-            build_loader(config, indexes, parallel.data_rank, parallel.data_size, data_state)
+            build_loader(
+                config,
+                indexes,
+                parallel.data_rank,
+                parallel.data_size,
+                data_state,
+                allow_change=bool(changes),
+            )
         )
     writer = None
     if parallel.is_main:
         save_config(config, Path(config.run.dir) / "config.yaml")
         writer = MetricsWriter(config, step, console)
+        if step == 0 or changes:
+            writer.name_skipped(step, [sample for index in indexes for sample in index.rejected])
 
     try:
         while step < config.train.steps:
             started = time.perf_counter()
             batch = next_step_batch(loader, parallel)
             if batch is None:
-                raise DataError(f"{config.data.root}: the data ended at step {step}")
+                saved = save_training_state(
+                    config, step, chunks, optimizer, scheduler, data_state, counters, parallel
+                )
+                raise DataError(
+                    f"every source has reached its max_epochs: the data ended at step {step} of "
+                    f"train.steps {config.train.steps}; {saved} has all that was trained"
+                )
             data_seconds = time.perf_counter() - started
             scheduler.step(increment=1)
             lr = learning_rate(scheduler, config)
             step += 1
             result = train_step(chunks, optimizer, batch, parallel, step)
-            skipped = _gather_skipped(batch, parallel)
+            data_state = batch.data_state
+            skipped = _gather_skipped(batch, parallel) if result.num_skipped else []
             counters = {
                 "tokens": counters["tokens"] + result.num_trained_tokens,
                 "samples": counters["samples"] + result.num_samples,
                 "tiles": counters["tiles"] + result.num_tiles,
-                "skipped": counters["skipped"] + len(skipped),
+                "skipped_by": add_counts(counters["skipped_by"], count_skipped(skipped)),
             }
             seconds = time.perf_counter() - started
             if writer:
@@ -152,18 +181,23 @@ def _train(
                     "tiles": result.num_tiles,
                     "samples": result.num_samples,
                     "skipped": len(skipped),
-                    "skipped_total": counters["skipped"],
+                    "skipped_total": sum(counters["skipped_by"].values()),
                     "padding": 1 - result.num_tokens / num_positions,
                     "seconds": seconds,
                     "data_seconds": data_seconds,
                     "tokens_per_second": result.num_tokens / seconds,
                     "peak_memory_bytes": platform.current().peak_memory_bytes(),
+                    **{f"skipped/{name}": n for name, n in count_skipped(skipped).items()},
+                    **batch.shortened,
                 }
                 writer.write(step, record, skipped)
+            check_run(
+                counters["skipped_by"], counters["samples"], config.data.max_skipped_share, skipped
+            )
             if step % config.checkpoint.every == 0 or step == config.train.steps:
                 check_parameters([chunk.module for chunk in chunks], step, parallel)
                 saved = save_training_state(
-                    config, step, chunks, optimizer, scheduler, batch.data_state, counters, parallel
+                    config, step, chunks, optimizer, scheduler, data_state, counters, parallel
                 )
                 console.print(f"saved {saved}", markup=False, highlight=False)
     finally:
@@ -195,8 +229,8 @@ def _announce(
 
 
 def _gather_skipped(batch: StepBatch, parallel: Parallel) -> list[SkippedSample]:
-    """What all data ranks skipped in this step, on the processes that read data."""
-    if not parallel.is_model_parallel_main or parallel.data_size == 1:
+    """What all data ranks skipped in this step."""
+    if parallel.data_size == 1:
         return list(batch.skipped)
     gathered: list = [None] * parallel.data_size
     dist.all_gather_object(gathered, batch.skipped, group=parallel.groups.dp)

@@ -201,6 +201,11 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["stage.max_tiles_per_sequence=6"], "less than the 7 tiles"),
         (["train.micro_batch_size=3"], "train.global_batch_size 4 is not a multiple"),
         (["train.optimizer.min_lr=1.0"], "exceeds train.optimizer.lr"),
+        (
+            ["data.blend={a: {blend: {b: {max_num_tiles: 12}}}}"],
+            "data.blend.a.blend.b.max_num_tiles 12 exceeds stage.max_num_tiles 6",
+        ),
+        (["stage.max_num_tiles=129"], "stage.max_num_tiles 129 exceeds 128"),
         (["train.schedule.decay_steps=10"], "must be less than train.schedule.decay_steps 10"),
         (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
         (["model.vision.num_stored_attention_heads=4"], "is less than"),

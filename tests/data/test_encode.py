@@ -7,16 +7,24 @@ import pytest
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.data.chat import ChatTokenizer
+from nvlm.data.conversations import keep_turns
 from nvlm.data.encode import SampleEncoder, TextLengths
+from nvlm.data.kinds import Sample
 from nvlm.data.sample import Messages
+from nvlm.data.tile_tags import Grid, TagStyle, TileTags
 from nvlm.errors import DataError
 
 
-def make_encoder(tokenizer: ChatTokenizer, **settings) -> SampleEncoder:
+def make_encoder(
+    tokenizer: ChatTokenizer,
+    tile_tags: TileTags = "1d",
+    use_thumbnail: bool = True,
+    max_num_tiles: int = 6,
+    **settings,
+) -> SampleEncoder:
     defaults = {
         "num_tokens_per_tile": 4,
-        "tile_tags": "1d",
-        "use_thumbnail": True,
+        "tag_style": TagStyle(tile_tags, use_thumbnail, max_num_tiles, image_size=112),
         "image_boundary": "merged",
         "system_message": "Answer the questions.",
     }
@@ -27,13 +35,13 @@ def turns(*pairs: tuple[str, str]) -> Messages:
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-CONVERSATIONS: dict[str, tuple[Messages, list[int]]] = {
-    "single tile": (turns(("user", "<image>\nWhat?"), ("assistant", "A cat.")), [1]),
-    "several tiles": (turns(("user", "<image>\nWhat?"), ("assistant", "A cat.")), [7]),
-    "image in the middle": (turns(("user", "Is <image> a cat?"), ("assistant", "Yes")), [3]),
+CONVERSATIONS: dict[str, tuple[Messages, list[Grid]]] = {
+    "single tile": (turns(("user", "<image>\nWhat?"), ("assistant", "A cat.")), [(1, 1)]),
+    "several tiles": (turns(("user", "<image>\nWhat?"), ("assistant", "A cat.")), [(3, 2)]),
+    "image in the middle": (turns(("user", "Is <image> a cat?"), ("assistant", "Yes")), [(1, 2)]),
     "several images": (
         turns(("user", "<image>\n<image><image>\nDo they differ?"), ("assistant", "Yes.")),
-        [1, 5, 3],
+        [(1, 1), (4, 1), (2, 3)],
     ),
     "several turns": (
         turns(
@@ -43,9 +51,18 @@ CONVERSATIONS: dict[str, tuple[Messages, list[int]]] = {
             ("user", "And <image>?"),
             ("assistant", "\n\nA dog."),
         ),
-        [4, 1],
+        [(1, 3), (1, 1)],
     ),
     "text": (turns(("user", "What is 1 and 1?"), ("assistant", "2")), []),
+    "document": (
+        turns(
+            ("document", "A story.\n\n"),
+            ("document", "<image><image>Two cats, then\n\n"),
+            ("document", "a dog<image>"),
+        ),
+        [(2, 2), (1, 1), (6, 1)],
+    ),
+    "text document": (turns(("document", "Only text.")), []),
 }
 
 
@@ -56,7 +73,7 @@ def test_labels_are_the_answers_their_end_and_the_newline_after_it(tiny_tokenize
     messages = turns(
         ("user", "<image>\nWhat?"), ("assistant", "A cat."), ("user", "Why?"), ("assistant", "So.")
     )
-    encoded = encoder.encode(messages, [1])
+    encoded = encoder.encode(messages, [(1, 1)])
     parts: list[tuple[list[int], bool]] = [
         ([start, *encode("system\nAnswer the questions."), end, *encode("\n"), start], False),
         (encode("user\n<Image><tile_global_thumbnail>"), False),
@@ -76,39 +93,82 @@ def test_labels_are_the_answers_their_end_and_the_newline_after_it(tiny_tokenize
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("image_boundary", ["merged", "separate"])
-@pytest.mark.parametrize("tile_tags", ["1d", "none"])
-@pytest.mark.parametrize("use_thumbnail", [True, False])
+@pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box"])
+@pytest.mark.parametrize(("use_thumbnail", "max_num_tiles"), [(True, 6), (False, 6), (True, 12)])
 def test_measured_length_is_the_encoded_length(
     tiny_tokenizer: ChatTokenizer,
     name: str,
     image_boundary: str,
-    tile_tags: str,
+    tile_tags: TileTags,
     use_thumbnail: bool,
+    max_num_tiles: int,
 ):
+    """Of the whole sample, and of each number of turns that may be kept of it."""
     encoder = make_encoder(
-        tiny_tokenizer,
-        image_boundary=image_boundary,
-        tile_tags=tile_tags,
-        use_thumbnail=use_thumbnail,
+        tiny_tokenizer, tile_tags, use_thumbnail, max_num_tiles, image_boundary=image_boundary
     )
-    messages, num_tiles = CONVERSATIONS[name]
+    messages, grids = CONVERSATIONS[name]
     # Measured among others, as the index does.
-    others = [conversation for conversation, _ in CONVERSATIONS.values()]
-    lengths = encoder.measure([*others, messages])[-1]
-    tags = encoder.tag_lengths(8)
-    length = lengths.num_text_tokens
-    for image, tiles in enumerate(num_tiles):
-        leads = lengths.leads_single if tiles == 1 else lengths.leads_multiple
-        length += leads[image] + tags.num_tokens_after_first(tiles, use_thumbnail) + 4 * tiles
-    encoded = encoder.encode(messages, num_tiles)
-    assert length == len(encoded.tokens)
-    assert encoded.image_mask.sum() == 4 * sum(num_tiles)
+    others = [Sample("", "", conversation) for conversation, _ in CONVERSATIONS.values()]
+    lengths = encoder.measure([*others, Sample("", "", messages)])[-1]
+    tags = encoder.tag_lengths(max_num_tiles)
+    assert sum(lengths.turn_images) == len(grids)
+    for num_turns in range(1, len(lengths.turn_tokens) + 1):
+        kept = grids[: sum(lengths.turn_images[:num_turns])]
+        num_tiles = sum(encoder.tag_style.num_tiles(grid) for grid in kept)
+        length = sum(lengths.turn_tokens[:num_turns]) + 4 * num_tiles
+        for image, grid in enumerate(kept):
+            leads = lengths.leads_single if grid == (1, 1) else lengths.leads_multiple
+            length += leads[image] + tags[grid]
+        encoded = encoder.encode(keep_turns(messages, num_turns), kept)
+        assert length == len(encoded.tokens)
+        assert encoded.image_mask.sum() == 4 * num_tiles
+    assert keep_turns(messages, num_turns) == messages
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_each_choice_of_a_sample_is_measured(tiny_tokenizer: ChatTokenizer, num_images: int):
+    encoder = make_encoder(tiny_tokenizer)
+    marks = "<image>\n" * num_images
+    choices = [
+        (f"{marks}{question}", answer)
+        for question in ("What?", "What is it?\nIn a few words.", "!")
+        for answer in ("A cat.", "7 7 7 7 7")
+    ]
+    (lengths,) = encoder.measure([Sample("vqa", "vqa", choices=choices)])
+    grids = [(1, 1)] * num_images
+    for choice, tokens in zip(Sample("", "", choices=choices).choices, lengths.choice_tokens):
+        messages = turns(("user", choice[0]), ("assistant", choice[1]))
+        length = tokens + sum(lengths.leads_single) + 4 * num_images
+        assert length == len(encoder.encode(messages, grids).tokens)
+    assert lengths.turn_tokens == lengths.choice_tokens[:1]
+    # With one choice there is nothing to choose.
+    assert encoder.measure([Sample("vqa", "vqa", choices=choices[:1])])[0].choice_tokens == []
+
+
+def test_documents_have_no_roles_and_train_all_their_text(tiny_tokenizer: ChatTokenizer):
+    encode, image = tiny_tokenizer.encode, tiny_tokenizer.image_id
+    messages, grids = turns(("document", "One.\n\n"), ("document", "<image>Two.")), [(1, 1)]
+    encoded = make_encoder(tiny_tokenizer).encode(messages, grids)
+    parts: list[tuple[list[int], bool]] = [
+        (encode("One.\n\n"), True),
+        (encode("<Image><tile_global_thumbnail>"), False),
+        ([image] * 4, False),
+        (encode("</Image>"), False),
+        (encode("Two."), True),
+        ([tiny_tokenizer.end_id], True),
+    ]
+    tokens = [token for part, _ in parts for token in part]
+    trained = [is_trained for part, is_trained in parts for _ in part]
+    assert encoded.tokens.tolist() == tokens
+    expected = [t if is_trained else IGNORED_LABEL for t, is_trained in zip(tokens, trained)]
+    assert encoded.labels.tolist() == [*expected[1:], IGNORED_LABEL]
 
 
 def test_measuring_nothing(tiny_tokenizer: ChatTokenizer):
     assert make_encoder(tiny_tokenizer).measure([]) == []
-    text = make_encoder(tiny_tokenizer).measure([CONVERSATIONS["text"][0]])
-    assert text == [TextLengths(text[0].num_text_tokens, [], [])]
+    text = make_encoder(tiny_tokenizer).measure([Sample("", "", CONVERSATIONS["text"][0])])
+    assert text == [TextLengths(text[0].turn_tokens, [0], [], [])]
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -116,13 +176,13 @@ def test_an_answer_is_trained_after_exactly_the_prompt_that_asks_for_it(
     tiny_tokenizer: ChatTokenizer, name: str
 ):
     encoder = make_encoder(tiny_tokenizer)
-    messages, num_tiles = CONVERSATIONS[name]
+    messages, grids = CONVERSATIONS[name]
     for position, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         num_images = sum(m["content"].count("<image>") for m in messages[:position])
-        prompt, image_mask = encoder.encode_prompt(messages[:position], num_tiles[:num_images])
-        encoded = encoder.encode(messages, num_tiles)
+        prompt, image_mask = encoder.encode_prompt(messages[:position], grids[:num_images])
+        encoded = encoder.encode(messages, grids)
         assert np.array_equal(encoded.tokens[: len(prompt)], prompt)
         assert np.array_equal(encoded.image_mask[: len(prompt)], image_mask)
         assert encoded.labels[len(prompt) - 2] == IGNORED_LABEL
@@ -148,7 +208,7 @@ def test_no_text_becomes_a_control_token(request, fixture: str, text: str):
 
     def count_control(content: str) -> list[int]:
         messages = turns(("system", content), ("user", "<image>" + content), ("assistant", content))
-        tokens = encoder.encode(messages, [1]).tokens.tolist()
+        tokens = encoder.encode(messages, [(1, 1)]).tokens.tolist()
         return [tokens.count(token) for token in control]
 
     assert count_control(text) == count_control("x") == [3, 3, 4, 0]
@@ -165,4 +225,4 @@ def test_system_message_only_where_the_sample_has_none(tiny_tokenizer: ChatToken
 
 def test_marks_and_images_must_agree(tiny_tokenizer: ChatTokenizer):
     with pytest.raises(DataError, match="1 <image> marks for 2 images"):
-        make_encoder(tiny_tokenizer).encode(CONVERSATIONS["single tile"][0], [1, 1])
+        make_encoder(tiny_tokenizer).encode(CONVERSATIONS["single tile"][0], [(1, 1), (1, 1)])

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import mmap
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,53 +19,39 @@ import pytest
 from PIL import Image
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
+from nvlm.config import save_config
 from nvlm.data.encode import SampleEncoder
-from nvlm.data.index import build_indexes_with_progress, open_indexes
-from nvlm.data.order import plan_source
-from nvlm.data.sample import iterate_samples
-from nvlm.data.tiling import cut_tiles, decode_image
+from nvlm.data.index import SourceIndex, open_indexes
+from nvlm.data.index_report import build_indexes_with_progress
 from nvlm.errors import DataError
 
+COLUMNS = ("key_hash", "turn_tokens", "turn_images", "image_width", "lead_single", "lead_multiple")
 
-def test_planned_lengths_and_tiles_are_the_encoded_ones(make_config):
-    for overrides in (
-        {"sequence_length": 512},
-        {"sequence_length": 160},  # single images lose tiles, long texts are dropped
-        {"sequence_length": 300, "max_tiles_per_sequence": 7, "max_num_tiles": 4},
-        {"tile_tags": "none", "use_thumbnail": False, "image_boundary": "separate"},
-    ):
-        config = make_config()
-        stage = config.stage.model_copy(update=overrides)
-        # Not through the checks: the tight lengths that make samples lose tiles are refused there.
-        config = config.model_copy(update={"stage": stage})
-        encoder = SampleEncoder.from_config(config)
-        for index in open_indexes(config, encoder):
-            planned = plan_source(config, index)
-            dropped = {skipped.key for skipped in planned.dropped}
-            rows = {index.keys[row]: row for row in planned.rows}
-            assert dropped.isdisjoint(rows)
-            assert len(dropped) + len(rows) == len(index)
-            for key, messages, _, images in iterate_samples(index.shards):
-                row = rows.get(key, index.keys.index(key))
-                max_num_tiles = int(planned.max_num_tiles[row])
-                num_tiles = [
-                    len(cut_tiles(decode_image(i), max_num_tiles, stage.use_thumbnail, 112))
-                    for i in images
-                ]
-                assert num_tiles == planned.tiles_per_image(row)
-                length = len(encoder.encode(messages, num_tiles).tokens)
-                assert length == planned.lengths[row]
-                budget = stage.max_tiles_per_sequence or 10**9
-                fits = length <= stage.sequence_length and sum(num_tiles) <= budget
-                assert fits == (key in rows)
-                if fits and max_num_tiles < stage.max_num_tiles:
-                    # One more tile would have been too many.
-                    more = [
-                        len(cut_tiles(decode_image(i), max_num_tiles + 1, stage.use_thumbnail, 112))
-                        for i in images
-                    ]
-                    length = len(encoder.encode(messages, more).tokens)
-                    assert length > stage.sequence_length or sum(more) > budget
+
+def keys(index: SourceIndex) -> list[str]:
+    return [index.key(row) for row in range(len(index))]
+
+
+def test_columns_are_mapped_from_files_and_name_the_samples(make_config, shards: Path):
+    pairs, single, _ = open_indexes(make_config())
+    assert keys(pairs) == [f"p{i:03d}" for i in range(10)]
+    assert keys(single) == [f"s{shard}-{i:03d}" for shard in range(2) for i in range(20)]
+    assert [single.shard_path(row).name for row in (0, 19, 20)] == [
+        "single-000000.tar", "single-000000.tar", "single-000001.tar",
+    ]  # fmt: skip
+    assert (single.task(3), single.kind(3)) == ("test", "conversation")
+    assert pairs.image_starts.tolist() == list(range(0, 21, 2))
+    assert (pairs.image_width[:2].tolist(), pairs.image_height[:2].tolist()) == (
+        [120, 230],
+        [110] * 2,
+    )
+    assert pairs.turn_images[:2].tolist() == [2, 0]
+    (json_range,) = pairs.text_ranges(4).values()
+    with pairs.shard_path(4).open("rb") as file:
+        file.seek(json_range.offset)
+        assert b"Do they differ?" in file.read(json_range.size)
+    for column in COLUMNS:
+        assert isinstance(getattr(single, column).base, np.memmap | mmap.mmap)
 
 
 def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path, tmp_path: Path):
@@ -71,7 +62,7 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
 
     def build_count() -> list[str]:
         built = []
-        open_indexes(config, progress=lambda source, done, total: built.append(source))
+        open_indexes(config, show=lambda progress: built.append(progress.source))
         return sorted(set(built))
 
     assert build_count() == ["pairs", "single", "text"]
@@ -81,8 +72,11 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     os.utime(root / "train" / "text" / "text-000000.tar", ns=(1, 1))
     assert build_count() == ["text"]
     assert [index.content_hash for index in open_indexes(config)] == before
+    # Added: only that one is read.
     write_shard(root / "train" / "text" / "text-000001.tar", [make_sample("x", "Hi", "Ho", [])])
-    assert build_count() == ["text"]
+    read = []
+    open_indexes(config, show=lambda progress: read.append(progress.num_shards))
+    assert read == [1]
     after = [index.content_hash for index in open_indexes(config)]
     assert [a == b for a, b in zip(before, after)] == [True, True, False]
     # Another template has its own file; the first stays valid.
@@ -90,12 +84,90 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     assert build_count() == ["pairs", "single", "text"]
     config = original
     assert build_count() == []
-    # A file that is not whole is built anew; nothing is left beside it.
-    for file in (tmp_path / "index").glob("train-text-*.parquet"):
-        file.write_bytes(file.read_bytes()[:100])
-    assert build_count() == ["text"]
+    # A file that is not whole is joined anew, without reading a shard; nothing is left beside it.
+    for file in (tmp_path / "index").glob("text-*/columns-*/turn_tokens.npy"):
+        file.write_bytes(file.read_bytes()[:-4])
+    assert [index.content_hash for index in open_indexes(config)] == after
     assert build_count() == []
-    assert not list((tmp_path / "index").glob("*.tmp"))
+    assert not list((tmp_path / "index").rglob("*.tmp"))
+
+
+def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
+    """Killed without warning; and one of the shards is then changed."""
+    folder = tmp_path / "data" / "train"
+    for number in range(12):
+        samples = [make_sample(f"{number}-{i}", "What?", "That.", []) for i in range(20)]
+        write_shard(folder / f"{number:02d}.tar", samples)
+    config = make_config(f"data.root={tmp_path / 'data'}", f"data.index_dir={tmp_path / 'index'}")
+    save_config(config, tmp_path / "config.yaml")
+    code = (
+        "import os, signal, sys\n"
+        "from nvlm.config import load_config\n"
+        "from nvlm.data.index import open_indexes\n"
+        "def show(progress):\n"
+        "    if progress.num_shards_done == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"  # one process: all at once
+        "open_indexes(load_config(sys.argv[1]), show=show)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "config.yaml"], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+
+    def written() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("index/*/parts/*.parquet")}
+
+    parts = written()
+    assert len(parts) == 5
+    read: list[int] = []
+    (index,) = open_indexes(config, show=lambda progress: read.append(progress.num_shards))
+    assert read == [7] * 7
+    assert len(index) == 240
+    assert parts.items() <= written().items()
+    # The same as one built without interruption.
+    again = make_config(f"data.root={tmp_path / 'data'}", f"data.index_dir={tmp_path / 'other'}")
+    assert open_indexes(again)[0].content_hash == index.content_hash
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):
+    """Neither while building, nor by opening: columns stay in their files."""
+    samples = [make_sample(f"k{i}", "What is it? " * 20, "That. " * 50, []) for i in range(300)]
+    shard = write_shard(tmp_path / "shard.tar", samples)
+    peaks, kept = [], []
+    for num_shards in (4, 40):
+        folder = tmp_path / str(num_shards) / "train"
+        folder.mkdir(parents=True)
+        for number in range(num_shards):
+            os.link(shard, folder / f"{number:03d}.tar")
+        config = make_config(
+            f"data.root={folder.parent}", f"data.index_dir={tmp_path / 'index'}", "data.blend=null"
+        )
+        encoder = SampleEncoder.from_config(config)
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})  # in this process
+        tracemalloc.start()
+        try:
+            (index,) = open_indexes(config, encoder)
+            kept_now, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            os.sched_setaffinity(0, cores)
+        assert len(index) == 300 * num_shards
+        peaks.append(peak)
+        kept.append(kept_now)
+    assert peaks[1] < 1.1 * peaks[0]
+    # Ten times the samples; what is kept per shard is its name.
+    assert kept[1] - kept[0] < 36 * 4096
+
+
+def test_a_samples_fault_is_no_fault_of_its_neighbours(make_config, tmp_path: Path):
+    """A content hash says which samples there are: shards that lose one give another."""
+    samples = [make_sample(f"{i}", "What?", "That.", []) for i in range(4)]
+    hashes = set()
+    for name, chosen in (("a", samples), ("b", samples[:3]), ("c", samples)):
+        write_shard(tmp_path / name / "train" / "x.tar", chosen)
+        config = make_config(f"data.root={tmp_path / name}")
+        hashes.add(open_indexes(config)[0].content_hash)
+    assert len(hashes) == 2
 
 
 def test_processes_may_build_at_once(make_config, tmp_path: Path):
@@ -104,7 +176,7 @@ def test_processes_may_build_at_once(make_config, tmp_path: Path):
         built = [pool.submit(open_indexes, config) for _ in range(3)]
         hashes = {tuple(index.content_hash for index in b.result(timeout=60)) for b in built}
     assert len(hashes) == 1
-    assert len(list((tmp_path / "index").glob("*.parquet"))) == 3
+    assert len(list((tmp_path / "index").glob("*/index.json"))) == 3
 
 
 def test_rejects_are_named_with_their_reason(make_config, tmp_path: Path, capsys):
@@ -112,8 +184,8 @@ def test_rejects_are_named_with_their_reason(make_config, tmp_path: Path, capsys
     good = [make_sample(f"good{i}", "What?", "That.", [image]) for i in range(3)]
     bad = {
         "json": {"__key__": "json", "json": b'{"messages": [', "0.png": image},
-        "messages": {"__key__": "messages", "json": b"{}"},
-        "image": make_sample("image", "What?", "That.", [b"no image"]),
+        "fields": {"__key__": "fields", "json": b"{}"},
+        "image_format": make_sample("image_format", "What?", "That.", [b"no image"]),
         "image_count": make_sample("image_count", "What?", "That.", [image])
         | {"json": as_json(("user", "What?"), ("assistant", "That."))},
         "missing_member": {"__key__": "missing_member", "0.png": image},
@@ -124,13 +196,14 @@ def test_rejects_are_named_with_their_reason(make_config, tmp_path: Path, capsys
     write_shard(folder / "c.tar", [good[2]])
     config = make_config(f"data.root={tmp_path / 'data'}")
     (index,) = build_indexes_with_progress(config)
-    assert index.keys == ["good0", "good1", "good2"]
-    assert index.tasks == ["test"] * 3
+    assert keys(index) == ["good0", "good1", "good2"]
+    assert [index.task(row) for row in range(3)] == ["test"] * 3
     rejected = {(r.shard, r.key): r.reason for r in index.rejected}
     assert rejected == {("a.tar", key): key for key in bad} | {("b.tar", ""): "shard"}
     assert all(r.source == "mixed" and r.detail for r in index.rejected)
+    assert index.num_rejected == dict.fromkeys(sorted([*bad, "shard"]), 1)
     printed = capsys.readouterr().out
-    assert "rejected mixed a.tar image: image: not readable as an image" in printed
+    assert "rejected mixed a.tar json: json: not readable as JSON" in printed
     # From the file as from the building.
     assert open_indexes(config)[0].rejected == index.rejected
 

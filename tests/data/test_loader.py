@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from shard_writing import draw_image, make_sample, write_shard
 
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
-from nvlm.data import loader as loader_module
+from nvlm.data import reader as reader_module
 from nvlm.data.index import open_indexes
-from nvlm.data.loader import build_loader
+from nvlm.data.loader import build_loader, num_prefetched
 from nvlm.data.order import iterate_order
+from nvlm.data.sample import ShardReader
 from nvlm.errors import DataError
 
 NUM_STEPS = 5
@@ -24,8 +26,8 @@ NUM_STEPS = 5
 
 def read_steps(
     config: RunConfig, data_size: int, num_steps: int = NUM_STEPS, state: dict | None = None
-) -> tuple[list[list[MicroBatch]], list[dict], list[SkippedSample]]:
-    """Global steps: micro-batches of all ranks in order, the state after each, and the skipped."""
+) -> tuple[list[list[MicroBatch]], list[dict], list[list[SkippedSample]]]:
+    """Of each global step: micro-batches of all ranks in order, the state after it, the skipped."""
     indexes = open_indexes(config)
     ranks = [
         list(itertools.islice(build_loader(config, indexes, rank, data_size, state), num_steps))
@@ -36,7 +38,7 @@ def read_steps(
         steps.append([micro_batch for batch in batches for micro_batch in batch.micro_batches])
         assert all(batch.data_state == batches[0].data_state for batch in batches)
         states.append(json.loads(json.dumps(batches[0].data_state)))
-        skipped += [sample for batch in batches for sample in batch.skipped]
+        skipped.append([sample for batch in batches for sample in batch.skipped])
     return steps, states, skipped
 
 
@@ -52,7 +54,7 @@ def test_batches_keep_the_contract(make_config):
     for overrides in (["train.micro_batch_size=2"], ["stage.packing=false"]):
         config = make_config(*overrides)
         steps, _, skipped = read_steps(config, 1)
-        assert skipped == []
+        assert not any(skipped)
         num_tokens = config.train.micro_batch_size * config.stage.sequence_length
         for micro_batch in itertools.chain(*steps):
             check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
@@ -88,6 +90,63 @@ def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: 
         rest, rest_states, _ = read_steps(config, after[0], NUM_STEPS - step, states[step - 1])
         assert_same(rest, whole[step:])
         assert rest_states == states[step:]
+
+
+def test_cluster_that_changes_all_the_time(make_config):
+    """Every step another number of ranks and workers, from the position of the step before."""
+    whole, _, _ = read_steps(make_config(), 1)
+    state = None
+    for step, (data_size, num_workers) in enumerate([(1, 2), (4, 0), (2, 1), (1, 0), (4, 2)]):
+        config = make_config(f"data.num_workers={num_workers}")
+        ((micro_batches,), (state,), _) = read_steps(config, data_size, 1, state)
+        assert_same([micro_batches], whole[step : step + 1])
+
+
+def test_rank_reads_only_what_it_trains_on(make_config, monkeypatch):
+    """Every sample that a rank's steps hold is read once, by that rank, and nothing else is."""
+    read: Counter[tuple[str, int, int]] = Counter()
+    original = ShardReader.read
+
+    def counting(self, shard, where):
+        read[shard, where.offset, where.size] += 1
+        return original(self, shard, where)
+
+    monkeypatch.setattr(ShardReader, "read", counting)
+    config = make_config()
+    indexes = {index.source: index for index in open_indexes(config)}
+    rows = {
+        f"{name}/{index.key(row)}": row
+        for name, index in indexes.items()
+        for row in range(len(index))
+    }
+    num_bytes = []
+    for rank in range(4):
+        read.clear()
+        batches = list(
+            itertools.islice(build_loader(config, list(indexes.values()), rank, 4), NUM_STEPS)
+        )
+        expected: Counter[tuple[str, int, int]] = Counter()
+        for batch in batches:
+            for key in batch.micro_batches[0].sample_keys:
+                index, row = indexes[key.split("/")[0]], rows[key]
+                ranges = [*index.text_ranges(row).values(), *index.image_ranges(row)]
+                for where in ranges:
+                    expected[str(index.shard_path(row)), where.offset, where.size] += 1
+        assert read == expected
+        num_bytes.append(sum(size * count for (_, _, size), count in read.items()))
+    # Measured: between 21 and 30 % of what all ranks read.
+    assert max(num_bytes) < 0.5 * sum(num_bytes)
+
+
+def test_prefetched_tiles_are_bounded(make_config):
+    few = make_config("data.num_workers=8")
+    assert num_prefetched(few) == 4
+    vision = few.model.vision.model_copy(update={"image_size": 448})
+    lengths = {"sequence_length": 16384, "max_tiles_per_sequence": 58}
+    stage = few.stage.model_copy(update=lengths)
+    model = few.model.model_copy(update={"vision": vision})
+    # 8 workers x 58 tiles of 0.6 MB are 0.28 GB.
+    assert num_prefetched(few.model_copy(update={"model": model, "stage": stage})) == 3
 
 
 def test_resume_with_another_seed_is_refused(make_config):
@@ -126,14 +185,13 @@ def test_bad_samples_are_named_and_training_goes_on(
     make_config, damaged: Path, num_workers: int, data_size: int
 ):
     config = make_config(f"data.root={damaged}", f"data.num_workers={num_workers}")
-    steps, states, skipped = read_steps(config, data_size)
+    steps, states, skipped_by_step = read_steps(config, data_size)
+    skipped = [sample for of_step in skipped_by_step for sample in of_step]
     assert all(s.source == "train" and s.shard == "a.tar" for s in skipped)
     named = [(s.key, s.reason) for s in skipped]
-    # Known from the index: once. The image is found broken whenever it is decoded.
-    assert named.count(("cut", "json")) == 1
-    assert named.count(("long", "too_long")) == 1
-    assert named.count(("half", "image")) >= 1
-    assert {key for key, _ in named} == {"cut", "long", "half"}
+    # Whenever they are drawn. What the index rejects is never drawn.
+    assert set(named) == {("half", "image"), ("long", "too_long")}
+    assert [r.key for r in open_indexes(config)[0].rejected] == ["cut"]
     keys = [key for step in steps for m in step for key in m.sample_keys]
     assert set(keys) == {f"train/good{i}" for i in range(6)}
     for micro_batch in itertools.chain(*steps):
@@ -143,9 +201,11 @@ def test_bad_samples_are_named_and_training_goes_on(
     for step, packs in zip(steps, planned, strict=True):
         for micro_batch, pack in zip(step, packs, strict=True):
             assert micro_batch.sample_keys == [key for key in pack if key != "train/half"]
-    # After a resume the index's rejects are not reported again.
-    _, _, again = read_steps(config, data_size, 2, states[0])
-    assert {s.key for s in again} <= {"half"}
+    # The same at any size, and after a resume.
+    assert [sorted(map(str, of_step)) for of_step in skipped_by_step] == [
+        sorted(map(str, of_step)) for of_step in read_steps(config, 1)[2]
+    ]
+    assert read_steps(config, data_size, NUM_STEPS - 1, states[0])[2] == skipped_by_step[1:]
 
 
 def test_shard_removed_in_mid_run(make_config, damaged: Path):
@@ -172,7 +232,7 @@ def test_our_own_errors_are_not_swallowed(make_config, monkeypatch, num_workers:
     def broken(*_):
         raise TypeError("a mistake of ours")
 
-    monkeypatch.setattr(loader_module, "cut_tiles", broken)
+    monkeypatch.setattr(reader_module, "cut_tiles", broken)
     config = make_config(f"data.num_workers={num_workers}")
     with pytest.raises(TypeError, match="a mistake of ours"):
         read_steps(config, 1, num_steps=2)

@@ -13,57 +13,11 @@ import pytest
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
 from nvlm.config import RunConfig
-from nvlm.data.sample import (
-    ByteRange,
-    SampleError,
-    ShardReader,
-    check_shards,
-    find_sources,
-    iterate_samples,
-    parse_sample,
-    scan_shard,
-)
+from nvlm.data.sample import ByteRange, SampleError, ShardReader, iterate_samples, scan_shard
+from nvlm.data.sources import find_sources
 from nvlm.errors import DataError
 
 USER, ANSWER = ("user", "What?"), ("assistant", "That.")
-
-# JSON, number of images, reason and a part of the detail.
-BAD_JSON = {
-    "cut short": (as_json(USER, ANSWER)[:-3], 0, "json", "not readable as JSON"),
-    "not utf-8": (b'{"messages": "\xff"}', 0, "json", "not readable as JSON"),
-    "deeply nested": (b"[" * 100_000, 0, "json", "not readable as JSON"),
-    "another shape": (b"[1]", 0, "messages", "must be"),
-    "messages are no list": (b'{"messages": {}}', 0, "messages", "must be"),
-    "message is no object": (b'{"messages": ["hi"]}', 0, "messages", "message 0"),
-    "no content": (b'{"messages": [{"role": "user"}]}', 0, "messages", "message 0 \\(user\\)"),
-    "unknown role": (as_json(("tool", "x"), ANSWER), 0, "messages", "role 'tool'"),
-    "empty answer": (as_json(USER, ("assistant", " ")), 0, "messages", "message 1 .* empty"),
-    "no answer": (as_json(USER), 0, "messages", "no assistant turn"),
-    "late system": (as_json(USER, ANSWER, ("system", "x")), 0, "messages", "must come first"),
-    "too few images": (as_json(("user", "<image>"), ANSWER), 0, "image_count", "1 <image> marks"),
-    "too many images": (as_json(USER, ANSWER), 2, "image_count", "0 <image> marks .* 2 images"),
-    "mark in answer": (
-        as_json(USER, ("assistant", "<image>")), 1, "messages", "<image> outside user turns",
-    ),
-    "half a character": (
-        b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 0, "messages", "surrogate",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_JSON)
-def test_bad_json_is_the_samples_fault(name: str):
-    raw, num_images, reason, detail = BAD_JSON[name]
-    with pytest.raises(SampleError, match=detail) as caught:
-        parse_sample(raw, num_images)
-    assert caught.value.reason == reason
-
-
-def test_good_json():
-    messages, task = parse_sample(as_json(("user", "<image> and <image>"), ANSWER, task="ocr"), 2)
-    assert [m["role"] for m in messages] == ["user", "assistant"]
-    assert task == "ocr"
-    assert parse_sample(as_json(USER, ANSWER), 0)[1] == ""
 
 
 def test_members_of_a_shard(tmp_path: Path):
@@ -72,21 +26,21 @@ def test_members_of_a_shard(tmp_path: Path):
         tmp_path / "a.tar",
         [
             make_sample("one", "What?", "That.", [image, image]),
-            {"__key__": "folder/two", "json": as_json(USER, ANSWER), "txt": b"ignored"},
+            {"__key__": "folder/two", "json": as_json(USER, ANSWER), "cls": b"7"},
             {"__key__": "three", "jpg": image, "json": as_json(("user", "<image>"), ANSWER)},
         ],
     )
     samples, damage = scan_shard(shard)
     assert damage is None
-    assert [(s.key, sorted(s.images)) for s in samples] == [
-        ("one", [0, 1]), ("folder/two", []), ("three", [0]),
-    ]  # fmt: skip
+    assert [(s.key, len(s.images())) for s in samples] == [
+        ("one", 2),
+        ("folder/two", 0),
+        ("three", 1),
+    ]
     with ShardReader() as reader:
-        for sample in samples:
-            sample.check_complete()
-        assert reader.read(str(shard), samples[0].images[1]) == image
-        assert reader.read(str(shard), samples[1].json) == as_json(USER, ANSWER)
-        assert pickle.loads(pickle.dumps(reader)).read(str(shard), samples[2].images[0]) == image
+        assert reader.read(str(shard), samples[0].images()[1]) == image
+        assert reader.read(str(shard), samples[1].texts()["json"]) == as_json(USER, ANSWER)
+        assert pickle.loads(pickle.dumps(reader)).read(str(shard), samples[2].images()[0]) == image
 
 
 def test_ten_images_stand_in_numeric_order(tmp_path: Path):
@@ -114,7 +68,8 @@ def test_missing_and_doubled_members(tmp_path: Path):
     found = {}
     for sample in samples:
         try:
-            sample.check_complete()
+            sample.texts()
+            sample.images()
         except SampleError as error:
             found[sample.key] = error.reason
     assert found == {
@@ -166,7 +121,7 @@ def test_damaged_tars_keep_what_is_before_the_damage(
     assert error is not None
     assert error.reason == "shard"
     assert detail in str(error)
-    complete = [s for s in samples if s.json is not None]
+    complete = [s for s in samples if "json" in s.members]
     assert [s.key for s in complete] == [f"k{i}" for i in range(num_whole)]
 
 
@@ -188,12 +143,12 @@ def test_reading_a_shard_that_changed(tmp_path: Path):
 
 def test_sources_are_folders_of_shards(make_config, shards: Path):
     sources = find_sources(make_config())
-    assert {name: len(paths) for name, paths in sources.items()} == {
+    assert {name: len(source.shards) for name, source in sources.items()} == {
         "pairs": 1, "single": 2, "text": 1,
     }  # fmt: skip
     assert list(find_sources(make_config("data.blend={text: 1, pairs: 2}"))) == ["pairs", "text"]
     direct = make_config(f"data.root={shards / 'train'}", "data.split=single")
-    assert [path.name for path in find_sources(direct)["single"]] == [
+    assert [path.name for path in find_sources(direct)["single"].shards] == [
         "single-000000.tar", "single-000001.tar",
     ]  # fmt: skip
 
@@ -201,15 +156,15 @@ def test_sources_are_folders_of_shards(make_config, shards: Path):
 def test_no_shards_says_how_to_make_some(make_config, tmp_path: Path):
     config: RunConfig = make_config(f"data.root={tmp_path}")
     with pytest.raises(DataError, match=r"no \.tar files under .*train.*nvlm data build-demo"):
-        check_shards(config)
+        find_sources(config)
     (tmp_path / "train" / "digits").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no \.tar files"):
-        check_shards(config)
+        find_sources(config)
 
 
 def test_blend_names_must_exist(make_config):
     with pytest.raises(DataError, match=r"no source 'txt'.*which has pairs, single, text"):
-        check_shards(make_config("data.blend={txt: 1}"))
+        find_sources(make_config("data.blend={txt: 1}"))
 
 
 def test_a_broken_sample_is_named_when_nothing_may_be_skipped(tmp_path: Path):
@@ -218,6 +173,6 @@ def test_a_broken_sample_is_named_when_nothing_may_be_skipped(tmp_path: Path):
         list(iterate_samples([shard]))
 
 
-def test_checking_shards_imports_no_torch():
+def test_looking_for_shards_imports_no_torch():
     code = "import sys, nvlm.data.sample; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

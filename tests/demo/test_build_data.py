@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nvlm.data.image import to_pixels
 from nvlm.data.tiling import choose_grid, cut_tiles
 from nvlm.demo import build_data, digits, photographs, questions, scenes
 from nvlm.errors import DataError
@@ -84,7 +85,7 @@ def test_sheets_are_tiled_into_their_grid_and_the_answer_stands_in_the_named_til
         grid = (len(shown[0]), len(shown))
         image = Image.open(io.BytesIO(members["0.png"]))
         assert choose_grid(*image.size, 6, scenes.TILE) == grid
-        assert len(cut_tiles(image, 6, True, scenes.TILE)) == grid[0] * grid[1] + 1
+        assert len(cut_tiles(to_pixels(image), 6, True, scenes.TILE)) == grid[0] * grid[1] + 1
         assert content["messages"][1]["content"] == str(shown[row - 1][column - 1])
         assert f"row {row}, column {column}" in content["messages"][0]["content"]
         grids.add(grid)
@@ -96,7 +97,7 @@ def test_search_has_its_digit_on_one_tile_and_blocks_on_the_others():
     for columns, rows in scenes.SHEET_GRIDS:
         scene, digit, target = scenes.search_scene(rng, "train", (columns, rows))
         assert scene.grid == (columns, rows)
-        tiles = cut_tiles(scene.draw(), 6, True, scenes.TILE)
+        tiles = cut_tiles(to_pixels(scene.draw()), 6, True, scenes.TILE)
         assert len(tiles) == columns * rows + 1
         digit_words = set(questions.DIGIT_NAMES)
         for number, words in enumerate(scene.words_of_tiles()[:-1]):
@@ -137,7 +138,7 @@ def test_cells_name_what_is_drawn_in_them():
         assert set(words) == {scenes.BLANK, questions.DIGIT_NAMES[shown[row][column]]}
     assert tiles[6] == [scenes.SHEET] * 16
     # Where a cell says blank, the pixels differ less than where it says there is a digit.
-    tile = cut_tiles(scene.draw(), 6, True, scenes.TILE)[0].astype(float).mean(0)
+    tile = cut_tiles(to_pixels(scene.draw()), 6, True, scenes.TILE)[0].astype(float).mean(0)
     cells = tile.reshape(4, 28, 4, 28).transpose(0, 2, 1, 3).reshape(16, -1)
     contrast = {word: [] for word in set(tiles[0])}
     for cell, word in zip(cells, tiles[0]):

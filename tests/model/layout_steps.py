@@ -131,7 +131,7 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
         def loss(per_token: Tensor):
             mask = micro_batch.loss_mask()
             losses[index] = (per_token * mask).detach().clone()
-            return (per_token * mask).sum(), mask.sum().int(), {}
+            return (per_token * micro_batch.weights()).sum(), mask.sum().int(), {}
 
         return chunk(micro_batch), loss
 

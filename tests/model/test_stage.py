@@ -14,7 +14,10 @@ def test_encoder_on_a_later_stage(parallel):
     """One process holds all: neither stage of two may."""
     model = small_model.build(small_model.small_config(), parallel)
     config = small_model.small_config("parallel.pipeline=2")
-    for rank, misplaced in ((0, "language_model.decoder.final_layernorm.weight"), (1, "language_model.embedding")):
+    for rank, misplaced in (
+        (0, "language_model.decoder.final_layernorm.weight"),
+        (1, "language_model.embedding"),
+    ):
         with pytest.raises(AssertionError, match=rf"pipeline stage {rank} holds .*{misplaced}"):
             check_stage([model], config, replace(parallel, pipeline_rank=rank, pipeline_size=2))
 

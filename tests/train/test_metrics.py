@@ -51,3 +51,21 @@ def test_resume_drops_later_and_cut_records(tmp_path):
             "detail": "truncated",
         }
     ]
+
+
+def test_each_skipped_sample_is_named_once(tmp_path, capsys):
+    overrides = [f"run.dir={tmp_path}", "log.tensorboard=false"]
+    config = load_config("configs/run/tiny/sft.yaml", overrides)
+    bad = [SkippedSample("digits", "a.tar", str(n), "image", "truncated") for n in range(15)]
+    writer = MetricsWriter(config, 0, Console())
+    writer.write(1, RECORD, bad)
+    writer.write(2, RECORD, bad)
+    writer.close()
+    assert capsys.readouterr().out.count("of a.tar:") == 10
+    # Also not by the process that resumes.
+    writer = MetricsWriter(config, 2, Console())
+    writer.write(3, RECORD, [*bad, SkippedSample("digits", "a.tar", "1", "json", "x")])
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["key"]) for line in lines[:15]] == [(1, str(n)) for n in range(15)]
+    assert [(line["step"], line["reason"]) for line in lines[15:]] == [(3, "json")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,12 +33,19 @@ def choose_grid(width, height, min_num=1, max_num=6, image_size=448):
     return best
 
 
+def to_rgb(image):
+    """The image in RGB, without alpha. 16-bit gray keeps its upper byte."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def dynamic_preprocess(image, min_num=1, max_num=6, image_size=448, use_thumbnail=True):
     """Tiles of `image` in row-major order, then the thumbnail if there is more than one tile.
 
     Returns a list of RGB `PIL.Image`s of image_size x image_size.
     """
-    image = image.convert("RGB")
+    image = to_rgb(image)
     columns, rows = choose_grid(image.width, image.height, min_num, max_num, image_size)
     resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
     tiles = [
@@ -57,7 +64,7 @@ def build_transform(input_size=448):
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
     def transform(tile):
-        tile = tile.convert("RGB")
+        tile = to_rgb(tile)
         if tile.size != (input_size, input_size):
             tile = tile.resize((input_size, input_size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(tile)).permute(2, 0, 1)
@@ -67,9 +74,12 @@ def build_transform(input_size=448):
 
 
 def load_image(image, input_size=448, max_num=6, use_thumbnail=True, min_num=1):
-    """Pixel values [tiles, 3, input_size, input_size] of a `PIL.Image` or of an image file."""
+    """Pixel values [tiles, 3, input_size, input_size] of a `PIL.Image` or of an image file.
+
+    A file's EXIF rotation is applied, as in training.
+    """
     if isinstance(image, (str, Path)):
         with Image.open(image) as opened:
-            image = opened.convert("RGB")
+            image = to_rgb(ImageOps.exif_transpose(opened))
     tiles = dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail)
     return torch.stack([*map(build_transform(input_size), tiles)])

@@ -1,0 +1,113 @@
+"""Conversations and documents: samples whose text is used as it is stored."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from nvlm.data.sample import IMAGE_MARK, Messages, SampleError
+from nvlm.data.text_members import VIDEO_MARK, checked_text, shown
+
+ROLES = ("system", "user", "assistant")
+_LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
+_PARAGRAPH_END = re.compile(r"(?<=\n\n)(?=[^\n])")
+
+
+def read_conversation(value: dict[str, Any], num_images: int, num_frames: int) -> Messages:
+    name = "messages" if "messages" in value else "conversations"
+    items = value.get(name)
+    if not isinstance(items, list) or not items:
+        raise SampleError("messages", f"{name} is {shown(items)}, expected a list of turns")
+    messages = [_read_message(position, item) for position, item in enumerate(items)]
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise SampleError(
+            "role_order", f"roles {shown(' '.join(roles))}, expected user and assistant by turns"
+        )
+    if num_frames:
+        _place_frames(messages, num_frames)
+    num_marks = count_image_marks(messages)
+    if num_marks != num_images:
+        raise SampleError(
+            "image_count", f"{num_marks} {IMAGE_MARK} marks in user turns for {num_images} images"
+        )
+    return messages
+
+
+def _read_message(position: int, item: Any) -> dict[str, str]:
+    if not isinstance(item, dict):
+        raise SampleError("messages", f"message {position} is {shown(item)}, expected an object")
+    role, content = item.get("role"), item.get("content")
+    if "from" in item:
+        role, content = item["from"], item.get("value")
+        role = _LLAVA_ROLES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise SampleError(
+            "messages", f"message {position} has role {shown(role)}, expected {', '.join(ROLES)}"
+        )
+    content = checked_text(content, f"message {position} ({role})")
+    if role != "user" and (IMAGE_MARK in content or VIDEO_MARK in content):
+        raise SampleError(
+            "image_mark", f"message {position} ({role}) has the mark of an image or a video; only "
+            "user turns may"
+        )  # fmt: skip
+    return {"role": role, "content": content}
+
+
+def _place_frames(messages: Messages, num_frames: int) -> None:
+    num_marks = sum(message["content"].count(VIDEO_MARK) for message in messages)
+    if num_marks != 1:
+        raise SampleError("image_count", f"{num_marks} {VIDEO_MARK} marks for one video")
+    frames = "\n".join([IMAGE_MARK] * num_frames)
+    for message in messages:
+        message["content"] = message["content"].replace(VIDEO_MARK, frames)
+
+
+def read_document(value: dict[str, Any], kind: str, num_images: int) -> Messages:
+    """Parts that a document may end after: the images before a paragraph, and it."""
+    if kind == "text":
+        parts: Any = [{"text": value.get("text")}]
+    else:
+        parts = value.get("parts")
+    if not isinstance(parts, list):
+        raise SampleError("fields", f"parts is {shown(parts)}, expected a list")
+    documents: list[str] = []
+    images = ""
+    next_image = 0
+    for number, part in enumerate(parts):
+        if isinstance(part, dict) and "image" in part:
+            if part["image"] != next_image or isinstance(part["image"], bool):
+                raise SampleError(
+                    "image_count", f"part {number} is image {shown(part['image'])}, expected "
+                    f"{next_image}: images stand in the order of their members"
+                )  # fmt: skip
+            next_image += 1
+            images += IMAGE_MARK
+            continue
+        if not isinstance(part, dict) or "text" not in part:
+            raise SampleError("fields", f"part {number} is {shown(part)}, expected text or image")
+        text = checked_text(part["text"], f"part {number}")
+        if IMAGE_MARK in text or VIDEO_MARK in text:
+            raise SampleError("image_mark", f"part {number} has the mark of an image in its text")
+        first, *others = _PARAGRAPH_END.split(text)
+        documents += [images + first, *others]
+        images = ""
+    if not documents:
+        raise SampleError("text", "a document without text, so nothing to train on")
+    documents[-1] += images
+    if next_image != num_images:
+        raise SampleError("image_count", f"its parts use {next_image} of {num_images} images")
+    return [{"role": "document", "content": content} for content in documents]
+
+
+def count_image_marks(messages: Messages) -> int:
+    return sum(m["content"].count(IMAGE_MARK) for m in messages if m["role"] != "assistant")
+
+
+def keep_turns(messages: Messages, num_turns: int) -> Messages:
+    """The first `num_turns` turns: up to that many answers, or parts of a document."""
+    if messages[0]["role"] == "document":
+        return messages[:num_turns]
+    first = 1 if messages[0]["role"] == "system" else 0
+    return messages[: first + 2 * num_turns]

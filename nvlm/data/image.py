@@ -1,0 +1,228 @@
+"""Image files to pixels: which files are read, how, and what is done to unusual ones.
+
+Every image is opened by Pillow, which decides what it is, and its header is checked before any
+pixel is decoded. JPEG and 8-bit RGB PNG are then decoded by libjpeg-turbo (simplejpeg) and libspng
+(pyspng), bit for bit as Pillow does but faster; whatever those refuse is Pillow's to judge.
+
+- EXIF rotation is applied: the sides that `read_image_size` gives are those of the upright image.
+- The first frame of an animation is taken.
+- Alpha and palette transparency are dropped, colour profiles ignored, as `convert("RGB")` does.
+- 16-bit gray keeps its upper byte (`convert` would clip it to white).
+- Pixels of 32 bits (no set range) and of LAB colours (no conversion) are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pyspng
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from nvlm.data.sample import SampleError
+
+# Enough for the headers of nearly all images; the rest are read whole.
+HEADER_BYTES = 1 << 16
+# Pillow knows many more, among them some that run other programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+_EXTENSIONS = {
+    "BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif",
+    "WEBP": "webp",
+}  # fmt: skip
+# What Pillow raises for broken files, `SyntaxError` in its PNG reader, the last three in its TIFF
+# reader. Caught around calls of Pillow alone.
+_DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    TypeError,
+    KeyError,
+    IndexError,
+)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# 32-bit integers and floats have no set range; Pillow does not convert LAB to RGB.
+_UNUSABLE_MODES = ("I", "F", "LAB")
+_UPRIGHT = 1
+_SIDES_SWAPPED = (5, 6, 7, 8)
+
+# Its own limit warns at 89 and raises at 179 megapixels, whatever ours is; ours replaces it.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read_image_size(data: bytes, max_megapixels: float | None = None) -> tuple[int, int]:
+    """(width, height) of the upright image, from an image's first bytes; decodes nothing.
+
+    Raises:
+        SampleError: the bytes do not tell, or the image has over `max_megapixels` (None: no limit).
+    """
+    with warnings.catch_warnings(action="ignore"):  # of Pillow, about what the rules cover
+        image = _open(data, max_megapixels)
+        orientation = _orientation(image)
+    width, height = image.size
+    return (height, width) if orientation in _SIDES_SWAPPED else (width, height)
+
+
+def image_type(data: bytes) -> str:
+    """The extension that fits an image's content: jpg, png, webp, gif, bmp or tif.
+
+    Args:
+        data: at least the image's first bytes.
+
+    Raises:
+        SampleError: the bytes are no image of one of `FORMATS`, or do not tell.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return _EXTENSIONS[str(_open(data, None).format)]
+
+
+def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np.uint8]:
+    """[height, width, 3] uint8 RGB, upright; the array is contiguous.
+
+    Raises:
+        SampleError: no image of one of `FORMATS`, cut short, damaged, of `_UNUSABLE_MODES`,
+            or with over `max_megapixels` (None: no limit).
+    """
+    with warnings.catch_warnings(action="ignore"):
+        image = _open(data, max_megapixels)
+        orientation = _orientation(image)
+        pixels = _decode_quickly(image, data)
+        if pixels is None:
+            try:
+                image.load()
+            except _DECODING_ERRORS as error:
+                raise _unreadable(error) from None
+            pixels = to_pixels(image)
+    return _turn_upright(pixels, orientation)
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """[height, width, 3] uint8 RGB of a Pillow image, by the rules above, as it lies.
+
+    Raises:
+        SampleError: pixels of `_UNUSABLE_MODES`.
+    """
+    if image.mode in _UNUSABLE_MODES:
+        raise SampleError(
+            "image_pixels", f"pixels of mode {image.mode} have no sure RGB value; store 8-bit RGB"
+        )
+    if image.mode.startswith("I;16"):
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))  # a writable copy, which torch asks for
+
+
+def _open(data: bytes, max_megapixels: float | None) -> Image.Image:
+    """The image with its header read and its size checked."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        kind = _describe(data)
+        if kind is None:
+            raise SampleError("image", "not readable as an image: damaged header") from None
+        raise SampleError("image_format", f"{kind}; readable are {', '.join(FORMATS)}") from None
+    except _DECODING_ERRORS as error:
+        raise _unreadable(error) from None
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise SampleError("image", f"{width} x {height} pixels")
+    if max_megapixels is not None and width * height > max_megapixels * 1e6:
+        raise SampleError(
+            "image_too_large",
+            f"{width} x {height} pixels, over data.max_image_megapixels {max_megapixels:g}",
+        )
+    return image
+
+
+def _unreadable(error: Exception) -> SampleError:
+    return SampleError("image", f"not readable as an image: {error or type(error).__name__}")
+
+
+def _describe(data: bytes) -> str | None:
+    """What bytes are that are no image of `FORMATS`; None: a damaged one."""
+    start = data[:256].lstrip().lower()
+    if not data:
+        return "an empty file"
+    if data[4:8] == b"ftyp":
+        return f"a file of type {data[8:12].decode('latin-1')!r} (HEIC, AVIF or video)"
+    if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
+        return "an SVG drawing"
+    if start.startswith(b"%pdf"):
+        return "a PDF"
+    known = (_PNG_SIGNATURE, b"\xff\xd8", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+    if data.startswith(known):
+        return None
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in data[:256]):
+        return f"text ({data[:32].decode('utf-8', 'replace')!r})"
+    return f"a file that starts with {data[:8].hex(' ')}"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8."""
+    if image.format == "TIFF":
+        return _UPRIGHT  # Pillow turns these itself, the size included
+    try:
+        # Not the PNG class's own `getexif`, which would decode the image.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
+    except _DECODING_ERRORS:
+        return _UPRIGHT  # EXIF data that cannot be read turns nothing
+    return orientation if orientation in range(1, 9) else _UPRIGHT
+
+
+def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation in _SIDES_SWAPPED:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_quickly(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
+    """The pixels as Pillow would decode them; None: Pillow has to."""
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        try:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        except ValueError:
+            return None
+    if image.format == "PNG" and _is_plain_rgb_png(data):
+        try:
+            return pyspng.load(data, format="RGB")
+        except RuntimeError:
+            return None
+    return None
+
+
+def _is_plain_rgb_png(data: bytes) -> bool:
+    """Whether a PNG is 8-bit RGB, not interlaced, and its pixel data's checksums hold.
+
+    libspng is told to ignore checksums, and would decode damaged data to wrong pixels.
+    """
+    _, kind, _, _, depth, colour, _, _, interlaced = struct.unpack_from(">I4sIIBBBBB", data, 8)
+    if (kind, depth, colour, interlaced) != (b"IHDR", 8, 2, 0):
+        return False
+    view = memoryview(data)
+    position = len(_PNG_SIGNATURE)
+    found = False
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if kind == b"IDAT":
+            if end + 4 > len(data):
+                return False
+            if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+                return False
+            found = True
+        elif found:
+            return True
+        position = end + 4
+    return False

@@ -1,0 +1,19 @@
+"""Folders prepared for Megatron-Energon: the shards of one split, by the folder's field map."""
+
+from __future__ import annotations
+
+from nvlm.data.energon import excluded_samples, is_prepared, prepared_shards, read_field_map
+from nvlm.data.importers.formats import ImportOptions
+from nvlm.data.importers.webdataset_tars import TarReader
+from nvlm.errors import DataError
+
+
+def open_source(options: ImportOptions) -> TarReader:
+    folder = options.source
+    if not is_prepared(folder):
+        raise DataError(
+            f"{folder} has no folder .nv-meta, which `energon prepare` makes; plain tars are "
+            "imported with --format webdataset"
+        )
+    shards = prepared_shards(folder, options.split)
+    return TarReader(shards, read_field_map(folder), excluded_samples(folder))

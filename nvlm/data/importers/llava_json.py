@@ -1,0 +1,96 @@
+"""LLaVA's files: `[{"id", "image": name or [names], "conversations": [{"from", "value"}]}]`.
+
+Also one such object per line (`.jsonl`), `"images"`, `"video"`, `"messages"`, and entries without
+images. Image names are relative to `--images`, else to the file's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nvlm.data.importers.formats import ImportOptions
+from nvlm.data.importers.records import Keys, Picture, Record, Reject, find_file, make_record
+from nvlm.data.sample import SampleError
+from nvlm.errors import DataError
+
+
+class LlavaReader:
+    def __init__(self, options: ImportOptions):
+        self.files = [options.source]
+        self._folder = options.images or options.source.parent
+        self._per_unit = options.samples_per_shard
+        self._entries = _read_entries(options.source)
+        self._keys = list(_make_keys(self._entries))
+        self.num_samples: int | None = len(self._entries)
+        self.num_units = -(-len(self._entries) // self._per_unit)
+
+    def read(self, unit: int) -> Iterator[Record | Reject]:
+        start = unit * self._per_unit
+        for number in range(start, min(start + self._per_unit, len(self._entries))):
+            name, entry = self._entries[number]
+            key = self._keys[number]
+            try:
+                if isinstance(key, SampleError):
+                    raise key
+                yield self._record(key, entry)
+            except SampleError as error:
+                yield Reject(name, error.reason, error.detail)
+
+    def _record(self, key: str, entry: dict[str, Any]) -> Record:
+        names = entry.get("images") or entry.get("image") or []
+        names = names if isinstance(names, list) else [names]
+        pictures = [Picture(None, find_file(self._folder, n, "image")) for n in names]
+        video = entry.get("video")
+        video = find_file(self._folder, video, "video") if video else None
+        return make_record(key, entry, pictures, video)
+
+
+def _make_keys(entries: list[tuple[str, Any]]) -> Iterator[str | SampleError]:
+    keys = Keys()
+    for number, (_, entry) in enumerate(entries):
+        try:
+            if isinstance(entry, SampleError):
+                raise entry
+            yield keys.make(entry.get("id"), number, entry)
+        except SampleError as error:
+            yield error
+
+
+def _read_entries(path: Path) -> list[tuple[str, Any]]:
+    """(where it stands, the entry or what is wrong with it) of every sample."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a .json or .jsonl file")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}") from None
+    if text.lstrip()[:1] == "[":
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not readable as JSON: {error}") from None
+        return [(f"entry {number}", _checked(value)) for number, value in enumerate(values)]
+    lines = [(f"line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(name, _parse_line(line)) for name, line in lines]
+
+
+def _parse_line(line: str) -> Any:
+    try:
+        return _checked(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SampleError):
+            return error
+        return SampleError("json", f"not readable as JSON: {error}")
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value
+    return SampleError("fields", f"expected an object, found {type(value).__name__}")
+
+
+def open_source(options: ImportOptions) -> LlavaReader:
+    return LlavaReader(options)

@@ -1,0 +1,164 @@
+"""What passes between the readers of formats and the writer of shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nvlm.data.image import HEADER_BYTES, image_type
+from nvlm.data.importers.fields import normalise
+from nvlm.data.kinds import SampleParser
+from nvlm.data.sample import SampleError
+from nvlm.errors import DataError
+
+_NOT_IN_KEYS = re.compile(r"[^\w/-]+")
+_MAX_KEY_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sample to be written: the content of its members by extension."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A sample that is left out. `name` says where it stands in the source."""
+
+    name: str
+    reason: str
+    detail: str
+
+
+class Reader(Protocol):
+    """A source in one format. It is handed to processes by forking."""
+
+    num_units: int
+    # None: not known before reading.
+    num_samples: int | None
+    # The files that decide what is read, for telling whether an interrupted import may go on.
+    files: list[Path]
+
+    def read(self, unit: int) -> Iterator[Record | Reject]:
+        """The samples of one unit, always the same ones in the same order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a sample: its bytes, or the file that has them."""
+
+    data: bytes | None
+    path: Path | None = None
+
+
+_parser: SampleParser | None = None
+
+
+def make_record(
+    key: str, fields: dict[str, Any], pictures: list[Picture], video: Path | None = None
+) -> Record:
+    """The record of a sample, checked as indexing will check it. Image bytes stay as they are.
+
+    Args:
+        fields: the sample's text, in any of the shapes that `fields.normalise` knows.
+
+    Raises:
+        SampleError: an image is missing or is none, or the text is unusable.
+    """
+    global _parser
+    _parser = _parser or SampleParser()
+    members: dict[str, bytes] = {}
+    for number, picture in enumerate(pictures):
+        data = picture.data if picture.data is not None else _read_file(picture.path, "image")
+        try:
+            kind = image_type(data[:HEADER_BYTES])
+        except SampleError:
+            kind = image_type(data)
+        members[f"{number}.{kind}"] = data
+    if video is not None:
+        members[video.suffix[1:].lower()] = _read_file(video, "video")
+    content = normalise(fields, len(pictures), has_video=video is not None)
+    raw = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    frames = int(video is not None)
+    _parser.parse({"json": raw}, len(pictures) + frames, frames)
+    return Record(key, {"json": raw, **members})
+
+
+def _read_file(path: Path | None, what: str) -> bytes:
+    if path is None:
+        raise SampleError(f"missing_{what}", f"the {what} has neither bytes nor a path")
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise SampleError(f"missing_{what}", f"{path}: {error}") from None
+
+
+def find_file(folder: Path, name: Any, what: str) -> Path:
+    """The file that a sample names, in `folder` unless the name is absolute."""
+    if not isinstance(name, str) or not name:
+        raise SampleError(f"missing_{what}", f"{name!r} is no file name")
+    if "://" in name:
+        raise SampleError(f"missing_{what}", f"{name} is an address; download it first")
+    return folder / name
+
+
+class Keys:
+    """Sample ids to keys of members: unique, and without dots, at which keys end.
+
+    An id that comes again gets a number, `id-2`; exactly the same sample again is a duplicate.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[int]] = {}
+        self._taken: set[str] = set()
+
+    def make(self, sample_id: Any, number: int, content: object) -> str:
+        """Raises `SampleError` for a duplicate.
+
+        Args:
+            number: stands in for a missing id.
+            content: what makes the sample; compared by its JSON.
+        """
+        if sample_id is None or isinstance(sample_id, (dict, list)) or str(sample_id) == "":
+            sample_id = f"{number:09d}"
+        base = clean_key(str(sample_id))
+        fingerprint = hash(json.dumps(content, sort_keys=True, default=str))
+        seen = self._seen.setdefault(base, set())
+        if fingerprint in seen:
+            raise SampleError("duplicate", f"id {sample_id!r} with the same content came before")
+        seen.add(fingerprint)
+        key, again = base, len(seen)
+        while key in self._taken:
+            again = max(again, 2)
+            key = f"{base}-{again}"
+            again += 1
+        self._taken.add(key)
+        return key
+
+
+def clean_key(text: str) -> str:
+    """`text` with everything but letters, digits, `_`, `-` and `/` replaced."""
+    cleaned = _NOT_IN_KEYS.sub("_", text).strip("/")[-_MAX_KEY_LENGTH:].strip("/")
+    return re.sub("/+", "/", cleaned) or "_"
+
+
+def source_files(source: Path, patterns: tuple[str, ...], what: str) -> list[Path]:
+    """`source` itself, or the files below it that match one of `patterns`, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    if source.is_file():
+        return [source]
+    found = sorted({path for pattern in patterns for path in source.rglob(pattern)})
+    if not found:
+        exists = "has" if source.is_dir() else "does not exist or has"
+        raise DataError(f"{source}: {exists} no {what} ({', '.join(patterns)})")
+    return found

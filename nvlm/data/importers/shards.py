@@ -1,0 +1,100 @@
+"""Writing one unit of samples as shards of bounded size and count."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nvlm.data.importers.records import Record, Reject
+
+_BLOCK = 512
+
+
+@dataclass
+class UnitResult:
+    """What became of a unit; kept as JSON beside its shards."""
+
+    num_samples: int = 0
+    num_images: int = 0
+    num_bytes: int = 0
+    num_shards: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(asdict(self)))
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> UnitResult:
+        values = json.loads(path.read_text())
+        return cls(**values | {"rejects": [Reject(**reject) for reject in values["rejects"]]})
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(reject.reason for reject in self.rejects)
+
+
+def write_unit(
+    records: Iterable[Record | Reject],
+    folder: Path,
+    name: str,
+    max_bytes: int,
+    max_samples: int,
+    count: Callable[[], None],
+) -> UnitResult:
+    """Write `folder/NAME-000.tar`, ...; a file of that name is whole.
+
+    Tars are the same bytes for the same records: no times, no owners.
+
+    Args:
+        count: called once per record and reject.
+    """
+    result = UnitResult()
+    tar: tarfile.TarFile | None = None
+    beside = folder / f"{name}.tmp"
+    num_samples = 0
+    try:
+        for record in records:
+            count()
+            if isinstance(record, Reject):
+                result.rejects.append(record)
+                continue
+            size = sum(_padded(len(data)) for data in record.members.values())
+            if tar is not None and (num_samples >= max_samples or tar.offset + size > max_bytes):
+                _finish(tar, beside, folder / f"{name}-{result.num_shards - 1:03d}.tar")
+                tar = None
+            if tar is None:
+                tar = tarfile.open(beside, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+                num_samples = 0
+                result.num_shards += 1
+            for extension, data in record.members.items():
+                member = tarfile.TarInfo(f"{record.key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            num_samples += 1
+            result.num_samples += 1
+            result.num_images += sum(name != "json" for name in record.members)
+            result.num_bytes += size
+        if tar is not None:
+            _finish(tar, beside, folder / f"{name}-{result.num_shards - 1:03d}.tar")
+            tar = None
+    finally:
+        if tar is not None:
+            tar.close()
+        beside.unlink(missing_ok=True)
+    return result
+
+
+def _finish(tar: tarfile.TarFile, beside: Path, path: Path) -> None:
+    tar.close()
+    beside.replace(path)
+
+
+def _padded(size: int) -> int:
+    return _BLOCK + -(-size // _BLOCK) * _BLOCK

@@ -1,0 +1,125 @@
+"""WebDataset tars made by others, also compressed ones; a unit is one tar.
+
+`KEY.json`, or `KEY.txt` with a caption, gives the text; members with an image's extension are the
+sample's images, in natural order of their names. Tars that already follow our rules need no import:
+they are read in place.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nvlm.data.energon import FieldMap
+from nvlm.data.importers.formats import ImportOptions
+from nvlm.data.importers.records import (
+    Picture,
+    Record,
+    Reject,
+    clean_key,
+    make_record,
+    source_files,
+)
+from nvlm.data.sample import IMAGE_TYPES, TEXT_MEMBERS, SampleError
+from nvlm.data.tar import TarDamageError, read_members
+from nvlm.data.text_members import read_fields
+from nvlm.errors import DataError
+
+PATTERNS = ("*.tar", "*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz")
+# As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
+_MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+_DIGITS = re.compile(r"(\d+)")
+
+
+class TarReader:
+    num_samples: int | None = None
+
+    def __init__(self, shards: list[Path], field_map: FieldMap | None, left_out: set[str]):
+        """
+        Args:
+            left_out: `SHARD/KEY` of samples that are not wanted.
+        """
+        self.files = shards
+        self._field_map = field_map
+        self._left_out = left_out
+        self.num_units = len(shards)
+
+    def read(self, unit: int) -> Iterator[Record | Reject]:
+        shard = self.files[unit]
+        seen: set[str] = set()
+        # Keys often begin anew in each tar.
+        prefix = "" if self.num_units == 1 else f"{unit:06d}/"
+        try:
+            for key, members in _samples(shard):
+                if f"{shard.name}/{key}" in self._left_out:
+                    continue
+                name = f"{shard.name}/{key}"
+                try:
+                    cleaned = prefix + clean_key(key)
+                    if cleaned in seen:
+                        raise SampleError("duplicate", f"key {key} stands twice in the shard")
+                    seen.add(cleaned)
+                    yield self._record(cleaned, members)
+                except SampleError as error:
+                    yield Reject(name, error.reason, error.detail)
+        except (TarDamageError, tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            yield Reject(shard.name, "shard", str(error))
+
+    def _record(self, key: str, members: dict[str, bytes]) -> Record:
+        wanted = TEXT_MEMBERS if self._field_map is None else self._field_map.text_members
+        texts = {name: members[name] for name in wanted if name in members}
+        if not texts:
+            raise SampleError("missing_member", f"no member {' or '.join(wanted)}")
+        fields = read_fields(texts, self._field_map)
+        if self._field_map is None:
+            names = [name for name in members if name.rpartition(".")[2] in IMAGE_TYPES]
+            names.sort(key=_natural)
+        else:
+            names = [name for name in self._field_map.image_members if name in members][:1]
+        return make_record(key, fields, [Picture(members[name]) for name in names])
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, content by extension) of neighbouring members with one key."""
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    for name, data in _plain(shard) if shard.suffix == ".tar" else _compressed(shard):
+        match = _MEMBER_NAME.fullmatch(name)
+        if match is None:
+            continue
+        if match[1] != key:
+            if key is not None:
+                yield key, members
+            key, members = match[1], {}
+        members[match[2].lower()] = data
+    if key is not None:
+        yield key, members
+
+
+def _plain(shard: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file. Sees where a tar is cut, which Python's reader may not."""
+    with shard.open("rb") as file:
+        for name, offset, size in read_members(shard):
+            file.seek(offset)
+            yield name, file.read(size)
+
+
+def _compressed(shard: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(shard, "r|*") as tar:
+        for member in tar:
+            if member.isfile() and (file := tar.extractfile(member)) is not None:
+                yield member.name, file.read()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`2.jpg` before `10.jpg`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+
+
+def open_source(options: ImportOptions) -> TarReader:
+    if (options.source / ".nv-meta").is_dir():
+        raise DataError(f"{options.source} is prepared for Energon: use --format energon")
+    return TarReader(source_files(options.source, PATTERNS, "tar files"), None, set())

@@ -1,0 +1,101 @@
+"""`nvlm data index`: build what is missing, with progress bars, and say what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nvlm.config import RunConfig
+from nvlm.config.schema import SourceConfig
+from nvlm.data.index import SourceIndex, open_indexes
+from nvlm.data.index_build import BuildProgress
+from nvlm.errors import DataError
+
+# Rejected samples that are named; all are in the index's folder.
+_NUM_REJECTED_SHOWN = 20
+
+
+def build_indexes_with_progress(
+    config: RunConfig, folders: list[Path] | None = None
+) -> list[SourceIndex]:
+    """Build what is missing and print a summary.
+
+    Args:
+        folders: of shards, in place of the run's sources. None: those.
+    """
+    if folders:
+        blend = {_name(folder): SourceConfig(path=str(folder.resolve())) for folder in folders}
+        if len(blend) < len(folders):
+            raise DataError("two of the folders have one name; index them one by one")
+        data = config.data.model_copy(update={"blend": blend})
+        config = config.model_copy(update={"data": data})
+    console = Console()
+    with Progress(
+        TextColumn("indexing {task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[shards]} shards"),
+        TextColumn("{task.fields[samples]:,} samples"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        tasks: dict[str, int] = {}
+
+        def show(done: BuildProgress) -> None:
+            if done.source not in tasks:
+                tasks[done.source] = bars.add_task(
+                    done.source, total=done.num_bytes, shards="", samples=0, rate=0.0
+                )
+            bars.update(
+                tasks[done.source],  # type: ignore[arg-type]
+                completed=done.num_bytes_done,
+                shards=f"{done.num_shards_done}/{done.num_shards}",
+                samples=done.num_samples,
+                rate=done.num_samples / max(done.seconds, 1e-9),
+            )
+
+        indexes = open_indexes(config, show=show)
+    console.print(_summary(indexes))
+    _name_rejected(console, indexes)
+    return indexes
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name.removesuffix(".tar")
+
+
+def _summary(indexes: list[SourceIndex]) -> Table:
+    table = Table()
+    table.add_column("source")
+    for name in ("shards", "samples", "images", "text tokens", "rejected"):
+        table.add_column(name, justify="right")
+    table.add_column("reasons")
+    for index in indexes:
+        num_tokens = int(index.turn_tokens.sum()) + int(index.lead_single.sum())
+        rejected = index.num_rejected
+        numbers = [
+            len(index.shards), len(index), index.num_images, num_tokens, sum(rejected.values()),
+        ]  # fmt: skip
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
+        table.add_row(index.source, *(f"{number:,}" for number in numbers), reasons)
+    return table
+
+
+def _name_rejected(console: Console, indexes: list[SourceIndex]) -> None:
+    for index in indexes:
+        for number, rejected in enumerate(index.iterate_rejected()):
+            if number == _NUM_REJECTED_SHOWN:
+                console.print(f"... all of them: {index.rejected_file}", highlight=False)
+                break
+            console.print(
+                f"rejected {rejected.source} {rejected.shard} {rejected.key or '(shard)'}: "
+                f"{rejected.reason}: {rejected.detail}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,156 @@
+"""Where a run's samples lie: its sources, their settings and their shards.
+
+`ROOT/SPLIT/NAME/*.tar` is one source per folder; `ROOT/SPLIT/*.tar` is one source named after the
+split. `data.blend` chooses among them and says where others lie. A folder that Energon has prepared
+(energon.py) gives the shards of its own split `data.split`. Folders are looked at, never written
+to. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvlm.config import RunConfig
+from nvlm.config.schema import SourceConfig
+from nvlm.data.energon import is_prepared, prepared_shards
+from nvlm.errors import DataError
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a run."""
+
+    name: str
+    settings: SourceConfig
+    folder: Path  # that holds the shards, or the only shard
+    shards: list[Path]  # in order
+
+
+def find_sources(config: RunConfig) -> dict[str, Source]:
+    """The run's sources by name, sorted.
+
+    Raises:
+        DataError: there are no shards, or the blend names a source that has none.
+    """
+    folder = Path(config.data.root) / config.data.split
+    if config.data.blend is not None:
+        return {
+            name: _find(config, folder, name, settings)
+            for name, (_, settings) in sorted(flatten_blend(config.data.blend).items())
+        }
+    found = _found_below(folder, config.data.split)
+    if not found:
+        raise DataError(
+            f"data.root {config.data.root}: no .tar files under {folder} (expected "
+            f"{folder}/SOURCE/*.tar); `nvlm data build-demo {config.data.root}` makes some"
+        )
+    return {
+        name: Source(name, SourceConfig(), found[name], list_shards(found[name], config.data.split))
+        for name in sorted(found)
+    }
+
+
+def flatten_blend(
+    blend: dict[str, float | SourceConfig],
+    share: float = 1.0,
+    above: SourceConfig | None = None,
+) -> dict[str, tuple[float, SourceConfig]]:
+    """Source -> (share of all draws, settings) of a blend whose entries may be blends.
+
+    Shares sum to `share`. A source takes over what it leaves open from the blends above it:
+    `max_num_tiles`, `prompts` and `max_epochs`; `loss_weight` multiplies; paths are joined.
+
+    Raises:
+        DataError: two sources have one name.
+    """
+    weights = {
+        name: entry.weight if isinstance(entry, SourceConfig) else float(entry)
+        for name, entry in blend.items()
+    }
+    total = sum(weights.values())
+    leaves: dict[str, tuple[float, SourceConfig]] = {}
+    for name, entry in blend.items():
+        own = entry if isinstance(entry, SourceConfig) else SourceConfig()
+        settings = own if above is None else _inherit(name, own, above)
+        own_share = share * weights[name] / total
+        if own.blend is None:
+            below = {name: (own_share, settings)}
+        else:
+            below = flatten_blend(own.blend, own_share, settings)
+        for leaf, value in below.items():
+            if leaf in leaves:
+                raise DataError(
+                    f"data.blend: source {leaf!r} stands twice; give one of them another name, "
+                    "and a path"
+                )
+            leaves[leaf] = value
+    return leaves
+
+
+def list_shards(folder: Path, split: str) -> list[Path]:
+    """The shards of a folder, in order, or the one shard that `folder` is."""
+    if folder.is_file():
+        return [folder]
+    if is_prepared(folder):
+        return prepared_shards(folder, split)
+    return sorted(folder.glob("*.tar"))
+
+
+def _inherit(name: str, own: SourceConfig, above: SourceConfig) -> SourceConfig:
+    path = own.path
+    if above.path is not None and (path is None or not Path(path).is_absolute()):
+        below = "" if path is None and own.blend is not None else path or name
+        path = str(Path(above.path) / below)
+    return own.model_copy(
+        update={
+            "path": path,
+            "max_num_tiles": own.max_num_tiles or above.max_num_tiles,
+            "prompts": own.prompts or above.prompts,
+            "max_epochs": own.max_epochs or above.max_epochs,
+            "loss_weight": own.loss_weight * above.loss_weight,
+        }
+    )
+
+
+def _find(config: RunConfig, split_folder: Path, name: str, settings: SourceConfig) -> Source:
+    # An absolute path replaces what stands before it.
+    folder = split_folder / (settings.path or name)
+    if settings.path is None and name == config.data.split and not folder.is_dir():
+        folder = split_folder
+    shards = list_shards(folder, config.data.split) if folder.exists() else []
+    if not shards:
+        raise DataError(f"data.blend: {_nothing(config, split_folder, name, settings, folder)}")
+    return Source(name, settings, folder, shards)
+
+
+def _nothing(
+    config: RunConfig, split_folder: Path, name: str, settings: SourceConfig, folder: Path
+) -> str:
+    if folder.is_dir():
+        compressed = sorted(p.name for p in folder.iterdir() if p.name.endswith(_COMPRESSED))
+        if compressed:
+            return (
+                f"source {name!r}: {folder} has compressed shards such as {compressed[0]}; samples "
+                "are read by their place in the file, so unpack the compression first"
+            )
+    if settings.path is not None:
+        what = "has no .tar files" if folder.exists() else "does not exist"
+        return f"source {name!r}: its path {folder} {what}"
+    found = ", ".join(_found_below(split_folder, config.data.split)) or "none"
+    return f"no source {name!r} under {split_folder}, which has {found}"
+
+
+def _found_below(folder: Path, split: str) -> dict[str, Path]:
+    """Source -> its folder, for a folder of sources."""
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        return found
+    if any(folder.glob("*.tar")):
+        found[split] = folder
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if is_prepared(child) or any(child.glob("*.tar")):
+            found[child.name] = child
+    return found
