@@ -18,6 +18,7 @@ from nvlm.checkpoint_io import read_config, read_progress, resolve_checkpoint
 from nvlm.config.schema import RunConfig
 from nvlm.convert.checkpoint_reader import CheckpointReader
 from nvlm.convert.export_config import (
+    check_tile_tags,
     generation_config,
     model_config,
     preprocessor_config,
@@ -72,6 +73,7 @@ def convert_to_hf(
         raise ConvertError(f"{out}: exists and is not an earlier export: remove it or name another")
     checkpoint = resolve_checkpoint(checkpoint)
     config = read_config(checkpoint)
+    check_tile_tags(config)
     tokenizer = _load_tokenizer(config)
 
     rules = export_rules(config.model)
