@@ -1,12 +1,14 @@
 """From YAML files and `a.b=c` overrides to a checked `RunConfig`.
 
 A file may start with `base:`, a list of files (relative to it) that it is merged over, in order.
-Values that start with `./` or `../` are paths relative to the file they are written in; all other
-relative paths are relative to the working directory.
+`data.blend` is replaced as a whole, by a file or by `data.blend={...}`; `data.blend.NAME=...`
+changes one source. Values that start with `./` or `../` are paths relative to the file they are
+written in; all other relative paths are relative to the working directory.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type, or
             sections contradict each other. The message names the file and the key.
     """
-    merged = OmegaConf.merge(_load_with_bases(Path(path), ()), _parse_overrides(overrides))
+    below, above = _load_with_bases(Path(path), ()), _parse_overrides(overrides)
+    replaces_blend = any(override.startswith("data.blend=") for override in overrides)
+    merged = _merge(below, above, replaces_blend)
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -79,7 +83,18 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         bases = [bases]
     layers = [_load_with_bases(path.parent / base, (*seen, path)) for base in bases]
     _anchor_paths(own, path.parent)
-    return OmegaConf.merge(*layers, own)  # type: ignore[return-value]
+    merged = OmegaConf.create()
+    for layer in [*layers, own]:
+        merged = _merge(merged, layer, OmegaConf.select(layer, "data.blend") is not None)
+    return merged
+
+
+def _merge(below: DictConfig, above: DictConfig, replaces_blend: bool) -> DictConfig:
+    """`above` over `below`, key by key. A blend is one value: it replaces the one below."""
+    if replaces_blend and OmegaConf.select(below, "data.blend") is not None:
+        below = copy.deepcopy(below)
+        below.data.blend = None
+    return OmegaConf.merge(below, above)  # type: ignore[return-value]
 
 
 def _anchor_paths(node: DictConfig, folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from nvlm.config.schema import RunConfig
 from nvlm.convert.architectures import language_architecture, vision_values
+from nvlm.errors import ConvertError
 
 # What servers for the released NVLM-D build without being told (docs/serving.md has the sources).
 RELEASED_PROJECTOR_EPSILON = 1e-5
@@ -122,6 +123,17 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
         "resample": 3,
         "size": image_size,
     }
+
+
+def check_tile_tags(config: RunConfig) -> None:
+    """Raise `ConvertError` for tags that the exported modelling files cannot write."""
+    tags, most = config.stage.tile_tags, config.stage.max_num_tiles
+    if tags in ("none", "1d") and not (tags == "1d" and most > 9):
+        return
+    raise ConvertError(
+        f"stage.tile_tags {tags} with stage.max_num_tiles {most}: exported models know `none`, and "
+        "`1d` of at most 9 tiles; serve this checkpoint with `nvlm generate`"
+    )
 
 
 def serving_differences(config: RunConfig) -> list[str]:

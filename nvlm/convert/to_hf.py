@@ -16,7 +16,7 @@ from nvlm.checkpoint_io import (
     resolve_checkpoint,
 )
 from nvlm.convert.checkpoint_tensors import CheckpointTensors
-from nvlm.convert.export_config import serving_differences
+from nvlm.convert.export_config import check_tile_tags, serving_differences
 from nvlm.convert.export_files import write_export_files
 from nvlm.convert.export_shards import parse_size, plan_files, write_files, write_index
 from nvlm.convert.export_tokenizer import load_tokenizer
@@ -67,6 +67,7 @@ def convert_to_hf(
     checkpoint = resolve_checkpoint(checkpoint)
     check_not_inside(out, checkpoint)
     config = read_config(checkpoint)
+    check_tile_tags(config)
     tokenizer = load_tokenizer(config)
 
     tensors = CheckpointTensors(checkpoint, export_rules(config.model))

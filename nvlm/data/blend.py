@@ -248,7 +248,7 @@ class _Node:
         self.prepare()
 
     def all_nodes(self) -> list[_Node]:
-        nodes = [self]
+        nodes: list[_Node] = [self]
         for child in self.children:
             if isinstance(child, _Node):
                 nodes += child.all_nodes()

@@ -143,7 +143,11 @@ class PackStream:
             zip(*(part.tolist() for part in order.rows(first, last)), strict=True)
             for order, first, last in zip(self._orders, before, after, strict=True)
         ]
-        return [(number, *next(of_source[number]), 0) for number in numbers]
+        drawn = []
+        for number in numbers:
+            row, epoch = next(of_source[number])
+            drawn.append((number, row, epoch, 0))
+        return drawn
 
     def _plan(self, drawn: list[tuple[int, int, int, int]]) -> list[Draw]:
         sources, rows, epochs, ages = np.array(drawn, np.int64).reshape(-1, 4).T

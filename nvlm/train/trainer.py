@@ -145,17 +145,20 @@ def _train(
         if step == 0 or changes:
             writer.name_skipped(step, [sample for index in indexes for sample in index.rejected])
 
+    last_saved = step
     try:
         while step < config.train.steps:
             started = time.perf_counter()
             batch = next_step_batch(loader, parallel)
             if batch is None:
-                saved = save_training_state(
-                    config, step, chunks, optimizer, scheduler, data_state, counters, parallel
-                )
+                if step != last_saved:
+                    assert data_state is not None
+                    save_training_state(
+                        config, step, chunks, optimizer, scheduler, data_state, counters, parallel
+                    )
                 raise DataError(
                     f"every source has reached its max_epochs: the data ended at step {step} of "
-                    f"train.steps {config.train.steps}; {saved} has all that was trained"
+                    f"train.steps {config.train.steps}, which is saved"
                 )
             data_seconds = time.perf_counter() - started
             scheduler.step(increment=1)
@@ -199,6 +202,7 @@ def _train(
                 saved = save_training_state(
                     config, step, chunks, optimizer, scheduler, data_state, counters, parallel
                 )
+                last_saved = step
                 console.print(f"saved {saved}", markup=False, highlight=False)
     finally:
         if writer:

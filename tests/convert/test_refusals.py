@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nvlm.checkpoint_io import read_config
+from nvlm.config import save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.convert.export_shards import parse_size
 from nvlm.errors import CheckpointError, ConvertError
@@ -250,3 +252,14 @@ def test_unknown_dtype_and_size(converted, out):
     with pytest.raises(ConvertError, match="such as 5GB"):
         convert_to_hf(converted.checkpoint, out, shard_size="many")
     assert parse_size("1.5gb") == 1_500_000_000
+
+
+@pytest.mark.parametrize("settings", [{"tile_tags": "2d_grid"}, {"max_num_tiles": 10}])
+def test_tags_that_exports_cannot_write(converted, tmp_path, out, settings: dict):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(converted.checkpoint, checkpoint)
+    config = read_config(checkpoint)
+    stage = config.stage.model_copy(update={"sequence_length": 1024, **settings})
+    save_config(config.model_copy(update={"stage": stage}), checkpoint / "config.yaml")
+    with pytest.raises(ConvertError, match=r"stage\.tile_tags .* `1d` of at most 9 tiles"):
+        convert_to_hf(checkpoint, out)

@@ -130,10 +130,10 @@ def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
 
 def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):
     """Neither while building, nor by opening: columns stay in their files."""
-    samples = [make_sample(f"k{i}", "What is it? " * 20, "That. " * 50, []) for i in range(300)]
+    samples = [make_sample(f"k{i}", "What is it? " * 20, "That. " * 50, []) for i in range(60)]
     shard = write_shard(tmp_path / "shard.tar", samples)
     peaks, kept = [], []
-    for num_shards in (4, 40):
+    for num_shards in (3, 15):
         folder = tmp_path / str(num_shards) / "train"
         folder.mkdir(parents=True)
         for number in range(num_shards):
@@ -151,12 +151,12 @@ def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: P
         finally:
             tracemalloc.stop()
             os.sched_setaffinity(0, cores)
-        assert len(index) == 300 * num_shards
+        assert len(index) == 60 * num_shards
         peaks.append(peak)
         kept.append(kept_now)
     assert peaks[1] < 1.1 * peaks[0]
-    # Ten times the samples; what is kept per shard is its name.
-    assert kept[1] - kept[0] < 36 * 4096
+    # Five times the samples; what is kept per shard is its name.
+    assert kept[1] - kept[0] < 12 * 4096
 
 
 def test_a_samples_fault_is_no_fault_of_its_neighbours(make_config, tmp_path: Path):

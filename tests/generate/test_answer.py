@@ -45,7 +45,7 @@ def test_bad_input_is_named(checkpoint, picture, tmp_path):
         answer(checkpoint, "What?", [tmp_path / "missing.png"], 4)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"broken\.png: not readable as an image"):
+    with pytest.raises(DataError, match=r"broken\.png: text"):
         answer(checkpoint, "What?", [broken], 4)
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         answer(tmp_path / "nowhere", "What?", [picture], 4)
