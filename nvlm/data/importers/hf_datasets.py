@@ -27,7 +27,8 @@ class DatasetReader:
             raise DataError(f"{source}: not a folder of `save_to_disk`: {error}") from None
         if isinstance(data, datasets.DatasetDict):
             if options.split not in data:
-                raise DataError(f"{source} has no split {options.split}, only {', '.join(map(str, data))}")
+                splits = ", ".join(map(str, data))
+                raise DataError(f"{source} has no split {options.split}, only {splits}")
             data = data[options.split]
         check_columns(data.column_names, source)
         for name, feature in data.features.items():
