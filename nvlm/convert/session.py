@@ -68,7 +68,8 @@ def conversion_processes() -> Iterator[Processes]:
     """The processes that torchrun started, or this one alone, able to talk to each other.
 
     Nothing is computed on an accelerator, so they talk as processes on a CPU do, and any number of
-    them will do. A group that exists is taken over and left in place.
+    them will do. A group that exists is taken over and left in place: torchrun's rendezvous serves
+    a process once, so a program that converts several times there opens one around all of them.
     """
     existed = dist.is_initialized()
     if not existed:

@@ -14,9 +14,12 @@ import small_folders
 
 def convert(vision: str, language: str, checkpoint: str, export: str) -> None:
     from nvlm.convert import convert_from_hf, convert_to_hf
+    from nvlm.convert.session import conversion_processes
 
-    convert_from_hf(vision, language, small_folders.convert_config(), checkpoint)
-    convert_to_hf(checkpoint, export, shard_size="2MB")
+    # One group for both: torchrun's rendezvous serves a process once.
+    with conversion_processes():
+        convert_from_hf(vision, language, small_folders.convert_config(), checkpoint)
+        convert_to_hf(checkpoint, export, shard_size="2MB")
 
 
 def rewrite(checkpoint: str, out: str) -> None:
