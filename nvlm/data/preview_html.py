@@ -83,7 +83,6 @@ def _facts(preview: Preview) -> str:
     stats = preview.stats
     sources = stats.sources.values()
     draws = sum(s.samples + s.dropped for s in sources)
-    shortened = sum(s.shortened_tiles + s.cut_turns for s in sources)
     tokens = sum(s.image_tokens + s.text_tokens for s in sources)
     facts = [
         (f"{stats.steps:,} steps", f"of {preview.config.train.global_batch_size} sequences"),
@@ -92,7 +91,10 @@ def _facts(preview: Preview) -> str:
             f"{_share(sum(s.image_tokens for s in sources), tokens)} image tokens",
             f"of {round(tokens):,}",
         ),
-        (f"{_share(shortened, draws)} shortened", "fewer tiles, or without last turns"),
+        (
+            f"{_share(sum(s.shortened_tiles for s in sources), draws)} fewer tiles",
+            f"to fit; {_share(sum(s.cut_turns for s in sources), draws)} lose their last turns",
+        ),
         (f"{_share(sum(s.dropped for s in sources), draws)} dropped", "too long for any sequence"),
         (f"{sum(r.count for r in preview.rejected):,} rejected", "unusable, left out by indexing"),
     ]
