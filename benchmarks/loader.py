@@ -76,8 +76,8 @@ def write_small_samples(folder: Path, num_samples: int) -> None:
 
 
 def memory_along_the_way(config: RunConfig, num_samples: int) -> Iterator[tuple[int, int, float]]:
-    """(samples, bytes, seconds) at every tenth: of this process and its workers, shared pages
-    counted once per process that uses them alone."""
+    """(samples, bytes, seconds) at every tenth: of this process and its workers, with pages that
+    they share counted once."""
     process = psutil.Process(os.getpid())
     seen, next_report = 0, num_samples // 10
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def memory_along_the_way(config: RunConfig, num_samples: int) -> Iterator[tuple[
         seen += sum(len(micro_batch.sample_keys) for micro_batch in batch.micro_batches)
         if seen >= next_report:
             family = [process, *process.children(recursive=True)]
-            num_bytes = sum(member.memory_full_info().uss for member in family)
+            num_bytes = sum(member.memory_full_info().pss for member in family)
             yield seen, num_bytes, time.perf_counter() - started
             next_report += num_samples // 10
         if seen >= num_samples:

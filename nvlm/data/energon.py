@@ -108,8 +108,8 @@ def read_field_map(folder: Path) -> FieldMap | None:
     if name not in _SAMPLE_TYPES or not isinstance(fields, dict):
         raise DataError(
             f"{where}: sample type {name} with {'a' if fields else 'no'} field_map is not read; "
-            f"known with a field_map are {', '.join(_SAMPLE_TYPES)}. `nvlm data import` rewrites "
-            "other data, or remove dataset.yaml's copy of the folder and use plain member names"
+            f"known with a field_map are {', '.join(_SAMPLE_TYPES)}, and CrudeWebdataset, whose "
+            "members nvlm names itself (nvlm/data/sample.py)"
         )
     kind, names = _SAMPLE_TYPES[name]
     unknown = sorted(set(fields) - set(names) - {"image"})

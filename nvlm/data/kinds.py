@@ -106,7 +106,7 @@ class SampleParser:
         value = read_fields(texts, self.field_map)
         kind = _kind(value, num_images)
         task = value.get("task")
-        task = task if isinstance(task, str) and task else kind
+        task = task if isinstance(task, str) else ""
         if kind == "conversation":
             return Sample(kind, task, read_conversation(value, num_images, num_frames))
         if kind in ("interleaved", "text"):

@@ -20,7 +20,7 @@ from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex
 from nvlm.data.lengths import PlannedSource
 from nvlm.data.order import Planner
-from nvlm.data.reader import MicroBatchReader, MicroBatchRequest, SampleRequest
+from nvlm.data.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
 from nvlm.data.windows import Draw, Pack
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
@@ -81,8 +81,8 @@ class Loader:
         num_micro_batches = self._num_packs // self._config.train.micro_batch_size
         read: list[MicroBatch] = []
         skipped: list[SkippedSample] = []
-        for micro_batch, newly_skipped in micro_batches:
-            read.append(micro_batch)
+        for travelled, newly_skipped in micro_batches:
+            read.append(unpack(travelled))
             skipped += newly_skipped
             if len(read) == num_micro_batches:
                 step = self._requested.popleft()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
@@ -52,6 +55,27 @@ class SampleRequest:
 MicroBatchRequest = list[list[SampleRequest]]
 
 
+# A micro-batch between processes: its fields by name.
+Travelling = dict[str, Any]
+
+
+def pack_up(micro_batch: MicroBatch) -> Travelling:
+    """Small tensors as arrays: each tensor would take a connection of its own between processes."""
+    values = {f.name: getattr(micro_batch, f.name) for f in fields(micro_batch)}
+    return {
+        name: value.numpy() if isinstance(value, Tensor) and name != "tiles" else value
+        for name, value in values.items()
+    }
+
+
+def unpack(travelled: Travelling) -> MicroBatch:
+    values: Travelling = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in travelled.items()
+    }
+    return MicroBatch(**values)
+
+
 class MicroBatchReader(Dataset):
     """Request in; micro-batch and what it had to leave out, out."""
 
@@ -65,7 +89,7 @@ class MicroBatchReader(Dataset):
         self._parsers = parsers
         self._shards = ShardReader()
 
-    def __getitem__(self, request: MicroBatchRequest) -> tuple[MicroBatch, list[SkippedSample]]:
+    def __getitem__(self, request: MicroBatchRequest) -> tuple[Travelling, list[SkippedSample]]:
         skipped: list[SkippedSample] = []
         sequences = []
         for sequence in request:
@@ -89,7 +113,7 @@ class MicroBatchReader(Dataset):
             self._config.train.loss_weighting,
         )
         check_micro_batch(micro_batch, vision.num_tokens_per_tile)
-        return micro_batch, skipped
+        return pack_up(micro_batch), skipped
 
     def read_sample(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
         """A sample as it is trained, and its tiles [n, 3, image_size, image_size].

@@ -154,17 +154,24 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
     if as_json:
         print(json.dumps(asdict(stats)))
         return
+    from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     console = Console(soft_wrap=True)
     estimated = stats.sampled_steps < stats.steps
     how = f"estimated from {stats.sampled_steps:,} of {stats.steps:,}" if estimated else "all"
-    table = Table(title=f"{stats.steps:,} steps ({how} planned)", title_justify="left")
+    table = Table(
+        title=f"{stats.steps:,} steps ({how} planned)",
+        title_justify="left",
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
     table.add_column("source")
     columns = [*SourceStats.__dataclass_fields__, "share"]
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", "\n"), justify="right")
     totals = dict.fromkeys(columns, 0.0)
     all_tokens = sum(s.image_tokens + s.text_tokens for s in stats.sources.values()) or 1
     for name, source in stats.sources.items():
@@ -173,6 +180,9 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
         totals = {column: totals[column] + row[column] for column in columns}
     cells = [_format(c, totals[c]) if c != "passes" else "" for c in columns]
     table.add_row("total", *cells, style="bold")
+    # Wide enough for every number: a line too long for the window is better than a cropped one.
+    options = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
     lines = [
         f"{stats.packs:,} sequences of {config.stage.sequence_length:,} tokens, "

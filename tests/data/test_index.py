@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
+from nvlm.cli import app
 from nvlm.config import save_config
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_report import build_indexes_with_progress
-from nvlm.errors import DataError
+from nvlm.errors import ConfigError, DataError
 
 COLUMNS = ("key_hash", "turn_tokens", "turn_images", "image_width", "lead_single", "lead_multiple")
 
@@ -227,3 +228,22 @@ def test_missing_tokenizer_is_one_clear_line(make_config, tmp_path: Path):
 def test_tokenizer_larger_than_the_model(make_config):
     with pytest.raises(DataError, match=r"more than model\.language\.vocab_size 256"):
         open_indexes(make_config("model.language.vocab_size=256"))
+
+
+def test_the_command_indexes_folders_in_place_of_the_runs_sources(
+    make_config, shards: Path, tmp_path: Path, capsys
+):
+    save_config(make_config(f"data.index_dir={tmp_path / 'index'}"), tmp_path / "run.yaml")
+    folders = [str(shards / "train" / name) for name in ("pairs", "text")]
+    arguments = ["data", "index", str(tmp_path / "run.yaml"), *folders, "data.num_workers=0"]
+    app(arguments, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "pairs" in printed and "text" in printed and "single" not in printed
+    # A blend of these folders finds what is indexed.
+    blend = ", ".join(f"{name}: {{path: {shards / 'train' / name}}}" for name in ("pairs", "text"))
+    config = make_config(f"data.index_dir={tmp_path / 'index'}", f"data.blend={{{blend}}}")
+    built = []
+    assert len(open_indexes(config, show=built.append)) == 2
+    assert built == []
+    with pytest.raises(ConfigError, match="is no YAML file; the first argument is a run's"):
+        app(["data", "index", *folders], standalone_mode=False)

@@ -50,7 +50,7 @@ def test_conversation_as_llava_writes_it():
 
 def test_caption():
     sample = parse({"caption": " A cat.\n"})
-    assert (sample.kind, sample.task, sample.weights) == ("caption", "caption", [])
+    assert (sample.kind, sample.task, sample.weights) == ("caption", "", [])
     assert sample.choices == [("<image>\nDescribe it.", "A cat."), ("<image>\nLook.", "A cat.")]
     assert sample.conversation(1) == [
         {"role": "user", "content": "<image>\nLook."}, {"role": "assistant", "content": "A cat."},
@@ -139,7 +139,7 @@ def test_interleaved_document():
 
 def test_text_only():
     sample = parse({"text": "One.\n\n\nTwo.\nThree."}, num_images=0)
-    assert (sample.kind, sample.task) == ("text", "text")
+    assert (sample.kind, sample.task) == ("text", "")
     assert [part["content"] for part in sample.conversation(0)] == ["One.\n\n\n", "Two.\nThree."]
 
 

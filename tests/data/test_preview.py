@@ -12,6 +12,7 @@ from page_tree import Element, parse_page
 from PIL import Image
 from rich.console import Console
 from shard_writing import as_json, draw_image, make_sample, write_shard
+from test_video import write_source
 from typer.testing import CliRunner
 
 from nvlm.batch import IGNORED_LABEL
@@ -241,6 +242,17 @@ def test_shortened_samples_say_so(make_config):
     assert all(describe_cuts(s) == [] for s in preview.samples if s not in tiles and s not in turns)
     for sample in preview.samples:
         assert sum(len(span.ids) for span in sample.spans) == sample.plan.length <= 170
+
+
+def test_frames_of_a_video(make_config, tmp_path):
+    write_source(tmp_path / "data", 4)
+    config = make_config(f"data.root={tmp_path / 'data'}", "data.num_video_frames=4")
+    preview, page = show(config, 4, tmp_path)
+    for card, sample in zip(cards(page), preview.samples, strict=True):
+        assert sample.images
+        assert [image.size for image in sample.images] == [None] * sample.plan.num_tiles
+        captions = [caption.text for caption in card.with_tag("figcaption")]
+        assert captions == ["frame of the video → 1 tile"] * sample.plan.num_tiles
 
 
 def test_reads_only_what_it_shows(make_config, monkeypatch):

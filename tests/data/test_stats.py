@@ -69,9 +69,11 @@ def test_command(make_config, tmp_path):
     config = make_config()
     save_config(config, tmp_path / "run.yaml")
     arguments = ["data", "stats", str(tmp_path / "run.yaml"), "--steps", "5"]
-    printed = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    # In a narrow window nothing is cropped.
+    printed = CliRunner().invoke(app, arguments, env={"COLUMNS": "40"})
     assert printed.exit_code == 0
-    for word in ("single", "pairs", "text tokens", "5 steps (all planned)", "padding"):
+    for word in ("single", "pairs", "shortened", "5 steps (all planned)", "padding"):
         assert word in printed.output
+    assert "…" not in printed.output
     parsed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
     assert parsed["steps"] == 5 and set(parsed["sources"]) == {"single", "pairs", "text"}

@@ -101,8 +101,6 @@ def test_bad_shards_are_named(tmp_path):
     _write(shard, [sample])
     with pytest.raises(DataError, match="sample b: evaluation needs a task"):
         read_questions(tmp_path, "heldout", None)
-    sample = _sample("c", "digit", "1")
-    sample["json"]["messages"].append({"role": "user", "content": "And then?"})
-    _write(shard, [sample])
+    _write(shard, [{"__key__": "c", "json": {"text": "A document.", "task": "digit"}}])
     with pytest.raises(DataError, match="sample c: evaluation needs a user turn and an assistant"):
         read_questions(tmp_path, "heldout", None)
