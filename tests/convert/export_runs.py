@@ -17,6 +17,8 @@ import torch
 from nvlm.batch import MicroBatch
 from nvlm.checkpoint_io import read_sharded
 from nvlm.config import RunConfig
+from nvlm.data.encode import SampleEncoder
+from nvlm.data.tile_tags import Grid
 
 MEGATRON = "Megatron-core, the checkpoint that was exported"
 
@@ -91,3 +93,9 @@ def megatron_logits(
         logits = model(batch, return_logits=True)
     shut_down()
     return logits
+
+
+def grids(encoder: SampleEncoder, num_tiles: list[int]) -> list[Grid]:
+    """Grids of so many tiles: no tags that the export knows tell one grid from another."""
+    has_thumbnail = encoder.tag_style.use_thumbnail
+    return [(number - 1 if has_thumbnail and number > 1 else number, 1) for number in num_tiles]

@@ -20,6 +20,7 @@ from nvlm.config import load_config
 from nvlm.convert.export_config import model_config, serving_differences
 from nvlm.convert.rules import expected_tensors, export_rules
 from nvlm.data.encode import SampleEncoder
+from nvlm.data.image import to_pixels
 from nvlm.data.tiling import cut_tiles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -125,11 +126,11 @@ def test_vlmevalkit_calls_work_unchanged(served):
     encoder = SampleEncoder.from_config(config)
     assert [len(values) for values in results["pixel_values"]] == [7, 1]
     for number, (image, question) in enumerate(zip(served.images, QUESTIONS)):
-        tiles = cut_tiles(image, config.stage.max_num_tiles, True, 448)
+        tiles = cut_tiles(to_pixels(image), config.stage.max_num_tiles, True, 448)
         expected = export_runs.normalize(tiles).to(torch.bfloat16).float()
         assert torch.equal(results["pixel_values"][number], expected)
         messages = [{"role": "user", "content": f"<image>\n{question}"}]
-        prompt, _ = encoder.encode_prompt(messages, [len(tiles)])
+        prompt, _ = encoder.encode_prompt(messages, export_runs.grids(encoder, [len(tiles)]))
         # Asked twice: as VLMEvalKit does, and with the export's own loader.
         assert results["prompts"][2 * number : 2 * number + 2] == [prompt.tolist()] * 2
     assert results["answers"] == results["again"]
@@ -170,7 +171,7 @@ def test_prompts_that_vllm_feeds_are_the_trainings(served):
     assert served.results["vllm"]["placeholder"] == encoder.tokenizer.image_id
     assert served.results["vllm"]["eos_token"] == "<|im_end|>"
     for name, (messages, num_tiles) in CONVERSATIONS.items():
-        expected, _ = encoder.encode_prompt(messages, num_tiles)
+        expected, _ = encoder.encode_prompt(messages, export_runs.grids(encoder, num_tiles))
         assert served.results["vllm"]["prompts"][name] == expected.tolist(), name
 
 

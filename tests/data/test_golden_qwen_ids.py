@@ -104,7 +104,7 @@ def test_prompt_code_of_exports(qwen_tokenizer: ChatTokenizer, image_boundary: s
     exported = PromptEncoder(build_qwen_tokenizer(), config, num_image_token=256)
     ids = exported.conversation(QUESTION[0]["content"], [], [3], "Answer the questions.")
     tokens, _ = make_encoder(qwen_tokenizer, image_boundary=image_boundary).encode_prompt(
-        QUESTION, [3]
+        QUESTION, [(2, 1)]
     )
     assert ids == tokens.tolist()
 
