@@ -34,7 +34,7 @@ def text_files() -> Iterator[Path]:
             for name in folders
             if name not in GENERATED and not name.endswith((".egg-info", "cache", "cache__"))
         ]
-        for name in files:
+        for name in set(files) - GENERATED:  # in a git worktree `.git` is a file
             path = Path(folder, name)
             if b"\0" not in path.read_bytes()[:8192]:
                 yield path
