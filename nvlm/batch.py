@@ -87,6 +87,8 @@ class StepBatch:
     # Of the whole global step, the same on every rank: "shortened_tiles/SOURCE" (samples that got
     # fewer tiles to fit) and "cut_turns/SOURCE" (that lost their last turns) -> samples.
     shortened: dict[str, int] = field(default_factory=dict)
+    # Of this rank: "SOURCE/WHAT" -> changes made to samples so that they could be used.
+    repaired: dict[str, int] = field(default_factory=dict)
 
 
 def check_micro_batch(batch: MicroBatch, num_tokens_per_tile: int) -> None:

@@ -127,13 +127,12 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
 
 def check_tile_tags(config: RunConfig) -> None:
     """Raise `ConvertError` for tags that the exported modelling files cannot write."""
-    tags, most = config.stage.tile_tags, config.stage.max_num_tiles
-    if tags in ("none", "1d") and not (tags == "1d" and most > 9):
-        return
-    raise ConvertError(
-        f"stage.tile_tags {tags} with stage.max_num_tiles {most}: exported models know `none`, and "
-        "`1d` of at most 9 tiles; serve this checkpoint with `nvlm generate`"
-    )
+    if config.stage.tile_tags not in ("none", "1d"):
+        raise ConvertError(
+            f"stage.tile_tags {config.stage.tile_tags}: exported models know `none` and `1d`, "
+            "since they are told how many tiles an image has and not in what grid; use this "
+            "checkpoint with `nvlm generate` and `nvlm evaluate`"
+        )
 
 
 def serving_differences(config: RunConfig) -> list[str]:
@@ -181,6 +180,12 @@ def _prompt_differences(config: RunConfig) -> list[str]:
         )
     if stage.tile_tags != "1d":
         differences.append("trained without tile tags; vLLM writes 1-D tags")
+    if stage.tile_tags == "1d" and stage.max_num_tiles > 9:
+        digits = len(str(stage.max_num_tiles))
+        differences.append(
+            f"trained with tags of {digits} digits, as `<tile_{1:0{digits}}>`; vLLM writes "
+            "`<tile_1>`"
+        )
     if not stage.use_thumbnail and stage.max_num_tiles > 1:
         differences.append(
             "trained without thumbnails; vLLM writes no tag for the last tile then and refuses the "

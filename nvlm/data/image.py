@@ -24,6 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from nvlm.data.repairs import note_repair
 from nvlm.data.sample import SampleError
 
 # Enough for the headers of nearly all images; the rest are read whole.
@@ -51,6 +52,7 @@ _DECODING_ERRORS = (
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # 32-bit integers and floats have no set range; Pillow does not convert LAB to RGB.
 _UNUSABLE_MODES = ("I", "F", "LAB")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _UPRIGHT = 1
 _SIDES_SWAPPED = (5, 6, 7, 8)
 
@@ -94,6 +96,7 @@ def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np
     with warnings.catch_warnings(action="ignore"):
         image = _open(data, max_megapixels)
         orientation = _orientation(image)
+        _note_repairs(image, data)
         pixels = _decode_quickly(image, data)
         if pixels is None:
             try:
@@ -169,12 +172,56 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be applied, 1 to 8."""
     if image.format == "TIFF":
         return _UPRIGHT  # Pillow turns these itself, the size included
+    # EXIF data that cannot be read turns nothing.
+    orientation = _stored_orientation(image)
+    return _UPRIGHT if orientation is None or orientation not in range(1, 9) else orientation
+
+
+def _stored_orientation(image: Image.Image) -> int | None:
+    """What the file says; None: its EXIF data cannot be read."""
     try:
         # Not the PNG class's own `getexif`, which would decode the image.
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
+        exif = Image.Image.getexif(image)
     except _DECODING_ERRORS:
-        return _UPRIGHT  # EXIF data that cannot be read turns nothing
-    return orientation if orientation in range(1, 9) else _UPRIGHT
+        return None
+    # Of some damage Pillow says nothing: it finds no entry.
+    if not exif and image.info.get("exif"):
+        return None
+    return exif.get(ExifTags.Base.Orientation, _UPRIGHT)
+
+
+def _note_repairs(image: Image.Image, data: bytes) -> None:
+    """What the rules above do to this image, for those who count."""
+    orientation = _stored_orientation(image)
+    if orientation is None:
+        note_repair("exif_ignored")
+    elif orientation in range(2, 9):
+        note_repair("rotated")
+    if _has_frames(image, data):
+        note_repair("first_frame")
+    if "icc_profile" in image.info:
+        note_repair("profile_ignored")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        note_repair("alpha_dropped")
+    elif image.mode.startswith("I;16") or _is_16_bit_png(image, data):
+        note_repair("upper_byte")
+    elif image.mode != "RGB":
+        note_repair("converted_to_rgb")
+
+
+def _has_frames(image: Image.Image, data: bytes) -> bool:
+    try:
+        if image.format in ("GIF", "TIFF"):
+            # Their frames are counted by going through them: not with the image to be decoded.
+            image = _open(data, None)
+        return getattr(image, "n_frames", 1) > 1
+    except (SampleError, *_DECODING_ERRORS):
+        return False
+
+
+def _is_16_bit_png(image: Image.Image, data: bytes) -> bool:
+    # The header's bit depth: Pillow says RGB of both depths.
+    return image.format == "PNG" and data[24] == 16
 
 
 def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -81,13 +82,20 @@ class Loader:
         num_micro_batches = self._num_packs // self._config.train.micro_batch_size
         read: list[MicroBatch] = []
         skipped: list[SkippedSample] = []
-        for travelled, newly_skipped in micro_batches:
+        repaired: Counter[str] = Counter()
+        for travelled, newly_skipped, newly_repaired in micro_batches:
             read.append(unpack(travelled))
             skipped += newly_skipped
+            repaired += newly_repaired
             if len(read) == num_micro_batches:
                 step = self._requested.popleft()
-                yield StepBatch(read, step.skipped + skipped, step.data_state, step.shortened)
-                read, skipped = [], []
+                yield replace(
+                    step,
+                    micro_batches=read,
+                    skipped=step.skipped + skipped,
+                    repaired=dict(sorted(repaired.items())),
+                )
+                read, skipped, repaired = [], [], Counter()
 
     def _requests(self) -> Iterator[MicroBatchRequest]:
         """This rank's micro-batches; leaves what else there is to a step in `_requested`."""

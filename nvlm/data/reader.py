@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,6 +21,7 @@ from nvlm.data.conversations import keep_turns
 from nvlm.data.encode import EncodedSample, SampleEncoder
 from nvlm.data.image import decode_image
 from nvlm.data.kinds import SampleParser
+from nvlm.data.repairs import noting_repairs
 from nvlm.data.sample import ByteRange, SampleError, ShardReader
 from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import cut_tiles
@@ -77,7 +79,7 @@ def unpack(travelled: Travelling) -> MicroBatch:
 
 
 class MicroBatchReader(Dataset):
-    """Request in; micro-batch and what it had to leave out, out."""
+    """Request in; micro-batch, what it had to leave out and what it repaired, out."""
 
     def __init__(self, config: RunConfig, encoder: SampleEncoder, parsers: dict[str, SampleParser]):
         """
@@ -89,18 +91,23 @@ class MicroBatchReader(Dataset):
         self._parsers = parsers
         self._shards = ShardReader()
 
-    def __getitem__(self, request: MicroBatchRequest) -> tuple[Travelling, list[SkippedSample]]:
+    def __getitem__(
+        self, request: MicroBatchRequest
+    ) -> tuple[Travelling, list[SkippedSample], Counter[str]]:
         skipped: list[SkippedSample] = []
+        repaired: Counter[str] = Counter()  # "SOURCE/WHAT" -> how often, in samples that are used
         sequences = []
         for sequence in request:
             samples = []
             for sample in sequence:
                 # Only what is known to be the sample's fault. All else is ours and must be seen.
                 try:
-                    encoded, tiles = self.read_sample(sample)
+                    with noting_repairs() as repairs:
+                        encoded, tiles = self.read_sample(sample)
                 except SampleError as error:
                     skipped.append(sample.skipped(error))
                     continue
+                repaired.update({f"{sample.source}/{what}": n for what, n in repairs.items()})
                 key = f"{sample.source}/{sample.key}"
                 samples.append(PackedSample(key, encoded, tiles, sample.loss_weight))
             sequences.append(samples)
@@ -113,7 +120,7 @@ class MicroBatchReader(Dataset):
             self._config.train.loss_weighting,
         )
         check_micro_batch(micro_batch, vision.num_tokens_per_tile)
-        return pack_up(micro_batch), skipped
+        return pack_up(micro_batch), skipped, repaired
 
     def read_sample(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
         """A sample as it is trained, and its tiles [n, 3, image_size, image_size].

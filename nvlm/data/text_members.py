@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
 from nvlm.data.energon import Access, FieldMap
+from nvlm.data.repairs import note_repair
 from nvlm.data.sample import IMAGE_MARK, SampleError
 
 VIDEO_MARK = "<video>"
@@ -59,7 +61,10 @@ def checked_text(value: Any, name: str) -> str:
 
 def text_without_marks(value: Any, name: str) -> str:
     """`value` as by `checked_text`, stripped; marks of images have no place in it."""
-    text = checked_text(value, name).strip()
+    text = checked_text(value, name)
+    if text != text.strip():
+        note_repair("stripped")
+        text = text.strip()
     for mark in (IMAGE_MARK, VIDEO_MARK):
         if mark in text:
             raise SampleError("image_mark", f"{name} has the mark {mark}")
@@ -73,6 +78,7 @@ def shown(value: Any) -> str:
 
 
 def _read_json(raw: bytes) -> Any:
+    _note_byte_order_mark(raw)
     try:
         return json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -88,7 +94,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _note_byte_order_mark(raw: bytes) -> None:
+    if raw.startswith(codecs.BOM_UTF8):
+        note_repair("byte_order_mark")
+
+
 def _read_text(raw: bytes, name: str) -> str:
+    _note_byte_order_mark(raw)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -28,6 +28,7 @@ class StepResult:
     num_tiles: int
     num_samples: int
     num_skipped: int  # left out: too long, or not readable
+    num_repaired: int  # changes made to samples so that they could be used
 
 
 def train_step(
@@ -65,6 +66,7 @@ def train_step(
         num_tiles=int(result["num_tiles"]),
         num_samples=int(result["num_samples"]),
         num_skipped=int(result["num_skipped"]),
+        num_repaired=int(result["num_repaired"]),
     )
 
 
@@ -120,6 +122,7 @@ _COUNTS = (
     "num_tiles",
     "num_samples",
     "num_skipped",
+    "num_repaired",
 )
 
 
@@ -136,5 +139,6 @@ def _reduce(reports, batch: StepBatch, parallel: Parallel) -> dict[str, float]:
             totals[3] += micro_batch.num_tiles
             totals[4] += len(micro_batch.sample_keys)
         totals[5] += len(batch.skipped)
+        totals[6] += sum(batch.repaired.values())
     dist.all_reduce(totals)
     return dict(zip(_COUNTS, totals.tolist(), strict=True))

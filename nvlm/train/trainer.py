@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def _train(
             result = train_step(chunks, optimizer, batch, parallel, step)
             data_state = batch.data_state
             skipped = _gather_skipped(batch, parallel) if result.num_skipped else []
+            repaired = _gather_repaired(batch, parallel) if result.num_repaired else {}
             counters = {
                 "tokens": counters["tokens"] + result.num_trained_tokens,
                 "samples": counters["samples"] + result.num_samples,
@@ -191,6 +193,7 @@ def _train(
                     "tokens_per_second": result.num_tokens / seconds,
                     "peak_memory_bytes": platform.current().peak_memory_bytes(),
                     **{f"skipped/{name}": n for name, n in count_skipped(skipped).items()},
+                    **{f"repaired/{name}": n for name, n in repaired.items()},
                     **batch.shortened,
                 }
                 writer.write(step, record, skipped)
@@ -230,6 +233,13 @@ def _announce(
         f"step, {config.train.precision}",
         markup=False,
     )
+
+
+def _gather_repaired(batch: StepBatch, parallel: Parallel) -> dict[str, int]:
+    """What all data ranks repaired in this step: "SOURCE/WHAT" -> changes."""
+    gathered: list = [None] * parallel.data_size
+    dist.all_gather_object(gathered, batch.repaired, group=parallel.groups.dp)
+    return functools.reduce(add_counts, gathered)
 
 
 def _gather_skipped(batch: StepBatch, parallel: Parallel) -> list[SkippedSample]:

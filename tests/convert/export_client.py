@@ -70,7 +70,7 @@ def main() -> None:
     for question, history, num_tiles, settings in cases["prompts"]:
         for key, value in settings.items():
             holder = model if key == "system_message" else model.config
-            setattr(holder, key, value)
+            setattr(holder, {"max_num_tiles": "max_dynamic_patch"}.get(key, key), value)
         ids = model.build_prompt_ids(tokenizer, question, history, num_tiles)
         results["prompts"].append(ids)
 

@@ -254,12 +254,12 @@ def test_unknown_dtype_and_size(converted, out):
     assert parse_size("1.5gb") == 1_500_000_000
 
 
-@pytest.mark.parametrize("settings", [{"tile_tags": "2d_grid"}, {"max_num_tiles": 10}])
+@pytest.mark.parametrize("settings", [{"tile_tags": "2d_grid"}, {"tile_tags": "2d_box"}])
 def test_tags_that_exports_cannot_write(converted, tmp_path, out, settings: dict):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
     stage = config.stage.model_copy(update={"sequence_length": 1024, **settings})
     save_config(config.model_copy(update={"stage": stage}), checkpoint / "config.yaml")
-    with pytest.raises(ConvertError, match=r"stage\.tile_tags .* `1d` of at most 9 tiles"):
+    with pytest.raises(ConvertError, match=r"stage\.tile_tags 2d.* know `none` and `1d`"):
         convert_to_hf(checkpoint, out)

@@ -209,6 +209,13 @@ def test_each_difference_is_said(override, difference):
     assert re.search(difference.replace("|", r"\|"), found)
 
 
+def test_tags_of_two_digits_are_said():
+    config = small_folders.convert_config(*SERVED, "stage.max_num_tiles=12")
+    tiles, digits = sorted(serving_differences(config))
+    assert "at most 6 tiles, this model was trained with 12" in tiles
+    assert "tags of 2 digits, as `<tile_01>`" in digits
+
+
 def test_single_tile_models_keep_the_thumbnail_key():
     """The tag of the only tile is the thumbnail's; vLLM takes it from `use_thumbnail`."""
     config = small_folders.convert_config("stage.max_num_tiles=1", "stage.use_thumbnail=false")

@@ -7,6 +7,8 @@ from pathlib import Path
 import hostile_images
 import hostile_text
 
+from nvlm.data.repairs import REPAIRS
+
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data_rules.md"
 _BEGIN, _END = "<!-- {} begins -->\n", "<!-- {} ends -->\n"
 CORPORA = {"text corpus": hostile_text.CASES, "image corpus": hostile_images.CASES}
@@ -31,6 +33,12 @@ def _outcome(outcome: str) -> str:
 def test_tables_are_those_of_the_corpora():
     document = DOCUMENT.read_text()
     assert document == with_tables(document), "write it: python tests/data/test_data_rules.py"
+
+
+def test_every_repair_is_explained():
+    document = DOCUMENT.read_text()
+    for name, meaning in REPAIRS.items():
+        assert f"\n| `{name}` | {meaning} |" in document
 
 
 def test_every_reason_is_explained():

@@ -12,6 +12,7 @@ from hostile_images import CASES, HEIGHT, WIDTH, Case, picture
 from PIL import Image, ImageOps
 
 from nvlm.data.image import HEADER_BYTES, decode_image, read_image_size
+from nvlm.data.repairs import noting_repairs
 from nvlm.data.sample import SampleError
 from nvlm.data.tiling import cut_tiles
 
@@ -33,8 +34,11 @@ def test_hostile_image(case: Case):
             assert caught.value.reason == case.outcome
             assert 0 < len(caught.value.detail) < 200
             return
-        pixels = decode_image(data, MAX_MEGAPIXELS)
+        with noting_repairs() as repairs:
+            pixels = decode_image(data, MAX_MEGAPIXELS)
         size = read_image_size(data, MAX_MEGAPIXELS)
+    # What is called repaired is counted, and nothing else is.
+    assert bool(repairs) == (case.outcome == "repaired"), repairs
     assert np.array_equal(pixels, _by_pillow(data))
     assert size == (pixels.shape[1], pixels.shape[0])
     try:

@@ -14,6 +14,7 @@ from nvlm.config.schema import SourceConfig
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.lengths import PlannedSource
+from nvlm.data.repairs import noting_repairs
 from nvlm.data.sample import ShardReader
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,7 +70,10 @@ def test_hostile_text(opened: tuple[RunConfig, SourceIndex], case: Case):
     assert [r.reason for r in rejected] == (["shard"] if case.loses_later else [])
     (row,) = odd
     assert case.turns is not None
-    _check_use(config, index, row, case.turns)
+    with noting_repairs() as repairs:
+        _check_use(config, index, row, case.turns)
+    # What is called repaired is counted, and nothing else is.
+    assert bool(repairs) == (case.outcome == "repaired"), repairs
 
 
 def _check_use(config: RunConfig, index: SourceIndex, row: int, turns: tuple[str, ...]) -> None:

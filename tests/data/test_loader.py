@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from shard_writing import draw_image, make_sample, write_shard
 
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
@@ -206,6 +208,33 @@ def test_bad_samples_are_named_and_training_goes_on(
         sorted(map(str, of_step)) for of_step in read_steps(config, 1)[2]
     ]
     assert read_steps(config, data_size, NUM_STEPS - 1, states[0])[2] == skipped_by_step[1:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_repairs_of_used_samples_are_counted(make_config, tmp_path: Path, num_workers: int):
+    image = Image.open(io.BytesIO(draw_image(120, 90)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    files = {"rotated": io.BytesIO(), "transparent": io.BytesIO(), "gray": io.BytesIO()}
+    image.save(files["rotated"], "PNG", exif=exif)
+    image.convert("RGBA").save(files["transparent"], "PNG")
+    image.convert("L").save(files["gray"], "PNG")
+    samples = [make_sample(key, "What?", "That.", [f.getvalue()]) for key, f in files.items()]
+    # What is left out is not repaired.
+    cut = files["transparent"].getvalue()
+    samples.append(make_sample("cut", "What?", "That.", [cut[: len(cut) // 2]]))
+    root = tmp_path / "data"
+    write_shard(root / "train" / "odd" / "odd.tar", samples)
+    config = make_config(f"data.root={root}", f"data.num_workers={num_workers}")
+    loader = iter(build_loader(config, open_indexes(config), 0, 1))
+    for batch in itertools.islice(loader, 2):
+        keys = [key for micro_batch in batch.micro_batches for key in micro_batch.sample_keys]
+        assert batch.repaired == {
+            "odd/alpha_dropped": keys.count("odd/transparent"),
+            "odd/converted_to_rgb": keys.count("odd/gray"),
+            "odd/rotated": keys.count("odd/rotated"),
+        }
+        assert min(batch.repaired.values()) > 0
 
 
 def test_shard_removed_in_mid_run(make_config, damaged: Path):

@@ -13,17 +13,21 @@ from transformers.utils import cached_file
 
 IMAGE_MARK = "<image>"
 IMAGE_START, IMAGE_END = "<Image>", "</Image>"
-THUMBNAIL_TAG = "<tile_global_thumbnail>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 
-def tile_tags(num_tiles, kind, use_thumbnail):
-    """The text before each tile's placeholders, in order of the tiles."""
+def tile_tags(num_tiles, kind, use_thumbnail, max_num_tiles):
+    """The text before each tile's placeholders, in order of the tiles.
+
+    The numbers have as many digits as `max_num_tiles` has; the thumbnail's tag is as much longer.
+    """
     if kind == "none":
         return [""] * num_tiles
+    digits = len(str(max_num_tiles))
+    numbered = [f"<tile_{number:0{digits}}>" for number in range(1, num_tiles + 1)]
     if num_tiles > 1 and not use_thumbnail:
-        return [f"<tile_{number}>" for number in range(1, num_tiles + 1)]
-    return [*(f"<tile_{number}>" for number in range(1, num_tiles)), THUMBNAIL_TAG]
+        return numbered
+    return [*numbered[:-1], f"<tile_global_thumbnail{'0' * (digits - 1)}>"]
 
 
 class PromptEncoder:
@@ -92,7 +96,8 @@ class PromptEncoder:
 
     def _write_image(self, writer, num_tiles):
         writer.text(IMAGE_START)
-        for tag in tile_tags(num_tiles, self.config.tile_tags, self.config.use_thumbnail):
+        kind, most = self.config.tile_tags, self.config.max_dynamic_patch
+        for tag in tile_tags(num_tiles, kind, self.config.use_thumbnail, most):
             if self.config.image_boundary == "separate":
                 writer.boundary()
             writer.text(tag)
