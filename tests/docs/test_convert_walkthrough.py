@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from walkthrough import REPOSITORY, blocks_of, prepare, run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "convert.md"
 
 # On machines whose torch has no CUDA while torchvision's wheel expects it, transformers can only
@@ -28,32 +25,17 @@ if torch.version.cuda is None:
 
 
 def blocks() -> list[tuple[str, str]]:
-    """(language, text) of every fenced block."""
-    return re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-
-
-def run(command: list[str], **settings) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, **settings
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return blocks_of(PAGE)
 
 
 @pytest.mark.parallel
 def test_every_command_runs(demo_data: Path, tmp_path: Path):
     # The page writes below runs/; here that is a folder of the test's, with the demo's data in it.
-    for name in ("assets", "configs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "data").symlink_to(demo_data)
-    programs = Path(sys.executable).parent
     environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
+        **prepare(tmp_path),
         "PYTHONWARNINGS": "ignore",
-        "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
     }
     outputs = []

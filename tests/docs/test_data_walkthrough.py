@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from walkthrough import REPOSITORY, blocks_of, prepare, run
 
 from nvlm.config.schema import DataConfig, SourceConfig, StageConfig, TrainConfig
 from nvlm.data.kinds import KINDS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "data.md"
 
 
 def blocks() -> list[tuple[str, str]]:
-    """(language, text) of every fenced block."""
-    return re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-
-
-def run(command: list[str], **settings) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, **settings
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return blocks_of(PAGE)
 
 
 class ImageCount(HTMLParser):
@@ -43,16 +32,7 @@ class ImageCount(HTMLParser):
 @pytest.mark.parallel
 def test_every_command_runs(tmp_path: Path):
     # The page writes below runs/; here that is a folder of the test's.
-    for name in ("assets", "configs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    programs = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "100",
-    }
+    environment = prepare(tmp_path)
     outputs = {}
     for language, text in blocks():
         if language in ("bash", "python"):
