@@ -79,6 +79,11 @@ def _loss_weights(sample: PackedSample, loss_weighting: str) -> NDArray[np.float
     """What each position counts, [t]: its source's weight, divided by the sample's number of
     trained tokens (`sample`) or its square root (`sqrt_length`)."""
     trained = sample.encoded.labels != IGNORED_LABEL
-    num_trained = max(int(trained.sum()), 1)
-    divisor = {"token": 1.0, "sample": num_trained, "sqrt_length": num_trained**0.5}[loss_weighting]
+    divisor = loss_divisor(trained.sum(), loss_weighting)
     return trained.astype(np.float32) * np.float32(sample.loss_weight / divisor)
+
+
+def loss_divisor(num_trained: NDArray | np.integer, loss_weighting: str) -> NDArray | np.floating:
+    """What the weights of a sample's tokens are divided by, from how many of them are trained."""
+    exponent = {"token": 0.0, "sample": 1.0, "sqrt_length": 0.5}[loss_weighting]
+    return np.maximum(num_trained, 1) ** exponent

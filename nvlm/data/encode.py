@@ -61,11 +61,13 @@ class TextLengths:
     # Per turn (of a document: part) everything but placeholders, second and later tags, `leads_*`.
     turn_tokens: list[int]
     turn_images: list[int]  # images of each turn
+    turn_trained: list[int]  # tokens of each turn that the model learns to say
     # Per image, the text that ends with the image's first tag: its tokens depend on that tag.
     leads_single: list[int]  # the image is a single tile
     leads_multiple: list[int]
     # The first turn's tokens with each of the sample's choices; empty if it has none.
     choice_tokens: list[int] = field(default_factory=list)
+    choice_trained: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,9 @@ class SampleEncoder:
                 chosen = [counts[question] + counts[answer] for question, answer in ends]
                 rest = lengths.turn_tokens[0] - chosen[0]
                 lengths.choice_tokens.extend(rest + tokens for tokens in chosen)
+                answers = [counts[answer] for _, answer in ends]
+                rest = lengths.turn_trained[0] - answers[0]
+                lengths.choice_trained.extend(rest + tokens for tokens in answers)
             measured.append(lengths)
         return measured
 
@@ -305,7 +310,13 @@ def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> T
     """
     num_turns = 1 + max(piece.turn for piece in pieces)
     num_images = sum(piece.is_image for piece in pieces)
-    lengths = TextLengths([0] * num_turns, [0] * num_turns, [0] * num_images, [0] * num_images)
+    lengths = TextLengths(
+        turn_tokens=[0] * num_turns,
+        turn_images=[0] * num_turns,
+        turn_trained=[0] * num_turns,
+        leads_single=[0] * num_images,
+        leads_multiple=[0] * num_images,
+    )
     lead = iter(leads)
     for piece in pieces:
         if piece.is_image:
@@ -314,7 +325,11 @@ def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> T
             lengths.leads_single[piece.lead_of] += counts[piece.text]
             lengths.leads_multiple[piece.lead_of] += counts[next(lead)]
         else:
-            lengths.turn_tokens[piece.turn] += len(piece.ids) or counts[piece.text]
+            tokens = len(piece.ids) or counts[piece.text]
+            lengths.turn_tokens[piece.turn] += tokens
+            lengths.turn_trained[piece.turn] += tokens * piece.trained
+    if pieces[0].trained and counts[pieces[0].text]:
+        lengths.turn_trained[0] -= 1  # nothing asks for a document's first token
     return lengths
 
 

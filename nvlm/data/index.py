@@ -46,7 +46,7 @@ from nvlm.data.sources import Source, find_sources
 from nvlm.data.tile_tags import Grid
 from nvlm.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _METADATA_FILE = "index.json"
 
 
@@ -73,9 +73,11 @@ class SourceIndex:
     turn_starts: NDArray[np.int64]
     turn_tokens: NDArray[np.int32]
     turn_images: NDArray[np.int32]
+    turn_trained: NDArray[np.int32]
     choice_starts: NDArray[np.int64]
     choice_tokens: NDArray[np.int32]
     choice_weight: NDArray[np.float32]
+    choice_trained: NDArray[np.int32]
 
     def __init__(
         self, source: Source, parser: SampleParser, folder: Path, metadata: dict[str, Any]

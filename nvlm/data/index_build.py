@@ -55,9 +55,15 @@ LIST_COLUMNS = {
         "lead_single": np.int32,  # tokens; see encode.TextLengths
         "lead_multiple": np.int32,
     },
-    "turn": {"turn_tokens": np.int32, "turn_images": np.int32},
-    "choice": {"choice_tokens": np.int32, "choice_weight": np.float32},
+    "turn": {"turn_tokens": np.int32, "turn_images": np.int32, "turn_trained": np.int32},
+    "choice": {
+        "choice_tokens": np.int32,
+        "choice_weight": np.float32,
+        "choice_trained": np.int32,
+    },
 }
+# For statistics: no sample is chosen or planned by these.
+STATISTICS_COLUMNS = ("turn_trained", "choice_trained")
 _TYPES = {np.uint16: pa.string(), np.float32: pa.float32()}
 _SCHEMA = pa.schema(
     [
@@ -224,7 +230,9 @@ def _read_batch(
         columns["lead_multiple"].append(lengths.leads_multiple)
         columns["turn_tokens"].append(lengths.turn_tokens)
         columns["turn_images"].append(lengths.turn_images)
+        columns["turn_trained"].append(lengths.turn_trained)
         columns["choice_tokens"].append(lengths.choice_tokens)
+        columns["choice_trained"].append(lengths.choice_trained)
         has_choices = len(lengths.choice_tokens) > 0
         weights = sample.weights or [1.0] * len(lengths.choice_tokens)
         columns["choice_weight"].append(weights if has_choices else [])

@@ -17,7 +17,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
-from nvlm.data.index_build import LIST_COLUMNS, PART_KEY, SAMPLE_COLUMNS, Shard
+from nvlm.data.index_build import (
+    LIST_COLUMNS,
+    PART_KEY,
+    SAMPLE_COLUMNS,
+    STATISTICS_COLUMNS,
+    Shard,
+)
 from nvlm.data.kinds import KINDS
 
 # Column -> its name in parts, where tasks and kinds are texts.
@@ -127,7 +133,8 @@ def _append(
             content.update(numbers.tobytes())
         else:
             numbers = values.to_numpy(zero_copy_only=False)
-            content.update(numbers.tobytes())
+            if name not in STATISTICS_COLUMNS:
+                content.update(numbers.tobytes())
         columns[name].append(numbers)
 
     columns["shard"].append(np.full(len(table), shard))

@@ -41,6 +41,16 @@ class RowPlans:
     cut_turns: NDArray[np.bool_]  # fits without its last turns
 
 
+@dataclass(frozen=True)
+class RowTokens:
+    """What becomes of the tokens of n planned draws; every field is an array [n]."""
+
+    num_images: NDArray[np.int64]  # kept
+    num_trained: NDArray[np.int64]  # tokens that the loss counts
+    lost_tiles: NDArray[np.int64]  # tokens fewer because of fewer tiles
+    lost_turns: NDArray[np.int64]  # and then because of turns that are cut
+
+
 class PlannedSource:
     """A source of the run with its settings; plans draws of its samples."""
 
@@ -92,6 +102,40 @@ class PlannedSource:
             fits=fits,
             shortened_tiles=fits & has_images & (max_num_tiles < self.max_num_tiles),
             cut_turns=fits & (num_turns < all_turns),
+        )
+
+    def account(
+        self,
+        rows: NDArray[np.int64],
+        variants: NDArray[np.int64],
+        max_num_tiles: NDArray[np.int64],
+        num_turns: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> RowTokens:
+        """What n planned draws keep, train and lose, for statistics; arguments are their plans."""
+        index = self.index
+        has_choices = index.choice_starts[rows + 1] > index.choice_starts[rows]
+        choices = np.where(has_choices, index.choice_starts[rows] + variants, 0)
+        starts = index.turn_starts[rows]
+        kept = _ranges(starts, starts + num_turns)
+        owner = np.repeat(np.arange(len(rows)), num_turns)
+        num_trained = _sums(index.turn_trained[kept], owner, len(rows))
+        first_turns = index.turn_tokens[starts].astype(np.int64)
+        if has_choices.any():
+            # Such samples have one turn.
+            num_trained = np.where(has_choices, index.choice_trained[choices], num_trained)
+            first_turns = np.where(has_choices, index.choice_tokens[choices], first_turns)
+
+        whole, shortened = np.zeros_like(rows), np.zeros_like(rows)
+        for limit in {self.max_num_tiles, *max_num_tiles.tolist()}:
+            tokens, _, ends = self._accumulate(rows, first_turns, limit)
+            whole = tokens[ends] if limit == self.max_num_tiles else whole
+            shortened = np.where(max_num_tiles == limit, tokens[ends], shortened)
+        return RowTokens(
+            num_images=_sums(index.turn_images[kept], owner, len(rows)),
+            num_trained=num_trained,
+            lost_tiles=whole - shortened,
+            lost_turns=shortened - lengths,
         )
 
     def grids(self, row: int, max_num_tiles: int, num_turns: int) -> list[Grid]:

@@ -6,12 +6,21 @@ Where the planned steps are many, stretches of steps spread over the run stand f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
 from nvlm.config import RunConfig
+from nvlm.data.collate import loss_divisor
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.order import Planner
-from nvlm.data.windows import Pack
+from nvlm.data.windows import Draw, Pack
 
 # Samples planned at most, about; where the run has more, numbers are estimates from so many.
 _MAX_SAMPLES = 160_000
@@ -25,14 +34,34 @@ class SourceStats:
     """What one source gives to the planned steps."""
 
     samples: float = 0  # trained on
+    passes: float = 0  # over the source
     images: float = 0
     tiles: float = 0
     image_tokens: float = 0  # placeholders
     text_tokens: float = 0  # all others: text, tags and control tokens
+    token_share: float = 0  # of the tokens of all sources
+    trained_tokens: float = 0  # those that the loss counts
+    loss_share: float = 0  # of the loss: trained tokens by their weights
     shortened_tiles: float = 0  # samples that get fewer tiles, to fit
+    shortened_tiles_tokens: float = 0  # that they lose so
     cut_turns: float = 0  # samples that lose their last turns, to fit
+    cut_turns_tokens: float = 0
     dropped: float = 0  # draws that fit no sequence
-    passes: float = 0  # over the source
+    dropped_tokens: float = 0
+
+    @property
+    def tokens(self) -> float:
+        return self.image_tokens + self.text_tokens
+
+    @property
+    def lost_tokens(self) -> float:
+        """That would be trained or read if sequences had room for all of them."""
+        return self.shortened_tiles_tokens + self.cut_turns_tokens + self.dropped_tokens
+
+    @property
+    def lost_share(self) -> float:
+        """Lost tokens by all that the drawn samples have."""
+        return self.lost_tokens / (self.tokens + self.lost_tokens or 1)
 
 
 @dataclass
@@ -81,6 +110,7 @@ class _Counts:
     def __init__(self, config: RunConfig, planner: Planner):
         self._config, self._planner = config, planner
         self._sources = [SourceStats() for _ in planner.sources]
+        self._loss_weights = [0.0 for _ in planner.sources]
         self.num_steps = self.num_draws = 0
         self._num_tokens = 0
         num_micro_batches = config.train.global_batch_size // config.train.micro_batch_size
@@ -91,43 +121,67 @@ class _Counts:
     def add_steps(self, num_steps: int, max_draws: int) -> bool:
         """Whether the data ended before so many steps or draws."""
         last_draw = self.num_draws + max_draws
+        drawn: list[Draw] = []
+        has_ended = False
         for _ in range(num_steps):
             step = self._planner.next_step()
             if step is None:
-                return True
-            self._add(step)
+                has_ended = True
+                break
+            self._add_step(step)
+            drawn += [draw for pack in step for draw in pack.draws + pack.dropped]
             if self.num_draws >= last_draw:
                 break
-        return False
+        self._add_draws(drawn)
+        return has_ended
 
-    def _add(self, step: list[Pack]) -> None:
-        per_tile = self._config.model.vision.num_tokens_per_tile
-        for pack in step:
-            for draw in pack.draws:
-                stats, index = self._sources[draw.source], self._planner.sources[draw.source].index
-                stats.samples += 1
-                stats.images += int(index.image_starts[draw.row + 1] - index.image_starts[draw.row])
-                stats.tiles += draw.num_tiles
-                stats.image_tokens += draw.num_tiles * per_tile
-                stats.text_tokens += draw.length - draw.num_tiles * per_tile
-                stats.shortened_tiles += draw.shortened_tiles
-                stats.cut_turns += draw.cut_turns
-                self._num_tokens += draw.length
-            for draw in pack.dropped:
-                self._sources[draw.source].dropped += 1
-            self.num_draws += len(pack.draws) + len(pack.dropped)
+    def _add_step(self, step: list[Pack]) -> None:
         self.num_steps += 1
+        self.num_draws += sum(len(pack.draws) + len(pack.dropped) for pack in step)
+        self._num_tokens += sum(draw.length for pack in step for draw in pack.draws)
         costs = [self._planner.cost(pack) for pack in step]
         for data_size, ratios in self._ratios.items():
             size = len(costs) // data_size
             ranks = [sum(costs[start : start + size]) for start in range(0, len(costs), size)]
             ratios.append(max(ranks) * data_size / sum(ranks))
 
+    def _add_draws(self, draws: list[Draw]) -> None:
+        # Draws with the numbers of their sources first; columns are named as their fields.
+        values = np.array(draws, np.int64).reshape(-1, len(Draw._fields))
+        for number in range(len(self._sources)):
+            columns = values[values[:, 0] == number].T
+            self._add_source(number, dict(zip(Draw._fields, columns, strict=True)))
+
+    def _add_source(self, number: int, draws: dict[str, NDArray[np.int64]]) -> None:
+        stats, source = self._sources[number], self._planner.sources[number]
+        lengths, fits = draws["length"], draws["fits"] == 1
+        tokens = source.account(
+            draws["row"], draws["variant"], draws["max_num_tiles"], draws["num_turns"], lengths
+        )
+        num_tiles = int(draws["num_tiles"][fits].sum())
+        image_tokens = num_tiles * self._config.model.vision.num_tokens_per_tile
+        stats.samples += int(fits.sum())
+        stats.images += int(tokens.num_images[fits].sum())
+        stats.tiles += num_tiles
+        stats.image_tokens += image_tokens
+        stats.text_tokens += int(lengths[fits].sum()) - image_tokens
+        stats.trained_tokens += int(tokens.num_trained[fits].sum())
+        stats.shortened_tiles += int(draws["shortened_tiles"].sum())
+        stats.shortened_tiles_tokens += int(tokens.lost_tiles[fits].sum())
+        stats.cut_turns += int(draws["cut_turns"].sum())
+        stats.cut_turns_tokens += int(tokens.lost_turns[fits].sum())
+        stats.dropped += int((~fits).sum())
+        whole = lengths + tokens.lost_tiles + tokens.lost_turns
+        stats.dropped_tokens += int(whole[~fits].sum())
+        trained = tokens.num_trained[fits]
+        weights = trained / loss_divisor(trained, self._config.train.loss_weighting)
+        self._loss_weights[number] += source.settings.loss_weight * float(weights.sum())
+
     def result(self, num_steps: int, num_drawn: list[int] | None = None) -> BlendStats:
         """`num_drawn`: draws per source in all `num_steps`; None: those counted."""
         batch, length = self._config.train.global_batch_size, self._config.stage.sequence_length
         scale = num_steps / self.num_steps
-        sources = {}
+        sources, loss_weights = {}, {}
         for number, (planned, stats) in enumerate(
             zip(self._planner.sources, self._sources, strict=True)
         ):
@@ -138,6 +192,12 @@ class _Counts:
             values = {name: value * own_scale for name, value in asdict(stats).items()}
             values["passes"] = drawn / len(planned.index)
             sources[planned.index.source] = SourceStats(**values)
+            loss_weights[planned.index.source] = self._loss_weights[number] * own_scale
+        all_tokens = sum(source.tokens for source in sources.values()) or 1
+        all_weights = sum(loss_weights.values()) or 1
+        for name, source in sources.items():
+            source.token_share = source.tokens / all_tokens
+            source.loss_share = loss_weights[name] / all_weights
         return BlendStats(
             steps=num_steps,
             sampled_steps=self.num_steps,
@@ -154,39 +214,16 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
     if as_json:
         print(json.dumps(asdict(stats)))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
     console = Console(soft_wrap=True)
     estimated = stats.sampled_steps < stats.steps
     how = f"estimated from {stats.sampled_steps:,} of {stats.steps:,}" if estimated else "all"
-    table = Table(
-        title=f"{stats.steps:,} steps ({how} planned)",
-        title_justify="left",
-        box=box.SIMPLE,
-        pad_edge=False,
-    )
-    table.add_column("source")
-    columns = [*SourceStats.__dataclass_fields__, "share"]
-    for column in columns:
-        table.add_column(column.replace("_", "\n"), justify="right")
-    totals = dict.fromkeys(columns, 0.0)
-    all_tokens = sum(s.image_tokens + s.text_tokens for s in stats.sources.values()) or 1
-    for name, source in stats.sources.items():
-        row = asdict(source) | {"share": (source.image_tokens + source.text_tokens) / all_tokens}
-        table.add_row(name, *(_format(column, row[column]) for column in columns))
-        totals = {column: totals[column] + row[column] for column in columns}
-    cells = [_format(c, totals[c]) if c != "passes" else "" for c in columns]
-    table.add_row("total", *cells, style="bold")
-    # Wide enough for every number: a line too long for the window is better than a cropped one.
-    options = console.options.update(max_width=10_000)
-    console.width = max(console.width, Measurement.get(console, options, table).maximum)
-    console.print(table)
+    title = f"{stats.steps:,} steps ({how} planned)"
+    _print_table(console, title, stats.sources, _GIVEN)
     lines = [
         f"{stats.packs:,} sequences of {config.stage.sequence_length:,} tokens, "
-        f"{stats.padding:.2%} padding; `share` is of all tokens"
+        f"{stats.padding:.2%} padding",
+        f"of the loss: trained tokens, each with its weight (train.loss_weighting "
+        f"{config.train.loss_weighting}, and the sources' loss_weight)",
     ]
     if stats.imbalance:
         ratios = ", ".join(f"{size}: {ratio:.3f}" for size, ratio in stats.imbalance.items())
@@ -201,13 +238,67 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
             "a larger data.packing_window fills sequences better (few samples, or a tight tile "
             "budget, may leave padding whatever it is)"
         )
+    too_long = {name: source for name, source in stats.sources.items() if source.lost_tokens}
+    if not too_long:
+        lines.append("no sample is too long: none loses tiles or turns, none is dropped")
     for line in lines:
         console.print(line, markup=False, highlight=False)
+    if too_long:
+        console.print()
+        _print_table(console, "Too long: samples, and the tokens they lose", too_long, _LOST)
 
 
-def _format(column: str, value: float) -> str:
-    if column == "passes":
+# Columns of the two tables: heading, attribute.
+_GIVEN = [
+    ("samples", "samples"),
+    ("passes", "passes"),
+    ("images", "images"),
+    ("tiles", "tiles"),
+    ("image\ntokens", "image_tokens"),
+    ("text\ntokens", "text_tokens"),
+    ("of all\ntokens", "token_share"),
+    ("trained\ntokens", "trained_tokens"),
+    ("of the\nloss", "loss_share"),
+]
+_LOST = [
+    ("fewer\ntiles", "shortened_tiles"),
+    ("tokens\nlost", "shortened_tiles_tokens"),
+    ("cut\nturns", "cut_turns"),
+    ("tokens\nlost", "cut_turns_tokens"),
+    ("dropped", "dropped"),
+    ("tokens\nlost", "dropped_tokens"),
+    ("of its\ntokens", "lost_share"),
+]
+
+
+def _print_table(
+    console: Console, title: str, sources: dict[str, SourceStats], columns: list[tuple[str, str]]
+) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("source")
+    for heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for name, source in sources.items():
+        table.add_row(Text(name), *(_format(source, attribute) for _, attribute in columns))
+    total = _total(sources)
+    cells = [_format(total, a) if a != "passes" else "" for _, a in columns]
+    table.add_row("total", *cells, style="bold")
+    # Wide enough for every number: a line too long for the window is better than a cropped one.
+    options = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, options, table).maximum)
+    console.print(table)
+
+
+def _total(sources: dict[str, SourceStats]) -> SourceStats:
+    names = [f.name for f in fields(SourceStats)]
+    values = {name: sum(getattr(s, name) for s in sources.values()) for name in names}
+    return SourceStats(**values)
+
+
+def _format(source: SourceStats, attribute: str) -> str:
+    value = getattr(source, attribute)
+    if attribute == "passes":
         return f"{value:.2f}"
-    if column == "share":
+    if attribute.endswith("share"):
         return f"{value:.1%}"
     return f"{round(value):,}"

@@ -123,6 +123,8 @@ def test_measured_length_is_the_encoded_length(
         encoded = encoder.encode(keep_turns(messages, num_turns), kept)
         assert length == len(encoded.tokens)
         assert encoded.image_mask.sum() == 4 * num_tiles
+        num_trained = (encoded.labels != IGNORED_LABEL).sum()
+        assert sum(lengths.turn_trained[:num_turns]) == num_trained
     assert keep_turns(messages, num_turns) == messages
 
 
@@ -137,11 +139,15 @@ def test_each_choice_of_a_sample_is_measured(tiny_tokenizer: ChatTokenizer, num_
     ]
     (lengths,) = encoder.measure([Sample("vqa", "vqa", choices=choices)])
     grids = [(1, 1)] * num_images
-    for choice, tokens in zip(Sample("", "", choices=choices).choices, lengths.choice_tokens):
+    measured = zip(choices, lengths.choice_tokens, lengths.choice_trained, strict=True)
+    for choice, tokens, num_trained in measured:
         messages = turns(("user", choice[0]), ("assistant", choice[1]))
         length = tokens + sum(lengths.leads_single) + 4 * num_images
-        assert length == len(encoder.encode(messages, grids).tokens)
+        encoded = encoder.encode(messages, grids)
+        assert length == len(encoded.tokens)
+        assert num_trained == (encoded.labels != IGNORED_LABEL).sum()
     assert lengths.turn_tokens == lengths.choice_tokens[:1]
+    assert lengths.turn_trained == lengths.choice_trained[:1]
     # With one choice there is nothing to choose.
     assert encoder.measure([Sample("vqa", "vqa", choices=choices[:1])])[0].choice_tokens == []
 
@@ -168,7 +174,7 @@ def test_documents_have_no_roles_and_train_all_their_text(tiny_tokenizer: ChatTo
 def test_measuring_nothing(tiny_tokenizer: ChatTokenizer):
     assert make_encoder(tiny_tokenizer).measure([]) == []
     text = make_encoder(tiny_tokenizer).measure([Sample("", "", CONVERSATIONS["text"][0])])
-    assert text == [TextLengths(text[0].turn_tokens, [0], [], [])]
+    assert text == [TextLengths(text[0].turn_tokens, [0], text[0].turn_trained, [], [])]
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     assert [index.content_hash for index in open_indexes(config)] == after
     assert build_count() == []
     assert not list((tmp_path / "index").rglob("*.tmp"))
+
+
+def test_statistics_are_no_part_of_what_a_run_goes_on_with(make_config, tmp_path, monkeypatch):
+    """Columns that decide nothing of the order leave the content's hash, and so a run, as it is."""
+    before = open_indexes(make_config())
+    original = SampleEncoder.measure
+
+    def without_trained(self, samples):
+        measured = original(self, samples)
+        return [
+            replace(lengths, turn_trained=[0] * len(lengths.turn_trained)) for lengths in measured
+        ]
+
+    monkeypatch.setattr(SampleEncoder, "measure", without_trained)
+    after = open_indexes(make_config(f"data.index_dir={tmp_path / 'other'}"))
+    assert [index.content_hash for index in before] == [index.content_hash for index in after]
+    assert all(index.turn_trained.min() > 0 for index in before)
+    assert not any(index.turn_trained.any() for index in after)
 
 
 def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):

@@ -75,12 +75,23 @@ def test_planned_lengths_are_the_encoded_ones(make_config, settings: dict):
     encoder = SampleEncoder.from_config(config)
     budget = stage.max_tiles_per_sequence or 10**9
     for index in open_indexes(config, encoder):
-        _, plans = plan_all(config, index)
+        source, plans = plan_all(config, index)
+        tokens = source.account(
+            np.arange(len(index)), plans.variants, plans.max_num_tiles, plans.num_turns,
+            plans.lengths,
+        )  # fmt: skip
+        all_turns = np.diff(index.turn_starts)
         for row in range(len(index)):
             variant, limit = int(plans.variants[row]), int(plans.max_num_tiles[row])
             turns = int(plans.num_turns[row])
             found = encoded_length(config, encoder, index, row, variant, limit, turns)
             assert found == (plans.lengths[row], plans.num_tiles[row])
+            whole, fewer = (
+                encoded_length(config, encoder, index, row, variant, tiles, int(all_turns[row]))[0]
+                for tiles in (stage.max_num_tiles, limit)
+            )
+            assert tokens.lost_tiles[row] == whole - fewer
+            assert tokens.lost_turns[row] == fewer - found[0]
             fits = found[0] <= stage.sequence_length and found[1] <= budget
             assert fits == plans.fits[row]
             if plans.cut_turns[row]:
