@@ -10,9 +10,9 @@ Samples: 15 % text only, the others of 1 to 7 tiles (55 % of 7); text log-normal
     first fit     in the order drawn, into the first of a window's sequences with room
     nvlm          best-fit decreasing over windows, the emptiest sequences carried over
 
-Imbalance: cost of the costliest rank by the mean of its step, one sequence per rank and step, on
-average over steps; by the FLOPs of the configuration's model and by tiles alone. `in order`: as
-packed; `nvlm`: as dealt out over the steps.
+Imbalance: cost of a step's costliest rank by the ranks' mean, on average over steps; by the FLOPs
+of the configuration's model and, as the hardest case, by tiles alone. `in order`: as packed;
+`nvlm`: as dealt out. Ranks with one sequence per step differ as sequences do, however dealt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import load_config
-from nvlm.data.balance import CostWeights, deal_out, mean_ratio, num_steps_together
+from nvlm.data.balance import CostWeights, deal_out, imbalance, num_steps_together
 from nvlm.data.packing import choose_carried, pack_samples
 from nvlm.data.permutation import shuffled
 
@@ -109,18 +109,24 @@ WAYS: dict[str, Callable[[list[int], list[int], int, int], Packs]] = {
 }
 
 
-def imbalance(costs: list[int], num_ranks: int) -> tuple[float, float, float]:
-    """Costliest by mean (in order, as dealt out), and milliseconds of dealing out."""
-    whole = len(costs) // num_ranks * num_ranks
-    in_order = [list(range(start, start + num_ranks)) for start in range(0, whole, num_ranks)]
-    together = num_ranks * num_steps_together(num_ranks)
-    ratios = []
+def dealt(costs: list[int], num_ranks: int, per_rank: int) -> tuple[float, float, float]:
+    """Imbalance in order and as dealt out, and milliseconds of dealing out."""
+    batch = num_ranks * per_rank
+    num_steps = len(costs) // batch
+    in_order = [costs[start : start + batch] for start in range(0, num_steps * batch, batch)]
+    together = batch * num_steps_together(batch)
+    steps: list[list[int]] = []
     started = time.perf_counter()
-    for number, start in enumerate(range(0, len(costs) - together + 1, together)):
-        group = costs[start : start + together]
-        ratios.append(mean_ratio(group, deal_out(group, num_ranks, "group", number)))
+    for number, start in enumerate(range(0, num_steps * batch, together)):
+        group = costs[start : min(start + together, num_steps * batch)]
+        by_step = deal_out(group, batch, "group", number)
+        steps += [[group[pack] for pack in step] for step in by_step]
     milliseconds = 1e3 * (time.perf_counter() - started)
-    return mean_ratio(costs, in_order), sum(ratios) / len(ratios), milliseconds
+    before, after = (
+        sum(imbalance(step, num_ranks) for step in dealing) / num_steps
+        for dealing in (in_order, steps)
+    )
+    return before, after, milliseconds
 
 
 def main() -> None:
@@ -157,12 +163,14 @@ def main() -> None:
             weights.cost([lengths[i] for i in pack], sum(tiles[i] for i in pack), max_tokens)
             for pack in packs
         ]
-        table = Table("ranks", "cost", "in order", "nvlm", "ms per 10,000")
+        headings = ("ranks", "sequences each", "cost", "in order", "nvlm", "ms per 10,000")
+        table = Table(*headings)
         for num_ranks in (8, 64):
-            for name, costs in ((arguments.config.parent.name, by_cost), ("tiles", by_tiles)):
-                in_order, dealt, milliseconds = imbalance(costs, num_ranks)
-                cells = [f"{in_order:.3f}", f"{dealt:.3f}", f"{milliseconds * per_10k:.0f}"]
-                table.add_row(str(num_ranks), name, *cells)
+            for per_rank in (1, 2, 4):
+                for name, costs in ((arguments.config.parent.name, by_cost), ("tiles", by_tiles)):
+                    in_order, out, milliseconds = dealt(costs, num_ranks, per_rank)
+                    cells = [f"{in_order:.3f}", f"{out:.3f}", f"{milliseconds * per_10k:.0f}"]
+                    table.add_row(str(num_ranks), str(per_rank), name, *cells)
         console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Balance: the packs of a global step cost about the same, so that no rank waits for another.
+"""Balance: global steps, and a step's data-parallel ranks, cost about the same.
 
 A pack's cost is what training on it computes, in floating-point operations:
 
@@ -31,9 +31,6 @@ from nvlm.data.permutation import shuffled
 _NUM_STEPS = 16
 # Fewer steps where their packs would be more than this, to bound the planner's memory.
 _MAX_PACKS = 16384
-# How much more than the mean of its step the costliest pack may cost, on average over steps. Below
-# this, a mixed step is worth more than a balanced one.
-_MAX_RATIO = 1.02
 
 
 @dataclass(frozen=True)
@@ -100,45 +97,61 @@ def deal_out(
 ) -> list[list[int]]:
     """Packs of each step, as numbers into `costs`.
 
-    Packs are sorted by cost and cut into strata, every step takes its packs from one stratum, and
-    there are as few strata as balance needs: where packs cost nearly the same, a step has all
-    kinds. Steps, and packs inside each, are in random order, so that any split of a step over
-    ranks and micro-batches is balanced. If the packs do not fill the steps, one step is short.
+    Packs are sorted by cost, and every step takes one of the costliest, one of the next and so on,
+    by lot: steps cost about the same and hold packs of all kinds. (Steps of packs of one cost would
+    balance ranks even with one pack each; but packs of one cost are often of one kind, and
+    gradients would swing from step to step.) Within a step, packs stand as `arrange` puts them. If
+    the packs do not fill the steps, the last step is short.
     """
-    if not costs:
-        return []
-    num_steps = -(-len(costs) // global_batch_size)
-    num_strata = 1
-    while True:
-        steps = _deal(costs, global_batch_size, num_strata, *key_parts)
-        if num_strata >= num_steps or mean_ratio(costs, steps) <= _MAX_RATIO:
-            break
-        num_strata *= 2
-    order = shuffled(len(steps), *key_parts, "steps").tolist()
-    return [steps[number] for number in order]
+    lots = shuffled(len(costs), *key_parts).tolist()
+    num_steps, num_left = divmod(len(costs), global_batch_size)
+    by_lot = sorted(range(len(costs)), key=lots.__getitem__)
+    dealt, left = by_lot[num_left:], by_lot[:num_left]
+    dealt.sort(key=lambda pack: -costs[pack])
+    strata = [dealt[start : start + num_steps] for start in range(0, len(dealt), num_steps or 1)]
+    for stratum in strata:
+        stratum.sort(key=lots.__getitem__)
+    steps = [list(step) for step in zip(*strata, strict=True)]
+    return [arrange(costs, step, lots) for step in (*steps, left) if step]
 
 
-def mean_ratio(costs: Sequence[int], steps: list[list[int]]) -> float:
-    """Highest cost of a step's packs by their mean cost, on average over the steps."""
-    ratios = []
-    for step in steps:
-        of_step = [costs[pack] for pack in step]
-        ratios.append(max(of_step) * len(of_step) / sum(of_step))
-    return sum(ratios) / len(ratios)
+def arrange(costs: Sequence[int], packs: list[int], lots: Sequence[int]) -> list[int]:
+    """The packs of a step in an order in which every data-parallel rank costs about the same.
+
+    Ranks get equal shares of the step, one behind another. So the step is cut into halves of about
+    equal cost (thirds or more where its size is odd), those again, and so on: it holds at every
+    data-parallel size.
+
+    Args:
+        packs: numbers into `costs`, the costliest first.
+        lots: a random number for every pack; decides which half comes first.
+    """
+    num_parts = _smallest_divisor(len(packs))
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    sums = [0] * num_parts
+    for start in range(0, len(packs), num_parts):
+        # The costliest of these to the part that has least.
+        by_sum = sorted(range(num_parts), key=sums.__getitem__)
+        for pack, part in zip(packs[start : start + num_parts], by_sum, strict=True):
+            parts[part].append(pack)
+            sums[part] += costs[pack]
+    parts.sort(key=lambda part: lots[part[0]])
+    if num_parts == len(packs):
+        return [pack for part in parts for pack in part]
+    return [pack for part in parts for pack in arrange(costs, part, lots)]
 
 
-def _deal(
-    costs: Sequence[int], global_batch_size: int, num_strata: int, *key_parts: int | str
-) -> list[list[int]]:
-    order = sorted(range(len(costs)), key=lambda pack: (-costs[pack], pack))
-    num_steps = -(-len(costs) // global_batch_size)
-    size = -(-num_steps // num_strata) * global_batch_size
-    steps = []
-    for start in range(0, len(order), size):
-        stratum = order[start : start + size]
-        mixed = [stratum[i] for i in shuffled(len(stratum), *key_parts, "stratum", start).tolist()]
-        steps += [
-            mixed[first : first + global_batch_size]
-            for first in range(0, len(mixed), global_batch_size)
-        ]
-    return steps
+def imbalance(costs: Sequence[int], num_ranks: int) -> float:
+    """Cost of the costliest data-parallel rank by the ranks' mean.
+
+    Args:
+        costs: of a step's packs, in its order; a multiple of `num_ranks` many.
+    """
+    size = len(costs) // num_ranks
+    sums = [sum(costs[start : start + size]) for start in range(0, len(costs), size)]
+    return max(sums) * num_ranks / sum(sums)
+
+
+def _smallest_divisor(number: int) -> int:
+    """Of those above 1; 1 of 1."""
+    return next((n for n in range(2, number + 1) if number % n == 0), 1)

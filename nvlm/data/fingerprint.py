@@ -12,7 +12,7 @@ from nvlm.data.index import SourceIndex
 from nvlm.errors import DataError
 
 # Raise it whenever the same settings give another order.
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 _NUM_HASH_CHARACTERS = 16
 
 

@@ -1,15 +1,16 @@
 """The loader: packs of the planner read, decoded and encoded by worker processes.
 
 Every rank runs the same planner (order.py) and reads only its own packs. Workers run ahead of
-training; the position that travels with a step is the one after that step, whatever they have
-already prepared.
+training, and a thread plans and collects the next step while one is trained; the position that
+travels with a step is the one after that step, whatever is already prepared.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from nvlm.batch import MicroBatch, SkippedSample, StepBatch
 from nvlm.config import RunConfig
+from nvlm.data.ahead import one_ahead
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.index import SourceIndex
 from nvlm.data.lengths import PlannedSource
@@ -65,11 +67,44 @@ class Loader:
         # A second pass would start behind what the workers of the first had requested.
         assert not self._is_used, "a loader is iterated once; build another from a state"
         self._is_used = True
+        # Here and not in the thread: workers start now, and the DataLoader's handler that notices
+        # their death has to be set by the main thread.
+        micro_batches = iter(self._micro_batches())
+        steps = self._steps(micro_batches)
+        return one_ahead(steps) if self._config.data.num_workers else steps
+
+    def _steps(self, micro_batches: Iterator) -> Generator[StepBatch, None, None]:
+        num_micro_batches = self._num_packs // self._config.train.micro_batch_size
+        read: list[MicroBatch] = []
+        skipped: list[SkippedSample] = []
+        repaired: Counter[str] = Counter()
+        try:
+            for travelled, newly_skipped, newly_repaired in micro_batches:
+                read.append(unpack(travelled))
+                skipped += newly_skipped
+                repaired += newly_repaired
+                if len(read) == num_micro_batches:
+                    step = self._requested.popleft()
+                    yield replace(
+                        step,
+                        micro_batches=read,
+                        skipped=step.skipped + skipped,
+                        repaired=dict(sorted(repaired.items())),
+                    )
+                    read, skipped, repaired = [], [], Counter()
+        finally:
+            gc.unfreeze()
+
+    def _micro_batches(self) -> DataLoader:
         num_workers = self._config.data.num_workers
         if num_workers:
             # Workers are forked; the tokenizer's own threads do not survive that.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        micro_batches: DataLoader = DataLoader(
+            # They share this process's memory until someone writes to it, and a full garbage
+            # collection writes to every object: those that exist now are left out of it.
+            gc.collect()
+            gc.freeze()
+        return DataLoader(
             self._reader,
             sampler=_Requests(self._requests),
             batch_size=None,
@@ -79,23 +114,6 @@ class Loader:
             # Its own generator: the DataLoader would draw from the training's otherwise.
             generator=torch.Generator(),
         )
-        num_micro_batches = self._num_packs // self._config.train.micro_batch_size
-        read: list[MicroBatch] = []
-        skipped: list[SkippedSample] = []
-        repaired: Counter[str] = Counter()
-        for travelled, newly_skipped, newly_repaired in micro_batches:
-            read.append(unpack(travelled))
-            skipped += newly_skipped
-            repaired += newly_repaired
-            if len(read) == num_micro_batches:
-                step = self._requested.popleft()
-                yield replace(
-                    step,
-                    micro_batches=read,
-                    skipped=step.skipped + skipped,
-                    repaired=dict(sorted(repaired.items())),
-                )
-                read, skipped, repaired = [], [], Counter()
 
     def _requests(self) -> Iterator[MicroBatchRequest]:
         """This rank's micro-batches; leaves what else there is to a step in `_requested`."""

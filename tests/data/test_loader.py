@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from shard_writing import draw_image, make_sample, write_shard
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data import reader as reader_module
+from nvlm.data.ahead import one_ahead
 from nvlm.data.index import open_indexes
 from nvlm.data.loader import build_loader, num_prefetched
 from nvlm.data.order import iterate_order
@@ -227,14 +230,17 @@ def test_repairs_of_used_samples_are_counted(make_config, tmp_path: Path, num_wo
     write_shard(root / "train" / "odd" / "odd.tar", samples)
     config = make_config(f"data.root={root}", f"data.num_workers={num_workers}")
     loader = iter(build_loader(config, open_indexes(config), 0, 1))
-    for batch in itertools.islice(loader, 2):
+    total: Counter[str] = Counter()
+    for batch in itertools.islice(loader, 4):
         keys = [key for micro_batch in batch.micro_batches for key in micro_batch.sample_keys]
-        assert batch.repaired == {
+        used = {
             "odd/alpha_dropped": keys.count("odd/transparent"),
             "odd/converted_to_rgb": keys.count("odd/gray"),
             "odd/rotated": keys.count("odd/rotated"),
         }
-        assert min(batch.repaired.values()) > 0
+        assert batch.repaired == {what: number for what, number in used.items() if number}
+        total.update(used)
+    assert min(total.values()) > 0
 
 
 def test_shard_removed_in_mid_run(make_config, damaged: Path):
@@ -274,8 +280,52 @@ def test_workers_end_with_the_loader(make_config):
     next(steps)
     workers = child_processes() - before
     assert len(workers) >= 2
+    # Memory that they share with us stays shared: the garbage collector leaves it alone.
+    assert gc.get_freeze_count() > 0
     steps.close()
     assert not workers & child_processes()
+    assert gc.get_freeze_count() == 0
+
+
+def test_one_step_is_fetched_ahead():
+    fetched = threading.Semaphore(0)
+    closed = threading.Event()
+
+    def numbers():
+        try:
+            for number in (1, 2, 3):
+                fetched.release()
+                yield number
+            raise DataError("no more")
+        finally:
+            closed.set()
+
+    ahead = one_ahead(numbers())
+    assert next(ahead) == 1
+    # The second comes unasked, the third does not.
+    assert fetched.acquire(timeout=30) and fetched.acquire(timeout=30)
+    assert not fetched.acquire(timeout=0.1)
+    assert [next(ahead), next(ahead)] == [2, 3]
+    with pytest.raises(DataError, match="no more"):
+        next(ahead)
+    assert closed.is_set()
+
+
+def test_closing_closes_what_is_fetched_ahead():
+    closed = threading.Event()
+
+    def ones():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    ahead = one_ahead(ones())
+    assert next(ahead) == 1
+    ahead.close()
+    assert closed.is_set()
+    assert list(one_ahead(number for number in ())) == []
 
 
 def child_processes() -> set[str]:
