@@ -19,6 +19,7 @@ from shard_writing import draw_image
 from nvlm.data.importers import run as run_module
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.run import import_source
+from nvlm.data.index import open_indexes
 from nvlm.errors import DataError
 
 NUM_SAMPLES = 50
@@ -173,21 +174,13 @@ def test_plain_webdataset_opens_the_shards(source, whole):
         assert json.loads(sample["json"])["messages"][1]["content"] == f"Number {number}."
 
 
-# Energon's dependencies contradict ours (filelock below 4): it needs an environment of its own.
-#     python -m venv energon && energon/bin/pip install megatron-energon==7.4.1 torch
-ENERGON_PYTHON = os.environ.get("NVLM_ENERGON_PYTHON")
-
-
-@pytest.mark.skipif(
-    not ENERGON_PYTHON, reason="NVLM_ENERGON_PYTHON names no Python that has megatron-energon 7.4.1"
-)
-def test_energon_opens_the_shards(source, whole, tmp_path):
+def test_energon_opens_the_shards(source, whole, make_config, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(whole, folder)  # Energon writes into the folder
     script = Path(__file__).with_name("open_in_energon.py")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [ENERGON_PYTHON, script, folder], capture_output=True, text=True, env=environment
+        [sys.executable, script, folder], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     samples = json.loads(done.stdout.splitlines()[-1])
@@ -195,3 +188,10 @@ def test_energon_opens_the_shards(source, whole, tmp_path):
     for key, (content, sizes) in samples.items():
         assert content["messages"][1]["content"] == f"Number {key[1:]}."
         assert sizes == [(source.parent / f"{key[1:]}.jpg").stat().st_size]
+    # And the folder as Energon has prepared it is a source of ours, where it is.
+    config = make_config(
+        "data.split=val", f"data.blend={{numbers: {{path: {folder}}}}}", f"run.dir={tmp_path}"
+    )
+    (index,) = open_indexes(config)
+    assert sorted(index.key(row) for row in range(len(index))) == sorted(samples)
+    assert not index.rejected
