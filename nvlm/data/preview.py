@@ -222,7 +222,8 @@ def _rejected(index: SourceIndex) -> Iterator[Rejected]:
 def describe(sample: ShownSample) -> list[str]:
     """What there is to say about a sample's use, in a few words each."""
     plan = sample.plan
-    facts = [sample.kind] if sample.task == sample.kind else [f"task {sample.task}", sample.kind]
+    facts = [] if sample.task in ("", sample.kind) else [f"task {sample.task}"]
+    facts.append(sample.kind)
     facts += [
         f"pass {plan.epoch + 1}",
         f"{plan.length:,} tokens",

@@ -19,9 +19,10 @@ from nvlm.data.preview_pictures import image_figures
 from nvlm.data.preview_spans import Span, visible
 from nvlm.data.stats import SourceStats
 
-# Between the hues of sources; the golden angle keeps any number of them apart.
-_HUE_STEP = 137.508
+# Hues of sources, in degrees; neighbours differ in lightness too.
 _FIRST_HUE = 212
+_MAX_HUES = 12
+_LIGHTNESS = ("0%", "-11%", "6%")
 
 
 def write_page(preview: Preview, path: Path) -> Path:
@@ -30,10 +31,7 @@ def write_page(preview: Preview, path: Path) -> Path:
         resources.files("nvlm.data").joinpath("preview.html").read_text(encoding="utf-8")
     )
     config = preview.config
-    hues = {
-        name: round(_FIRST_HUE + number * _HUE_STEP) % 360
-        for number, name in enumerate(preview.stats.sources)
-    }
+    colours = _colours(list(preview.stats.sources))
     page = template.substitute(
         title=_text(f"{config.run.name}: what training will see"),
         subtitle=_text(
@@ -41,16 +39,16 @@ def write_page(preview: Preview, path: Path) -> Path:
             "the run's own planner, reader and encoder."
         ),
         facts=_facts(preview),
-        samples="".join(_card(sample, hues[sample.source]) for sample in preview.samples),
+        samples="".join(_card(sample, colours[sample.source]) for sample in preview.samples),
         packs_note=_packs_note(preview),
         legend="".join(
-            f'<span class="source" style="--hue:{hue}">{_text(name)}</span>'
-            for name, hue in hues.items()
+            f'<span class="source" style="{colour}">{_text(name)}</span>'
+            for name, colour in colours.items()
         ),
-        packs="".join(_sequence(preview, sequence, hues) for sequence in preview.sequences),
+        packs="".join(_sequence(preview, sequence, colours) for sequence in preview.sequences),
         sources_note=_sources_note(preview),
-        sources=_sources_table(preview, hues),
-        rejected=_rejected_table(preview),
+        sources=_sources_table(preview, colours),
+        rejected=_rejected_table(preview, colours),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +56,16 @@ def write_page(preview: Preview, path: Path) -> Path:
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)
     return path
+
+
+def _colours(sources: list[str]) -> dict[str, str]:
+    """Source -> its colour, as CSS variables."""
+    num_hues = min(len(sources), _MAX_HUES)
+    return {
+        name: f"--hue:{round(_FIRST_HUE + 360 * number / num_hues) % 360};"
+        f"--lightness:{_LIGHTNESS[(number + number // num_hues) % len(_LIGHTNESS)]}"
+        for number, name in enumerate(sources)
+    }
 
 
 def _text(text: str) -> str:
@@ -68,7 +76,15 @@ def _facts(preview: Preview) -> str:
     stats = preview.stats
     sources = stats.sources.values()
     draws = sum(s.samples + s.dropped for s in sources)
-    tokens = sum(s.image_tokens + s.text_tokens for s in sources)
+    tokens = sum(s.tokens for s in sources)
+    trained = sum(s.trained_tokens for s in sources)
+    lost = sum(s.lost_tokens for s in sources)
+    shares = {
+        "lose tiles": sum(s.shortened_tiles for s in sources),
+        "lose turns": sum(s.cut_turns for s in sources),
+        "are dropped": sum(s.dropped for s in sources),
+    }
+    too_long = [f"{_share(count, draws)} {what}" for what, count in shares.items() if count]
     facts = [
         (f"{stats.steps:,} steps", f"of {preview.config.train.global_batch_size} sequences"),
         (f"{_share(stats.padding, 1)} padding", f"in {stats.packs:,} sequences"),
@@ -76,11 +92,11 @@ def _facts(preview: Preview) -> str:
             f"{_share(sum(s.image_tokens for s in sources), tokens)} image tokens",
             f"of {round(tokens):,}",
         ),
+        (f"{_share(trained, tokens)} trained tokens", f"{round(trained):,} count in the loss"),
         (
-            f"{_share(sum(s.shortened_tiles for s in sources), draws)} fewer tiles",
-            f"to fit; {_share(sum(s.cut_turns for s in sources), draws)} lose their last turns",
+            f"{_share(lost, tokens + lost)} tokens lost",
+            f"of samples, {', '.join(too_long)}" if too_long else "no sample is too long",
         ),
-        (f"{_share(sum(s.dropped for s in sources), draws)} dropped", "too long for any sequence"),
         (f"{sum(r.count for r in preview.rejected):,} rejected", "unusable, left out by indexing"),
     ]
     return "".join(
@@ -106,12 +122,12 @@ def _packs_note(preview: Preview) -> str:
     return _text(
         f"The sequences of the first {'step' if steps == 1 else f'{steps} steps'}. The upper bar "
         f"is filled with tokens, up to stage.sequence_length {stage.sequence_length:,}; the lower "
-        f"one with tiles, up to {budget}. A part is a sample, in its source's colour; one that is "
-        "shown below leads there."
+        f"one with tiles, up to {budget}. A part is a sample, in its source's colour; a number "
+        "leads to the sample below."
     )
 
 
-def _sequence(preview: Preview, sequence: PlannedSequence, hues: dict[str, int]) -> str:
+def _sequence(preview: Preview, sequence: PlannedSequence, colours: dict[str, str]) -> str:
     max_tokens, max_tiles = preview.config.stage.sequence_length, preview.max_tiles
     num_tokens = sum(document.length for document in sequence.documents)
     num_tiles = sum(document.num_tiles for document in sequence.documents)
@@ -123,15 +139,15 @@ def _sequence(preview: Preview, sequence: PlannedSequence, hues: dict[str, int])
                 f"{document.num_tiles:,} tiles"
             )
         )
-        colour = f"--hue:{hues[document.source]}"
+        colour, name = colours[document.source], _text(document.source)
         width = f"{100 * document.length / max_tokens:.4f}%"
         attributes = f'style="{colour};width:{width}" data-tokens="{document.length}"'
         if document.shown is None:
-            tokens.append(f'<i {attributes} title="{title}"></i>')
+            tokens.append(f'<i {attributes} title="{title}">{name}</i>')
         else:
             tokens.append(
                 f'<a {attributes} title="{title}" href="#sample-{document.shown}">'
-                f"{document.shown}</a>"
+                f"<b>{document.shown}</b> {name}</a>"
             )
         if document.num_tiles:
             width = f"{100 * document.num_tiles / max_tiles:.4f}%"
@@ -156,57 +172,61 @@ def _sources_note(preview: Preview) -> str:
         else f"of all {stats.steps:,} steps"
     )
     return _text(
-        f"What the blend gives, {how}. Shares of shortened, cut and dropped samples are of those "
-        "drawn from the source; rejected ones are never drawn."
+        f"What the blend gives, {how}. Fewer tiles, cut turns and dropped: shares of the samples "
+        "drawn from the source; lost: of their tokens. Rejected samples are never drawn."
     )
 
 
-def _sources_table(preview: Preview, hues: dict[str, int]) -> str:
-    rejected = dict.fromkeys(hues, 0)
+def _sources_table(preview: Preview, colours: dict[str, str]) -> str:
+    rejected = dict.fromkeys(colours, 0)
     for entry in preview.rejected:
         rejected[entry.source] += entry.count
-    stats = preview.stats.sources
-    all_tokens = sum(s.image_tokens + s.text_tokens for s in stats.values())
     rows = []
-    for name, source in stats.items():
+    for name, source in preview.stats.sources.items():
         cells = "".join(
-            f'<td class="number{" warn" if warns else ""}">{_text(value)}</td>'
-            for value, warns in _source_cells(source, all_tokens, rejected[name])
+            f'<td class="number{kind}">{_text(value)}</td>'
+            for value, kind in _source_cells(source, rejected[name])
         )
         rows.append(
-            f'<tr><td><span class="source" style="--hue:{hues[name]}">{_text(name)}</span></td>'
+            f'<tr><td><span class="source" style="{colours[name]}">{_text(name)}</span></td>'
             f"{cells}</tr>"
         )
     names = (
-        "samples", "passes", "tokens", "of all", "tiles", "fewer tiles", "turns cut", "dropped",
-        "rejected",
+        "samples", "passes", "tiles", "tokens", "of all tokens", "trained tokens", "of the loss",
+        "fewer tiles", "cut turns", "dropped", "tokens lost", "rejected",
     )  # fmt: skip
     head = "".join(f'<th class="number">{name}</th>' for name in names)
     return (
-        f'<table class="sources"><thead><tr><th>Source</th>{head}</tr></thead>'
+        f'<table class="sources"><thead><tr><th>source</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
-def _source_cells(
-    source: SourceStats, all_tokens: float, num_rejected: int
-) -> list[tuple[str, bool]]:
-    tokens = source.image_tokens + source.text_tokens
+def _source_cells(source: SourceStats, num_rejected: int) -> list[tuple[str, str]]:
+    """(text, class after a blank) of each cell; losses stand out, and their absence does not."""
     draws = source.samples + source.dropped
-    return [
-        (f"{round(source.samples):,}", False),
-        (f"{source.passes:.2f}", False),
-        (f"{round(tokens):,}", False),
-        (_share(tokens, all_tokens), False),
-        (f"{round(source.tiles):,}", False),
-        (_share(source.shortened_tiles, draws), source.shortened_tiles > 0),
-        (_share(source.cut_turns, draws), source.cut_turns > 0),
-        (_share(source.dropped, draws), source.dropped > 0),
-        (f"{num_rejected:,}", num_rejected > 0),
+    given = [
+        f"{round(source.samples):,}",
+        f"{source.passes:.2f}",
+        f"{round(source.tiles):,}",
+        f"{round(source.tokens):,}",
+        _share(source.token_share, 1),
+        f"{round(source.trained_tokens):,}",
+        _share(source.loss_share, 1),
+    ]
+    lost = [
+        _share(source.shortened_tiles, draws),
+        _share(source.cut_turns, draws),
+        _share(source.dropped, draws),
+        _share(source.lost_share, 1),
+        f"{num_rejected:,}",
+    ]
+    return [(text, "") for text in given] + [
+        (text, " none" if text in ("0.0 %", "0") else " warn") for text in lost
     ]
 
 
-def _rejected_table(preview: Preview) -> str:
+def _rejected_table(preview: Preview, colours: dict[str, str]) -> str:
     if not preview.rejected:
         return '<p class="soft">Indexing left no sample out.</p>'
     rows = []
@@ -216,34 +236,42 @@ def _rejected_table(preview: Preview) -> str:
             name = f"{entry.example.shard} {entry.example.key or '(shard)'}"
             example = f"<b>{_text(name)}</b> {_text(entry.example.detail)}"
         rows.append(
-            f"<tr><td>{_text(entry.source)}</td><td>{_text(entry.reason)}</td>"
+            f'<tr><td><span class="source" style="{colours[entry.source]}">{_text(entry.source)}'
+            f"</span></td><td>{_text(entry.reason)}</td>"
             f'<td class="number">{entry.count:,}</td><td class="soft">{example}</td></tr>'
         )
     return (
-        "<table><thead><tr><th>Source</th><th>Reason</th><th class='number'>Samples</th>"
-        f"<th>The first</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        '<table><thead><tr><th>source</th><th>reason</th><th class="number">samples</th>'
+        f"<th>the first</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
-def _card(sample: ShownSample, hue: int) -> str:
+def _card(sample: ShownSample, colour: str) -> str:
     pills = "".join(f'<span class="pill">{_text(fact)}</span>' for fact in describe(sample))
     pills += "".join(
         f'<span class="pill warn">{_text(cut)}</span>' for cut in describe_cuts(sample)
     )
+    form = ""
     if sample.problem is not None:
         body = (
             f'<p class="problem"><b>left out when it is read: {_text(sample.problem.reason)}</b> '
             f"{_text(sample.problem.detail)}</p>"
         )
     else:
-        pictures = "".join(image_figures(image) for image in sample.images)
+        several = len(sample.images) > 1
+        pictures = "".join(
+            image_figures(image, number if several else None)
+            for number, image in enumerate(sample.images, start=1)
+        )
+        form = " several" if several else " one" if pictures else ""
         pictures = f'<div class="pictures">{pictures}</div>' if pictures else ""
-        body = f'{pictures}<div class="text">{"".join(_turns(sample.spans))}</div>'
+        text = f'<div class="text">{"".join(_turns(sample.spans))}</div>'
+        body = f'<div class="body">{pictures}{text}</div>'
     return (
-        f'<article class="card" id="sample-{sample.number}" style="--hue:{hue}">'
+        f'<article class="card{form}" id="sample-{sample.number}" style="{colour}">'
         f'<header><h3><span class="soft">{sample.number}</span> '
-        f'<span class="source" style="--hue:{hue}">{_text(sample.source)}</span> '
-        f"{_text(sample.key)}</h3>"
+        f'<span class="source">{_text(sample.source)}</span> '
+        f'<span class="key">{_text(sample.key)}</span></h3>'
         f'<p class="pills"><span class="pill">step {sample.step}, sequence {sample.sequence}</span>'
         f"{pills}</p></header>{body}</article>"
     )
@@ -265,10 +293,10 @@ def _span(span: Span) -> str:
     places = f"{span.start}" if len(span.ids) == 1 else f"{span.start} to {last}"
     if span.kind == "image":
         text = html.escape(f"{len(span.ids)} x {span.text}")
-        title = f"id {span.ids[0]}, tokens {places}"
+        about = f"id {span.ids[0]}, tokens {places}"
     else:
         ids = " ".join(map(str, span.ids))
         text = _text(span.text).replace("\n", "<u>↵</u>\n")
-        title = f"id {ids}, token {places}{trained}"
+        about = f"id {ids}, token {places}{trained}"
     classes = f"t {span.kind}-token{' on' if span.trained else ''}"
-    return f'<span class="{classes}" data-ids="{len(span.ids)}" title="{title}">{text}</span>'
+    return f'<span class="{classes}" data-ids="{len(span.ids)}" data-about="{about}">{text}</span>'

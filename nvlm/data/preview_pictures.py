@@ -22,22 +22,23 @@ _MIN_SHOWN_WIDTH = 140
 _MAX_SHOWN_HEIGHT = 400
 
 
-def image_figures(image: ShownImage) -> str:
-    """The image with its grid drawn over it, and its tiles."""
+def image_figures(image: ShownImage, number: int | None = None) -> str:
+    """The image with its grid drawn over it, and its tiles; `number` if there are several."""
     columns, rows = image.grid
     picture = _whole_picture(image)
     width, height = picture.size
     shown_width = min(max(width, _MIN_SHOWN_WIDTH), width * _MAX_SHOWN_HEIGHT // height)
     cells = "".join(
-        f'<span title="{html.escape(tag)}">{f"<b>{number}</b>" if columns * rows > 1 else ""}'
-        "</span>"
-        for number, tag in enumerate(image.tags[: columns * rows], start=1)
+        f'<span title="{html.escape(tag)}">'
+        f"{f'<b>{_label(tag, place)}</b>' if columns * rows > 1 else ''}</span>"
+        for place, tag in enumerate(image.tags[: columns * rows], start=1)
     )
+    caption = describe_image(image) if number is None else f"{number}: {describe_image(image)}"
     whole = (
         f'<figure><div class="frame"><img src="{_data_uri(picture)}" alt="" '
         f'style="width:{max(shown_width, 1)}px"><div class="over" '
         f'style="grid-template:repeat({rows},1fr)/repeat({columns},1fr)">{cells}</div></div>'
-        f"<figcaption>{html.escape(describe_image(image))}</figcaption></figure>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
     if len(image.tiles) == 1 and width == height:
         return whole  # the picture is the tile
@@ -54,6 +55,13 @@ def image_figures(image: ShownImage) -> str:
         f"<figcaption>{what} as the model gets {'it' if len(tiles) == 1 else 'them'}</figcaption>"
         "</figure></div>"
     )
+
+
+def _label(tag: str, place: int) -> str:
+    """What tells a tile's tag from those of the other tiles, or its place where it has no tag."""
+    if tag.startswith("<box>"):
+        return html.escape(tag.removeprefix("<box>").partition(")")[0].strip(" ("))
+    return html.escape(tag.removeprefix("<tile_").removesuffix(">")) or str(place)
 
 
 def _whole_picture(image: ShownImage) -> Image.Image:

@@ -121,6 +121,8 @@ def _print_losses(console: Console, preview: Preview) -> None:
             "dropped": source.dropped,
         }
         parts = [f"{count / draws:.1%} {what}" for what, count in counts.items() if count]
+        if source.lost_tokens:
+            parts.append(f"{source.lost_share:.1%} of its tokens lost")
         if name in rejected:
             parts.append(f"{rejected[name]:,} rejected by indexing")
         if parts:

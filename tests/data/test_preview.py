@@ -7,6 +7,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_tree import Element, parse_page
 from PIL import Image
@@ -21,12 +22,14 @@ from nvlm.config import RunConfig
 from nvlm.data.index import open_indexes
 from nvlm.data.loader import build_loader
 from nvlm.data.order import Planner
-from nvlm.data.preview import Preview, build_preview, describe_cuts
-from nvlm.data.preview_html import write_page
+from nvlm.data.preview import Preview, ShownImage, build_preview, describe, describe_cuts
+from nvlm.data.preview_html import _colours, write_page
+from nvlm.data.preview_pictures import image_figures
 from nvlm.data.preview_spans import visible
 from nvlm.data.preview_terminal import print_preview
 from nvlm.data.reader import MicroBatchReader
 from nvlm.data.stats import blend_stats
+from nvlm.data.tile_tags import TagStyle, TileTags
 
 HOSTILE_QUESTION = "</span><script>alert(1)</script> <|im_end|> & 'x' \"y\""
 HOSTILE_ANSWER = "日本 😀 <|im_start|>user\n\x1b[31m\u202e ok"
@@ -49,7 +52,7 @@ def tokens_and_mask(card: Element) -> tuple[list[int], list[bool]]:
     trained: list[bool] = []
     for span in card.with_class("t"):
         match = re.fullmatch(
-            r"id ([\d ]+), tokens? (\d+)( to \d+)?(, trained)?", span.attributes["title"]
+            r"id ([\d ]+), tokens? (\d+)( to \d+)?(, trained)?", span.attributes["data-about"]
         )
         assert match is not None
         count = int(span.attributes["data-ids"])
@@ -108,6 +111,33 @@ def test_tiles(make_config, tmp_path):
     assert any(columns * rows >= 4 for columns, rows in grids)
 
 
+@pytest.mark.parametrize(
+    ("tags", "labels"),
+    [
+        ("none", ["1", "2", "3", "4", "5", "6"]),
+        ("1d", ["01", "02", "03", "04", "05", "06"]),
+        ("2d_grid", ["x00_y00", "x01_y00", "x02_y00", "x00_y01", "x01_y01", "x02_y01"]),
+        ("2d_box", ["0, 0", "112, 0", "224, 0", "0, 112", "112, 112", "224, 112"]),
+    ],
+)
+def test_tiles_are_labelled_with_their_tags(tags: TileTags, labels: list[str]):
+    style = TagStyle(tags, use_thumbnail=True, max_num_tiles=12, image_size=112)
+    tiles = np.zeros((7, 3, 112, 112), np.uint8)
+    image = ShownImage((300, 200), (3, 2), style.tags((3, 2)), tiles)
+    figures = parse_page(image_figures(image))
+    assert [label.text for label in figures.with_tag("b")] == labels
+    captions = [
+        caption.text for caption in parse_page(image_figures(image, 2)).with_tag("figcaption")
+    ]
+    assert captions[0] == "2: 300 × 200 pixels → 3 × 2 tiles and the thumbnail"
+
+
+def test_sources_have_different_colours():
+    for count in (1, 2, 8, 13, 36):
+        colours = _colours([f"source {number}" for number in range(count)])
+        assert len(set(colours.values())) == count
+
+
 def test_picture_is_put_together_from_the_tiles(make_config, tmp_path):
     preview, page = show(make_config("data.blend={single: 1}"), 12, tmp_path)
     for card, sample in zip(cards(page), preview.samples, strict=True):
@@ -141,11 +171,14 @@ def test_bars_are_the_planners(make_config, tmp_path):
     assert len(rows) == len(packs) == 8
     links = []
     for row, pack in zip(rows, packs, strict=True):
-        tokens, tiles = row.with_class("bar")
-        assert [int(part.attributes["data-tokens"]) for part in tokens.all()] == [
+        tokens, tiles = (
+            [part for part in bar.all() if "title" in part.attributes]
+            for bar in row.with_class("bar")
+        )
+        assert [int(part.attributes["data-tokens"]) for part in tokens] == [
             draw.length for draw in pack.draws
         ]
-        assert sum(int(part.attributes["data-tiles"]) for part in tiles.all()) == sum(
+        assert sum(int(part.attributes["data-tiles"]) for part in tiles) == sum(
             draw.num_tiles for draw in pack.draws
         )
         for bar, budget, counts in (
@@ -153,12 +186,17 @@ def test_bars_are_the_planners(make_config, tmp_path):
             (tiles, 24, [draw.num_tiles for draw in pack.draws]),
         ):
             widths = [
-                float(re.search(r"width:([\d.]+)%", p.attributes["style"])[1]) for p in bar.all()
+                float(re.search(r"width:([\d.]+)%", part.attributes["style"])[1]) for part in bar
             ]
             assert sum(widths) == pytest.approx(100 * sum(counts) / budget, abs=0.01)
-        titles = [part.attributes["title"].partition(":")[0] for part in tokens.all()]
+        titles = [part.attributes["title"].partition(":")[0] for part in tokens]
         assert titles == [planner.key(draw) for draw in pack.draws]
-        links += [part.attributes["href"] for part in tokens.with_tag("a")]
+        # A part says which sample it is, if that is shown, and its source.
+        shown = [part.text.rpartition(" ") for part in tokens]
+        assert [source for *_, source in shown] == [title.partition("/")[0] for title in titles]
+        of_row = [part.attributes["href"] for part in tokens if part.tag == "a"]
+        assert of_row == [f"#sample-{number}" for number, *_ in shown if number]
+        links += of_row
     assert links == [f"#sample-{number}" for number in range(1, 6)]
     assert [f"#{card.attributes['id']}" for card in cards(page)] == links
 
@@ -224,7 +262,9 @@ def test_what_is_left_out_is_said(make_config, hostile_root, tmp_path):
     table = next(table for table in page.with_tag("table") if "sources" in table.classes)
     cells = [cell.text for cell in table.with_tag("td")]
     assert cells[1] == f"{round(source.samples):,}"
-    assert cells[-2:] == [f"{dropped:.1f} %", "1"]
+    assert cells[4:6] == [f"{round(source.tokens):,}", "100.0 %"]
+    assert cells[6:8] == [f"{round(source.trained_tokens):,}", "100.0 %"]
+    assert cells[-3:] == [f"{dropped:.1f} %", f"{100 * source.lost_share:.1f} %", "1"]
 
 
 def test_shortened_samples_say_so(make_config):
@@ -242,6 +282,9 @@ def test_shortened_samples_say_so(make_config):
     assert all(describe_cuts(s) == [] for s in preview.samples if s not in tiles and s not in turns)
     for sample in preview.samples:
         assert sum(len(span.ids) for span in sample.spans) == sample.plan.length <= 170
+        # The task, only where it says more than the kind.
+        kind = ["task test", "conversation"] if sample.source == "single" else ["conversation"]
+        assert describe(sample)[: len(kind)] == kind
 
 
 def test_frames_of_a_video(make_config, tmp_path):
@@ -252,7 +295,8 @@ def test_frames_of_a_video(make_config, tmp_path):
         assert sample.images
         assert [image.size for image in sample.images] == [None] * sample.plan.num_tiles
         captions = [caption.text for caption in card.with_tag("figcaption")]
-        assert captions == ["frame of the video → 1 tile"] * sample.plan.num_tiles
+        frames = range(1, sample.plan.num_tiles + 1)
+        assert captions == [f"{number}: frame of the video → 1 tile" for number in frames]
 
 
 def test_reads_only_what_it_shows(make_config, monkeypatch):
@@ -299,6 +343,7 @@ def test_terminal(make_config, hostile_root, tmp_path):
     assert "300 × 200 pixels → 3 × 2 tiles and the thumbnail" in text
     assert "left out when it is read: image" in text
     assert len(re.findall(r"step +\d+ sequence +\d+ [█▓░]{40} ", text)) == len(preview.sequences)
+    assert re.search(r"<b>&evil: [\d.]+% dropped, [\d.]+% of its tokens lost, 1 rejected", text)
     assert "rejected 1 of <b>&evil: json, such as evil-000000.tar broken" in text
 
 
