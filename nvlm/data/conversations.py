@@ -27,6 +27,8 @@ def read_conversation(value: dict[str, Any], num_images: int, num_frames: int) -
         )
     if num_frames:
         _place_frames(messages, num_frames)
+    elif any(VIDEO_MARK in message["content"] for message in messages):
+        raise SampleError("image_count", f"the mark {VIDEO_MARK}, but no video")
     num_marks = count_image_marks(messages)
     if num_marks != num_images:
         raise SampleError(

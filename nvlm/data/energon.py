@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand
 
 from nvlm.errors import DataError
 
@@ -69,12 +69,12 @@ def prepared_shards(folder: Path, split: str) -> list[Path]:
     config = _read(folder, "split")
     parts = config.get("split_parts")
     if not isinstance(parts, dict) or split not in parts:
-        known = ", ".join(parts) if isinstance(parts, dict) else "none"
+        known = ", ".join(map(str, parts)) if isinstance(parts, dict) else "none"
         raise DataError(
             f"{folder / _META}: its split.yaml has no split {split!r} (data.split), only {known}"
         )
-    left_out = _expand(config.get("exclude") or [])
-    shards = [folder / name for name in _expand(parts[split] or []) if name not in left_out]
+    left_out = _expand(folder, config.get("exclude"))
+    shards = [folder / name for name in _expand(folder, parts[split]) if name not in left_out]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
@@ -87,7 +87,8 @@ def excluded_samples(folder: Path) -> set[str]:
     """`SHARD/KEY` of the samples that `split.yaml` leaves out."""
     if not is_prepared(folder):
         return set()
-    return {name for name in _expand(_read(folder, "split").get("exclude") or []) if "/" in name}
+    left_out = _expand(folder, _read(folder, "split").get("exclude"))
+    return {name for name in left_out if "/" in name}
 
 
 def read_field_map(folder: Path) -> FieldMap | None:
@@ -105,14 +106,14 @@ def read_field_map(folder: Path) -> FieldMap | None:
     if name in ("CrudeWebdataset", "CrudeSample"):
         return None
     fields = config.get("field_map")
-    if name not in _SAMPLE_TYPES or not isinstance(fields, dict):
+    if not isinstance(name, str) or name not in _SAMPLE_TYPES or not isinstance(fields, dict):
         raise DataError(
             f"{where}: sample type {name} with {'a' if fields else 'no'} field_map is not read; "
             f"known with a field_map are {', '.join(_SAMPLE_TYPES)}, and CrudeWebdataset, whose "
             "members nvlm names itself (nvlm/data/sample.py)"
         )
     kind, names = _SAMPLE_TYPES[name]
-    unknown = sorted(set(fields) - set(names) - {"image"})
+    unknown = sorted(map(str, set(fields) - set(names) - {"image"}))
     if unknown:
         raise DataError(
             f"{where}: fields of {name} that are not read: {', '.join(unknown)}; known are "
@@ -156,5 +157,12 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _expand(names: list[str]) -> list[str]:
-    return [expanded for name in names for expanded in braceexpand(str(name))]
+def _expand(folder: Path, names: Any) -> list[str]:
+    """The names of a list in `split.yaml`, each `a-{0..2}.tar` as three."""
+    where = f"{_path(folder, 'split')}"
+    if not isinstance(names or [], list):
+        raise DataError(f"{where}: expected a list of names, found {names!r}")
+    try:
+        return [expanded for name in names or [] for expanded in braceexpand(str(name))]
+    except UnbalancedBracesError as error:
+        raise DataError(f"{where}: {error}; write names like part-{{0..9}}.tar") from None

@@ -190,12 +190,18 @@ def _open_index(
     if index is not None:
         return index
     # All processes of a run come here at once: one builds, the others wait and load.
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        index = _load_if_fresh(folder, source, reading.parser, settings)
-        if index is None:
-            _build(folder, source, settings, reading, show)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
             index = _load_if_fresh(folder, source, reading.parser, settings)
+            if index is None:
+                _build(folder, source, settings, reading, show)
+                index = _load_if_fresh(folder, source, reading.parser, settings)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the index cannot be written: {error}; put that right and give the same "
+            "command again to go on, or choose another data.index_dir"
+        ) from None
     if index is None:
         raise DataError(f"{source.folder}: the shards changed while they were indexed")
     return index
@@ -217,11 +223,16 @@ def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[
 
 
 def _shard_list(source: Source) -> list[list]:
-    stats = [shard.stat() for shard in source.shards]
-    return [
-        [os.path.relpath(shard, source.folder), stat.st_size, stat.st_mtime_ns]
-        for shard, stat in zip(source.shards, stats, strict=True)
-    ]
+    return [[os.path.relpath(shard, source.folder), *_state(shard)] for shard in source.shards]
+
+
+def _state(shard: Path) -> tuple[int, int]:
+    """Size and modification time; of a link to nowhere, which reading rejects, none."""
+    try:
+        stat = shard.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _build(
@@ -235,7 +246,7 @@ def _build(
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     shards = [
-        Shard(path, stated[0], stated[1], parts / f"{path.stem}-{_hash(stated)[:12]}.parquet")
+        Shard(path, stated[0], stated[1], parts / f"{path.stem[:40]}-{_hash(stated)[:12]}.parquet")
         for path, stated in zip(source.shards, shard_list, strict=True)
     ]
     build_parts(source.name, shards, reading, show)

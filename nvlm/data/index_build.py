@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.image import HEADER_BYTES, read_image_size
 from nvlm.data.kinds import Sample, SampleParser
+from nvlm.data.orphans import end_with_parent
 from nvlm.data.sample import ByteRange, SampleError, ShardReader, StoredSample, scan_shard
 from nvlm.data.video import count_frames
 from nvlm.errors import DataError
@@ -160,6 +162,11 @@ def _build_each(
         try:
             for future in as_completed(running):
                 yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{shards[0].part.parent}: a process that indexed shards was killed, perhaps for "
+                "want of memory; give the same command again to go on"
+            ) from None
         finally:
             # An error or an interrupt: what runs is finished, what waits is not started.
             pool.shutdown(cancel_futures=True)
@@ -171,6 +178,7 @@ _reading: ShardReading | None = None
 def _keep_reading(reading: ShardReading) -> None:
     global _reading
     _reading = reading
+    end_with_parent()
 
 
 def _build_part_here(shard: Shard) -> tuple[int, int]:

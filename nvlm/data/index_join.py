@@ -25,6 +25,7 @@ from nvlm.data.index_build import (
     Shard,
 )
 from nvlm.data.kinds import KINDS
+from nvlm.errors import DataError
 
 # Column -> its name in parts, where tasks and kinds are texts.
 _COLUMNS_OF_PARTS = {
@@ -88,8 +89,11 @@ def join_parts(shards: list[Shard], folder: Path) -> dict:
     content = hashlib.sha256()
     with (folder / REJECTED_FILE).open("w") as rejected_file:
         for number, shard in enumerate(shards):
-            part = pq.ParquetFile(shard.part)
-            table = part.read().combine_chunks()
+            try:
+                part = pq.ParquetFile(shard.part)
+                table = part.read().combine_chunks()
+            except pa.ArrowException as error:
+                raise DataError(f"{shard.part} is damaged; remove it: {error}") from None
             content.update(f"{shard.name}\n".encode())
             _append(table, number, columns, ends, names, content)
             for rejected in json.loads(part.metadata.metadata[PART_KEY]):

@@ -151,6 +151,8 @@ def _found_below(folder: Path, split: str) -> dict[str, Path]:
     if any(folder.glob("*.tar")):
         found[split] = folder
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if child.name.startswith("."):
+            continue  # an import that is not complete
         if is_prepared(child) or any(child.glob("*.tar")):
             found[child.name] = child
     return found

@@ -28,7 +28,7 @@ class Case:
     name: str
     rule: str
     outcome: str
-    make: Callable[[], bytes]  # the shard
+    make: Callable[[], bytes | None]  # the shard; None: a link to a file that is not there
     # What the odd sample's turns become, where it is used.
     turns: tuple[str, ...] | None = None
     loses_later: bool = False
@@ -98,6 +98,7 @@ CASES = [
          _damaged, None, True),
     Case("tar inside a tar", "members of other types are left alone", "missing_member",
          lambda: tar({"tar": tar(GOOD)})),
+    Case("link to nowhere as a shard", "the shard is skipped", "shard", lambda: None, None, True),
     # Members.
     Case("no text member", "skipped", "missing_member", lambda: tar({"png": IMAGE})),
     Case("text member only under an unknown type", "skipped", "missing_member",
@@ -182,6 +183,8 @@ CASES = [
     Case("more marks than images", "skipped", "image_count",
          _chat(("user", "<image><image>"), ANSWER, num_images=1)),
     Case("image without a mark", "skipped", "image_count", _chat(USER, ANSWER, num_images=1)),
+    Case("mark of a video without a video", "skipped", "image_count",
+         _chat(("user", "<video>\nWhat?"), ANSWER)),
     Case("mark of an image in an answer", "skipped", "image_mark",
          _chat(("user", "<image>"), ("assistant", "<image>"), num_images=1)),
     Case("mark of an image in a system turn", "skipped", "image_mark",

@@ -30,7 +30,11 @@ def opened(
     folder = root / "data" / "train" / "odd"
     folder.mkdir(parents=True)
     for number, case in enumerate(CASES):
-        (folder / f"{number:03d}.tar").write_bytes(case.make())
+        shard, content = folder / f"{number:03d}.tar", case.make()
+        if content is None:
+            shard.symlink_to(root / "gone.tar")
+        else:
+            shard.write_bytes(content)
     (root / "pools.yaml").write_text(yaml.safe_dump(POOLS))
     config = load_config(
         REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml",

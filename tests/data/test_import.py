@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import gzip
 import io
 import json
 import tarfile
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
-from shard_writing import draw_image, write_shard
+from shard_writing import as_json, draw_image, write_shard
 
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.report import parse_size
@@ -123,7 +125,8 @@ def test_llava_videos(tmp_path: Path, mark: str):
     (tmp_path / "clip.MP4").write_bytes(b"a video")
     entry = {"id": "v", "video": "clip.MP4", "conversations": turns(f"{mark}\nWhat?".strip())}
     gone = entry | {"id": "g", "video": "gone.mp4"}
-    (tmp_path / "data.json").write_text(json.dumps([entry, gone]))
+    other = entry | {"id": "o", "video": "data.json"}
+    (tmp_path / "data.json").write_text(json.dumps([entry, gone, other]))
     run("llava-json", tmp_path / "data.json", tmp_path / "out")
     (content,) = stored(tmp_path / "out").values()
     assert content["messages"][0]["content"] == "<video>\nWhat?"
@@ -131,6 +134,7 @@ def test_llava_videos(tmp_path: Path, mark: str):
     with tarfile.open(shard) as tar:
         assert tar.extractfile("v.mp4").read() == b"a video"
     assert rejected(tmp_path / "out")["entry 1"][0] == "missing_video"
+    assert rejected(tmp_path / "out")["entry 2"][0] == "video"
 
 
 def test_rejects_name_the_place_and_what_is_wrong(tmp_path: Path, pictures: Path):
@@ -169,6 +173,8 @@ def test_captions_in_a_list(tmp_path: Path, pictures: Path, name: str):
         {"file_name": "deep/2.img", "question": "What?", "answer": "This."},
         {"file_name": "deep/99.img", "text": "Gone."},
         {"text": "No name."},
+        {"file_name": 5, "text": "No text as a name."},
+        {"file_name": ".", "text": "A folder."},
     ]
     (pictures / name).write_text("\n".join([*map(json.dumps, lines), "{"]))
     run("captions-folder", pictures, tmp_path / "out")
@@ -178,7 +184,7 @@ def test_captions_in_a_list(tmp_path: Path, pictures: Path, name: str):
         {"question": "What?", "answers": ["This."]},
     ]
     found = rejected(tmp_path / "out")
-    assert [found[f"line {n}"][0] for n in (4, 5, 6)] == ["missing_image", "missing_image", "json"]
+    assert [found[f"line {n}"][0] for n in range(4, 9)] == ["missing_image"] * 4 + ["json"]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz"])
@@ -209,17 +215,21 @@ def test_foreign_tars(tmp_path: Path, compression: str):
     assert reasons[f"1.tar{compression}/004"] == "image_count"
 
 
-def test_a_damaged_tar_keeps_what_came_before(tmp_path: Path):
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_a_damaged_tar_keeps_what_came_before(tmp_path: Path, compression: str):
     samples = [{"__key__": f"{n}", "jpg": PICTURES[1], "txt": b"Words."} for n in range(9)]
     path = write_shard(tmp_path / "source" / "a.tar", samples)
     whole = path.read_bytes()
+    path.unlink()
+    name = f"a.tar{compression}"
     # Inside a member's content, inside a header, and between two members.
     for number, size in enumerate((len(whole) // 2 + 700, len(whole) // 2 - 100, 512 * 30)):
-        path.write_bytes(whole[:size])
+        damaged = gzip.compress(whole[:size]) if compression else whole[:size]
+        (path.parent / name).write_bytes(damaged)
         out = tmp_path / f"out{number}"
         run("webdataset", path.parent, out)
         assert 2 <= len(read(out)) < 9
-        assert rejected(out)["a.tar"][0] == "shard"
+        assert rejected(out)[name][0] == "shard"
 
 
 def test_a_prepared_energon_folder(tmp_path: Path):
@@ -352,7 +362,10 @@ def test_images_keep_their_bytes_and_get_the_extension_of_their_content(tmp_path
     [
         ("nonsense", "x", "--format nonsense: expected one of llava-json"),
         ("llava-json", "[{]", "data: not readable as JSON"),
-        ("llava-json", "[]", "no usable sample among 0: the source is empty"),
+        ("llava-json", "[]", "data: no usable sample among 0: it is empty"),
+        ("llava-json", " \n", "data is empty; expected a JSON list of samples"),
+        ("llava-json", '{\n"rows": [1]}', "data is one JSON object, of rows; expected a JSON list"),
+        ("llava-json", "\0\xff".encode("latin-1"), "data: not text in UTF-8"),
         ("llava-json", '[{"id": 1}, 5]', "among 2: fields 2\n  entry 0: no conversation"),
         ("captions-folder", "x", "data: expected a folder of pictures"),
         ("energon", "x", "data has no folder .nv-meta"),
@@ -363,7 +376,7 @@ def test_images_keep_their_bytes_and_get_the_extension_of_their_content(tmp_path
 )
 def test_unusable_sources_are_one_clear_error(tmp_path: Path, form, content, message):
     source = tmp_path / "data"
-    source.write_text(content)
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         run(form, source, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tar*"))
@@ -373,7 +386,118 @@ def test_unusable_sources_are_one_clear_error(tmp_path: Path, form, content, mes
 def test_parquet_without_text_says_which_columns_there_are(tmp_path: Path):
     pq.write_table(pa.table({"pixels": [b"x"], "label": [3]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"none of its columns \(pixels, label\) has text"):
-        run("parquet", tmp_path, tmp_path / "out")
+        run("parquet", tmp_path / "a.parquet", tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["parquet", "hf-datasets"])
+def test_images_are_not_left_out_for_their_columns_name(tmp_path: Path, form: str):
+    table = pa.table({"pics": [[{"bytes": b"x", "path": None}]], "text": ["Words."]})
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "source")
+    else:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "source"))
+    with pytest.raises(DataError, match=r"its column pics holds bytes, .*images, image, .*rename"):
+        run(form, tmp_path / "source", tmp_path / "out")
+
+
+def text_column(*values: bytes) -> pa.Array:
+    """Texts that nobody has checked to be UTF-8."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
+
+
+@pytest.mark.parametrize("form", ["parquet", "hf-datasets"])
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_rows_with_values_that_are_no_text(tmp_path: Path, form: str, with_ids: bool):
+    questions = text_column(b"One?", b"\xff\xfe", b"Three?", b"Four?")
+    answers = [b"1", None, None, None], [None, None, datetime.date(2020, 1, 1), None]
+    columns = {"question": questions, "answer": answers[0], "label": answers[1]}
+    columns["image"] = [PICTURES[0]] * 4
+    columns["query"] = ["Unused."] * 4
+    if with_ids:
+        columns["id"] = text_column(b"a", b"b", b"c", b"d")
+    table = pa.table(columns)
+    (tmp_path / "source").mkdir()
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "source" / "t.parquet")
+    else:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "source"))
+    with pytest.raises(DataError) as caught:
+        run(form, tmp_path / "source", tmp_path / "out")
+    for part in ("among 4: text 4", "row 0: b'1' is bytes, expected text", "row 1: not UTF-8",
+                 "row 2: datetime.date(2020, 1, 1) is date, expected text"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_damaged_part_of_a_parquet_file(tmp_path: Path):
+    rows = [{"image": PICTURES[0], "caption": f"Caption {n}."} for n in range(9)]
+    source = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), source, row_group_size=3, compression="none")
+    group = pq.read_metadata(source).row_group(1).column(0)
+    start = group.dictionary_page_offset or group.data_page_offset
+    content = bytearray(source.read_bytes())
+    content[start : start + group.total_compressed_size] = b"\xff" * group.total_compressed_size
+    source.write_bytes(content)
+    summary = run("parquet", source, tmp_path / "out", samples_per_shard=3)
+    assert list(read(tmp_path / "out")) == [f"{n:09d}" for n in (0, 1, 2, 6, 7, 8)]
+    assert summary.reasons == {"shard": 1}
+    assert "what follows in row groups [1] cannot be read" in str(rejected(tmp_path / "out"))
+
+
+def test_datasets_are_not_decoded(tmp_path: Path):
+    """Neither columns that are not read, nor images."""
+    image = {"bytes": PICTURES[1], "path": None}
+    rows = [{"id": n, "image": image, "mask": {"bytes": b"junk"}, "caption": "A."} for n in "ab"]
+    data = datasets.Dataset.from_list(rows)
+    data = data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    data.save_to_disk(str(tmp_path / "source"))
+    run("hf-datasets", tmp_path / "source", tmp_path / "out")
+    assert [images for _, images in read(tmp_path / "out").values()] == [[PICTURES[1]]] * 2
+    (tmp_path / "source" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="source: not a folder of `save_to_disk`: KeyError"):
+        run("hf-datasets", tmp_path / "source", tmp_path / "other")
+
+
+def test_links_in_folders(tmp_path: Path):
+    """Linked folders are read, also one that leads back; a link to nowhere is a reject."""
+    folder, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"source has no pictures \(bmp, gif"):
+        run("captions-folder", folder, tmp_path / "out")
+    elsewhere.mkdir()
+    (elsewhere / "a.jpg").write_bytes(PICTURES[1])
+    (elsewhere / "a.txt").write_text("A.")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "back").symlink_to(folder)
+    (folder / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    (folder / "nowhere.txt").write_text("B.")
+    run("captions-folder", folder, tmp_path / "out")
+    assert list(read(tmp_path / "out")) == ["linked/a"]
+    assert rejected(tmp_path / "out")["nowhere.jpg"][0] == "missing_image"
+
+
+def test_keys_that_differ_only_in_what_keys_do_not_have(tmp_path: Path):
+    names = ["a b", "a_b", "d.v1/\u4e2d", "!", "?", "x" * 400, "y" + "x" * 400]
+    samples = [{"__key__": name, "txt": b"Words.", "jpg": PICTURES[1]} for name in names]
+    write_shard(tmp_path / "source" / "a.tar", [*samples, samples[0]])
+    run("webdataset", tmp_path / "source", tmp_path / "out")
+    keys = ["a_b", "a_b-2", "d_v1/\u4e2d", "_", "_-2", "x" * 200, "x" * 200 + "-2"]
+    assert list(read(tmp_path / "out")) == keys
+    assert [reason for reason, _ in rejected(tmp_path / "out").values()] == ["duplicate"]
+
+
+def test_foreign_tars_with_videos_and_long_texts(tmp_path: Path):
+    text = as_json(("user", "What?"), ("assistant", "That."))
+    samples = [
+        {"__key__": "clip", "json": text, "mp4": b"a video"},
+        {"__key__": "both", "json": text, "mp4": b"a video", "jpg": PICTURES[1]},
+        {"__key__": "long", "txt": b"a" * (5 << 20), "jpg": PICTURES[1]},
+    ]
+    write_shard(tmp_path / "source" / "a.tar", samples)
+    run("webdataset", tmp_path / "source", tmp_path / "out")
+    (content,) = stored(tmp_path / "out").values()
+    assert content["messages"][0]["content"] == "<video>\nWhat?"
+    found = {name: reason for name, (reason, _) in rejected(tmp_path / "out").items()}
+    assert found == {"a.tar/both": "video", "a.tar/long": "text"}
 
 
 def test_sizes():

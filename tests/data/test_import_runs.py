@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -84,8 +85,10 @@ def test_shards_are_bounded_in_bytes_too(source, tmp_path):
     assert all(shard.stat().st_size <= bound + 2 * 10_240 for shard in shards)
 
 
-def test_killed_and_run_again_it_goes_on(source, whole, tmp_path):
-    """SIGKILL in the middle of a unit; what was done is not read again."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_run_again_it_goes_on(source, whole, tmp_path, workers: int):
+    """SIGKILL in the middle of a unit; what was done is not read again, and no process is left that
+    would write beside the next run."""
     context = multiprocessing.get_context("fork")
 
     def slowly() -> None:
@@ -96,7 +99,7 @@ def test_killed_and_run_again_it_goes_on(source, whole, tmp_path):
             time.sleep(0.02)
 
         run_module._count_one = slow
-        import_source(options(source), tmp_path)
+        import_source(options(source, num_workers=workers), tmp_path)
 
     process = context.Process(target=slowly)
     process.start()
@@ -104,8 +107,12 @@ def test_killed_and_run_again_it_goes_on(source, whole, tmp_path):
     while not (work / ".units" / "000002.json").exists():
         assert process.is_alive()
         time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == (workers if workers > 1 else 0)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    while any(map(runs, children)):
+        time.sleep(0.01)
     assert not (tmp_path / "train" / "numbers").exists()
     before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.tar")}
     assert 3 <= len(before) < 9
@@ -119,6 +126,63 @@ def test_killed_and_run_again_it_goes_on(source, whole, tmp_path):
     assert same_but_for_the_place(contents(folder), contents(whole))
     unchanged = {name for name, t in before.items() if (folder / name).stat().st_mtime_ns == t}
     assert len(unchanged) >= 3
+
+
+def runs(process: str) -> bool:
+    """Whether there is a process of that number that has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_worker_that_is_killed_is_named_as_the_cause(source, tmp_path, monkeypatch):
+    def killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(run_module, "_count_one", killed)
+    with pytest.raises(DataError, match=r"a process that wrote shards was killed.*same command"):
+        import_source(options(source, num_workers=2), tmp_path)
+
+
+def test_a_full_disk_ends_an_import_that_then_goes_on(source, whole, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"numbers\.import: the import cannot go on: .*too la"):
+            import_source(options(source), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "train" / "numbers").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    import_source(options(source), tmp_path)
+    assert same_but_for_the_place(contents(tmp_path / "train" / "numbers"), contents(whole))
+
+
+def test_pictures_added_to_a_folder_are_noticed(source, tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(1, 4):
+        (folder / "deep" / f"{number}.jpg").symlink_to(source.parent / f"{number}.jpg")
+        (folder / "deep" / f"{number}.txt").write_text("A number.")
+    given = ImportOptions("captions-folder", folder, name="it", samples_per_shard=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "_summarise", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            import_source(given, tmp_path / "out")
+    (folder / "deep" / "1.jpg").rename(folder / "deep" / "0.jpg")
+    with pytest.raises(DataError, match="interrupted import with other files; give the same"):
+        import_source(given, tmp_path / "out")
+
+
+def test_places_that_cannot_be_written_to(source, tmp_path):
+    with pytest.raises(DataError, match=r"lies inside .*write to another OUT"):
+        import_source(ImportOptions("captions-folder", source.parent), source.parent / "out")
+    with pytest.raises(DataError, match="--source a/b: expected a name without /"):
+        import_source(options(source, name="a/b"), tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"file/train/\.numbers\.import: the import cannot go on: "):
+        import_source(options(source), tmp_path / "file")
 
 
 def test_going_on_with_other_data_is_refused(source, tmp_path):

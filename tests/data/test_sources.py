@@ -168,6 +168,8 @@ def test_split_and_what_it_excludes(make_config, tmp_path: Path):
     [
         ({"sample_type": {"__class__": "SimilaritySample"}, "field_map": {"image": "jpg"}},
          "sample type SimilaritySample"),
+        ({"sample_type": {"__class__": ["VQASample"]}, "field_map": {}}, r"sample type \['VQA"),
+        ({"sample_type": {"__class__": "TextSample"}, "field_map": {1: "txt"}}, "not read: 1"),
         ({"sample_type": {"__class__": "VQASample"}, "sample_loader": "x.py:load"},
          "VQASample with no field_map"),
         (sample_type("CaptioningSample", image="jpg", captoin="txt"), "not read: captoin"),
@@ -179,6 +181,30 @@ def test_energon_settings_that_are_not_read(make_config, tmp_path: Path, dataset
     prepare(folder, dataset, [{"__key__": "k", "jpg": IMAGE, "txt": b"A cat."}])
     with pytest.raises(DataError, match=rf"dataset\.yaml: .*{message}"):
         open_indexes(make_config(f"data.blend={{source: {{path: {folder}}}}}"))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"split_parts": {"train": "a.tar"}}, "expected a list of names, found 'a.tar'"),
+        ({"split_parts": {"train": ["a-{0..2.tar"]}}, "Unbalanced braces: 'a-{0..2.tar'"),
+        ({"split_parts": {"train": []}, "exclude": 7}, "expected a list of names, found 7"),
+        ({"split_parts": {1: ["a.tar"]}}, r"no split 'train' \(data\.split\), only 1"),
+    ],
+)
+def test_splits_that_are_not_read(make_config, tmp_path: Path, split, message: str):
+    folder = tmp_path / "prepared"
+    samples = [{"__key__": "k", "jpg": IMAGE, "txt": b"A cat."}]
+    prepare(folder, PREPARED["captions"][0], samples, split)
+    with pytest.raises(DataError, match=rf"split\.yaml.*{message}"):
+        open_indexes(make_config(f"data.blend={{source: {{path: {folder}}}}}"))
+
+
+def test_an_import_that_is_not_complete_is_no_source(make_config, tmp_path: Path):
+    sample = {"__key__": "k", "png": IMAGE, "txt": b"A cat."}
+    for name in ("whole", ".half.import"):
+        write_shard(tmp_path / "data" / "train" / name / "a.tar", [sample])
+    assert list(find_sources(make_config(f"data.root={tmp_path / 'data'}"))) == ["whole"]
 
 
 def test_prompts_of_a_source(make_config, tmp_path: Path):

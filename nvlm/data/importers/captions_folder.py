@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.data.importers.formats import ImportOptions
-from nvlm.data.importers.records import Keys, Picture, Record, Reject, find_file, make_record
+from nvlm.data.importers.records import (
+    Keys,
+    Picture,
+    Record,
+    Reject,
+    find_file,
+    make_record,
+    walk,
+)
 from nvlm.data.sample import IMAGE_TYPES, SampleError
 from nvlm.errors import DataError
 
@@ -36,8 +44,7 @@ class CaptionsReader:
             self._read_list(lists[0])
             self.files = lists
         else:
-            self._read_folder(folder)
-            self.files = [folder]
+            self.files = self._read_folder(folder)
         self.num_samples: int | None = len(self._entries)
         self.num_units = -(-len(self._entries) // self._per_unit)
 
@@ -52,20 +59,29 @@ class CaptionsReader:
                 try:
                     fields = _parse(line)
                     name = next((fields[n] for n in _FILE_NAMES if n in fields), "")
-                    stem = fields.get("id", Path(name).with_suffix("") if name else None)
+                    stem = fields.get("id", _stem(name))
                     key: str | SampleError = keys.make(stem, number, fields)
                 except SampleError as error:
                     key = error
                 self._entries.append((f"line {number}", key, name, fields))
 
-    def _read_folder(self, folder: Path) -> None:
+    def _read_folder(self, folder: Path) -> list[Path]:
+        """Returns the folders with pictures, whose times change when one is added."""
         keys = Keys()
-        for path in sorted(folder.rglob("*")):
-            if path.suffix[1:].lower() not in IMAGE_TYPES or not path.is_file():
-                continue
+        places = dict(walk(folder))
+        pictures = sorted(
+            path
+            for paths in places.values()
+            for path in paths
+            if path.suffix[1:].lower() in IMAGE_TYPES
+        )
+        if not pictures:
+            raise DataError(f"{folder} has no pictures ({', '.join(sorted(IMAGE_TYPES))})")
+        for path in pictures:
             name = str(path.relative_to(folder))
             stem = str(path.relative_to(folder).with_suffix(""))
             self._entries.append((name, keys.make(stem, 0, name), name, None))
+        return sorted(places)
 
     def read(self, unit: int) -> Iterator[Record | Reject]:
         start = unit * self._per_unit
@@ -78,17 +94,24 @@ class CaptionsReader:
                     fields = {"caption": _read_caption(path.with_suffix(".txt"))}
                 yield make_record(key, fields, [Picture(None, path)])
             except SampleError as error:
-                yield Reject(where, error.reason, error.detail)
+                yield Reject.of(where, error)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise SampleError("json", f"not readable as JSON: {error}") from None
+        raise SampleError(
+            "json", f"not readable as JSON, of which each line has one object: {error}"
+        ) from None
     if not isinstance(value, dict):
         raise SampleError("fields", f"expected an object, found {type(value).__name__}")
     return value
+
+
+def _stem(name: Any) -> Path | None:
+    path = Path(name) if isinstance(name, str) else Path()
+    return path.with_suffix("") if path.name else None
 
 
 def _read_caption(path: Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.data.sample import IMAGE_MARK, SampleError
+from nvlm.data.text_members import VIDEO_MARK, shown
 
-VIDEO_MARK = "<video>"
+_CONVERSATIONS = ("messages", "conversations", "conversation", "texts")
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant"}
 # Fields of kinds.py that are taken over as they are.
 _OWN_FIELDS = ("kind", "task", "parts", "regions", "choices", "correct", "answer_weights")
@@ -24,7 +25,7 @@ def normalise(value: dict[str, Any], num_images: int, has_video: bool = False) -
     result = {name: value[name] for name in _OWN_FIELDS if value.get(name) is not None}
     if value.get("id") is not None:
         result["id"] = value["id"] if isinstance(value["id"], int) else str(value["id"])
-    for name in ("messages", "conversations", "conversation", "texts"):
+    for name in _CONVERSATIONS:
         if isinstance(value.get(name), list):
             messages = _messages(value[name])
             _add_marks(messages, num_images, has_video)
@@ -45,6 +46,9 @@ def normalise(value: dict[str, Any], num_images: int, has_video: bool = False) -
         return result | {"caption": caption}
     if text is not None:
         return result | {"text": text}
+    for name in _CONVERSATIONS:
+        if value.get(name) is not None:
+            raise SampleError("messages", f"{name} is {shown(value[name])}, expected a list")
     found = ", ".join(map(str, list(value)[:8])) or "nothing"
     raise SampleError("fields", f"no conversation, caption, question or text; it has {found}")
 

@@ -1,13 +1,24 @@
-"""Folders that Hugging Face's `datasets` saved with `save_to_disk`."""
+"""Folders that Hugging Face's `datasets` saved with `save_to_disk`.
+
+Read as the tables they are: images stay as they are stored, and no other column is decoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+
+import pyarrow as pa
 
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.records import Keys, Record, Reject
-from nvlm.data.importers.rows import IMAGE_COLUMNS, check_columns, id_column, row_to_record
+from nvlm.data.importers.rows import (
+    BATCH_ROWS,
+    check_columns,
+    has_bytes,
+    id_column,
+    make_row_keys,
+    read_records,
+)
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
 
@@ -23,59 +34,45 @@ class DatasetReader:
         source = options.source
         try:
             data = datasets.load_from_disk(str(source))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{source}: not a folder of `save_to_disk`: {error}") from None
+        # `datasets` does not check the files that `save_to_disk` writes; damaged ones raise any of
+        # these.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{source}: not a folder of `save_to_disk`: {type(error).__name__}: {error}"
+            ) from None
         if isinstance(data, datasets.DatasetDict):
             if options.split not in data:
                 splits = ", ".join(map(str, data))
                 raise DataError(f"{source} has no split {options.split}, only {splits}")
             data = data[options.split]
-        check_columns(data.column_names, source)
-        for name, feature in data.features.items():
-            if name in IMAGE_COLUMNS:
-                data = data.cast_column(name, _undecoded(feature, datasets))
+        self._data = data.with_format("arrow")
         self.files = sorted(path for path in source.rglob("*") if path.is_file())
-        self._data = data
         self._folder = options.images or source
         self._per_unit = options.samples_per_shard
-        self._keys = list(_make_keys(data))
         self.num_samples: int | None = len(data)
         self.num_units = -(-len(data) // self._per_unit)
+        schema = self._data.features.arrow_schema
+        check_columns(schema, source)
+        self._keys = list(self._make_keys(schema))
+
+    def _make_keys(self, schema: pa.Schema) -> Iterator[str | SampleError]:
+        keys = Keys()
+        column = id_column(schema.names)
+        if column is None:
+            for number in range(len(self._data)):
+                yield keys.make(None, number, None)
+            return
+        simple = [field.name for field in schema if not has_bytes(field.type)]
+        texts = self._data.select_columns(sorted({column, *simple}))
+        batches = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
+        yield from make_row_keys(batches, column, keys, 0)
 
     def read(self, unit: int) -> Iterator[Record | Reject]:
-        start = unit * self._per_unit
-        for number in range(start, min(start + self._per_unit, len(self._data))):
-            key = self._keys[number]
-            try:
-                if isinstance(key, SampleError):
-                    raise key
-                yield row_to_record(key, self._data[number], Path(self._folder))
-            except SampleError as error:
-                yield Reject(f"row {number}", error.reason, error.detail)
-
-
-def _undecoded(feature, datasets):
-    """The same feature with images as they are stored, not opened."""
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, (datasets.List, datasets.LargeList)):
-        return type(feature)(_undecoded(feature.feature, datasets))
-    return feature
-
-
-def _make_keys(data) -> Iterator[str | SampleError]:
-    keys = Keys()
-    column = id_column(data.column_names)
-    if column is None:
-        for number in range(len(data)):
-            yield keys.make(None, number, None)
-        return
-    images = [name for name in IMAGE_COLUMNS if name in data.column_names]
-    for number, row in enumerate(data.remove_columns(images)):
-        try:
-            yield keys.make(row[column], number, row)
-        except SampleError as error:
-            yield error
+        first = unit * self._per_unit
+        stop = min(first + self._per_unit, len(self._data))
+        for start in range(first, stop, BATCH_ROWS):
+            batch = self._data[start : min(start + BATCH_ROWS, stop)]
+            yield from read_records(batch, self._keys, start, self._folder, "")
 
 
 def open_source(options: ImportOptions) -> DatasetReader:

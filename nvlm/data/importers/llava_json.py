@@ -16,6 +16,8 @@ from nvlm.data.importers.records import Keys, Picture, Record, Reject, find_file
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
 
+_EXPECTED = "expected a JSON list of samples, or one sample per line"
+
 
 class LlavaReader:
     def __init__(self, options: ImportOptions):
@@ -37,14 +39,14 @@ class LlavaReader:
                     raise key
                 yield self._record(key, entry)
             except SampleError as error:
-                yield Reject(name, error.reason, error.detail)
+                yield Reject.of(name, error)
 
     def _record(self, key: str, entry: dict[str, Any]) -> Record:
         names = entry.get("images") or entry.get("image") or []
         names = names if isinstance(names, list) else [names]
         pictures = [Picture(None, find_file(self._folder, n, "image")) for n in names]
         video = entry.get("video")
-        video = find_file(self._folder, video, "video") if video else None
+        video = Picture(None, find_file(self._folder, video, "video")) if video else None
         return make_record(key, entry, pictures, video)
 
 
@@ -66,15 +68,31 @@ def _read_entries(path: Path) -> list[tuple[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error}") from None
+        raise DataError(f"{path}: not text in UTF-8: {error}") from None
     if text.lstrip()[:1] == "[":
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not readable as JSON: {error}") from None
+            raise DataError(f"{path}: not readable as JSON: {error}; {_EXPECTED}") from None
         return [(f"entry {number}", _checked(value)) for number, value in enumerate(values)]
     lines = [(f"line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [(name, _parse_line(line)) for name, line in lines]
+    if not lines:
+        raise DataError(f"{path} is empty; {_EXPECTED}")
+    entries = [(name, _parse_line(line)) for name, line in lines]
+    if isinstance(entries[0][1], SampleError):
+        _check_no_object(path, text)
+    return entries
+
+
+def _check_no_object(path: Path, text: str) -> None:
+    """Raise `DataError` if the file is one JSON object over several lines."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict):
+        found = ", ".join(list(value)[:8])
+        raise DataError(f"{path} is one JSON object, of {found}; {_EXPECTED}")
 
 
 def _parse_line(line: str) -> Any:

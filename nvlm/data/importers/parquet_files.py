@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.records import Keys, Record, Reject, source_files
-from nvlm.data.importers.rows import check_columns, id_column, row_to_record
+from nvlm.data.importers.rows import (
+    BATCH_ROWS,
+    check_columns,
+    has_bytes,
+    id_column,
+    make_row_keys,
+    read_records,
+)
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
-
-# Rows with their images that are in memory together.
-_BATCH_ROWS = 32
 
 
 class ParquetReader:
@@ -33,7 +37,7 @@ class ParquetReader:
         for number, path in enumerate(self.files):
             try:
                 file = pq.ParquetFile(path)
-                check_columns(file.schema_arrow.names, path)
+                check_columns(file.schema_arrow, path)
                 self._keys.append(list(_make_keys(file, keys, num_rows)))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{path}: not readable as parquet: {error}") from None
@@ -60,16 +64,18 @@ class ParquetReader:
         path = self.files[number]
         folder = self._folder or path.parent
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups):
-                for values in batch.to_pylist():
-                    key = self._keys[number][row]
-                    try:
-                        if isinstance(key, SampleError):
-                            raise key
-                        yield row_to_record(key, values, folder)
-                    except SampleError as error:
-                        yield Reject(f"{path.name} row {row}", error.reason, error.detail)
-                    row += 1
+            batches = file.iter_batches(BATCH_ROWS, row_groups=groups)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowException, OSError) as error:
+                    lost = f"it and what follows in row groups {groups} cannot be read: {error}"
+                    yield Reject.of(f"{path.name} row {row}", SampleError("shard", lost))
+                    return
+                if batch is None:
+                    return
+                yield from read_records(batch, self._keys[number], row, folder, f"{path.name} ")
+                row += batch.num_rows
 
 
 def _make_keys(file: pq.ParquetFile, keys: Keys, first: int) -> Iterator[str | SampleError]:
@@ -78,24 +84,9 @@ def _make_keys(file: pq.ParquetFile, keys: Keys, first: int) -> Iterator[str | S
         for row in range(file.metadata.num_rows):
             yield keys.make(None, first + row, None)
         return
-    # What tells rows with one id apart: columns of plain text and numbers.
-    simple = [f.name for f in file.schema_arrow if not _has_bytes(f.type)]
-    row = first
-    for batch in file.iter_batches(1024, columns=sorted({column, *simple})):
-        for values in batch.to_pylist():
-            try:
-                yield keys.make(values[column], row, values)
-            except SampleError as error:
-                yield error
-            row += 1
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_has_bytes(field.type) for field in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _has_bytes(kind.value_type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    simple = [f.name for f in file.schema_arrow if not has_bytes(f.type)]
+    batches = file.iter_batches(1024, columns=sorted({column, *simple}))
+    yield from make_row_keys(batches, column, keys, first)
 
 
 def open_source(options: ImportOptions) -> ParquetReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any, Protocol
 from nvlm.data.image import HEADER_BYTES, image_type
 from nvlm.data.importers.fields import normalise
 from nvlm.data.kinds import SampleParser
-from nvlm.data.sample import SampleError
+from nvlm.data.sample import MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
+from nvlm.data.text_members import shown
 from nvlm.errors import DataError
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
 _MAX_KEY_LENGTH = 200
+_MAX_DETAIL_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Reject:
     reason: str
     detail: str
 
+    @classmethod
+    def of(cls, name: str, error: SampleError) -> Reject:
+        detail = error.detail
+        if len(detail) > _MAX_DETAIL_LENGTH:
+            detail = f"{detail[: _MAX_DETAIL_LENGTH - 3]}..."
+        return cls(name, error.reason, detail)
+
 
 class Reader(Protocol):
     """A source in one format. It is handed to processes by forking."""
@@ -42,7 +52,8 @@ class Reader(Protocol):
     num_units: int
     # None: not known before reading.
     num_samples: int | None
-    # The files that decide what is read, for telling whether an interrupted import may go on.
+    # The files and folders that decide what is read, for telling whether an interrupted import
+    # may go on.
     files: list[Path]
 
     def read(self, unit: int) -> Iterator[Record | Reject]:
@@ -52,7 +63,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a sample: its bytes, or the file that has them."""
+    """An image or a video of a sample: its bytes, or the file that has them."""
 
     data: bytes | None
     path: Path | None = None
@@ -62,12 +73,13 @@ _parser: SampleParser | None = None
 
 
 def make_record(
-    key: str, fields: dict[str, Any], pictures: list[Picture], video: Path | None = None
+    key: str, fields: dict[str, Any], pictures: list[Picture], video: Picture | None = None
 ) -> Record:
     """The record of a sample, checked as indexing will check it. Image bytes stay as they are.
 
     Args:
         fields: the sample's text, in any of the shapes that `fields.normalise` knows.
+        video: its path's extension says what it is.
 
     Raises:
         SampleError: an image is missing or is none, or the text is unusable.
@@ -76,22 +88,37 @@ def make_record(
     _parser = _parser or SampleParser()
     members: dict[str, bytes] = {}
     for number, picture in enumerate(pictures):
-        data = picture.data if picture.data is not None else _read_file(picture.path, "image")
+        data = _content(picture, "image")
         try:
             kind = image_type(data[:HEADER_BYTES])
         except SampleError:
             kind = image_type(data)
         members[f"{number}.{kind}"] = data
     if video is not None:
-        members[video.suffix[1:].lower()] = _read_file(video, "video")
+        extension = video.path.suffix[1:].lower() if video.path is not None else ""
+        if extension not in VIDEO_TYPES:
+            known = ", ".join(sorted(VIDEO_TYPES))
+            raise SampleError("video", f"{video.path} is none of {known}")
+        members[extension] = _content(video, "video")
     content = normalise(fields, len(pictures), has_video=video is not None)
-    raw = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    raw = json.dumps(content, ensure_ascii=False, default=_refuse)
+    raw = raw.encode("utf-8", "surrogatepass")
+    if len(raw) > MAX_TEXT_BYTES:
+        raise SampleError("text", f"{len(raw):,} bytes, at most {MAX_TEXT_BYTES:,} are read")
     frames = int(video is not None)
     _parser.parse({"json": raw}, len(pictures) + frames, frames)
     return Record(key, {"json": raw, **members})
 
 
-def _read_file(path: Path | None, what: str) -> bytes:
+def _refuse(value: object) -> None:
+    """Of what JSON has no form for, such as bytes and dates in tables."""
+    raise SampleError("text", f"{shown(value)} is {type(value).__name__}, expected text")
+
+
+def _content(picture: Picture, what: str) -> bytes:
+    if picture.data is not None:
+        return picture.data
+    path = picture.path
     if path is None:
         raise SampleError(f"missing_{what}", f"the {what} has neither bytes nor a path")
     try:
@@ -103,7 +130,7 @@ def _read_file(path: Path | None, what: str) -> bytes:
 def find_file(folder: Path, name: Any, what: str) -> Path:
     """The file that a sample names, in `folder` unless the name is absolute."""
     if not isinstance(name, str) or not name:
-        raise SampleError(f"missing_{what}", f"{name!r} is no file name")
+        raise SampleError(f"missing_{what}", f"{shown(name)} is no file name")
     if "://" in name:
         raise SampleError(f"missing_{what}", f"{name} is an address; download it first")
     return folder / name
@@ -157,8 +184,32 @@ def source_files(source: Path, patterns: tuple[str, ...], what: str) -> list[Pat
     """
     if source.is_file():
         return [source]
-    found = sorted({path for pattern in patterns for path in source.rglob(pattern)})
+    found = sorted(
+        path
+        for _, paths in walk(source)
+        for path in paths
+        if any(path.match(pattern) for pattern in patterns)
+    )
     if not found:
-        exists = "has" if source.is_dir() else "does not exist or has"
-        raise DataError(f"{source}: {exists} no {what} ({', '.join(patterns)})")
+        raise DataError(f"{source} has no {what} ({', '.join(patterns)})")
     return found
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder at and below `folder`, links to folders followed once, and the files in it.
+
+    Raises:
+        OSError: one of them may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(place), [Path(place, name) for name in names]

@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 from nvlm.data.importers.formats import FORMATS, ImportOptions, open_reader
 from nvlm.data.importers.records import Reader, clean_key
 from nvlm.data.importers.shards import UnitResult, write_unit
+from nvlm.data.orphans import end_with_parent
 from nvlm.errors import DataError
 
 # Raise it when the same source would give other shards.
@@ -56,26 +58,48 @@ def import_source(
 
     Raises:
         DataError: the source is not of this format or has no usable sample, the folder exists, or
-            an interrupted import left something that another source or other options began.
+            an interrupted import left something that another source or other options began; the
+            disk is full, or something else keeps the shards from being written.
     """
+    if options.name is not None and "/" in options.name:
+        raise DataError(f"--source {options.name}: expected a name without /")
     name = clean_key(options.name or options.source.name.split(".")[0] or options.format)
     folder = out / options.split / name
     work = folder.with_name(f".{folder.name}.import")
     if folder.exists():
         raise DataError(f"{folder} exists; remove it, or give another --source or --split")
-    reader = open_reader(options)
+    try:
+        reader = open_reader(options)
+    except OSError as error:
+        raise DataError(f"{options.source}: cannot be read: {error}") from None
+    if options.source.is_dir() and out.resolve().is_relative_to(options.source.resolve()):
+        raise DataError(f"{out} lies inside {options.source}, which is read; write to another OUT")
+    try:
+        return _import(options, reader, folder, work, show)
+    except OSError as error:
+        raise DataError(
+            f"{work}: the import cannot go on: {error}; put that right and give the same command "
+            "again"
+        ) from None
+
+
+def _import(
+    options: ImportOptions, reader: Reader, folder: Path, work: Path, show: ShowProgress | None
+) -> ImportSummary:
     (work / _STATE).mkdir(parents=True, exist_ok=True)
     lock = FileLock(work.with_name(f"{work.name}.lock"))
     try:
         with lock.acquire(blocking=False):
             _check_plan(work, options, reader)
             _write_units(work, folder.name, options, reader, show)
-            summary = _summarise(work, folder, reader.num_units)
+            summary = _summarise(work, folder, options, reader.num_units)
             work.rename(folder)
             shutil.rmtree(folder / _STATE)
     except Timeout:
         raise DataError(f"{work}: another import is writing to it") from None
-    Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        if not work.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
     return summary
 
 
@@ -83,8 +107,12 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
     """Raise `DataError` unless what `work` holds belongs to this import."""
     digest = hashlib.sha256()
     for file in reader.files:
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = file.stat()
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except FileNotFoundError:  # a link to nowhere, which is left out when it is read
+            state = "gone"
+        digest.update(f"{file}\0{state}\n".encode("utf-8", "surrogateescape"))
     plan = {
         "version": IMPORT_VERSION,
         "options": {k: str(v) for k, v in asdict(options).items() if k != "num_workers"},
@@ -92,13 +120,16 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
         "num_units": reader.num_units,
     }
     path = work / _STATE / "plan.json"
-    if path.is_file() and (before := json.loads(path.read_text())) != plan:
+    if not path.is_file():
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(plan))
+        beside.replace(path)
+    elif (before := json.loads(path.read_text())) != plan:
         changed = sorted(name for name in plan if before.get(name) != plan[name])
         raise DataError(
             f"{work} is from an interrupted import with other {' and '.join(changed)}; give the "
             "same as then to go on, or remove it to begin anew"
         )
-    path.write_text(json.dumps(plan))
 
 
 @dataclass(frozen=True)
@@ -142,7 +173,7 @@ def _write_units(
             _write_one(unit)
             report(len(missing) - number)
         return
-    with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("fork"), end_with_parent) as pool:
         running = {pool.submit(_write_one, unit) for unit in missing}
         try:
             while running:
@@ -150,6 +181,11 @@ def _write_units(
                 for future in done:
                     future.result()
                 report(len(running))
+        except BrokenProcessPool:
+            raise DataError(
+                f"{work}: a process that wrote shards was killed, perhaps for want of memory; give "
+                "the same command again to go on"
+            ) from None
         finally:
             # An error or an interrupt: what runs is finished, what waits is not started.
             pool.shutdown(cancel_futures=True)
@@ -178,7 +214,7 @@ def _result_path(work: Path, unit: int) -> Path:
     return work / _STATE / f"{unit:06d}.json"
 
 
-def _summarise(work: Path, folder: Path, num_units: int) -> ImportSummary:
+def _summarise(work: Path, folder: Path, options: ImportOptions, num_units: int) -> ImportSummary:
     totals = UnitResult()
     reasons: Counter[str] = Counter()
     examples: list[str] = []
@@ -198,8 +234,8 @@ def _summarise(work: Path, folder: Path, num_units: int) -> ImportSummary:
         counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         shutil.rmtree(work)
         raise DataError(
-            f"no usable sample among {sum(reasons.values())}: {counts or 'the source is empty'}"
-            + "".join(f"\n  {example}" for example in examples)
+            f"{options.source}: no usable sample among {sum(reasons.values())}: "
+            f"{counts or 'it is empty'}" + "".join(f"\n  {example}" for example in examples)
         )
     summary = ImportSummary(
         str(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -86,7 +87,9 @@ def write_unit(
             tar = None
     finally:
         if tar is not None:
-            tar.close()
+            # Where the disk is full, closing fails as writing did.
+            with contextlib.suppress(OSError):
+                tar.close()
         beside.unlink(missing_ok=True)
     return result
 

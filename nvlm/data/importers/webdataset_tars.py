@@ -1,8 +1,8 @@
 """WebDataset tars made by others, also compressed ones; a unit is one tar.
 
 `KEY.json`, or `KEY.txt` with a caption, gives the text; members with an image's extension are the
-sample's images, in natural order of their names. Tars that already follow our rules need no import:
-they are read in place.
+sample's images, in natural order of their names; one with a video's is its video. Tars that already
+follow our rules need no import: they are read in place.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from nvlm.data.energon import FieldMap
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.records import (
+    Keys,
     Picture,
     Record,
     Reject,
-    clean_key,
     make_record,
     source_files,
 )
-from nvlm.data.sample import IMAGE_TYPES, TEXT_MEMBERS, SampleError
+from nvlm.data.sample import IMAGE_TYPES, TEXT_MEMBERS, VIDEO_TYPES, SampleError
 from nvlm.data.tar import TarDamageError, read_members
 from nvlm.data.text_members import read_fields
 from nvlm.errors import DataError
@@ -50,23 +50,22 @@ class TarReader:
     def read(self, unit: int) -> Iterator[Record | Reject]:
         shard = self.files[unit]
         seen: set[str] = set()
+        keys = Keys()
         # Keys often begin anew in each tar.
         prefix = "" if self.num_units == 1 else f"{unit:06d}/"
         try:
             for key, members in _samples(shard):
                 if f"{shard.name}/{key}" in self._left_out:
                     continue
-                name = f"{shard.name}/{key}"
                 try:
-                    cleaned = prefix + clean_key(key)
-                    if cleaned in seen:
+                    if key in seen:
                         raise SampleError("duplicate", f"key {key} stands twice in the shard")
-                    seen.add(cleaned)
-                    yield self._record(cleaned, members)
+                    seen.add(key)
+                    yield self._record(prefix + keys.make(key, 0, key), members)
                 except SampleError as error:
-                    yield Reject(name, error.reason, error.detail)
+                    yield Reject.of(f"{shard.name}/{key}", error)
         except (TarDamageError, tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            yield Reject(shard.name, "shard", str(error))
+            yield Reject.of(shard.name, SampleError("shard", str(error)))
 
     def _record(self, key: str, members: dict[str, bytes]) -> Record:
         wanted = TEXT_MEMBERS if self._field_map is None else self._field_map.text_members
@@ -74,12 +73,20 @@ class TarReader:
         if not texts:
             raise SampleError("missing_member", f"no member {' or '.join(wanted)}")
         fields = read_fields(texts, self._field_map)
+        video = None
         if self._field_map is None:
             names = [name for name in members if name.rpartition(".")[2] in IMAGE_TYPES]
             names.sort(key=_natural)
+            videos = [name for name in members if name.rpartition(".")[2] in VIDEO_TYPES]
+            if len(videos) > 1 or (videos and names):
+                raise SampleError(
+                    "video", "several videos, or images beside one; expected one alone"
+                )
+            if videos:
+                video = Picture(members[videos[0]], Path(f"x.{videos[0]}"))
         else:
             names = [name for name in self._field_map.image_members if name in members][:1]
-        return make_record(key, fields, [Picture(members[name]) for name in names])
+        return make_record(key, fields, [Picture(members[name]) for name in names], video)
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -107,8 +114,21 @@ def _plain(shard: Path) -> Iterator[tuple[str, bytes]]:
             yield name, file.read(size)
 
 
+class _CheckedHeader(tarfile.TarInfo):
+    """A header. A damaged or missing one is an error; Python's reader takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}; the rest is lost") from None
+
+
 def _compressed(shard: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(shard, "r|*") as tar:
+    with tarfile.open(shard, "r|*", tarinfo=_CheckedHeader) as tar:
         for member in tar:
             if member.isfile() and (file := tar.extractfile(member)) is not None:
                 yield member.name, file.read()
