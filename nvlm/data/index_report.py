@@ -74,7 +74,7 @@ def _summary(indexes: list[SourceIndex]) -> Table:
     table.add_column("source")
     for name in ("shards", "samples", "images", "text tokens", "rejected"):
         table.add_column(name, justify="right")
-    table.add_column("reasons")
+    table.add_column("reasons", overflow="fold")
     for index in indexes:
         num_tokens = int(index.turn_tokens.sum()) + int(index.lead_single.sum())
         rejected = index.num_rejected

@@ -6,6 +6,7 @@ import io
 import mmap
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,29 @@ def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
     # The same as one built without interruption.
     again = make_config(f"data.root={tmp_path / 'data'}", f"data.index_dir={tmp_path / 'other'}")
     assert open_indexes(again)[0].content_hash == index.content_hash
+
+
+def test_an_index_that_cannot_be_written_or_read_says_so(make_config, tmp_path: Path):
+    index = tmp_path / "index"
+    config = make_config(f"data.index_dir={index}", "data.blend={single: 1}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(
+            DataError, match=r"single-\w+: the index cannot be written: .*too large"
+        ):
+            open_indexes(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(open_indexes(config)[0]) == 40  # the same command goes on
+    (metadata,) = index.glob("*/index.json")
+    metadata.unlink()
+    part = min(index.glob("*/parts/*.parquet"))
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"-000000-\w+\.parquet is damaged; remove it"):
+        open_indexes(config)
+    part.unlink()
+    assert len(open_indexes(config)[0]) == 40
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):

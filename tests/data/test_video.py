@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ from nvlm.data.index import open_indexes
 from nvlm.data.loader import build_loader
 from nvlm.data.sample import SampleError
 from nvlm.data.video import count_frames, decode_frames
+from nvlm.errors import DataError
 
 KINDS = {
     "mp4": "mpeg4",
@@ -125,6 +127,16 @@ def test_damaged_videos_never_crash():
         else:
             assert len(frames) == 5
     assert num_refused >= 5
+
+
+def test_without_pyav_the_message_says_what_to_install(make_config, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    sample = {"__key__": "clip", "json": as_json(("user", "<video>"), ("assistant", "A clip.")),
+              "mp4": b"a video"}  # fmt: skip
+    write_shard(tmp_path / "data" / "train" / "clips.tar", [sample])
+    message = r"clips\.tar: sample clip: videos need the library av: pip install 'nvlm\[video\]'"
+    with pytest.raises(DataError, match=message):
+        open_indexes(make_config(f"data.root={tmp_path / 'data'}"))
 
 
 def test_large_frames_are_refused_before_decoding():
