@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from nvlm.config.checks import check_config
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import RunConfig, SourceConfig
 from nvlm.errors import ConfigError
 
 
@@ -120,7 +121,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
 
 
 def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = _without_tags([str(part) for part in problem["loc"]])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_did_you_mean(location)}"
@@ -130,12 +131,27 @@ def _describe(problem: Any) -> str:
     return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {found!r}"
 
 
+def _without_tags(location: list[str]) -> list[str]:
+    """Without what the schema puts behind a blend's names: which kind of entry it takes it for."""
+    parts = iter(location)
+    kept = []
+    for part in parts:
+        kept.append(part)
+        if part == "blend":
+            kept += itertools.islice(parts, 1)
+            next(parts, None)
+    return kept
+
+
 def _did_you_mean(location: list[str]) -> str:
     """The closest key of the same section, or the section that has a key of this name."""
     section: Any = RunConfig
-    for part in location[:-1]:
+    parts = iter(location[:-1])
+    for part in parts:
         field = section.model_fields.get(part)
         section = field.annotation if field else None
+        if part == "blend" and next(parts, None) is not None:
+            section = SourceConfig
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return ""
     close = difflib.get_close_matches(location[-1], section.model_fields, n=1, cutoff=0.6)

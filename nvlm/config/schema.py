@@ -6,21 +6,25 @@ in tokens, image sizes in pixels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
 )
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 class VisionConfig(Section):
@@ -102,6 +106,17 @@ class ModelConfig(Section):
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
 
 
+def _kind_of_entry(entry: object) -> str:
+    return "settings" if isinstance(entry, dict | SourceConfig) else "weight"
+
+
+# What stands behind a source's name in a blend.
+BlendEntry = Annotated[
+    Annotated[PositiveFloat, Tag("weight")] | Annotated["SourceConfig", Tag("settings")],
+    Discriminator(_kind_of_entry),
+]
+
+
 class SourceConfig(Section):
     """One source of a blend with its settings, or a blend that counts as one source."""
 
@@ -116,8 +131,9 @@ class SourceConfig(Section):
     loss_weight: PositiveFloat = 1.0
     # Passes over its samples after which it is used up. None: as many as the run takes.
     max_epochs: PositiveFloat | None = None
-    # The sources below this one, their weights relative to each other.
-    blend: dict[str, PositiveFloat | SourceConfig] | None = None
+    # The sources below this one, their weights relative to each other. They take over its path,
+    # max_num_tiles, prompts and max_epochs where they have none; loss_weight multiplies.
+    blend: dict[str, BlendEntry] | None = Field(default=None, min_length=1)
 
 
 class DataConfig(Section):
@@ -127,7 +143,7 @@ class DataConfig(Section):
     split: str = "train"
     # Source name -> weight, or its settings. None: every source found, weighted by its number of
     # samples.
-    blend: dict[str, PositiveFloat | SourceConfig] | None = None
+    blend: dict[str, BlendEntry] | None = Field(default=None, min_length=1)
     num_workers: NonNegativeInt = 2
     # Samples that the packer looks at together. Part of the order: changing it changes the run.
     packing_window: PositiveInt = 512

@@ -15,41 +15,6 @@ import math
 from fractions import Fraction
 
 from nvlm.config.schema import DataConfig, SourceConfig
-from nvlm.errors import DataError
-
-
-def leaf_settings(config: DataConfig) -> dict[str, SourceConfig]:
-    """Settings of the sources that `data.blend` names at any depth; {} where it is None.
-
-    Raises:
-        DataError: a name stands twice, or a blend is empty or has settings that sources have.
-    """
-    found: dict[str, SourceConfig] = {}
-
-    def collect(blend: dict[str, float | SourceConfig], where: str) -> None:
-        if not blend:
-            raise DataError(f"{where} has no sources")
-        for name, entry in blend.items():
-            settings = _settings(entry)
-            if settings.blend is not None:
-                extra = sorted(settings.model_fields_set - {"weight", "blend"})
-                if extra:
-                    raise DataError(
-                        f"{where}.{name}: {', '.join(extra)} beside a blend: give it to the "
-                        "sources inside"
-                    )
-                collect(settings.blend, f"{where}.{name}.blend")
-            elif name in found:
-                raise DataError(
-                    f"{where}: source {name!r} stands twice in data.blend: give one of them "
-                    "another name, and a path"
-                )
-            else:
-                found[name] = settings
-
-    if config.blend is not None:
-        collect(config.blend, "data.blend")
-    return found
 
 
 def order_settings(config: DataConfig) -> dict | None:

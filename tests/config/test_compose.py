@@ -93,6 +93,12 @@ def test_paths_beside_a_file_are_found_from_anywhere(monkeypatch: pytest.MonkeyP
         ("model.vision.layers=3", "model.vision.layers", "model.vision.num_layers"),
         ("train.lr=1e-3", "train.lr", "train.optimizer.lr"),
         ("stage.sequence=512", "stage.sequence", "stage.sequence_length"),
+        ("data.blend={a: {wieght: 2}}", "data.blend.a.wieght", "data.blend.a.weight"),
+        (
+            "data.blend={g: {blend: {blend: {path: x, max_tiles: 2}}}}",
+            "data.blend.g.blend.blend.max_tiles",
+            "data.blend.g.blend.blend.max_num_tiles",
+        ),
     ],
 )
 def test_unknown_key_suggests_the_right_one(override: str, unknown: str, suggestion: str):
@@ -116,6 +122,13 @@ def test_unknown_key_without_a_likely_name_lists_what_there_is():
         ("data.num_workers=-1", "data.num_workers", "-1"),
         ("stage.tile_tags=2d", "stage.tile_tags", "'2d'"),
         ("parallel=4", "parallel", "4"),
+        ("train.optimizer.lr=.inf", "train.optimizer.lr", "inf"),
+        ("data.blend={}", "data.blend", "{}"),
+        ("data.blend={a: {blend: {}}}", "data.blend.a.blend", "{}"),
+        ("data.blend={a: {blend: {b: -1}}}", "data.blend.a.blend.b", "-1"),
+        ("data.blend={a: .inf}", "data.blend.a", "inf"),
+        ("data.blend={a: {max_epochs: .inf}}", "data.blend.a.max_epochs", "inf"),
+        ("data.blend={a: two}", "data.blend.a", "'two'"),
     ],
 )
 def test_wrong_value_names_key_and_value(override: str, key: str, found: str):
