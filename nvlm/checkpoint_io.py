@@ -109,7 +109,7 @@ def replace_checkpoint(
         def describe() -> None:
             save_config(config, folder / CONFIG_FILE)
             if progress is not None:
-                (folder / PROGRESS_FILE).write_text(json.dumps(progress))
+                (folder / PROGRESS_FILE).write_text(json.dumps(progress, separators=(",", ":")))
 
         on_main_rank(describe)
 
