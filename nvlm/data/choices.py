@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,8 @@ from nvlm.data.sample import SampleError
 from nvlm.data.text_members import shown, text_without_marks
 
 _MAX_ANSWERS = 256
+# Beside much larger ones, sums of weights would lose those of other samples.
+_MAX_WEIGHT = 1_000_000
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Of a page with more regions the first ones are asked for.
 _MAX_REFERRED_REGIONS = 64
@@ -66,8 +67,11 @@ def _read_weights(value: Any, count: int) -> list[float]:
         raise SampleError("fields", f"answer_weights is {shown(value)}, expected {count} numbers")
     for weight in value:
         is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight) or weight < 0:
-            raise SampleError("fields", f"answer_weights has {shown(weight)}")
+        if not is_number or not 0 <= weight <= _MAX_WEIGHT:
+            raise SampleError(
+                "fields",
+                f"answer_weights has {shown(weight)}, expected numbers from 0 to {_MAX_WEIGHT}",
+            )
     if not sum(value) > 0:
         raise SampleError("fields", "answer_weights are all zero")
     return [float(weight) for weight in value]

@@ -6,7 +6,6 @@ has them.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from nvlm.data.sample import SampleError
@@ -61,7 +60,7 @@ def _read_numbers(value: Any, count: int, name: str) -> list[float]:
         raise SampleError("region", f"{name} is {shown(value)}, expected {count} numbers")
     for number in value:
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number) or not 0 <= number <= _MAX_COORDINATE:
+        if not is_number or not 0 <= number <= _MAX_COORDINATE:
             raise SampleError(
                 "region", f"{name} has {shown(number)}, expected numbers from 0 to "
                 f"{_MAX_COORDINATE}"

@@ -37,6 +37,7 @@ Messages = list[dict[str, str]]
 # As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _MAX_OPEN_SHARDS = 64
+_MAX_DIGITS = 9  # of an image's number
 # A longer text would never fit a sequence, and takes long to read.
 MAX_TEXT_BYTES = 4 << 20
 
@@ -105,6 +106,8 @@ class StoredSample:
                 number, dot, image_type = name.rpartition(".")
                 if image_type not in IMAGE_TYPES or (dot and not number.isdecimal()):
                     continue
+                if len(number) > _MAX_DIGITS:
+                    raise SampleError("missing_member", f"an image number of {len(number)} digits")
                 index = int(number) if dot else 0
             elif name in field_map.image_members:
                 index = 0

@@ -20,6 +20,7 @@ _SPARSE = b"S"
 _SPARSE_KEYS = ("GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size")
 # Names and pax headers are small; more is damage that looks like a header.
 _MAX_EXTENDED_BYTES = 1 << 20
+_MAX_DIGITS = 20  # of a number of bytes
 
 
 class TarMember(NamedTuple):
@@ -86,11 +87,11 @@ def _read_members(descriptor: int, file_size: int) -> Iterator[TarMember]:
                 f"stores member {name} sparsely at byte {position}; write it without `--sparse`"
             )
         is_file = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
-        if is_file:
-            if data + size > file_size:
-                raise TarDamageError(f"member {name} is cut off at the end of the file")
-            yield TarMember(name, data, size)
         position = data if kind in _WITHOUT_DATA else data + _padded(size)
+        if kind not in _WITHOUT_DATA and data + size > file_size:
+            raise TarDamageError(f"member {name} is cut off at the end of the file")
+        if is_file:
+            yield TarMember(name, data, size)
 
 
 def _describe(header: bytes, position: int) -> str:
@@ -126,7 +127,7 @@ def _number(field: bytes, position: int) -> int:
 
 
 def _decimal(text: str, position: int) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
         raise TarDamageError(f"has an unreadable size at byte {position}")
     return int(text)
 
@@ -144,14 +145,15 @@ def _parse_pax(content: bytes, position: int) -> dict[str, str]:
     fields: dict[str, str] = {}
     while content and content[0]:
         digits, space, _ = content.partition(b" ")
-        if not space or not digits.isdigit() or int(digits) > len(content) or int(digits) < 5:
+        length = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
+        if not space or not 5 <= length <= len(content):
             raise TarDamageError(f"has an unreadable header at byte {position}")
-        record = content[len(digits) + 1 : int(digits) - 1]
+        record = content[len(digits) + 1 : length - 1]
         key, equals, value = record.partition(b"=")
         if not equals:
             raise TarDamageError(f"has an unreadable header at byte {position}")
         fields[_decode(key)] = _decode(value)
-        content = content[int(digits) :]
+        content = content[length:]
     return fields
 
 

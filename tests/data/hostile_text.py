@@ -62,6 +62,17 @@ def _damaged() -> bytes:
     return whole[:header] + b"\x07" * 512 + whole[header + 512 :]
 
 
+def _header(**fields: Any) -> Callable[[], bytes]:
+    """A tar with an odd header before the odd sample."""
+    info = tarfile.TarInfo("odd")
+    for name, value in fields.items():
+        setattr(info, name, value)
+    tar_format = tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT
+    whole = tar(GOOD)
+    place = whole.index(b"odd.json")
+    return lambda: whole[:place] + info.tobuf(tar_format) + whole[place:]
+
+
 def _sample(value: Any, num_images: int = 0) -> Callable[[], bytes]:
     images = {f"{number}.png": IMAGE for number in range(num_images)}
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -96,6 +107,10 @@ CASES = [
          lambda: tar(GOOD)[: tar(GOOD).index(b"later.json")], ("What?", "That."), True),
     Case("tar with a damaged header", "what is before the damage is used", "shard",
          _damaged, None, True),
+    Case("tar with a size of 5,000 digits", "what is before it is used", "shard",
+         _header(pax_headers={"size": "9" * 5000}), None, True),
+    Case("tar with a member of an unknown kind and of 2^80 bytes", "what is before it is used",
+         "shard", _header(type=b"Z", size=1 << 80), None, True),
     Case("tar inside a tar", "members of other types are left alone", "missing_member",
          lambda: tar({"tar": tar(GOOD)})),
     Case("link to nowhere as a shard", "the shard is skipped", "shard", lambda: None, None, True),
@@ -106,6 +121,8 @@ CASES = [
     Case("gap in the numbers of the images", "skipped", "missing_member",
          lambda: tar({"json": as_json(("user", "<image><image>"), ANSWER), "0.png": IMAGE,
                       "2.png": IMAGE})),
+    Case("image with a number of 5,000 digits", "skipped", "missing_member",
+         lambda: tar([("odd.json", GOOD["json"]), (f"odd.{'9' * 5000}.png", IMAGE)])),
     Case("two images for one place", "skipped", "duplicate_key",
          lambda: tar({"json": as_json(("user", "<image>"), ANSWER), "png": IMAGE, "0.jpg": IMAGE})),
     Case("member that stands twice", "skipped", "duplicate_key",
@@ -228,6 +245,10 @@ CASES = [
          _sample({"question": "What?", "answers": ["a", "b"], "answer_weights": [1]}, 1)),
     Case("negative answer weight", "skipped", "fields",
          _sample({"question": "What?", "answers": ["a", "b"], "answer_weights": [1, -1]}, 1)),
+    Case("answer weight of 400 digits", "skipped", "fields",
+         _sample({"question": "What?", "answers": ["a", "b"], "answer_weights": [1, 10**400]}, 1)),
+    Case("answer weight over a million", "skipped: sums would lose the others", "fields",
+         _sample({"question": "What?", "answers": ["a", "b"], "answer_weights": [1, 1e30]}, 1)),
     Case("NaN answer weight", "skipped", "fields",
          _sample(b'{"question": "Q", "answers": ["a"], "answer_weights": [NaN]}', 1)),
     Case("answer weights that are all zero", "skipped", "fields",
@@ -242,6 +263,7 @@ CASES = [
          _sample(b'{"regions": [{"text": "EXIT", "box": [NaN, 0, 1, 1]}]}', 1)),
     Case("infinity in a box", "skipped", "region",
          _sample(b'{"regions": [{"text": "EXIT", "box": [0, 0, Infinity, 1]}]}', 1)),
+    Case("coordinate of 400 digits", "skipped", "region", _regions([0, 0, 5, 10**400])),
     Case("negative coordinate", "skipped", "region", _regions([-1, 0, 5, 5])),
     Case("box whose corners are swapped", "skipped", "region", _regions([5, 5, 1, 1])),
     Case("box without an area", "skipped", "region", _regions([5, 5, 5, 9])),

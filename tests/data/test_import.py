@@ -82,7 +82,8 @@ HOSTILE = {
     "missing_image": {"id": "a", "image": "deep/99.img", "conversations": turns("<image>")},
     "image_format": {"id": "b", "image": "notes.txt", "conversations": turns("<image>")},
     "image_count": {"id": "c", "image": "deep/0.img", "conversations": turns("<image><image>")},
-    "messages": {"id": "d", "conversations": "hello"} | {"messages": [{"role": "x"}]},
+    "messages": {"id": "d", "conversations": "hello"}
+    | {"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}]},
     "role_order": {"id": "e", "conversations": turns("a")[::-1]},
     "text": {"id": "f", "conversations": turns("a", " ")},
     "fields": [1, 2],
@@ -194,8 +195,9 @@ def test_foreign_tars(tmp_path: Path, compression: str):
         {"__key__": "000", "jpg": PICTURES[1], "txt": b"A caption.", "json": b'{"width": 41}'},
         {"__key__": "001", "png": PICTURES[0], "json": json.dumps(
             {"conversations": turns("<image>\nWhat?")}).encode()},
-        {"__key__": "002", "page10.jpg": PICTURES[3], "page9.jpg": PICTURES[5], "json": json.dumps(
-            {"conversations": turns("<image><image>")}).encode()},
+        {"__key__": "002", "page10.jpg": PICTURES[3], "page09.jpg": PICTURES[5],
+         "\u00b2" + "9" * 5000 + ".jpg": PICTURES[7], "json": json.dumps(
+            {"conversations": turns("<image><image><image>")}).encode()},
         {"__key__": "003", "jpg": PICTURES[1]},
         {"__key__": "004", "txt": b"Only text is not a caption."},
     ]  # fmt: skip
@@ -209,7 +211,7 @@ def test_foreign_tars(tmp_path: Path, compression: str):
     samples = read(tmp_path / "out")
     assert list(samples) == [f"{tar:06d}/{key}" for tar in (0, 1) for key in ("000", "001", "002")]
     assert samples["000001/000"][0][1]["content"] == "A caption."
-    assert samples["000000/002"][1] == [PICTURES[5], PICTURES[3]]
+    assert samples["000000/002"][1] == [PICTURES[5], PICTURES[3], PICTURES[7]]
     reasons = {name: reason for name, (reason, _) in rejected(tmp_path / "out").items()}
     assert reasons[f"0.tar{compression}/003"] == "missing_member"
     assert reasons[f"1.tar{compression}/004"] == "image_count"

@@ -76,14 +76,14 @@ def _text(content: Any, position: int) -> Any:
     text = ""
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            text += str(part.get("text") or "")
+        if kind == "text" and isinstance(part.get("text") or "", str):
+            text += part.get("text") or ""
         elif kind in ("image", "image_url"):
             text += f"{IMAGE_MARK}\n"
         elif kind == "video":
             text += f"{VIDEO_MARK}\n"
         else:
-            raise SampleError("messages", f"turn {position} has a part of type {kind!r}")
+            raise SampleError("messages", f"turn {position} has the part {shown(part)}")
     return text
 
 

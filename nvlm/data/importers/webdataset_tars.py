@@ -135,8 +135,9 @@ def _compressed(shard: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """`2.jpg` before `10.jpg`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+    """`2.jpg` before `10.jpg`: numbers by their length, then by their digits."""
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in _DIGITS.split(name)]
+    return [(len(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
 def open_source(options: ImportOptions) -> TarReader:
