@@ -6,9 +6,10 @@
     2d_box     <box> (0, 0), (448, 448) </box> ...        its pixels in the resized image
 
 The thumbnail, and the tile of an image that is one tile, have `<tile_global_thumbnail>`. Numbers
-have as many digits as the stage's largest, and the thumbnail's tag of 1-D grows with them
-(`<tile_01>`, `<tile_global_thumbnail0>` from ten tiles on), so that all tags of a model are equally
-long and none is the beginning of another.
+of tiles have as many digits as the stage's largest, and the thumbnail's tag of 1-D grows with them
+(`<tile_01>`, `<tile_global_thumbnail0>` from ten tiles on): with Qwen2's tokenizer all tags of a
+model with 1-D tags have equally many tokens, and so have the tiles' of a grid. Boxes are pixels as
+they are. No tag is the beginning of another.
 """
 
 from __future__ import annotations

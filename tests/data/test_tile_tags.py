@@ -62,6 +62,15 @@ def test_numbers_of_a_stage_have_equally_many_digits(max_num_tiles: int, digits:
     assert style(max_num_tiles=max_num_tiles).tags((2, 1))[:2] == tags[:2]
 
 
+@pytest.mark.parametrize("max_num_tiles", [6, 9, 12, 40, 99, 128])
+def test_tags_of_a_model_have_equally_many_tokens(qwen_tokenizer, max_num_tiles: int):
+    one_dimensional, grid = style("1d", True, max_num_tiles), style("2d_grid", True, max_num_tiles)
+    numbered = one_dimensional.tags((max_num_tiles, 1))
+    assert len(set(qwen_tokenizer.count(numbered))) == 1
+    tiles = {tag for shape in candidate_grids(max_num_tiles) for tag in grid.tags(shape)}
+    assert len(set(qwen_tokenizer.count(sorted(tiles - {THUMBNAIL})))) == 1
+
+
 @pytest.mark.parametrize("tile_tags", ["1d", "2d_grid", "2d_box"])
 @pytest.mark.parametrize("max_num_tiles", [6, 12])
 def test_tags_of_an_image_differ_and_none_begins_another(tile_tags: TileTags, max_num_tiles: int):
