@@ -37,10 +37,16 @@ def find_sources(config: RunConfig) -> dict[str, Source]:
     """
     folder = Path(config.data.root) / config.data.split
     if config.data.blend is not None:
-        return {
+        sources = {
             name: _find(config, folder, name, settings)
             for name, (_, settings) in sorted(flatten_blend(config.data.blend).items())
         }
+        missing = [source for source in sources.values() if not source.shards]
+        if missing:
+            others = ", ".join(source.name for source in missing[1:])
+            also = f"; nor have these sources any shards: {others}" if others else ""
+            raise DataError(f"data.blend: {_nothing(config, folder, missing[0])}{also}")
+        return sources
     found = _found_below(folder, config.data.split)
     if not found:
         raise DataError(
@@ -121,14 +127,11 @@ def _find(config: RunConfig, split_folder: Path, name: str, settings: SourceConf
     if settings.path is None and name == config.data.split and not folder.is_dir():
         folder = split_folder
     shards = list_shards(folder, config.data.split) if folder.exists() else []
-    if not shards:
-        raise DataError(f"data.blend: {_nothing(config, split_folder, name, settings, folder)}")
     return Source(name, settings, folder, shards)
 
 
-def _nothing(
-    config: RunConfig, split_folder: Path, name: str, settings: SourceConfig, folder: Path
-) -> str:
+def _nothing(config: RunConfig, split_folder: Path, source: Source) -> str:
+    name, folder = source.name, source.folder
     if folder.is_dir():
         compressed = sorted(p.name for p in folder.iterdir() if p.name.endswith(_COMPRESSED))
         if compressed:
@@ -136,7 +139,7 @@ def _nothing(
                 f"source {name!r}: {folder} has compressed shards such as {compressed[0]}; samples "
                 "are read by their place in the file, so unpack the compression first"
             )
-    if settings.path is not None:
+    if source.settings.path is not None:
         what = "has no .tar files" if folder.exists() else "does not exist"
         return f"source {name!r}: its path {folder} {what}"
     found = ", ".join(_found_below(split_folder, config.data.split)) or "none"

@@ -38,6 +38,10 @@ def test_paths_of_sources(make_config, shards: Path, tmp_path: Path):
     [
         ("{a: {path: nowhere}}", r"source 'a': its path .*train/nowhere does not exist"),
         ("{a: {path: empty}}", r"source 'a': its path .*train/empty has no \.tar files"),
+        (
+            "{text: 1, x: 1, a: 1, g: {blend: {b: 1}}}",
+            "no source 'a' under .*, which has text; nor have these sources any shards: b, x$",
+        ),
         ("{zipped: 1}", r"compressed shards such as a\.tar\.gz"),
         ("{a: {blend: {text: 1}}, b: {blend: {text: 1}}}", "source 'text' stands twice"),
     ],
