@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,8 +18,10 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from rich.console import Console
 from shard_writing import draw_image
 
+from nvlm.data.importers import report
 from nvlm.data.importers import run as run_module
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.run import import_source
@@ -209,6 +214,16 @@ def test_an_error_of_ours_is_not_swallowed(source, tmp_path, monkeypatch):
     for workers in (1, 2):
         with pytest.raises(ZeroDivisionError, match="ours"):
             import_source(options(source, num_workers=workers), tmp_path)
+
+
+def test_the_bar_shows_samples_per_second_and_the_time_left(source, tmp_path, monkeypatch):
+    shown = io.StringIO()
+    terminal = functools.partial(Console, file=shown, force_terminal=True, width=140)
+    monkeypatch.setattr(report, "Console", terminal)
+    report.import_with_progress(options(source), tmp_path)
+    line = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.getvalue().replace("\r", "\n"))
+    # Share, rate, time spent, time left.
+    assert re.search(r"importing .* 50/50 +100% +[\d,]+ samples/s 0:00:\d\d 0:00:00", line)
 
 
 def test_the_command_shows_counts_and_reasons(source, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import json
 import mmap
 import multiprocessing
 import os
@@ -24,6 +26,7 @@ from shard_writing import as_json, draw_image, make_sample, write_shard
 from nvlm.cli import app
 from nvlm.config import save_config
 from nvlm.data.encode import SampleEncoder
+from nvlm.data.fingerprint import check_same, data_fingerprint
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_report import build_indexes_with_progress
 from nvlm.errors import ConfigError, DataError
@@ -113,6 +116,25 @@ def test_statistics_are_no_part_of_what_a_run_goes_on_with(make_config, tmp_path
     assert not any(index.turn_trained.any() for index in after)
 
 
+def test_lengths_of_another_tokenizer_are_not_used(make_config, tokenizer_folder, tmp_path: Path):
+    """The index is built for one; another one has its own, and a run does not go on with it."""
+    shutil.copytree(tokenizer_folder, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"].pop()
+    file.write_text(json.dumps(content))
+    first = make_config()
+    second = make_config(f"model.tokenizer={tmp_path / 'other'}")
+    built: list[str] = []
+    before = open_indexes(first)
+    after = open_indexes(second, show=lambda progress: built.append(progress.source))
+    assert set(built) == {"pairs", "single", "text"}
+    assert before[0].template["tokenizer"] != after[0].template["tokenizer"]
+    saved = data_fingerprint(first, before)
+    with pytest.raises(DataError, match="the tokenizer is another one"):
+        check_same(data_fingerprint(second, after), saved)
+
+
 def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
     """Killed without warning; and one of the shards is then changed."""
     folder = tmp_path / "data" / "train"
@@ -191,7 +213,9 @@ def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: P
         tracemalloc.start()
         try:
             (index,) = open_indexes(config, encoder)
-            kept_now, peak = tracemalloc.get_traced_memory()
+            peak = tracemalloc.get_traced_memory()[1]
+            gc.collect()
+            kept_now = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
             os.sched_setaffinity(0, cores)

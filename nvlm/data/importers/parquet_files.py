@@ -39,7 +39,7 @@ class ParquetReader:
                 file = pq.ParquetFile(path)
                 check_columns(file.schema_arrow, path)
                 self._keys.append(list(_make_keys(file, keys, num_rows)))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}: not readable as parquet: {error}") from None
             self._plan(number, file.metadata, options.samples_per_shard)
             num_rows += file.metadata.num_rows
@@ -68,7 +68,7 @@ class ParquetReader:
             while True:
                 try:
                     batch = next(batches, None)
-                except (pa.ArrowException, OSError) as error:
+                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     lost = f"it and what follows in row groups {groups} cannot be read: {error}"
                     yield Reject.of(f"{path.name} row {row}", SampleError("shard", lost))
                     return
