@@ -157,7 +157,7 @@ def data_import(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of the image files that SRC names."),
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest shard.")] = "1GB",
+    shard_size: Annotated[str, typer.Option(help="Largest shard, such as 500MB.")] = "1GB",
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples in one.")] = 2000,
     workers: Annotated[
         Optional[int],  # noqa: UP045

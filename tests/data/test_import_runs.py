@@ -82,12 +82,14 @@ def test_any_number_of_workers_writes_the_same_bytes(source, whole, tmp_path, wo
 
 
 def test_shards_are_bounded_in_bytes_too(source, tmp_path):
-    bound = 12_000
+    bound = 21_000
     import_source(options(source, samples_per_shard=1000, shard_bytes=bound), tmp_path)
     shards = sorted((tmp_path / "train" / "numbers").glob("*.tar"))
     assert len(shards) > 3
-    # The end mark and the padding of a tar come on top.
-    assert all(shard.stat().st_size <= bound + 2 * 10_240 for shard in shards)
+    assert all(bound - 10_240 < shard.stat().st_size <= bound for shard in shards[:-1])
+    # A sample that is larger stands alone.
+    import_source(options(source, name="alone", shard_bytes=1), tmp_path)
+    assert len(list((tmp_path / "train" / "alone").glob("*.tar"))) == NUM_SAMPLES - 8
 
 
 @pytest.mark.parametrize("workers", [1, 2])

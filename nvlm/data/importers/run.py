@@ -28,7 +28,7 @@ from nvlm.data.orphans import end_with_parent
 from nvlm.errors import DataError
 
 # Raise it when the same source would give other shards.
-IMPORT_VERSION = 1
+IMPORT_VERSION = 2
 _STATE = ".units"
 REJECTED_FILE = "rejected.jsonl"
 SUMMARY_FILE = "import.json"

@@ -51,6 +51,8 @@ def write_unit(
 ) -> UnitResult:
     """Write `folder/NAME-000.tar`, ...; a file of that name is whole.
 
+    None is larger than `max_bytes` unless a single sample is.
+
     Tars are the same bytes for the same records: no times, no owners.
 
     Args:
@@ -66,17 +68,18 @@ def write_unit(
             if isinstance(record, Reject):
                 result.rejects.append(record)
                 continue
-            size = sum(_padded(len(data)) for data in record.members.values())
-            if tar is not None and (num_samples >= max_samples or tar.offset + size > max_bytes):
+            members = _members(record)
+            size = sum(_size(member) for member, _ in members)
+            if tar is not None and (
+                num_samples >= max_samples or _whole(tar.offset + size) > max_bytes
+            ):
                 _finish(tar, beside, folder / f"{name}-{result.num_shards - 1:03d}.tar")
                 tar = None
             if tar is None:
                 tar = tarfile.open(beside, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
                 num_samples = 0
                 result.num_shards += 1
-            for extension, data in record.members.items():
-                member = tarfile.TarInfo(f"{record.key}.{extension}")
-                member.size = len(data)
+            for member, data in members:
                 tar.addfile(member, io.BytesIO(data))
             num_samples += 1
             result.num_samples += 1
@@ -99,5 +102,20 @@ def _finish(tar: tarfile.TarFile, beside: Path, path: Path) -> None:
     beside.replace(path)
 
 
-def _padded(size: int) -> int:
-    return _BLOCK + -(-size // _BLOCK) * _BLOCK
+def _members(record: Record) -> list[tuple[tarfile.TarInfo, bytes]]:
+    members = []
+    for extension, data in record.members.items():
+        member = tarfile.TarInfo(f"{record.key}.{extension}")
+        member.size = len(data)
+        members.append((member, data))
+    return members
+
+
+def _size(member: tarfile.TarInfo) -> int:
+    """Bytes of a member with its headers, of which a long name takes several."""
+    return len(member.tobuf(tarfile.PAX_FORMAT)) + -(-member.size // _BLOCK) * _BLOCK
+
+
+def _whole(size: int) -> int:
+    """Bytes of a tar with members of `size`: two blocks end it, and it is filled up."""
+    return -(-(size + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
