@@ -134,8 +134,9 @@ class StoredSample:
 def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
     """The samples of one shard, from its tar headers, and what ended the reading early, if any.
 
-    A damaged tar gives the samples before the damage, the last of them perhaps without all of its
-    members, and an error that says where the damage is.
+    A damaged tar gives the samples before the damage, and an error that says where that is. Of a
+    sample with a member that is cut off, it is the problem; one before a damaged header may lack
+    members.
     """
     samples: list[StoredSample] = []
     seen: set[str] = set()
@@ -153,7 +154,13 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
             if extension in sample.members:
                 sample.problem = SampleError("duplicate_key", f"{_shown(name)} stands twice")
             sample.members[extension] = ByteRange(offset, size)
-    except (TarDamageError, OSError) as error:
+    except TarDamageError as error:
+        damage = SampleError("shard", _shown(str(error)))
+        match = _MEMBER_NAME.fullmatch(error.member or "")
+        if match is not None and samples and samples[-1].key == match[1]:
+            samples[-1].problem = damage  # it would be used without that member
+        return samples, damage
+    except OSError as error:
         return samples, SampleError("shard", _shown(str(error)))
     return samples, None
 

@@ -32,7 +32,14 @@ class TarMember(NamedTuple):
 
 
 class TarDamageError(Exception):
-    """The archive cannot be read on; what came before is good."""
+    """The archive cannot be read on; what came before is good.
+
+    `member` is the name of one that is cut off.
+    """
+
+    def __init__(self, detail: str, member: str | None = None):
+        super().__init__(detail)
+        self.member = member
 
 
 def read_members(path: Path) -> Iterator[TarMember]:
@@ -89,7 +96,7 @@ def _read_members(descriptor: int, file_size: int) -> Iterator[TarMember]:
         is_file = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
         position = data if kind in _WITHOUT_DATA else data + _padded(size)
         if kind not in _WITHOUT_DATA and data + size > file_size:
-            raise TarDamageError(f"member {name} is cut off at the end of the file")
+            raise TarDamageError(f"member {name} is cut off at the end of the file", name)
         if is_file:
             yield TarMember(name, data, size)
 
