@@ -402,6 +402,23 @@ def test_images_are_not_left_out_for_their_columns_name(tmp_path: Path, form: st
         run(form, tmp_path / "source", tmp_path / "out")
 
 
+@pytest.mark.parametrize("form", ["parquet", "llava-json"])
+def test_images_are_not_left_out_for_the_name_of_the_field_that_names_them(tmp_path, form: str):
+    rows = [
+        {"id": "1.jpg", "image_path": "x.jpg", "question": "What?", "answer": "That."},
+        {"id": "2.jpg", "url": "https://a.b/c.jpg", "question": "Which?", "answer": "See d.jpg"},
+    ]
+    source = tmp_path / "source.json"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        source.write_text(json.dumps(rows))
+    assert run(form, source, tmp_path / "out").num_samples == 1
+    ((reason, detail),) = rejected(tmp_path / "out").values()
+    assert reason == "missing_image"
+    assert "its field image_path is 'x.jpg'; rename the field to image" in detail
+
+
 def text_column(*values: bytes) -> pa.Array:
     """Texts that nobody has checked to be UTF-8."""
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())

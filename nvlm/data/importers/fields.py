@@ -8,6 +8,14 @@ from nvlm.data.sample import IMAGE_MARK, SampleError
 from nvlm.data.text_members import VIDEO_MARK, shown
 
 _CONVERSATIONS = ("messages", "conversations", "conversation", "texts")
+_QUESTIONS = ("question", "query")
+_ANSWERS = ("answers", "answer", "label")
+_CAPTIONS = ("caption", "captions")
+# All that `normalise` takes text from.
+TEXT_FIELDS = (
+    *(*_CONVERSATIONS, *_QUESTIONS, *_ANSWERS, *_CAPTIONS),
+    *("text", "parts", "regions", "choices"),
+)
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant"}
 # Fields of kinds.py that are taken over as they are.
 _OWN_FIELDS = ("kind", "task", "parts", "regions", "choices", "correct", "answer_weights")
@@ -32,13 +40,13 @@ def normalise(value: dict[str, Any], num_images: int, has_video: bool = False) -
             return result | {"messages": messages}
     if "parts" in result or "regions" in result:
         return result
-    question = _first(value, "question", "query")
+    question = _first(value, *_QUESTIONS)
     if question is not None:
-        answers = _first(value, "answers", "answer", "label")
+        answers = _first(value, *_ANSWERS)
         if "choices" in result:
             return result | {"question": question}
         return result | {"question": question, "answers": _as_list(answers)}
-    caption = _first(value, "caption", "captions")
+    caption = _first(value, *_CAPTIONS)
     text = value.get("text")
     if caption is None and num_images and "kind" not in result:
         caption = text  # as in Hugging Face's image folders

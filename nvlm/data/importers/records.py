@@ -7,19 +7,21 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from nvlm.data.image import HEADER_BYTES, image_type
-from nvlm.data.importers.fields import normalise
+from nvlm.data.importers.fields import TEXT_FIELDS, normalise
 from nvlm.data.kinds import SampleParser
-from nvlm.data.sample import MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
+from nvlm.data.sample import IMAGE_TYPES, MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
 from nvlm.data.text_members import shown
 from nvlm.errors import DataError
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
 _MAX_KEY_LENGTH = 200
 _MAX_DETAIL_LENGTH = 300
+# Fields and columns that tell samples apart, the first that there is.
+ID_FIELDS = ("id", "image_id", "sample_id", "question_id", "uid")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def make_record(
             known = ", ".join(sorted(VIDEO_TYPES))
             raise SampleError("video", f"{video.path} is none of {known}")
         members[extension] = _content(video, "video")
+    if not pictures and video is None:
+        _check_no_unread_image(fields)
     content = normalise(fields, len(pictures), has_video=video is not None)
     raw = json.dumps(content, ensure_ascii=False, default=_refuse)
     raw = raw.encode("utf-8", "surrogatepass")
@@ -108,6 +112,21 @@ def make_record(
     frames = int(video is not None)
     _parser.parse({"json": raw}, len(pictures) + frames, frames)
     return Record(key, {"json": raw, **members})
+
+
+def _check_no_unread_image(fields: dict[str, Any]) -> None:
+    """Raise `SampleError` if a sample without images names one in a field that is not read."""
+    for name, value in fields.items():
+        if name in TEXT_FIELDS or name in ID_FIELDS:
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str) or "://" in text:
+                continue
+            if PurePath(text).suffix[1:].lower() in IMAGE_TYPES:
+                raise SampleError(
+                    "missing_image",
+                    f"no image, but its field {name} is {shown(text)}; rename the field to image",
+                )
 
 
 def _refuse(value: object) -> None:

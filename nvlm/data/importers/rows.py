@@ -8,16 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from nvlm.data.importers.records import Keys, Picture, Record, Reject, find_file, make_record
+from nvlm.data.importers.fields import TEXT_FIELDS
+from nvlm.data.importers.records import (
+    ID_FIELDS,
+    Keys,
+    Picture,
+    Record,
+    Reject,
+    find_file,
+    make_record,
+)
 from nvlm.data.sample import SampleError
 from nvlm.data.text_members import shown
 from nvlm.errors import DataError
 
 IMAGE_COLUMNS = ("images", "image", "jpg", "png", "picture")
-# Columns that tell samples with one id apart.
-ID_COLUMNS = ("id", "image_id", "sample_id", "question_id", "uid")
-
-
 # Rows with their images that are in memory together.
 BATCH_ROWS = 32
 
@@ -26,10 +31,8 @@ def check_columns(schema: pa.Schema, where: Path) -> None:
     """Raise `DataError` when a table has no column that text can come from, or images in a column
     of another name than those read."""
     names = schema.names
-    known = {
-        "messages", "conversations", "conversation", "texts", "caption", "captions", "text",
-        "question", "query", "parts", "regions",
-    }  # fmt: skip
+    # The others need a question.
+    known = set(TEXT_FIELDS) - {"answers", "answer", "label", "choices"}
     if not known & set(names):
         raise DataError(
             f"{where}: none of its columns ({', '.join(names)}) has text; expected one of "
@@ -90,7 +93,7 @@ def make_row_keys(
 
 
 def id_column(names: list[str]) -> str | None:
-    return next((name for name in ID_COLUMNS if name in names), None)
+    return next((name for name in ID_FIELDS if name in names), None)
 
 
 def read_records(
