@@ -67,19 +67,16 @@ class Loader:
         # A second pass would start behind what the workers of the first had requested.
         assert not self._is_used, "a loader is iterated once; build another from a state"
         self._is_used = True
-        # Here and not in the thread: workers start now, and the DataLoader's handler that notices
-        # their death has to be set by the main thread.
-        micro_batches = iter(self._micro_batches())
-        steps = self._steps(micro_batches)
+        steps = self._steps()
         return one_ahead(steps) if self._config.data.num_workers else steps
 
-    def _steps(self, micro_batches: Iterator) -> Generator[StepBatch, None, None]:
+    def _steps(self) -> Generator[StepBatch, None, None]:
         num_micro_batches = self._num_packs // self._config.train.micro_batch_size
         read: list[MicroBatch] = []
         skipped: list[SkippedSample] = []
         repaired: Counter[str] = Counter()
         try:
-            for travelled, newly_skipped, newly_repaired in micro_batches:
+            for travelled, newly_skipped, newly_repaired in self._micro_batches():
                 read.append(unpack(travelled))
                 skipped += newly_skipped
                 repaired += newly_repaired
