@@ -61,6 +61,7 @@ def measure(request: pytest.FixtureRequest) -> Callable[..., None]:
                 "bound": bound,
             }
             name = re.sub(r"\W+", "-", f"{row['test']} {what}")
+            Path(folder).mkdir(parents=True, exist_ok=True)
             Path(folder, f"{name}.json").write_text(json.dumps(row))
         assert error <= bound, f"{what} against {against}: {error:.3g}, at most {bound:.3g}"
 
