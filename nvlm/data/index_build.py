@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -284,11 +285,10 @@ def _read_size(
     reader: ShardReader, shard: str, image: ByteRange, max_megapixels: float
 ) -> tuple[int, int]:
     if image.size > HEADER_BYTES:
-        try:
-            head = reader.read(shard, ByteRange(image.offset, HEADER_BYTES))
+        head = reader.read(shard, ByteRange(image.offset, HEADER_BYTES))
+        # Where that is not all of the header (a long colour profile, say), the whole file decides.
+        with suppress(SampleError):
             return read_image_size(head, max_megapixels)
-        except SampleError:
-            pass  # a long header (a colour profile, say): the whole file decides
     return read_image_size(reader.read(shard, image), max_megapixels)
 
 

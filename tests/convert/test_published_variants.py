@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import published_models
 import pytest
 import small_folders
 import torch
@@ -22,7 +23,6 @@ from nvlm.config import RunConfig
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.convert.rules import expected_tensors, export_rules
 from nvlm.errors import ConvertError
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 INTERNVIT_300M = [
     "model.vision.normalization=LayerNorm",
@@ -40,22 +40,7 @@ CASES = {
 
 
 def published_vision_model(vision):
-    declare_missing_operators()
-    from transformers import InternVLVisionConfig, InternVLVisionModel
-
-    config = InternVLVisionConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.ffn_hidden_size,
-        num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_attention_heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        attention_bias=vision.qkv_bias,
-        use_qk_norm=vision.qk_layernorm,
-        norm_type="layer_norm" if vision.normalization == "LayerNorm" else "rms_norm",
-        layer_norm_eps=vision.norm_epsilon,
-    )
-    model = InternVLVisionModel(config).eval()
+    model = published_models.vision_model(vision)
     small_folders.randomise(model)
     return model
 

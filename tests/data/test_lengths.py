@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shard_writing import as_json, draw_image, write_shard
+from test_video import make_video
 
 from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
@@ -184,9 +185,6 @@ def test_lengths_of_every_choice_are_exact(open_wordings: RunConfig):
 
 
 def test_frames_of_a_video_are_planned_and_read(make_config, tmp_path: Path):
-    pytest.importorskip("av")
-    from test_video import make_video
-
     samples = [
         {"__key__": f"v{number}", "mp4": make_video(number),
          "json": as_json(("user", "<video>\nWhat?"), ("assistant", "It grows brighter."))}

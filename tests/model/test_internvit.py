@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import published_models
 import pytest
 import small_model
 import torch
 import variants
 from torch import Tensor
 
-from nvlm.platform.torchvision_operators import declare_missing_operators
-
-NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
-
 
 def published_vision_model(vision):
     """Transformers' model of the same sizes and variant, every parameter random."""
-    declare_missing_operators()
-    from transformers import InternVLVisionConfig, InternVLVisionModel
-
-    config = InternVLVisionConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.ffn_hidden_size,
-        num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_attention_heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        attention_bias=vision.qkv_bias,
-        use_qk_norm=vision.qk_layernorm,
-        norm_type=NORM_TYPES[vision.normalization],
-        layer_norm_eps=vision.norm_epsilon,
-    )
-    model = InternVLVisionModel(config).eval()
+    model = published_models.vision_model(vision)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import published_models
 import small_model
 import torch
 
 from nvlm.batch import MicroBatch
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 DOCUMENTS = [40, 3, 50, 1, 2]
 
 
 def published_language_model(language):
-    declare_missing_operators()
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=language.vocab_size,
-        hidden_size=language.hidden_size,
-        intermediate_size=language.ffn_hidden_size,
-        num_hidden_layers=language.num_layers,
-        num_attention_heads=language.num_attention_heads,
-        num_key_value_heads=language.num_query_groups,
-        rms_norm_eps=language.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": language.rope_base},
-        max_position_embeddings=language.max_position_embeddings,
-        tie_word_embeddings=False,
-    )
-    model = Qwen2ForCausalLM(config).eval()
+    model = published_models.language_model(language)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

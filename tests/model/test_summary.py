@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 
+import published_models
 import pytest
 import small_model
 import torch
@@ -18,7 +19,6 @@ from nvlm.config import RunConfig, load_config
 from nvlm.config.derived import derive
 from nvlm.errors import ConfigError
 from nvlm.model.summary import print_summary, summarize
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 
 def load(name: str, *overrides: str) -> RunConfig:
@@ -182,24 +182,8 @@ def _count(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_transformers_builds_language_models_of_the_same_size(name):
-    declare_missing_operators()
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    language = load(name).model.language
-    sizes = {
-        "hidden_size": language.hidden_size,
-        "intermediate_size": language.ffn_hidden_size,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_attention_heads,
-        "num_key_value_heads": language.num_query_groups,
-        "vocab_size": language.vocab_size,
-        "tie_word_embeddings": language.share_embeddings_and_output_weights,
-    }
     with torch.device("meta"):
-        if language.qkv_bias:
-            model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-        else:
-            model = LlamaForCausalLM(LlamaConfig(**sizes))
+        model = published_models.language_model(load(name).model.language)
         model.tie_weights()
     assert _count(model) == COUNTS[name]["language_model"]
 
@@ -209,21 +193,8 @@ def test_transformers_builds_language_models_of_the_same_size(name):
     [("internvit_300m_qwen2_0_5b", 304_012_288), ("nvlm_d_72b", 5_536_496_000)],
 )
 def test_transformers_builds_vision_models_of_the_same_size(name, without_zero_heads):
-    declare_missing_operators()
-    from transformers import InternVLVisionConfig, InternVLVisionModel
-
-    vision = load(name).model.vision
-    config = InternVLVisionConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.ffn_hidden_size,
-        num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_attention_heads,
-        attention_bias=vision.qkv_bias,
-        use_qk_norm=vision.qk_layernorm,
-        norm_type="rms_norm" if vision.normalization == "RMSNorm" else "layer_norm",
-    )
     with torch.device("meta"):
-        model = InternVLVisionModel(config)
+        model = published_models.vision_model(load(name).model.vision)
     num_zero = derive(load(name)).num_padding_parameters
     assert _count(model) == COUNTS[name]["vision_model"] - num_zero == without_zero_heads
 
