@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,18 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvlm.data.encode import SampleEncoder
-from nvlm.data.image import HEADER_BYTES, read_image_size
 from nvlm.data.kinds import Sample, SampleParser
 from nvlm.data.orphans import end_with_parent
-from nvlm.data.sample import ByteRange, SampleError, ShardReader, StoredSample, scan_shard
-from nvlm.data.video import count_frames
+from nvlm.data.sample import SampleError, ShardReader, StoredSample, scan_shard
+from nvlm.data.stored import read_sample
 from nvlm.errors import DataError
 
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024
-
-# In place of its pixels: a square so small is one tile, as every frame is.
-_FRAME_SIZE = (1, 1)
 
 # Columns with one value per sample, and per group of columns those with a list per sample.
 SAMPLE_COLUMNS = {
@@ -252,44 +247,25 @@ def _read_sample(
     reader: ShardReader, shard: str, stored: StoredSample, reading: ShardReading
 ) -> tuple[Sample, dict[str, Any]]:
     """The sample, and its values in the columns that need no tokenizer."""
-    field_map = reading.parser.field_map
-    places = stored.texts(field_map)
-    images = stored.images(field_map)
-    sizes = [_read_size(reader, shard, image, reading.max_megapixels) for image in images]
-    num_frames = 0
-    if field_map is None and (video := stored.video()) is not None:
-        num_frames = count_frames(
-            reader.read(shard, video), reading.max_frames, reading.max_megapixels
-        )
-        images, sizes = [video] * num_frames, [_FRAME_SIZE] * num_frames
-    texts = {name: reader.read(shard, where) for name, where in places.items()}
-    sample = reading.parser.parse(texts, len(images), num_frames)
+    read = read_sample(
+        reader, shard, stored, reading.parser, reading.max_megapixels, reading.max_frames
+    )
+    sample, images = read.sample, read.images
     values = {
         "key": stored.key,
         "key_hash": hash_key(stored.key),
         "task": sample.task,
         "kind": sample.kind,
-        "num_frames": num_frames,
-        "text_member": list(places),
-        "text_offset": [where.offset for where in places.values()],
-        "text_size": [where.size for where in places.values()],
+        "num_frames": read.num_frames,
+        "text_member": list(read.texts),
+        "text_offset": [where.offset for where in read.texts.values()],
+        "text_size": [where.size for where in read.texts.values()],
         "image_offset": [where.offset for where in images],
         "image_size": [where.size for where in images],
-        "image_width": [width for width, _ in sizes],
-        "image_height": [height for _, height in sizes],
+        "image_width": [width for width, _ in read.sizes],
+        "image_height": [height for _, height in read.sizes],
     }
     return sample, values
-
-
-def _read_size(
-    reader: ShardReader, shard: str, image: ByteRange, max_megapixels: float
-) -> tuple[int, int]:
-    if image.size > HEADER_BYTES:
-        head = reader.read(shard, ByteRange(image.offset, HEADER_BYTES))
-        # Where that is not all of the header (a long colour profile, say), the whole file decides.
-        with suppress(SampleError):
-            return read_image_size(head, max_megapixels)
-    return read_image_size(reader.read(shard, image), max_megapixels)
 
 
 def hash_key(key: str) -> int:

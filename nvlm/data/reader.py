@@ -19,13 +19,12 @@ from nvlm.config import RunConfig
 from nvlm.data.collate import PackedSample, build_micro_batch
 from nvlm.data.conversations import keep_turns
 from nvlm.data.encode import EncodedSample, SampleEncoder
-from nvlm.data.image import decode_image
 from nvlm.data.kinds import SampleParser
 from nvlm.data.repairs import noting_repairs
 from nvlm.data.sample import ByteRange, SampleError, ShardReader
+from nvlm.data.stored import decode_images
 from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import cut_tiles
-from nvlm.data.video import decode_frames
 from nvlm.errors import DataError
 
 
@@ -157,10 +156,10 @@ class MicroBatchReader(Dataset):
 
     def _read_images(self, sample: SampleRequest) -> Iterator[NDArray[np.uint8]]:
         """The images that are kept, or the frames of the video, decoded."""
-        max_megapixels = self._config.data.max_image_megapixels
-        if sample.num_frames:
-            video = self._shards.read(sample.shard, sample.images[0])
-            yield from decode_frames(video, sample.num_frames, max_megapixels)
-            return
-        for where in sample.images[: len(sample.grids)]:
-            yield decode_image(self._shards.read(sample.shard, where), max_megapixels)
+        return decode_images(
+            self._shards,
+            sample.shard,
+            sample.images[: len(sample.grids)],
+            sample.num_frames,
+            self._config.data.max_image_megapixels,
+        )
