@@ -77,6 +77,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def printable(text: str) -> str:
+    """`text` without characters that would act on a terminal instead of being seen."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
 def _read_json(raw: bytes) -> Any:
     _note_byte_order_mark(raw)
     try:

@@ -20,6 +20,8 @@ from nvlm.errors import DataError
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
 _MAX_KEY_LENGTH = 200
 _MAX_DETAIL_LENGTH = 300
+_MAX_FILES = 4
+_MEDIA_TYPES = IMAGE_TYPES | VIDEO_TYPES
 # Fields and columns that tell samples apart, the first that there is.
 ID_FIELDS = ("id", "image_id", "sample_id", "question_id", "uid")
 
@@ -30,6 +32,8 @@ class Record:
 
     key: str
     members: dict[str, bytes]
+    # What the source says of it and the record does not hold, such as "source", "messages.name".
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,37 @@ class Reject:
     name: str
     reason: str
     detail: str
+    id: str = ""  # as the source says it
+    files: tuple[str, ...] = ()  # images and videos that it names, the first ones
 
     @classmethod
-    def of(cls, name: str, error: SampleError) -> Reject:
-        detail = error.detail
-        if len(detail) > _MAX_DETAIL_LENGTH:
-            detail = f"{detail[: _MAX_DETAIL_LENGTH - 3]}..."
-        return cls(name, error.reason, detail)
+    def of(cls, name: str, error: SampleError, fields: Any = None) -> Reject:
+        """
+        Args:
+            fields: the sample as the source has it, for its id and files.
+        """
+        detail = _cut(error.detail)
+        if not isinstance(fields, dict):
+            return cls(name, error.reason, detail)
+        found = next((fields[n] for n in ID_FIELDS if fields.get(n) is not None), "")
+        sample_id = "" if isinstance(found, (dict, list)) else _cut(str(found))
+        return cls(name, error.reason, detail, sample_id, tuple(_file_names(fields)))
+
+
+def _cut(text: str) -> str:
+    too_long = len(text) > _MAX_DETAIL_LENGTH
+    return f"{text[: _MAX_DETAIL_LENGTH - 3]}..." if too_long else text
+
+
+def _file_names(fields: dict[str, Any]) -> list[str]:
+    """The first names of images and videos among the values."""
+    names: list[str] = []
+    for value in fields.values():
+        for item in value[:_MAX_FILES] if isinstance(value, list) else [value]:
+            item = item.get("path") if isinstance(item, dict) else item
+            if isinstance(item, str) and PurePath(item[-20:]).suffix[1:].lower() in _MEDIA_TYPES:
+                names.append(_cut(item))
+    return names[:_MAX_FILES]
 
 
 class Reader(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +19,16 @@ from rich.progress import (
 from rich.table import Table
 
 from nvlm.data.importers.formats import ImportOptions
-from nvlm.data.importers.run import REJECTED_FILE, ImportSummary, import_source
+from nvlm.data.importers.run import (
+    REJECTED_FILE,
+    SUMMARY_FILE,
+    ImportSummary,
+    import_source,
+)
+from nvlm.data.text_members import printable
 from nvlm.errors import DataError
 
+_MAX_UNUSED_SHOWN = 20
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
 
 
@@ -82,4 +90,15 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
     if summary.num_rejected:
         rejected = Path(summary.folder) / REJECTED_FILE
         console.print(f"each is named in {rejected}", markup=False, highlight=False, soft_wrap=True)
+    for line in _unused_fields(summary):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return summary
+
+
+def _unused_fields(summary: ImportSummary) -> Iterator[str]:
+    unused = list(summary.unused_fields.items())
+    for name, count in unused[:_MAX_UNUSED_SHOWN]:
+        yield f"not used: field `{printable(name)}` in {count:,} sample{'s' * (count != 1)}"
+    if len(unused) > _MAX_UNUSED_SHOWN:
+        place = Path(summary.folder) / SUMMARY_FILE
+        yield f"not used: {len(unused) - _MAX_UNUSED_SHOWN} more fields, all named in {place}"

@@ -23,12 +23,12 @@ from filelock import FileLock, Timeout
 
 from nvlm.data.importers.formats import FORMATS, ImportOptions, open_reader
 from nvlm.data.importers.records import Reader, clean_key
-from nvlm.data.importers.shards import UnitResult, write_unit
+from nvlm.data.importers.shards import UnitResult, add_unused, write_unit
 from nvlm.data.orphans import end_with_parent
 from nvlm.errors import DataError
 
 # Raise it when the same source would give other shards.
-IMPORT_VERSION = 2
+IMPORT_VERSION = 3
 _STATE = ".units"
 REJECTED_FILE = "rejected.jsonl"
 SUMMARY_FILE = "import.json"
@@ -45,6 +45,7 @@ class ImportSummary:
     num_shards: int
     num_rejected: int
     reasons: dict[str, int]
+    unused_fields: dict[str, int]  # field of the source -> samples that have it, most first
 
 
 # Called with units done, units in all, samples read (good or not) and samples in all, if known.
@@ -226,6 +227,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, num_units: int)
             totals.num_bytes += result.num_bytes
             totals.num_shards += result.num_shards
             reasons += result.reasons
+            add_unused(totals.unused, result.unused)
             for reject in result.rejects:
                 file.write(json.dumps(asdict(reject), ensure_ascii=True) + "\n")
                 if len(examples) < 3:
@@ -245,6 +247,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, num_units: int)
         totals.num_shards,
         sum(reasons.values()),
         dict(reasons.most_common()),
+        dict(totals.unused.most_common()),
     )
     (work / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1) + "\n")
     return summary

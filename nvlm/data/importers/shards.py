@@ -7,13 +7,23 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nvlm.data.importers.records import Record, Reject
 
 _BLOCK = 512
+# Names of fields that are counted one by one; the rest is counted together.
+_MAX_UNUSED_NAMES = 500
+OTHER_FIELDS = "(fields of other names)"
+
+
+def add_unused(counts: Counter[str], names: Mapping[str, int]) -> None:
+    """Add samples per unused field to `counts`, whose size stays bounded."""
+    for name, count in names.items():
+        known = name in counts or len(counts) < _MAX_UNUSED_NAMES
+        counts[name if known else OTHER_FIELDS] += count
 
 
 @dataclass
@@ -25,6 +35,7 @@ class UnitResult:
     num_bytes: int = 0
     num_shards: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)  # field of the source -> samples
 
     def save(self, path: Path) -> None:
         beside = path.with_suffix(".tmp")
@@ -34,7 +45,8 @@ class UnitResult:
     @classmethod
     def load(cls, path: Path) -> UnitResult:
         values = json.loads(path.read_text())
-        return cls(**values | {"rejects": [Reject(**reject) for reject in values["rejects"]]})
+        rejects = [Reject(**reject) for reject in values["rejects"]]
+        return cls(**values | {"rejects": rejects, "unused": Counter(values["unused"])})
 
     @property
     def reasons(self) -> Counter[str]:
@@ -85,6 +97,7 @@ def write_unit(
             result.num_samples += 1
             result.num_images += sum(name != "json" for name in record.members)
             result.num_bytes += size
+            add_unused(result.unused, dict.fromkeys(record.unused, 1))
         if tar is not None:
             _finish(tar, beside, folder / f"{name}-{result.num_shards - 1:03d}.tar")
             tar = None
