@@ -157,6 +157,16 @@ def data_import(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of the image files that SRC names."),
     ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="SRC may name files outside that folder.")
+    ] = False,
+    from_split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Take SRC's files of this split, by their names; all: every file; none: those "
+            "that name no split. Not given: those of --split."
+        ),
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Largest shard, such as 500MB.")] = "1GB",
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples in one.")] = 2000,
     workers: Annotated[
@@ -175,6 +185,8 @@ def data_import(
         split,
         name,
         images,
+        allow_outside,
+        from_split,
         parse_size(shard_size),
         samples_per_shard,
         workers or default_num_workers(),

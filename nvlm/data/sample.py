@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm.data.energon import FieldMap
+from nvlm.data.regular_files import open_regular_file
 from nvlm.data.tar import TarDamageError, read_members
 from nvlm.errors import DataError
 
@@ -205,7 +206,7 @@ class ShardReader:
             return self._files[shard]
         if len(self._files) >= _MAX_OPEN_SHARDS:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = os.open(shard, os.O_RDONLY)
+        self._files[shard] = open_regular_file(shard)
         return self._files[shard]
 
     def close(self) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nvlm.data.regular_files import open_regular_file
+
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
@@ -49,8 +51,9 @@ def read_members(path: Path) -> Iterator[TarMember]:
 
     Raises:
         TarDamageError: at the place where the archive is damaged or cut off.
+        OSError: it cannot be read, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_regular_file(path)
     try:
         yield from _read_members(descriptor, os.fstat(descriptor).st_size)
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvlm.data.image import decode_image
+from nvlm.data.regular_files import MAX_IMAGE_BYTES, read_regular_file
 from nvlm.data.sample import IMAGE_MARK, SampleError
 from nvlm.errors import DataError
 from nvlm.parallel.groups import shut_down
@@ -56,6 +57,6 @@ def answer(checkpoint: Path, prompt: str, images: Sequence[Path], max_new_tokens
 
 def _open(path: Path) -> NDArray[np.uint8]:
     try:
-        return decode_image(path.read_bytes())
+        return decode_image(read_regular_file(path, MAX_IMAGE_BYTES))
     except (OSError, SampleError) as error:
         raise DataError(f"{path}: {error}") from None

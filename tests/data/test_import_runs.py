@@ -185,7 +185,7 @@ def test_pictures_added_to_a_folder_are_noticed(source, tmp_path, monkeypatch):
 def test_places_that_cannot_be_written_to(source, tmp_path):
     with pytest.raises(DataError, match=r"lies inside .*write to another OUT"):
         import_source(ImportOptions("captions-folder", source.parent), source.parent / "out")
-    with pytest.raises(DataError, match="--source a/b: expected a name without /"):
+    with pytest.raises(DataError, match="--source 'a/b': expected a name such as train"):
         import_source(options(source, name="a/b"), tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=r"file/train/\.numbers\.import: the import cannot go on: "):

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.data.importers.formats import ImportOptions
+from nvlm.data.importers.image_files import find_file
 from nvlm.data.importers.records import (
     Keys,
     Picture,
     Record,
     Reject,
-    find_file,
     make_record,
     walk,
 )
-from nvlm.data.sample import IMAGE_TYPES, SampleError
+from nvlm.data.regular_files import read_regular_file
+from nvlm.data.sample import IMAGE_TYPES, MAX_TEXT_BYTES, SampleError
 from nvlm.errors import DataError
 
 _LISTS = ("captions.jsonl", "metadata.jsonl")
@@ -33,7 +34,7 @@ class CaptionsReader:
         folder = options.source
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder of pictures")
-        self._folder = options.images or folder
+        self._folder = options.file_folder(folder)
         self._per_unit = options.samples_per_shard
         lists = [folder / name for name in _LISTS if (folder / name).is_file()]
         if len(lists) > 1:
@@ -89,8 +90,10 @@ class CaptionsReader:
             try:
                 if isinstance(key, SampleError):
                     raise key
-                path = find_file(self._folder, name, "image")
-                if fields is None:
+                if fields is not None:
+                    path = find_file(self._folder, name, "image")
+                else:
+                    path = self._folder.path / name  # seen when the folder was walked
                     fields = {"caption": _read_caption(path.with_suffix(".txt"))}
                 yield make_record(key, fields, [Picture(None, path)])
             except SampleError as error:
@@ -115,10 +118,10 @@ def _stem(name: Any) -> Path | None:
 
 
 def _read_caption(path: Path) -> str:
+    if not path.exists():
+        raise SampleError("missing_caption", f"no file {path.name} beside it")
     try:
-        return path.read_bytes().decode("utf-8-sig").strip()
-    except FileNotFoundError:
-        raise SampleError("missing_caption", f"no file {path.name} beside it") from None
+        return read_regular_file(path, MAX_TEXT_BYTES).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SampleError("text", f"{path.name}: {error}") from None
 

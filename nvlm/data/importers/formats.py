@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm.data.importers.image_files import FileFolder
 from nvlm.data.importers.records import Reader
 from nvlm.errors import DataError
 
@@ -30,9 +32,27 @@ class ImportOptions:
     name: str | None = None  # of the source's folder; None: like `source`
     # Folder of the image files that a text names; None: the source's.
     images: Path | None = None
+    allow_outside: bool = False  # names may lead out of that folder
+    # The split of the files to take; None: `split`, or a name for the same. "all": every file;
+    # "none": those whose names say no split.
+    from_split: str | None = None
     shard_bytes: int = 1 << 30
     samples_per_shard: int = 2000
     num_workers: int = 1
+
+    def file_folder(self, default: Path) -> FileFolder:
+        """Where the files lie that the source names; `default` where --images is not given."""
+        return FileFolder(self.images or default, self.allow_outside)
+
+
+def check_name(option: str, name: str) -> None:
+    """Raise `DataError` unless `name` can be that of a folder below another one."""
+    bad = next((sign for sign in name if sign in "/\\" or not sign.isprintable()), None)
+    if bad is not None or not name.strip() or name[0] in ".-" or len(os.fsencode(name)) > 200:
+        raise DataError(
+            f"{option} {name!r}: expected a name such as train: without slashes and control "
+            "characters, not empty, not longer than 200 bytes, and not beginning with . or -"
+        )
 
 
 def open_reader(options: ImportOptions) -> Reader:

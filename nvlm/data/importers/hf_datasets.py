@@ -47,7 +47,7 @@ class DatasetReader:
             data = data[options.split]
         self._data = data.with_format("arrow")
         self.files = sorted(path for path in source.rglob("*") if path.is_file())
-        self._folder = options.images or source
+        self._folder = options.file_folder(source)
         self._per_unit = options.samples_per_shard
         self.num_samples: int | None = len(data)
         self.num_units = -(-len(data) // self._per_unit)

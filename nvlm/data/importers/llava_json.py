@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.data.importers.formats import ImportOptions
-from nvlm.data.importers.records import Keys, Picture, Record, Reject, find_file, make_record
+from nvlm.data.importers.image_files import find_file
+from nvlm.data.importers.records import Keys, Picture, Record, Reject, make_record
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
 
@@ -22,7 +23,7 @@ _EXPECTED = "expected a JSON list of samples, or one sample per line"
 class LlavaReader:
     def __init__(self, options: ImportOptions):
         self.files = [options.source]
-        self._folder = options.images or options.source.parent
+        self._folder = options.file_folder(options.source.parent)
         self._per_unit = options.samples_per_shard
         self._entries = _read_entries(options.source)
         self._keys = list(_make_keys(self._entries))

@@ -28,7 +28,7 @@ from nvlm.errors import DataError
 class ParquetReader:
     def __init__(self, options: ImportOptions):
         self.files = source_files(options.source, ("*.parquet",), "parquet files")
-        self._folder = options.images
+        self._options = options
         self._keys: list[list[str | SampleError]] = []
         # (file, its row groups, row before the first), of about a shard's samples each.
         self._units: list[tuple[int, list[int], int]] = []
@@ -62,7 +62,7 @@ class ParquetReader:
     def read(self, unit: int) -> Iterator[Record | Reject]:
         number, groups, row = self._units[unit]
         path = self.files[number]
-        folder = self._folder or path.parent
+        folder = self._options.file_folder(path.parent)
         with pq.ParquetFile(path) as file:
             batches = file.iter_batches(BATCH_ROWS, row_groups=groups)
             while True:

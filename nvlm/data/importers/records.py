@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from nvlm.data.image import HEADER_BYTES, image_type
 from nvlm.data.importers.fields import TEXT_FIELDS, normalise
 from nvlm.data.kinds import SampleParser
+from nvlm.data.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, read_regular_file
 from nvlm.data.sample import IMAGE_TYPES, MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
 from nvlm.data.text_members import shown
 from nvlm.errors import DataError
@@ -168,19 +169,11 @@ def _content(picture: Picture, what: str) -> bytes:
     path = picture.path
     if path is None:
         raise SampleError(f"missing_{what}", f"the {what} has neither bytes nor a path")
+    limit = MAX_VIDEO_BYTES if what == "video" else MAX_IMAGE_BYTES
     try:
-        return path.read_bytes()
+        return read_regular_file(path, limit)
     except (OSError, ValueError) as error:
         raise SampleError(f"missing_{what}", f"{path}: {error}") from None
-
-
-def find_file(folder: Path, name: Any, what: str) -> Path:
-    """The file that a sample names, in `folder` unless the name is absolute."""
-    if not isinstance(name, str) or not name:
-        raise SampleError(f"missing_{what}", f"{shown(name)} is no file name")
-    if "://" in name:
-        raise SampleError(f"missing_{what}", f"{name} is an address; download it first")
-    return folder / name
 
 
 class Keys:

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from nvlm.data.importers.fields import TEXT_FIELDS
+from nvlm.data.importers.image_files import FileFolder, find_file
 from nvlm.data.importers.records import (
     ID_FIELDS,
     Keys,
     Picture,
     Record,
     Reject,
-    find_file,
     make_record,
 )
 from nvlm.data.sample import SampleError
@@ -100,7 +100,7 @@ def read_records(
     batch: pa.RecordBatch | pa.Table,
     keys: list[str | SampleError],
     first: int,
-    folder: Path,
+    folder: FileFolder,
     where: str,
 ) -> Iterator[Record | Reject]:
     """The records of a part of a table.
@@ -123,7 +123,7 @@ def read_records(
             yield Reject.of(f"{where}row {number}", error)
 
 
-def _make_record(key: str, row: dict[str, Any], folder: Path) -> Record:
+def _make_record(key: str, row: dict[str, Any], folder: FileFolder) -> Record:
     """A row as a record; images are bytes, `{"bytes", "path"}`, or names of files in `folder`."""
     pictures: list[Picture] = []
     for name in IMAGE_COLUMNS:
@@ -137,7 +137,7 @@ def _make_record(key: str, row: dict[str, Any], folder: Path) -> Record:
     return make_record(key, fields, pictures, video)
 
 
-def _picture(value: Any, folder: Path) -> Picture:
+def _picture(value: Any, folder: FileFolder) -> Picture:
     if isinstance(value, bytes):
         return Picture(value)
     if isinstance(value, str):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nvlm.data.importers.formats import FORMATS, ImportOptions, open_reader
+from nvlm.data.importers.formats import FORMATS, ImportOptions, check_name, open_reader
 from nvlm.data.importers.records import Reader, clean_key
 from nvlm.data.importers.shards import UnitResult, add_unused, write_unit
 from nvlm.data.orphans import end_with_parent
@@ -62,8 +62,9 @@ def import_source(
             an interrupted import left something that another source or other options began; the
             disk is full, or something else keeps the shards from being written.
     """
-    if options.name is not None and "/" in options.name:
-        raise DataError(f"--source {options.name}: expected a name without /")
+    check_name("--split", options.split)
+    if options.name is not None:
+        check_name("--source", options.name)
     name = clean_key(options.name or options.source.name.split(".")[0] or options.format)
     folder = out / options.split / name
     work = folder.with_name(f".{folder.name}.import")
