@@ -13,6 +13,7 @@ import contextlib
 import resource
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -165,15 +166,31 @@ def _patch_torch_cuda() -> None:
 
 
 def _patch_megatron() -> None:
-    import megatron.core.optimizer as optimizer
-    import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
-    import megatron.core.tensor_parallel.random as random
+    with _nothing_compiled():
+        import megatron.core.optimizer as optimizer
+        import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
+        import megatron.core.tensor_parallel.random as random
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     optimizer.Adam = distrib_optimizer.Adam = GroupStepAdamW
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Functions that are marked for `torch.compile` meanwhile stay as they are.
+
+    Megatron-core marks its fusions when it is imported. They are for GPUs, and marking one loads
+    the compiler: 3 of the 8 seconds of processor time in which a process starts.
+    """
+    compile = torch.compile
+    torch.compile = lambda function, **_: function
+    try:
+        yield
+    finally:
+        torch.compile = compile
 
 
 class GroupStepAdamW(torch.optim.Optimizer):

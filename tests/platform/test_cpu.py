@@ -73,3 +73,11 @@ def test_shim_refuses_to_hide_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(AssertionError, match="inactive"):
         cpu.activate()
+
+
+def test_megatron_fusions_are_not_marked_for_the_compiler():
+    """Marking them loads the compiler: seconds of every start. `torch.compile` stays whole."""
+    from megatron.core.fusions.fused_bias_swiglu import swiglu
+
+    assert not hasattr(swiglu, "_torchdynamo_orig_callable")
+    assert hasattr(torch.compile(lambda x: x), "_torchdynamo_orig_callable")
