@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -21,6 +22,7 @@ import yaml
 from nvlm.config.compose import save_config, validate
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError, NvlmError
+from nvlm.safe_loading import DAMAGE, check_readable, data_only, describe_damage, one_line
 
 CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
@@ -54,7 +56,16 @@ def resolve_checkpoint(path: str | Path) -> Path:
 def read_config(checkpoint: Path) -> RunConfig:
     """The configuration that the checkpoint was written with."""
     path = checkpoint / CONFIG_FILE
-    return validate(yaml.safe_load(path.read_text()), source=str(path))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path}: {'is empty' if values is None else 'holds no configuration'}: the checkpoint "
+            "is damaged; use another one"
+        )
+    return validate(values, source=str(path))
 
 
 def read_progress(checkpoint: Path) -> dict | None:
@@ -63,9 +74,22 @@ def read_progress(checkpoint: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
+        progress = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {one_line(error)}") from None
+    _check_progress(path, progress)
+    return progress
+
+
+def _check_progress(path: Path, progress: Any) -> None:
+    expected = {"step": int, "counters": dict, "layout": dict, "data_state": dict}
+    for key, kind in expected.items():
+        value = progress.get(key) if isinstance(progress, dict) else None
+        if type(value) is not kind:
+            raise CheckpointError(
+                f"{path}: is damaged: {key} is no {'number' if kind is int else 'mapping'}: use "
+                "another checkpoint"
+            )
 
 
 def write_checkpoint(
@@ -172,17 +196,41 @@ def read_sharded(checkpoint: Path, sharded_state_dict: dict) -> dict[str, Any]:
     """Fill `sharded_state_dict` from `checkpoint`, whatever layout wrote it; every rank calls this.
 
     Raises:
-        CheckpointError: a tensor is missing there or has another shape.
+        CheckpointError: a file is missing, damaged or names code, or a tensor is missing or has
+            another shape; every rank raises it, and it says on which ranks that was found.
     """
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
+    from torch.distributed.checkpoint.api import CheckpointException
 
+    on_every_rank(lambda: check_readable(checkpoint))
     try:
-        loaded = dist_checkpointing.load(sharded_state_dict, str(checkpoint))
-    except (CheckpointingException, KeyError, RuntimeError) as error:
-        message = " ".join(str(error).split())[:500]
-        raise CheckpointError(f"{checkpoint}: does not fit this run: {message}") from error
+        with data_only(checkpoint):
+            loaded = dist_checkpointing.load(sharded_state_dict, str(checkpoint))
+    except CheckpointException as failed:  # a BaseException, with what each failing rank raised
+        ranks = sorted(failed.failures)
+        error = failed.failures[ranks[0]][0]
+        where = "" if len(ranks) == dist.get_world_size() else f" (on ranks {listed_ranks(ranks)})"
+        raise CheckpointError(f"{_describe(checkpoint, error)}{where}") from error
+    except (CheckpointingException, OSError, *DAMAGE) as error:
+        raise CheckpointError(_describe(checkpoint, error)) from error
     return cast("dict[str, Any]", loaded)  # the other forms come with other validation modes
+
+
+def _describe(checkpoint: Path, error: BaseException) -> str:
+    if isinstance(error, NvlmError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or checkpoint}: cannot be read: {error.strerror or error}"
+    if isinstance(error, (EOFError, UnpicklingError)) or "PytorchStreamReader" in str(error):
+        return f"{checkpoint} {describe_damage(error)}"
+    message = " ".join(str(error).split())[:500]
+    return f"{checkpoint}: does not fit this run: {message or type(error).__name__}"
+
+
+def listed_ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return f"{shown} and {len(ranks) - 8} more" if len(ranks) > 8 else shown
 
 
 def on_main_rank(action: Callable[[], None]) -> None:

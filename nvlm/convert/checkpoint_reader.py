@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from nvlm.convert.blocks import Buffer, all_finite
 from nvlm.errors import CheckpointError, ConvertError
+from nvlm.safe_loading import DAMAGE, describe_damage, read_metadata
 
 
 class CheckpointReader:
@@ -36,10 +36,7 @@ class CheckpointReader:
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
         self._storage = FileSystemReader(checkpoint)
-        try:
-            metadata = self._storage.read_metadata()
-        except Exception as error:  # unpickling a damaged file can raise anything
-            raise CheckpointError(f"{checkpoint}/.metadata: not readable: {error}") from error
+        metadata = read_metadata(checkpoint)
         self._storage.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {
             key: entry
@@ -88,8 +85,10 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, stored, [region])
         try:
             self._storage.read_data(LoadPlan(items), _RegionPlanner(target)).wait()
-        except (OSError, RuntimeError, EOFError, LookupError, UnpicklingError) as error:
-            raise CheckpointError(f"{self.checkpoint}: cannot be read: {error}") from error
+        except (OSError, *DAMAGE) as error:
+            raise CheckpointError(
+                f"{self.checkpoint}: {key} cannot be read: {describe_damage(error)}"
+            ) from error
         covered = sum(item.lengths.numel() for item in items)
         if covered != target.numel():
             raise CheckpointError(
