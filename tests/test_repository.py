@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from nvlm.cli import app
 from nvlm.config import load_config
 from nvlm.config.compose import validate
+from nvlm.data.balance import CostWeights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
@@ -126,6 +127,30 @@ def test_readme_command_parses(arguments: list[str]):
     parsed = command.make_context(command.name, arguments, parent=context).params
     if parsed.get("config"):
         load_config(REPOSITORY / parsed["config"], parsed.get("overrides") or [])
+
+
+def test_readme_gpu_hours():
+    """Operations of the first GPU run's two stages, and hours at the share of the peak named."""
+    total = 0
+    for stage in ("pretrain", "sft"):
+        config = load_config(REPOSITORY / f"configs/run/internvit_300m_qwen2_0_5b/{stage}.yaml")
+        cost, length = CostWeights.from_config(config), config.stage.sequence_length
+        # As many tiles as fit, and one document per sequence: the most that it can cost.
+        num_tiles = length // config.num_tokens_per_tagged_tile
+        sequence = length * cost.per_token + length**2 // 2 * cost.per_token_pair
+        sequence += num_tiles * cost.per_tile
+        total += config.train.steps * config.train.global_batch_size * sequence
+    text = " ".join((REPOSITORY / "README.md").read_text().split())
+    found = re.search(
+        r"stages are (\d)e(\d+) floating-point operations: (\d+) hours for one node of eight H100s "
+        r"that reaches (\d+) %",
+        text,
+    )
+    assert found, "the README no longer says what the first GPU run takes"
+    digit, power, hours, percent = map(int, found.groups())
+    assert round(total / 10**power) == digit
+    h100_dense_bf16 = 989e12
+    assert round(total / (8 * h100_dense_bf16 * percent / 100) / 3600) == hours
 
 
 @pytest.mark.parametrize(
