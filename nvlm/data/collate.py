@@ -20,7 +20,7 @@ class PackedSample:
     key: str
     encoded: EncodedSample
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
-    loss_weight: float = 1.0  # its source's
+    loss_weight: float = 1.0  # its source's times its own
 
 
 def build_micro_batch(
@@ -76,7 +76,7 @@ def build_micro_batch(
 
 
 def _loss_weights(sample: PackedSample, loss_weighting: str) -> NDArray[np.float32]:
-    """What each position counts, [t]: its source's weight, divided by the sample's number of
+    """What each position counts, [t]: the sample's weight, divided by the sample's number of
     trained tokens (`sample`) or its square root (`sqrt_length`)."""
     trained = sample.encoded.labels != IGNORED_LABEL
     divisor = loss_divisor(trained.sum(), loss_weighting)

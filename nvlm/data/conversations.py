@@ -10,15 +10,27 @@ from nvlm.data.text_members import VIDEO_MARK, checked_text, shown
 
 ROLES = ("system", "user", "assistant")
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
+_ANSWERS = ("assistant", "gpt")
+# Of a turn: fields that would change what is trained.
+_NOT_READ = {
+    "tool_calls", "function_call", "loss_mask", "loss", "train", "trained", "image", "images",
+    "reasoning_content",
+}  # fmt: skip
 _PARAGRAPH_END = re.compile(r"(?<=\n\n)(?=[^\n])")
 
 
-def read_conversation(value: dict[str, Any], num_images: int, num_frames: int) -> Messages:
+def read_conversation(
+    value: dict[str, Any], num_images: int, num_frames: int, system: str = ""
+) -> Messages:
     name = "messages" if "messages" in value else "conversations"
     items = value.get(name)
     if not isinstance(items, list) or not items:
         raise SampleError("messages", f"{name} is {shown(items)}, expected a list of turns")
     messages = [_read_message(position, item) for position, item in enumerate(items)]
+    if system:
+        if messages[0]["role"] == "system":
+            raise SampleError("role_order", "a field system beside a system turn; keep one")
+        messages.insert(0, {"role": "system", "content": system})
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -37,9 +49,42 @@ def read_conversation(value: dict[str, Any], num_images: int, num_frames: int) -
     return messages
 
 
+def read_untrained_turns(value: dict[str, Any]) -> frozenset[int]:
+    """The turns of a conversation whose answers have `"weight": 0`, numbered from 0.
+
+    Raises:
+        SampleError: a weight is neither 0 nor 1, stands beside what is never trained, or all are 0.
+    """
+    items = value["messages" if "messages" in value else "conversations"]
+    if not any("weight" in item for item in items):
+        return frozenset()
+    weights = []
+    for position, item in enumerate(items):
+        weight = item.get("weight")
+        is_answer = item.get("role", item.get("from")) in _ANSWERS
+        allowed = (None, 0, 1) if is_answer else (None, 0)
+        if isinstance(weight, bool) or weight not in allowed:
+            expected = "0 or 1" if is_answer else "none or 0: only assistant turns are trained"
+            raise SampleError(
+                "fields", f"message {position} has weight {shown(weight)}, expected {expected}"
+            )
+        if is_answer:
+            weights.append(weight)
+    untrained = frozenset(turn for turn, weight in enumerate(weights) if weight == 0)
+    if len(untrained) == len(weights):
+        raise SampleError("untrained", "every answer has weight 0, so nothing of it is trained")
+    return untrained
+
+
 def _read_message(position: int, item: Any) -> dict[str, str]:
     if not isinstance(item, dict):
         raise SampleError("messages", f"message {position} is {shown(item)}, expected an object")
+    if item.keys() & _NOT_READ:
+        name = next(name for name in item if name in _NOT_READ)
+        raise SampleError(
+            "messages", f"message {position} has {name}, which is not read in shards and would "
+            "change what is trained; `nvlm data import` takes it over or says why not"
+        )  # fmt: skip
     role, content = item.get("role"), item.get("content")
     if "from" in item:
         role, content = item["from"], item.get("value")

@@ -141,9 +141,19 @@ class SampleEncoder:
             "stage.system_message": self.system_message,
         }
 
-    def encode(self, messages: Messages, grids: Sequence[Grid]) -> EncodedSample:
-        """A training sample. `grids`: (columns, rows) of each image's tiles."""
-        pieces = self._lay_out(messages, grids)
+    def encode(
+        self,
+        messages: Messages,
+        grids: Sequence[Grid],
+        untrained_turns: frozenset[int] = frozenset(),
+    ) -> EncodedSample:
+        """A training sample.
+
+        Args:
+            grids: (columns, rows) of each image's tiles.
+            untrained_turns: turns whose answers are context only, from 0; see `kinds.Sample`.
+        """
+        pieces = self._lay_out(messages, grids, untrained_turns)
         tokens, trained, image_mask = self._tokenize(pieces)
         labels = np.full_like(tokens, IGNORED_LABEL)
         labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
@@ -166,7 +176,8 @@ class SampleEncoder:
         texts: dict[str, int] = {}
         for sample in samples:
             messages = sample.conversation(0)
-            pieces = self._lay_out(messages, [(1, 1)] * count_image_marks(messages))
+            grids = [(1, 1)] * count_image_marks(messages)
+            pieces = self._lay_out(messages, grids, sample.untrained_turns)
             leads = [piece.text for piece in pieces if piece.lead_of is not None]
             leads = [
                 lead.removesuffix(single_tag) + multiple_tag if lead.endswith(single_tag) else lead
@@ -209,7 +220,12 @@ class SampleEncoder:
             _Piece(text=f"{role}\n", turn=turn),
         ]
 
-    def _lay_out(self, messages: Messages, grids: Sequence[Grid]) -> list[_Piece]:
+    def _lay_out(
+        self,
+        messages: Messages,
+        grids: Sequence[Grid],
+        untrained_turns: frozenset[int] = frozenset(),
+    ) -> list[_Piece]:
         num_marks = count_image_marks(messages)
         if num_marks != len(grids):
             raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(grids)} images")
@@ -220,11 +236,12 @@ class SampleEncoder:
         turn = 0
         for message in with_system_message(messages, self.system_message):
             role, content = message["role"], message["content"]
-            trained = role == "assistant"
+            is_answer = role == "assistant"
+            trained = is_answer and turn not in untrained_turns
             start, role_text = self._turn_start(role, turn)
             pieces.append(start)
-            if trained:
-                pieces += [role_text, _Piece(text=content, turn=turn, trained=True)]
+            if is_answer:
+                pieces += [role_text, _Piece(text=content, turn=turn, trained=trained)]
             elif role == "user":
                 text = role_text.text + content
                 pieces += self._lay_out_user(text, grids, next_image, turn)
@@ -233,7 +250,7 @@ class SampleEncoder:
                 pieces.append(_Piece(text=role_text.text + content, turn=turn))
             pieces.append(_Piece(ids=(self.tokenizer.end_id,), turn=turn, trained=trained))
             pieces.append(_Piece(text="\n", turn=turn, trained=trained))
-            turn += trained
+            turn += is_answer
         return pieces
 
     def _lay_out_user(

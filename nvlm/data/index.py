@@ -46,7 +46,7 @@ from nvlm.data.sources import Source, find_sources
 from nvlm.data.tile_tags import Grid
 from nvlm.errors import DataError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"
 
 
@@ -54,7 +54,7 @@ class SourceIndex:
     """A source of n samples. Columns are arrays mapped from files; one value each:
 
     Of samples [n]: key_hash, shard (index into `shards`), task_number, kind_number, num_frames (of
-    its video; 0: it has none).
+    its video; 0: it has none), loss_weight (its own, without its source's).
     Of text members, images (frames of a video among them), turns and choices, which are lists per
     sample: sample i has values `{group}_starts[i]` up to `{group}_starts[i + 1]`. See
     `index_build.LIST_COLUMNS` for names and units.
@@ -65,6 +65,7 @@ class SourceIndex:
     task_number: NDArray[np.int32]
     kind_number: NDArray[np.uint8]
     num_frames: NDArray[np.uint16]
+    loss_weight: NDArray[np.float32]
     image_starts: NDArray[np.int64]
     image_width: NDArray[np.int32]
     image_height: NDArray[np.int32]

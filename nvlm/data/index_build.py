@@ -42,6 +42,7 @@ SAMPLE_COLUMNS = {
     "task_number": np.int32,
     "kind_number": np.uint8,
     "num_frames": np.uint16,
+    "loss_weight": np.float32,
 }
 LIST_COLUMNS = {
     "text": {"text_member": np.uint16, "text_offset": np.int64, "text_size": np.int32},
@@ -61,7 +62,7 @@ LIST_COLUMNS = {
     },
 }
 # For statistics: no sample is chosen or planned by these.
-STATISTICS_COLUMNS = ("turn_trained", "choice_trained")
+STATISTICS_COLUMNS = ("turn_trained", "choice_trained", "loss_weight")
 _TYPES = {np.uint16: pa.string(), np.float32: pa.float32()}
 _SCHEMA = pa.schema(
     [
@@ -70,6 +71,7 @@ _SCHEMA = pa.schema(
         ("task", pa.string()),
         ("kind", pa.string()),
         ("num_frames", pa.int64()),
+        ("loss_weight", pa.float32()),
     ]
     + [
         (name, pa.list_(_TYPES.get(dtype, pa.int64())))
@@ -257,6 +259,7 @@ def _read_sample(
         "task": sample.task,
         "kind": sample.kind,
         "num_frames": read.num_frames,
+        "loss_weight": sample.loss_weight,
         "text_member": list(read.texts),
         "text_offset": [where.offset for where in read.texts.values()],
         "text_size": [where.size for where in read.texts.values()],

@@ -33,6 +33,7 @@ _COLUMNS_OF_PARTS = {
     "task_number": "task",
     "kind_number": "kind",
     "num_frames": "num_frames",
+    "loss_weight": "loss_weight",
 }
 REJECTED_FILE = "rejected.jsonl"
 
@@ -137,7 +138,10 @@ def _append(
             content.update(numbers.tobytes())
         else:
             numbers = values.to_numpy(zero_copy_only=False)
-            if name not in STATISTICS_COLUMNS:
+            if name == "turn_trained":
+                # Plans only ask which turns are not trained at all.
+                content.update(np.flatnonzero(numbers == 0).tobytes())
+            elif name not in STATISTICS_COLUMNS:
                 content.update(numbers.tobytes())
         columns[name].append(numbers)
 

@@ -16,10 +16,14 @@ the order of their members.
     interleaved      {"parts": [{"text": TEXT}, {"image": 0}, {"text": TEXT}, {"image": 1}, ...]}
     text             {"text": TEXT}, without images
 
-`"task"` names the sample's task, for its prompt pool and in evaluations. Questions and prompts come
-after all images; only conversations place their own marks `<image>`, one per image. A conversation
-is an optional system turn, then user and assistant by turns. `interleaved` and `text` are
-documents: no roles, trained on all their text.
+An assistant turn with `"weight": 0` is context: none of its tokens are trained. Beside any kind but
+documents, `"system": TEXT` is the system turn. `"loss_weight": NUMBER` multiplies what the sample's
+tokens count in the loss. `"task"` names the sample's task, for its prompt pool and in evaluations.
+Fields that would change what is trained and that are not read here (`NOT_READ`) are refused;
+importers take most of them over (importers/spellings.py). All others are left alone. Questions and
+prompts come after all images; only conversations place their own marks `<image>`, one per image. A
+conversation is an optional system turn, then user and assistant by turns. `interleaved` and `text`
+are documents: no roles, trained on all their text.
 
 A sample with several prompts, answers or regions is used in one of its ways at a time
 (`Sample.choices`); lengths.py says which.
@@ -31,17 +35,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nvlm.data.choices import CHOICE_READERS, POOL_FIELDS
-from nvlm.data.conversations import read_conversation, read_document
+from nvlm.data.conversations import read_conversation, read_document, read_untrained_turns
 from nvlm.data.energon import FieldMap
 from nvlm.data.prompts import Pools, fields_of, load_prompt_pools
 from nvlm.data.sample import IMAGE_MARK, Messages, SampleError
-from nvlm.data.text_members import read_fields, shown
+from nvlm.data.text_members import read_fields, shown, text_without_marks
 from nvlm.errors import DataError
 
 KINDS = (
     "conversation", "caption", "vqa", "multiple_choice", "ocr", "ocr_grounded", "ocr_referring",
     "interleaved", "text",
 )  # fmt: skip
+NOT_READ = {
+    "history", "options", "tools", "functions", "system_prompt", "loss_mask", "chosen", "rejected",
+    "videos", "audio", "audios",
+}  # fmt: skip
+_MAX_LOSS_WEIGHT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,19 @@ class Sample:
     # User turn and answer of each way to use the sample.
     choices: list[tuple[str, str]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)  # of the choices; empty: all alike
+    system: str = ""  # the system turn of a sample with choices
+    # Turns that are context only, numbered from 0 as questions with their answers.
+    untrained_turns: frozenset[int] = frozenset()
+    loss_weight: float = 1.0  # multiplies what its tokens count in the loss
 
     def conversation(self, choice: int) -> Messages:
         """The conversation, or the parts of a document."""
         if not self.choices:
             return self.turns
         question, answer = self.choices[choice]
+        system = [{"role": "system", "content": self.system}] if self.system else []
         return [
+            *system,
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
@@ -104,13 +119,25 @@ class SampleParser:
             DataError: the source's prompt pool cannot ask for such samples.
         """
         value = read_fields(texts, self.field_map)
+        if value.keys() & NOT_READ:
+            name = next(name for name in value if name in NOT_READ)
+            raise SampleError(
+                "fields", f"the field {name} of a shard is not read, and would change what is "
+                "trained; `nvlm data import` takes it over or says why not"
+            )  # fmt: skip
         kind = _kind(value, num_images)
         task = value.get("task")
         task = task if isinstance(task, str) else ""
+        system, loss_weight = _read_system(value), _read_loss_weight(value)
         if kind == "conversation":
-            return Sample(kind, task, read_conversation(value, num_images, num_frames))
+            turns = read_conversation(value, num_images, num_frames, system)
+            untrained = read_untrained_turns(value)
+            return Sample(kind, task, turns, untrained_turns=untrained, loss_weight=loss_weight)
         if kind in ("interleaved", "text"):
-            return Sample(kind, task, read_document(value, kind, num_images))
+            if system:
+                raise SampleError("fields", f"kind {kind} has no system turn")
+            turns = read_document(value, kind, num_images)
+            return Sample(kind, task, turns, loss_weight=loss_weight)
         if num_images == 0 and kind not in ("vqa", "multiple_choice"):
             raise SampleError("image_count", f"kind {kind} needs an image, there is none")
         marks = f"{IMAGE_MARK}\n" * num_images
@@ -120,6 +147,8 @@ class SampleParser:
             task,
             choices=[(marks + question, answer) for question, answer, _ in choices],
             weights=_without_equal([weight for _, _, weight in choices]),
+            system=system,
+            loss_weight=loss_weight,
         )
 
     def _prompts(self, pool: str, kind: str, task: str) -> list[str]:
@@ -160,6 +189,24 @@ def _kind(value: dict[str, Any], num_images: int) -> str:
     raise SampleError(
         "fields", f'no "messages", "caption", "question" or other fields of a kind; it has {found}'
     )
+
+
+def _read_system(value: dict[str, Any]) -> str:
+    system = value.get("system")
+    return "" if system in (None, "") else text_without_marks(system, "system")
+
+
+def _read_loss_weight(value: dict[str, Any]) -> float:
+    weight = value.get("loss_weight", 1.0)
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not 0 <= weight <= _MAX_LOSS_WEIGHT:
+        raise SampleError(
+            "fields",
+            f"loss_weight is {shown(weight)}, expected a number from 0 to {_MAX_LOSS_WEIGHT}",
+        )
+    if weight == 0:
+        raise SampleError("untrained", "loss_weight is 0, so nothing of it is trained")
+    return float(weight)
 
 
 def _without_equal(weights: list[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 A sample that is too long for `stage.sequence_length` or the tile budget gets fewer tiles per image,
 down to one; then it loses whole trailing turns (parts, of a document), never the first; what is
-still too long does not fit. No image is ever cut.
+still too long, or has no turn left that is trained, does not fit. No image is ever cut.
 
 A sample with several prompts or answers is used with one of them, drawn by its weights from a hash
 of (train.seed, source, key, pass over the source): the same wherever and whenever it is planned.
@@ -74,6 +74,7 @@ class PlannedSource:
         num_turns = all_turns.copy()
         max_num_tiles = np.zeros_like(rows)
         lengths, num_tiles = np.zeros_like(rows), np.zeros_like(rows)
+        has_trained = np.ones(len(rows), np.bool_)
         pending = np.arange(len(rows))
         for limit in range(self.max_num_tiles, 0, -1):
             tokens, tiles, ends = self._accumulate(rows[pending], first_turns[pending], limit)
@@ -91,7 +92,9 @@ class PlannedSource:
             num_turns[pending] = np.maximum(kept, 1)
             last = starts + num_turns[pending] - 1
             lengths[pending], num_tiles[pending] = tokens[last], tiles[last]
-        fits = ~self._too_long(lengths, num_tiles)
+            # Those that are left may be context alone.
+            has_trained[pending] = self._count_trained(rows[pending], num_turns[pending]) > 0
+        fits = has_trained & ~self._too_long(lengths, num_tiles)
         has_images = self.index.image_starts[rows + 1] > self.index.image_starts[rows]
         return RowPlans(
             lengths=lengths,
@@ -119,7 +122,7 @@ class PlannedSource:
         starts = index.turn_starts[rows]
         kept = _ranges(starts, starts + num_turns)
         owner = np.repeat(np.arange(len(rows)), num_turns)
-        num_trained = _sums(index.turn_trained[kept], owner, len(rows))
+        num_trained = self._count_trained(rows, num_turns)
         first_turns = index.turn_tokens[starts].astype(np.int64)
         if has_choices.any():
             # Such samples have one turn.
@@ -149,6 +152,11 @@ class PlannedSource:
     def too_long(self, row: int, length: int, num_tiles: int) -> str:
         """Why a plan does not fit, for the user."""
         del row
+        if not self._too_long(np.array(length), np.array(num_tiles)):
+            return (
+                f"no turn of those that fit stage.sequence_length {self._max_tokens} and "
+                f"stage.max_tiles_per_sequence {self._stage.max_tiles_per_sequence} is trained"
+            )
         return (
             f"its first turn has {length} tokens and {num_tiles} tiles at one tile per image, for "
             f"stage.sequence_length {self._max_tokens} and "
@@ -157,6 +165,13 @@ class PlannedSource:
 
     def _too_long(self, lengths: NDArray, num_tiles: NDArray) -> NDArray[np.bool_]:
         return (lengths > self._max_tokens) | (num_tiles > self._max_tiles)
+
+    def _count_trained(self, rows: NDArray, num_turns: NDArray) -> NDArray[np.int64]:
+        """[n] trained tokens of the first turns of `rows`, for samples without choices."""
+        starts = self.index.turn_starts[rows]
+        kept = _ranges(starts, starts + num_turns)
+        owner = np.repeat(np.arange(len(rows)), num_turns)
+        return _sums(self.index.turn_trained[kept], owner, len(rows))
 
     def _choose(self, rows: NDArray, epochs: NDArray) -> tuple[NDArray, NDArray]:
         """(which choice, tokens of the first turn with it), each [n]."""

@@ -181,7 +181,7 @@ def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:
         max_num_tiles=draw.max_num_tiles,
         grids=source.grids(row, draw.max_num_tiles, draw.num_turns),
         length=draw.length,
-        loss_weight=source.settings.loss_weight,
+        loss_weight=source.settings.loss_weight * float(index.loss_weight[row]),
     )
 
 

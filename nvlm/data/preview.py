@@ -63,7 +63,7 @@ class ShownSample:
     all_tiles: int  # most tiles per image, were it not shortened
     all_turns: int  # turns that the sample has
     num_choices: int  # ways to ask it; 0: stored with its wording
-    loss_weight: float  # of its source
+    loss_weight: float  # its source's times its own
     images: list[ShownImage] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     problem: SampleError | None = None  # why training leaves it out
@@ -162,6 +162,7 @@ def _show(
 ) -> ShownSample:
     planned = planner.sources[draw.source]
     index, row = planned.index, draw.row
+    request = sample_request(planned, draw)
     sample = ShownSample(
         *place,
         source=index.source,
@@ -172,9 +173,8 @@ def _show(
         all_tiles=planned.max_num_tiles,
         all_turns=int(index.turn_starts[row + 1] - index.turn_starts[row]),
         num_choices=int(index.choice_starts[row + 1] - index.choice_starts[row]),
-        loss_weight=planned.settings.loss_weight,
+        loss_weight=request.loss_weight,
     )
-    request = sample_request(planned, draw)
     try:
         encoded, tiles = reader.read_sample(request)
     except SampleError as error:

@@ -44,7 +44,7 @@ class SampleRequest:
     max_num_tiles: int  # most tiles per image
     grids: list[Grid]  # (columns, rows) of each image kept
     length: int  # tokens
-    loss_weight: float
+    loss_weight: float  # its source's times its own
 
     def skipped(self, error: SampleError) -> SkippedSample:
         return SkippedSample(
@@ -141,7 +141,7 @@ class MicroBatchReader(Dataset):
             tiles.append(
                 cut_tiles(pixels, limit, stage.use_thumbnail, image_size, data.image_resize)
             )
-        encoded = self._encoder.encode(messages, sample.grids)
+        encoded = self._encoder.encode(messages, sample.grids, stored.untrained_turns)
         planned_tiles = [self._encoder.tag_style.num_tiles(grid) for grid in sample.grids]
         planned, found = (
             (planned_tiles, sample.length),

@@ -175,6 +175,7 @@ class _Counts:
         stats.dropped_tokens += int(whole[~fits].sum())
         trained = tokens.num_trained[fits]
         weights = trained / loss_divisor(trained, self._config.train.loss_weighting)
+        weights = weights * source.index.loss_weight[draws["row"][fits]]
         self._loss_weights[number] += source.settings.loss_weight * float(weights.sum())
 
     def result(self, num_steps: int, num_drawn: list[int] | None = None) -> BlendStats:
@@ -223,7 +224,7 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
         f"{stats.packs:,} sequences of {config.stage.sequence_length:,} tokens, "
         f"{stats.padding:.2%} padding",
         f"of the loss: trained tokens, each with its weight (train.loss_weighting "
-        f"{config.train.loss_weighting}, and the sources' loss_weight)",
+        f"{config.train.loss_weighting}, and the loss_weight of sources and samples)",
     ]
     if stats.imbalance:
         ratios = ", ".join(f"{size}: {ratio:.3f}" for size, ratio in stats.imbalance.items())

@@ -91,6 +91,29 @@ def test_labels_are_the_answers_their_end_and_the_newline_after_it(tiny_tokenize
     assert encoded.image_mask.tolist() == [token == image for token in tokens]
 
 
+def test_answers_of_untrained_turns_are_context(tiny_tokenizer: ChatTokenizer):
+    encoder = make_encoder(tiny_tokenizer)
+    messages, grids = CONVERSATIONS["several turns"]
+    plain = encoder.encode(messages, grids)
+    for untrained, answer in (({0}, "\n\nA dog."), ({1}, "A cat.\n")):
+        encoded = encoder.encode(messages, grids, frozenset(untrained))
+        assert np.array_equal(encoded.tokens, plain.tokens)
+        trained = encoded.labels[encoded.labels != IGNORED_LABEL].tolist()
+        end = [tiny_tokenizer.end_id, *tiny_tokenizer.encode("\n")]
+        assert trained == [*tiny_tokenizer.encode(answer), *end]
+        assert (encoded.labels == plain.labels)[encoded.labels != IGNORED_LABEL].all()
+        (lengths,) = encoder.measure(
+            [Sample("", "", messages, untrained_turns=frozenset(untrained))]
+        )
+        (whole,) = encoder.measure([Sample("", "", messages)])
+        assert lengths.turn_trained == [
+            0 if turn in untrained else count for turn, count in enumerate(whole.turn_trained)
+        ]
+        assert lengths.turn_tokens == whole.turn_tokens
+    # Context alone, and so with nothing to learn.
+    assert (encoder.encode(messages, grids, frozenset({0, 1})).labels == IGNORED_LABEL).all()
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("image_boundary", ["merged", "separate"])
 @pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box"])

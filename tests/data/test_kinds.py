@@ -10,6 +10,7 @@ from shard_writing import as_json
 from nvlm.data import kinds
 from nvlm.data.conversations import keep_turns
 from nvlm.data.kinds import KINDS, Sample, SampleParser
+from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
 
 POOLS = {
@@ -46,6 +47,67 @@ def test_conversation_as_llava_writes_it():
         {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."},
     ]  # fmt: skip
     assert keep_turns(sample.conversation(0), 1) == sample.conversation(0)[:2]
+
+
+def test_answers_that_are_context_only():
+    raw = as_json(
+        ("system", "Hm."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")
+    )
+    value = json.loads(raw)
+    assert parse(value, num_images=0).untrained_turns == frozenset()
+    value["messages"][2]["weight"] = 0
+    value["messages"][3]["weight"] = 0  # of a question, which never is trained
+    value["messages"][4]["weight"] = 1
+    assert parse(value, num_images=0).untrained_turns == {0}
+    value["messages"][4]["weight"] = 0.0
+    with pytest.raises(SampleError, match="every answer has weight 0") as caught:
+        parse(value, num_images=0)
+    assert caught.value.reason == "untrained"
+    for position, weight in ((4, 0.5), (4, True), (4, "0"), (4, -1), (3, 1), (4, [0])):
+        value["messages"][4]["weight"] = 1
+        value["messages"][position]["weight"] = weight
+        with pytest.raises(SampleError, match=f"message {position} has weight "):
+            parse(value, num_images=0)
+        value["messages"][3]["weight"] = None
+
+
+def test_the_weight_of_a_sample():
+    value = {"caption": "A cat."}
+    assert parse(value).loss_weight == 1
+    assert parse(value | {"loss_weight": 0.25}).loss_weight == 0.25
+    for kind in ({"text": "One."}, {"question": "1 + 1?", "answer": "2"}):
+        assert parse(kind | {"loss_weight": 3}, num_images=0).loss_weight == 3
+    for weight in (-1, float("nan"), float("inf"), "high", True, None, [1], 10**400):
+        with pytest.raises(SampleError, match=r"loss_weight is .*, expected a number from 0 to"):
+            parse(value | {"loss_weight": weight})
+    with pytest.raises(SampleError, match="loss_weight is 0, so nothing of it is trained"):
+        parse(value | {"loss_weight": 0})
+
+
+def test_a_system_field_is_the_system_turn_of_every_kind():
+    system = {"role": "system", "content": "Be brief."}
+    sample = parse({"question": "What?", "answers": ["a", "b"], "system": " Be brief."})
+    assert [sample.conversation(n)[0] for n in range(2)] == [system] * 2
+    assert [turn["role"] for turn in sample.conversation(1)] == ["system", "user", "assistant"]
+    conversation = json.loads(as_json(("user", "a"), ("assistant", "b")))
+    assert parse(conversation | {"system": "Be brief."}, 0).conversation(0)[0] == system
+    assert len(parse(conversation | {"system": ""}, 0).conversation(0)) == 2
+    conversation["messages"].insert(0, system)
+    with pytest.raises(SampleError, match="a field system beside a system turn"):
+        parse(conversation | {"system": "Be brief."}, 0)
+    with pytest.raises(SampleError, match="kind text has no system turn"):
+        parse({"text": "One.", "system": "Be brief."}, 0)
+
+
+def test_fields_that_would_change_what_is_trained_are_refused_in_shards():
+    value = {"question": "What?", "answer": "That.", "source": "left alone"}
+    assert parse(value).choices
+    with pytest.raises(SampleError, match="the field options of a shard is not read"):
+        parse(value | {"options": ["This.", "That."]})
+    turns = [{"role": "user", "content": "a", "name": "left alone"},
+             {"role": "assistant", "content": "b", "tool_calls": []}]  # fmt: skip
+    with pytest.raises(SampleError, match="message 1 has tool_calls, which is not read in shards"):
+        parse({"messages": turns}, 0)
 
 
 def test_caption():

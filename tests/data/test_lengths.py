@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from shard_writing import as_json, draw_image, write_shard
 from test_video import make_video
 
+from nvlm.batch import IGNORED_LABEL
 from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
 from nvlm.data.conversations import keep_turns
@@ -18,7 +20,7 @@ from nvlm.data.image import decode_image
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.lengths import PlannedSource, RowPlans
 from nvlm.data.loader import sample_request
-from nvlm.data.reader import MicroBatchReader
+from nvlm.data.reader import MicroBatchReader, unpack
 from nvlm.data.sample import ShardReader
 from nvlm.data.tiling import cut_tiles
 from nvlm.data.windows import Draw
@@ -182,6 +184,58 @@ def test_lengths_of_every_choice_are_exact(open_wordings: RunConfig):
             for row in range(0, len(index), 17):
                 found = encoded_length(config, encoder, index, row, int(plans.variants[row]), 6, 1)
                 assert found == (plans.lengths[row], plans.num_tiles[row])
+
+
+def test_masks_and_weights_are_planned_counted_and_trained(make_config, tmp_path: Path):
+    """Loss weights multiply; a turn of weight 0 has no share; what would train nothing is out."""
+    turns = [("user", "What?"), ("assistant", "This."), ("user", "And?"), ("assistant", "That.")]
+    plain = json.loads(as_json(*turns))
+    masked, late = (json.loads(as_json(*turns, loss_weight=0.5)) for _ in range(2))
+    masked["messages"][3]["weight"] = 0
+    late["messages"][1]["weight"] = 0
+    late["messages"][2]["content"] = "And? " * 200
+    samples = [
+        {"__key__": key, "json": json.dumps(value).encode()}
+        for key, value in (("plain", plain), ("masked", masked), ("late", late))
+    ]
+    write_shard(tmp_path / "data" / "train" / "turns" / "a.tar", samples)
+    config = with_stage(make_config(f"data.root={tmp_path / 'data'}"), sequence_length=200)
+    (index,) = open_indexes(config)
+    assert index.loss_weight.tolist() == [1, 0.5, 0.5]
+    trained = [index.turn_trained[index.turn_starts[row] :][:2].tolist() for row in range(3)]
+    assert trained == [trained[0], [trained[0][0], 0], [0, trained[0][1]]]
+    settings = SourceConfig(loss_weight=4)
+    source = PlannedSource(config, settings, index)
+    rows = np.arange(3)
+    plans = source.plan(rows, np.zeros(3, np.int64))
+    # The long second question is cut off, and with it all that was trained.
+    assert plans.fits.tolist() == [True, True, False]
+    assert plans.num_turns.tolist() == [2, 2, 1]
+    assert "no turn of those that fit" in source.too_long(2, int(plans.lengths[2]), 0)
+    tokens = source.account(
+        rows, plans.variants, plans.max_num_tiles, plans.num_turns, plans.lengths
+    )
+    assert tokens.num_trained.tolist() == [sum(trained[0]), trained[0][0], 0]
+
+    encoder = SampleEncoder.from_config(config)
+    reader = MicroBatchReader(config, encoder, {index.source: index.parser})
+    requests = []
+    for row in range(2):
+        values = [int(getattr(plans, name)[row]) for name in
+                  ("lengths", "num_tiles", "max_num_tiles", "num_turns", "variants")]  # fmt: skip
+        requests.append(sample_request(source, Draw(0, row, 0, 0, *values, True, False, False)))
+    assert [request.loss_weight for request in requests] == [4, 2]
+    batch, skipped, _ = reader[[requests]]
+    assert skipped == []
+    micro_batch = unpack(batch)
+    end = [encoder.tokenizer.end_id, *encoder.tokenizer.encode("\n")]
+    first, second = ([*encoder.tokenizer.encode(text), *end] for text in ("This.", "That."))
+    is_trained = micro_batch.labels != IGNORED_LABEL
+    assert micro_batch.labels[is_trained].tolist() == [*first, *second, *first]
+    assert micro_batch.loss_weights is not None
+    weights = [4.0] * len(first + second) + [2.0] * len(first)
+    assert micro_batch.loss_weights[is_trained].tolist() == weights
+    assert micro_batch.loss_weights[~is_trained].sum() == 0
 
 
 def test_frames_of_a_video_are_planned_and_read(make_config, tmp_path: Path):
