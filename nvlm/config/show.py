@@ -13,6 +13,7 @@ from pathlib import Path
 from nvlm.config.compose import load_config, to_yaml
 from nvlm.config.derived import DerivedNumbers, ParameterCount, derive
 from nvlm.config.schema import RunConfig
+from nvlm.printing import new_console, say
 
 
 def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> None:
@@ -23,12 +24,11 @@ def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None
     """
     text = render_config(load_config(path, overrides), world_size)
     if not sys.stdout.isatty():
-        sys.stdout.write(text)
+        say(text.rstrip("\n"))
         return
-    from rich.console import Console
     from rich.syntax import Syntax
 
-    Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+    new_console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
 
 
 def render_config(config: RunConfig, world_size: int | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import resource
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -28,8 +26,10 @@ from rich.progress import (
 )
 
 from nvlm.errors import ConvertError
+from nvlm.launch import launched
 from nvlm.parallel.groups import is_main_process
 from nvlm.platform import cpu
+from nvlm.printing import new_console
 
 # Processes wait for the slowest at the end; torchrun notices one that died long before.
 _TIMEOUT = datetime.timedelta(hours=12)
@@ -74,7 +74,7 @@ def conversion_processes() -> Iterator[Processes]:
     existed = dist.is_initialized()
     if not existed:
         backend = cpu.distributed_backend()
-        if "WORLD_SIZE" in os.environ:
+        if launched().world_size > 1:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -94,7 +94,7 @@ def progress_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=new_console(stderr=True),
         disable=not is_main_process(),
     )
     with bar:
@@ -128,7 +128,7 @@ class Stopwatch:
 def print_line(message: str) -> None:
     """A line for the user, on standard error, from the main process."""
     if is_main_process():
-        Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+        new_console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
 
 def print_note(message: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from nvlm.convert.rules import export_rules
 from nvlm.convert.session import Processes, Stopwatch, conversion_processes, progress_bar
 from nvlm.convert.sources import folder_rules
 from nvlm.errors import CheckpointError, ConvertError
+from nvlm.printing import new_console, say
 
 Tensors = HfFolder | CheckpointTensors
 
@@ -84,7 +84,7 @@ def verify(a: str | Path, b: str | Path) -> Report:
 
 def print_report(report: Report) -> None:
     """The tensors that differ, as a table, and how many there are of each kind."""
-    console = Console()
+    console = new_console()
     if report.differences:
         table = Table(Column("tensor", overflow="fold"), Column("difference", overflow="fold"))
         for difference in report.differences[:_MOST_SHOWN]:
@@ -92,9 +92,9 @@ def print_report(report: Report) -> None:
         console.print(table)
     hidden = len(report.differences) - _MOST_SHOWN
     if hidden > 0:
-        print(f"... and {hidden} more")
+        say(f"... and {hidden} more")
     widened = f" ({report.num_widened} of them of another dtype)" if report.num_widened else ""
-    print(f"{report.num_equal} tensors equal{widened}, {len(report.differences)} different")
+    say(f"{report.num_equal} tensors equal{widened}, {len(report.differences)} different")
 
 
 def _open(a: Path, b: Path) -> tuple[Tensors, Tensors]:

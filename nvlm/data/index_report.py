@@ -13,6 +13,7 @@ from nvlm.config.schema import SourceConfig
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_build import BuildProgress
 from nvlm.errors import DataError
+from nvlm.printing import new_console
 
 # Rejected samples that are named; all are in the index's folder.
 _NUM_REJECTED_SHOWN = 20
@@ -32,7 +33,7 @@ def build_indexes_with_progress(
             raise DataError("two of the folders have one name; index them one by one")
         data = config.data.model_copy(update={"blend": blend})
         config = config.model_copy(update={"data": data})
-    console = Console()
+    console = new_console()
     with Progress(
         TextColumn("indexing {task.description}"),
         BarColumn(),

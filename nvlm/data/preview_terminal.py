@@ -15,6 +15,7 @@ from nvlm.data.preview import (
     describe_image,
 )
 from nvlm.data.preview_spans import Span, visible
+from nvlm.printing import new_console
 
 _BAR_WIDTH = 40
 _COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "red", "bright_blue", "bright_magenta")
@@ -24,7 +25,7 @@ _TRAINED_START, _TRAINED_END = "⟦", "⟧"
 
 def print_preview(preview: Preview, console: Console | None = None) -> None:
     """Print it; `visible` keeps texts from acting on the terminal."""
-    console = console or Console()
+    console = console or new_console()
     colours = {
         name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(preview.stats.sources)
     }

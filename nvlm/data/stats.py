@@ -21,6 +21,7 @@ from nvlm.data.collate import loss_divisor
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.order import Planner
 from nvlm.data.windows import Draw, Pack
+from nvlm.printing import new_console, say
 
 # Samples planned at most, about; where the run has more, numbers are estimates from so many.
 _MAX_SAMPLES = 160_000
@@ -213,9 +214,9 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
     """`nvlm data stats`: tables, or one JSON object."""
     stats = blend_stats(config, num_steps)
     if as_json:
-        print(json.dumps(asdict(stats)))
+        say(json.dumps(asdict(stats)))
         return
-    console = Console(soft_wrap=True)
+    console = new_console(soft_wrap=True)
     estimated = stats.sampled_steps < stats.steps
     how = f"estimated from {stats.sampled_steps:,} of {stats.steps:,}" if estimated else "all"
     title = f"{stats.steps:,} steps ({how} planned)"

@@ -24,6 +24,7 @@ from nvlm.demo.results import StageOutcome, build_report
 from nvlm.demo.steps import STATE_FILE, Look, Step, StepRunner, count_lines
 from nvlm.errors import NvlmError
 from nvlm.evaluate.heldout import read_questions, write_questions
+from nvlm.printing import new_console
 
 PRETRAIN_CONFIG = Path("configs/run/tiny/pretrain.yaml")
 SFT_CONFIG = Path("configs/run/tiny/sft.yaml")
@@ -97,7 +98,7 @@ def run_demo(
         NvlmError: a step failed, or something the demo promises does not hold.
     """
     started = time.perf_counter()
-    console = Console(soft_wrap=True, highlight=False)
+    console = new_console(soft_wrap=True, highlight=False)
     repository = _repository()
     root = Path(root).resolve()
     shown_root = root.relative_to(repository) if root.is_relative_to(repository) else root

@@ -21,6 +21,7 @@ from nvlm.evaluate.score import TaskScore, is_correct, score_tasks
 from nvlm.generate.greedy import generate_greedy
 from nvlm.generate.load import load_for_generation
 from nvlm.parallel.groups import barrier, shut_down
+from nvlm.printing import say
 
 MAX_NEW_TOKENS = 32
 
@@ -140,7 +141,7 @@ def _merge(out: Path, data_size: int) -> None:
 
 def print_scores(scores: Sequence[TaskScore]) -> None:
     for score in scores:
-        print(
+        say(
             f"{score.task}: {score.accuracy:.1%} of {score.num_samples} right "
             f"(majority answer {score.majority_answer!r}: {score.majority:.1%})"
         )

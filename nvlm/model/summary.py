@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 
 from megatron.core.transformer.module import MegatronModule
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from nvlm.config.derived import COMPONENTS, ParameterCount, num_padding_parameters
@@ -24,6 +23,7 @@ from nvlm.model.nvlm_d import build_model_chunks
 from nvlm.parallel.groups import Parallel
 from nvlm.parallel.stand_in import stand_in
 from nvlm.platform.meta import OnMetaDevice
+from nvlm.printing import new_console, say
 
 # Columns that the table of stages needs at a trillion parameters.
 _WIDEST_TABLE = 130
@@ -146,10 +146,10 @@ def print_summary(config: RunConfig, as_json: bool = False) -> None:
     """
     summary = summarize(config)
     if as_json:
-        print(json.dumps(_as_json(summary, config), indent=2))
+        say(json.dumps(_as_json(summary, config), indent=2))
         return
     # Numbers must not be cut: a narrow terminal may wrap the lines instead.
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     console.width = max(console.width, _WIDEST_TABLE)
     console.print(_component_table(summary, config))
     console.print(_stage_table(summary, config))

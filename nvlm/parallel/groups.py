@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import RunConfig
+from nvlm.launch import launched
 
 # A collective that waits longer means that a process is gone or stuck; torchrun then stops all.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -61,12 +61,12 @@ class Parallel:
 
 def world_size_from_environment() -> int:
     """How many processes torchrun (or Slurm through it) started; 1 when run alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return launched().world_size
 
 
 def is_main_process() -> bool:
     """Whether this process speaks for the run, known before any group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launched().rank == 0
 
 
 def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
@@ -80,13 +80,13 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     """
     check_world_size(config, world_size or world_size_from_environment())
     device_platform = platform.current()
-    device_platform.bind_local_rank(int(os.environ.get("LOCAL_RANK", "0")))
+    device_platform.bind_local_rank(launched().local_rank)
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     if not dist.is_initialized():
         backend = device_platform.distributed_backend()
-        if "WORLD_SIZE" in os.environ:
+        if launched().world_size > 1:
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -28,6 +28,7 @@ from nvlm.parallel.groups import (
     shut_down,
     world_size_from_environment,
 )
+from nvlm.printing import new_console
 from nvlm.train.checkpoint import (
     find_initial_weights,
     find_resume_point,
@@ -59,7 +60,7 @@ def train(config: RunConfig, allow_data_change: bool = False) -> None:
         NvlmError: something the user can put right; nothing was changed on disk before the first
             step, except the sample index.
     """
-    console = Console(quiet=not is_main_process(), soft_wrap=True)
+    console = new_console(quiet=not is_main_process(), soft_wrap=True)
     resume_from, start_from, indexes = prepare(config, allow_data_change)
     parallel = initialize(config)
     try:

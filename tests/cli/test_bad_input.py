@@ -54,7 +54,7 @@ def test_summary_of_a_layout_that_does_not_fit():
 
 def test_world_size_does_not_fit(tmp_path: Path):
     # As torchrun would start one of three processes; refused before a rendezvous is tried.
-    started = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
+    started = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     message = fail("train", SFT, "parallel.tensor=2", extra_environment=started)
     assert "3 processes do not fit" in message
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +26,7 @@ from nvlm.data.importers.run import (
 )
 from nvlm.data.text_members import printable
 from nvlm.errors import DataError
+from nvlm.printing import new_console
 
 _MAX_UNUSED_SHOWN = 20
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
@@ -46,7 +46,7 @@ def parse_size(text: str) -> int:
 
 def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
     """`nvlm data import`: as `run.import_source`, shown."""
-    console = Console()
+    console = new_console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,0 +1,216 @@
+"""How a failure becomes a user's line and an exit code: the one net below all verbs.
+
+Where a cause is known at its origin, an `NvlmError` is raised there, which names the file or key
+and the remedy. What gets here otherwise is looked up in `explain`: causes outside nvlm (disks,
+memory, other processes, missing packages) are one line; everything else is a fault of nvlm and
+keeps its stack trace. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import socket
+import sys
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
+
+from nvlm.errors import NvlmError
+from nvlm.launch import rank_to_speak
+from nvlm.printing import printable
+
+# docs/exit_codes.md says what each is.
+FAULT_OF_NVLM = 1
+CANNOT_GO_ON = 2
+INTERRUPTED = 130
+READER_GONE = 141
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "the quota is used up: free some space, or write to another disk",
+    errno.EFBIG: "the file system or `ulimit -f` allows no file as large",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "choose a folder that this user may write, or change the rights",
+    errno.EPERM: "choose a folder that this user may write, or change the rights",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.ENOTDIR: "a part of the path is a file; name another folder",
+    errno.ENOENT: "it is not there, or was removed meanwhile",
+    errno.EMFILE: "raise `ulimit -n`, the number of files that a process may have open",
+    errno.ENFILE: "this machine has too many files open: end other programs",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection fails: see the machine's log",
+    errno.ESTALE: "the network disk lost the file: mount it again",
+    errno.ENOMEM: "not enough memory",
+}
+# Package -> how it is installed, where it is an extra of ours.
+_EXTRAS = {
+    "wandb": "wandb",
+    "datasets": "datasets",
+    "av": "video",
+}
+# Texts of errors that come without a class of their own, and what they mean.
+_MEANINGS = (
+    (
+        r"can't allocate memory|Cannot allocate memory",
+        "not enough memory: use a smaller train.micro_batch_size, fewer data.num_workers, or a "
+        "machine with more",
+    ),
+    (
+        r"out of memory",
+        "not enough accelerator memory: use a smaller train.micro_batch_size or "
+        "stage.sequence_length, train.recompute, or more parallel.tensor",
+    ),
+    (
+        r"EADDRINUSE|address already in use",
+        "the port of MASTER_PORT is taken, by another run perhaps: choose another",
+    ),
+    (
+        r"[Cc]onnection closed by peer|Connection reset by peer|Connection refused|Broken pipe"
+        r"|Connection was likely closed|failed to connect|Socket Timeout|[Tt]imed out|timeout",
+        "the connection to another process of the run is lost, or it did not answer in time: see "
+        "what that one says, and whether all of them were started",
+    ),
+    (
+        r"Too many open files|received \d+ items of ancdata",
+        "too many files are open: raise `ulimit -n`, or use fewer data.num_workers",
+    ),
+    (
+        r"No space left on device|unable to (write|mmap|resize|open shared memory)|Bus error",
+        "a disk or the shared memory (/dev/shm) is full: free some space, give the container more "
+        "(`--shm-size`), or use fewer data.num_workers",
+    ),
+    (
+        r"DataLoader worker .* (exited unexpectedly|is killed by signal)",
+        "a process that reads the data was killed, perhaps for want of memory: use fewer "
+        "data.num_workers, or a machine with more memory",
+    ),
+)
+
+
+def end(error: BaseException) -> int:
+    """Say on stderr what ended the program, and return its exit code.
+
+    Of several processes, all of which may fail for one reason, the first to say a thing says it.
+    """
+    if isinstance(error, BrokenPipeError):
+        # `nvlm ... | head` has what it wants. Python would complain when it flushes at the end.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    if isinstance(error, KeyboardInterrupt):
+        if rank_to_speak() == 0:
+            _print("interrupted")
+        return INTERRUPTED
+    message = explain(error)
+    if message is not None:
+        code, lines = CANNOT_GO_ON, f"error: {printable(message)}"
+    else:
+        trace = "".join(traceback.format_exception(error))
+        code, lines = FAULT_OF_NVLM, (
+            f"{printable(trace, keep=chr(10))}"
+            "error: this is a fault of nvlm: please report it with the lines above, the command "
+            "and its configuration"
+        )  # fmt: skip
+    if _is_first_to_say(message or f"{type(error).__name__}: {error}"):
+        _print(lines + _whose())
+    return code
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a cause outside nvlm; None for a fault of ours."""
+    if isinstance(error, NvlmError):
+        return str(error)
+    failures = getattr(error, "failures", None)
+    if type(error).__name__ == "CheckpointException" and failures:
+        # torch's, a BaseException; it has what each failing rank raised.
+        return explain(failures[min(failures)][0])
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    if isinstance(error, MemoryError):
+        return _MEANINGS[0][1]
+    if isinstance(error, BrokenProcessPool):
+        return "a helper process was killed, perhaps for want of memory: give the command again"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "nvlm").startswith("nvlm"):
+        return missing_package((error.name or "").partition(".")[0])
+    if isinstance(error, UnicodeDecodeError):
+        path, found = _file_being_read(error), error.object[error.start]
+        return f"{path or 'a file'}: not UTF-8 text: byte {error.start} is {found:#x}"
+    if isinstance(error, RuntimeError):
+        for pattern, meaning in _MEANINGS:
+            if re.search(pattern, str(error)):
+                return f"{meaning} ({_first_line(error)})"
+    return None
+
+
+def missing_package(name: str) -> str:
+    """What to say where a package cannot be imported."""
+    extra = _EXTRAS.get(name)
+    how = f"install it with `pip install 'nvlm[{extra}]'`" if extra else "run scripts/install"
+    return f"the package {name} is not installed: {how}"
+
+
+def _explain_system(error: OSError) -> str:
+    remedy = _REMEDIES.get(error.errno or 0)
+    paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+    what = error.strerror or _first_line(error) or type(error).__name__
+    where = f"{' -> '.join(paths)}: " if paths else ""
+    if error.errno == errno.EADDRINUSE:
+        remedy = "MASTER_PORT is taken, by another run perhaps: choose another"
+    return f"{where}{what}{f': {remedy}' if remedy else ''}"
+
+
+def _file_being_read(error: BaseException) -> Path | None:
+    """The file of the innermost `Path` method in the error's trace."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if "pathlib" in frame.f_code.co_filename and isinstance(frame.f_locals.get("self"), Path):
+            found = frame.f_locals["self"]
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else ""
+
+
+def _whose() -> str:
+    rank = rank_to_speak()
+    return f" [rank {rank}]" if rank else ""
+
+
+def _print(lines: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it
+        print(lines, file=sys.stderr, flush=True)
+
+
+def _is_first_to_say(what: str) -> bool:
+    """Whether no other process of the run has said this.
+
+    They agree in torchrun's store. Where there is none, or it is gone, each speaks for itself.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not address or not port.isdecimal():
+        return True
+    try:
+        # A look first: torch would try again and again, and log each time.
+        socket.create_connection((address, int(port)), timeout=2).close()
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        store = TCPStore(
+            address,
+            int(port),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=5),
+        )
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        key = hashlib.sha256(what.encode("utf-8", "backslashreplace")).hexdigest()
+        return store.add(f"nvlm/said/{attempt}/{key}", 1) == 1
+    except (OSError, RuntimeError, ImportError):
+        return True
