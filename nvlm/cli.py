@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
+from nvlm.errors import ConfigError, NvlmError
 from nvlm.failures import end
 from nvlm.launch import launched, planned_world_size, rank_to_speak
 from nvlm.platform.known_warnings import ignore_known_warnings
@@ -35,8 +36,9 @@ app = typer.Typer(
     cls=_Verbs,
     help="Train, convert and evaluate NVLM-D-style multimodal models on Megatron-core.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain text: help reads the same in a pipe, and brackets in messages stay brackets.
+    rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 model_app = typer.Typer(help="Look at models.", no_args_is_help=True)
@@ -47,14 +49,48 @@ app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 
+# Wrong options and arguments, which typer prints in four lines.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def path_of_user(text: str) -> Path:
+    """`~` and `$NAME` put in."""
+    from nvlm.config.paths import expand_path
+
+    try:
+        return Path(expand_path(text))
+    except NvlmError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from nvlm.versions import versions
+
+        say(versions())
+        raise typer.Exit()
+
+
+@app.callback()
+def options_of_nvlm(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_versions, is_eager=True, help="Print versions and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
-    typer.Argument(help="key=value, such as train.steps=100", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="key=value, such as train.steps=100", metavar="KEY=VALUE"),
 ]
 
 
-@config_app.command("show")
+@config_app.command("show", short_help="Print the resolved configuration and its numbers.")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved configuration and the numbers that follow from it."""
     from nvlm.config.show import show
@@ -62,7 +98,7 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     show(config, overrides or [], planned_world_size())
 
 
-@model_app.command("summary")
+@model_app.command("summary", short_help="Count parameters by part and pipeline stage.")
 def model_summary(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -77,7 +113,7 @@ def model_summary(
     print_summary(checked, as_json)
 
 
-@app.command("train")
+@app.command("train", short_help="Train a stage; run again to resume.")
 def train_command(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -100,13 +136,22 @@ def train_command(
     train(checked, allow_data_change)
 
 
-@app.command("generate")
+@app.command("generate", short_help="Answer a prompt about images.")
 def generate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     image: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="An image file; repeat for several, in the order of their marks."),
+        typer.Option(
+            parser=path_of_user,
+            metavar="FILE",
+            help="An image file; repeat for several, in the order of their marks.",
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to answer with.")] = 64,
 ) -> None:
@@ -119,11 +164,24 @@ def generate_command(
         say(text)
 
 
-@app.command("evaluate")
+@app.command("evaluate", short_help="Answer a split's questions and score the answers.")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
-    data_root: Annotated[Path, typer.Option(help="Folder with the split's shards.")],
-    out: Annotated[Path, typer.Option(help="JSON lines to write, one per sample.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
+    data_root: Annotated[
+        Path,
+        typer.Option(parser=path_of_user, metavar="DIR", help="Folder with the split's shards."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=path_of_user, metavar="FILE", help="JSON lines to write, one per sample."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
     limit_per_task: Annotated[
         Optional[int],  # noqa: UP045
@@ -139,9 +197,11 @@ def evaluate_command(
         print_scores(scores)
 
 
-@app.command("demo")
+@app.command("demo", short_help="Train, export and evaluate a tiny NVLM-D here.")
 def demo_command(
-    root: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    root: Annotated[
+        Path, typer.Option(parser=path_of_user, metavar="DIR", help="Where everything is written.")
+    ] = Path("runs/demo"),
     fresh: Annotated[bool, typer.Option(help="Start over instead of going on.")] = False,
 ) -> None:
     """Train, export and evaluate a tiny NVLM-D on this machine, end to end."""
@@ -150,10 +210,12 @@ def demo_command(
     run_demo(root, fresh=fresh)
 
 
-@data_app.command("build-demo")
+@data_app.command("build-demo", short_help="Write shards of digits, photographs, charts.")
 def data_build_demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the shards go.")],
-    seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
+    folder: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="DIR", help="Where the shards go.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other samples.")] = 0,
 ) -> None:
     """Write WebDataset shards of digits, photographs, documents, charts and text."""
     from nvlm.demo.build_data import build_demo_data
@@ -161,10 +223,15 @@ def data_build_demo(
     build_demo_data(folder, seed=seed)
 
 
-@data_app.command("import")
+@data_app.command("import", short_help="Turn data in another format into shards.")
 def data_import(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The file or folder to read.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Shards go to OUT/SPLIT/SOURCE.")],
+    source: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="SRC", help="The file or folder to read.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="OUT", help="Shards go to OUT/SPLIT/SOURCE."),
+    ],
     format: Annotated[
         str,
         typer.Option(
@@ -178,7 +245,9 @@ def data_import(
     ] = None,
     images: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the image files that SRC names."),
+        typer.Option(
+            parser=path_of_user, metavar="DIR", help="Folder of the image files that SRC names."
+        ),
     ] = None,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="SRC may name files outside that folder.")
@@ -217,7 +286,7 @@ def data_import(
     import_with_progress(options, out)
 
 
-@data_app.command("index")
+@data_app.command("index", short_help="Index shards: byte ranges, image sizes, lengths.")
 def data_index(
     arguments: Annotated[
         list[str],
@@ -230,7 +299,6 @@ def data_index(
 ) -> None:
     """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again."""
     from nvlm.config import load_config
-    from nvlm.errors import ConfigError
 
     overrides = [argument for argument in arguments if "=" in argument]
     config, *folders = [argument for argument in arguments if "=" not in argument] or [""]
@@ -243,14 +311,14 @@ def data_index(
     checked = load_config(config, overrides)
     from nvlm.data.index_report import build_indexes_with_progress
 
-    build_indexes_with_progress(checked, [Path(folder) for folder in folders])
+    build_indexes_with_progress(checked, [path_of_user(folder) for folder in folders])
 
 
-@data_app.command("order")
+@data_app.command("order", short_help="Print the samples of each step.")
 def data_order(
     config: ConfigFile,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Steps to list.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to list.")] = 10,
 ) -> None:
     """Print the samples of each step's sequences, as every layout will train them."""
     from nvlm.config import load_config
@@ -263,7 +331,7 @@ def data_order(
             say(f"step {step} sequence {number}: {' '.join(map(printable, keys))}")
 
 
-@data_app.command("stats")
+@data_app.command("stats", short_help="Print what the blend will really give.")
 def data_stats(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -282,14 +350,18 @@ def data_stats(
     print_stats(checked, steps, as_json)
 
 
-@data_app.command("preview")
+@data_app.command("preview", short_help="Show samples as training will see them.")
 def data_preview(
     config: ConfigFile,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 8,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="HTML file to write; the terminal where not given."),
+        typer.Option(
+            parser=path_of_user,
+            metavar="FILE",
+            help="HTML file to write; the terminal where not given.",
+        ),
     ] = None,
 ) -> None:
     """Show the first samples as training will see them: tiles, tokens, loss mask, sequences."""
@@ -309,21 +381,36 @@ def data_preview(
         say(f"written to {write_page(preview, out)}")
 
 
-@convert_app.command("from-hf")
+@convert_app.command("from-hf", short_help="Make a checkpoint from Hugging Face folders.")
 def convert_from_hf_command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
-    config: Annotated[Path, typer.Option(help="A run's YAML file.")],
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="OUT", help="The checkpoint folder to write."),
+    ],
+    config: Annotated[Path, typer.Option(metavar="FILE", help="A run's YAML file.")],
     vision: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Hugging Face folder of an InternViT; goes with --language."),
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Hugging Face folder of an InternViT; goes with --language.",
+        ),
     ] = None,
     language: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Hugging Face folder of a Qwen2; goes with --vision."),
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Hugging Face folder of a Qwen2; goes with --vision.",
+        ),
     ] = None,
     nvlm: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of an NVLM-D as released, or an export; instead of the two."),
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Folder of an NVLM-D as released, or an export; instead of the two.",
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -343,10 +430,17 @@ def convert_from_hf_command(
         raise ConvertError("give either --vision and --language, or --nvlm")
 
 
-@convert_app.command("to-hf")
+@convert_app.command("to-hf", short_help="Write a checkpoint as a Hugging Face folder.")
 def convert_to_hf_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The folder to write.")
+    ],
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="bf16 or fp32; the checkpoint's own where not given."),
@@ -360,10 +454,17 @@ def convert_to_hf_command(
     convert_to_hf(checkpoint, out, dtype, shard_size)
 
 
-@convert_app.command("verify")
+@convert_app.command("verify", short_help="Compare two models bit by bit.")
 def convert_verify_command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Hugging Face, checkpoint or run folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of either kind.")],
+    a: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="A", help="Hugging Face, checkpoint or run folder."
+        ),
+    ],
+    b: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="B", help="Another one, of either kind.")
+    ],
 ) -> None:
     """Compare two models bit by bit; exit code 0: equal, 1: different, 2: not comparable."""
     launched()
@@ -376,18 +477,37 @@ def convert_verify_command(
         raise typer.Exit(1)
 
 
+def run_app() -> int:
+    """The verb that the command line names; what is wrong with its arguments in one line.
+
+    Returns:
+        the exit code.
+    """
+    try:
+        return app(prog_name="nvlm", standalone_mode=False) or 0
+    except _UsageError as error:
+        message = error.format_message()
+        if "\n" in message:  # nothing was given, and this is the help text
+            say(message, sys.stderr)
+            return 2
+        verb = error.ctx.command_path if error.ctx else "nvlm"
+        hint = "" if "Did you mean" in message else f"; see `{verb} --help`"
+        raise ConfigError(f"{verb}: {message[0].lower()}{message[1:].rstrip('.')}{hint}") from None
+
+
 def main() -> None:
     """Entry point: what ends a verb becomes a line on stderr and an exit code (failures.py)."""
     ignore_known_warnings()
     forgive_encoding()
     try:
         try:
-            app()
+            code = run_app()
         finally:
             sys.stdout.flush()
     except SystemExit:
         raise
     except _Ended as ended:
-        sys.exit(end(ended.error))
+        code = end(ended.error)
     except BaseException as error:
-        sys.exit(end(error))
+        code = end(error)
+    sys.exit(code)

@@ -187,6 +187,48 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("script", ["quickstart", "install", "test"])
+def test_help_of_scripts_installs_nothing(script: str, checkout: Path):
+    shutil.copy2(REPOSITORY / "scripts" / script, checkout / "scripts" / script)
+    for option in ("--help", "-h"):
+        done = subprocess.run(
+            [checkout / "scripts" / script, option], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"scripts/{script} " in done.stdout and "set -" not in done.stdout
+    if script == "quickstart":
+        verb = typer.main.get_command(app).commands["demo"]  # type: ignore[attr-defined]
+        for parameter in verb.params:
+            assert all(name in done.stdout for name in parameter.opts + parameter.secondary_opts)
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    "command, complaint",
+    [
+        (["quickstart", "--foo"], "unknown option '--foo'"),
+        (["quickstart", "--root"], "--root needs a folder"),
+        (["quickstart", "--fresh", "x"], "unknown option 'x'"),
+        (["install", "--dev"], "'--dev' is not one of the extras of pyproject.toml"),
+        (["install", "dve"], "'dve' is not one of the extras"),
+        (["install", "dev", "cuda"], "'dev cuda' is not one of the extras"),
+    ],
+)
+def test_wrong_options_of_scripts_install_nothing(
+    command: list[str], complaint: str, checkout: Path
+):
+    shutil.copy2(REPOSITORY / "scripts" / "quickstart", checkout / "scripts" / "quickstart")
+    done = subprocess.run(
+        [checkout / "scripts" / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and complaint in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
 def test_install_refuses_an_old_python(checkout: Path):
     programs = checkout / "programs"
     programs.mkdir()

@@ -1,4 +1,4 @@
-"""Configuration: YAML files merged by OmegaConf, checked by pydantic. Imports no torch."""
+"""Configuration: YAML files merged and checked by pydantic. Imports no torch."""
 
 from nvlm.config.compose import load_config, save_config
 from nvlm.config.schema import RunConfig

@@ -12,14 +12,12 @@ from nvlm.errors import ConfigError
 # `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
 # token of question and answer each: the least that stands around an image.
 NUM_TOKENS_AROUND_IMAGE = 16
-# Tags of larger grids are not measured ahead (nvlm/data/index.py).
-MAX_NUM_TILES = 128
 
 
 def check_config(config: RunConfig, source: str = "configuration") -> None:
-    """Raise `ConfigError` with the first contradiction between sections."""
-    for problem in _problems(config):
-        raise ConfigError(f"{source}: {problem}")
+    """Raise `ConfigError` with every contradiction between sections."""
+    if problems := list(_problems(config)):
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:
@@ -203,8 +201,6 @@ def _recompute_problems(config: RunConfig):
 def _tile_problems(config: RunConfig) -> Iterator[str]:
     """Tags and sequence lengths are made for the stage's number of tiles."""
     most = config.stage.max_num_tiles
-    if most > MAX_NUM_TILES:
-        yield f"stage.max_num_tiles {most} exceeds {MAX_NUM_TILES}"
 
     def look(blend: dict[str, float | SourceConfig], where: str) -> Iterator[str]:
         for name, entry in blend.items():

@@ -1,29 +1,42 @@
 """From YAML files and `a.b=c` overrides to a checked `RunConfig`.
 
-A file may start with `base:`, a list of files (relative to it) that it is merged over, in order.
-`data.blend` is replaced as a whole, by a file or by `data.blend={...}`; `data.blend.NAME=...`
-changes one source. Values that start with `./` or `../` are paths relative to the file they are
-written in; all other relative paths are relative to the working directory.
+A file may start with `base:`, a list of files (relative to it) that it is merged over, in order:
+sections key by key, everything else as one value. docs/configuration.md has the rules.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import itertools
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from nvlm.config.checks import check_config
+from nvlm.config.paths import expand_path
 from nvlm.config.schema import RunConfig, SourceConfig
+from nvlm.config.values import PATH
+from nvlm.config.wording import describe_all, shorten
+from nvlm.config.yaml_file import Values, parse_yaml, read_yaml
 from nvlm.errors import ConfigError
+
+Key = tuple[str, ...]
+
+MAX_NUM_FILES = 100
+_MULTIPLIERS = ("lr_multipliers", "weight_decay_multipliers")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file or one override says."""
+
+    name: str  # as messages name it
+    values: Values
+    key: Key = ()  # the override's; () for a file
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -31,27 +44,48 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type, or
-            sections contradict each other. The message names the file and the key.
+            sections contradict each other. The message names the file or override and the key.
     """
-    below, above = _load_with_bases(Path(path), ()), _parse_overrides(overrides)
-    replaces_blend = any(override.startswith("data.blend=") for override in overrides)
-    merged = _merge(below, above, replaces_blend)
-    try:
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
-    config = validate(values, source=str(path))
+    path = Path(expand_path(str(path)))
+    layers: list[Layer] = []
+    _read_with_bases(path, (), layers)
+    given = [_read_override(override) for override in overrides]
+    values: Values = {}
+    for layer in [*layers, *given]:
+        values = _merge(values, layer.values, (), len(layer.key))
+    for override in given:
+        _say_what_was_undone(override, values)
+
+    def origin_of(location: list[str]) -> str:
+        for layer in reversed([*layers, *given]):
+            if _says(layer.values, location):
+                return "" if layer.name == str(path) else f" (in {layer.name})"
+        return ""
+
+    config = _validate(values, str(path), origin_of)
     check_config(config, source=str(path))
     return config
 
 
+def load_saved_config(path: Path) -> RunConfig:
+    """The configuration that a run or checkpoint folder keeps: nothing is merged or put in.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or of another version's schema.
+    """
+    return validate(read_yaml(path), source=str(path))
+
+
 def validate(values: Any, source: str) -> RunConfig:
-    """Build a `RunConfig` from plain values; every problem becomes a line of one `ConfigError`."""
+    """Build a `RunConfig` from plain values; every problem becomes a part of one `ConfigError`."""
+    return _validate(values, source, lambda location: "")
+
+
+def _validate(values: Any, source: str, origin_of: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(problem) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{source}: {describe_all(error, RunConfig, origin_of)}") from None
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
@@ -67,110 +101,148 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> DictConfig:
-    if not path.is_file():
-        wanted_by = f" (a base of {seen[-1]})" if seen else ""
-        raise ConfigError(f"{path}: no such configuration file{wanted_by}")
-    if path.resolve() in [other.resolve() for other in seen]:
-        raise ConfigError(f"{path}: is its own base, through {' -> '.join(map(str, seen))}")
+def _read_with_bases(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
+    """Append the layers of `path`, its bases first; `above` are the files that led to it."""
+    wanted_by = f" (a base of {above[-1]})" if above else ""
+    own = read_yaml(path, wanted_by)
+    if path.resolve() in [other.resolve() for other in above]:
+        raise ConfigError(f"{path}: is its own base, through {' -> '.join(map(str, above))}")
+    for base in _bases(own, path):
+        if len(above) + len(layers) >= MAX_NUM_FILES:
+            raise ConfigError(f"{path}: has more than {MAX_NUM_FILES} bases, their own counted")
+        _read_with_bases(path.parent / base, (*above, path), layers)
+    _resolve_paths(own, RunConfig, str(path), path.parent)
+    layers.append(Layer(str(path), own))
+
+
+def _bases(own: Values, path: Path) -> list[str]:
+    """Take `base` out of a file's values."""
+    given = own.pop("base", [])
+    bases = given if isinstance(given, list) else [given]
+    for base in bases:
+        if not isinstance(base, str) or not base.isprintable():
+            raise ConfigError(
+                f"{path}: base: must be a file, or a list of files such as [a.yaml, b.yaml], found "
+                f"{shorten(given)}"
+            )
     try:
-        own = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
-    if not isinstance(own, DictConfig):
-        raise ConfigError(f"{path}: must be a mapping of sections, found a list")
-    bases = own.pop("base", [])
-    if isinstance(bases, str):
-        bases = [bases]
-    layers = [_load_with_bases(path.parent / base, (*seen, path)) for base in bases]
-    _anchor_paths(own, path.parent)
-    merged = OmegaConf.create()
-    for layer in [*layers, own]:
-        merged = _merge(merged, layer, OmegaConf.select(layer, "data.blend") is not None)
+        return [expand_path(base) for base in bases]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error}") from None
+
+
+def _read_override(text: str) -> Layer:
+    name = f"override {text if len(text) < 100 and text.isprintable() else shorten(text)}"
+    dotted, equals, written = text.partition("=")
+    key = tuple(part.strip() for part in dotted.split("."))
+    if not equals or not all(key):
+        raise ConfigError(f"{name}: expected key=value, such as train.steps=100")
+    try:
+        value = _read_value(written.strip())
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    for part in reversed(key):
+        value = {part: value}
+    _resolve_paths(value, RunConfig, name, None)
+    return Layer(name, value, key)
+
+
+def _read_value(written: str) -> Any:
+    """Lists, mappings and quoted texts are YAML; all else is the text as it stands, or null."""
+    if written.startswith(("[", "{", "'", '"')):
+        return parse_yaml(written)
+    return None if written in ("", "null") else written
+
+
+def _merge(below: Values, above: Values, at: Key, key_length: int) -> Values:
+    """`above` over `below`. Sections merge; a map that the user names the keys of is one value.
+
+    An override that names a key inside such a map (it is longer than the map's) changes that key.
+    """
+    merged = dict(below)
+    for name, value in above.items():
+        key, old = (*at, name), below.get(name)
+        is_whole = _is_map(key) and len(key) >= key_length
+        if isinstance(value, dict) and isinstance(old, dict) and not is_whole:
+            value = _merge(old, value, key, key_length)
+        merged[name] = value
     return merged
 
 
-def _merge(below: DictConfig, above: DictConfig, replaces_blend: bool) -> DictConfig:
-    """`above` over `below`, key by key. A blend is one value: it replaces the one below."""
-    if replaces_blend and OmegaConf.select(below, "data.blend") is not None:
-        below = copy.deepcopy(below)
-        below.data.blend = None
-    return OmegaConf.merge(below, above)  # type: ignore[return-value]
+def _is_map(key: Key) -> bool:
+    """Blends, at any depth (data.blend.NAME.blend), and multipliers: patterns or names are keys."""
+    if key[:2] == ("data", "blend"):
+        return len(key) % 2 == 0 and key[-1] == "blend"
+    return key[:-1] == ("train", "optimizer") and key[-1] in _MULTIPLIERS
 
 
-def _anchor_paths(node: DictConfig, folder: Path) -> None:
-    for key in node:
-        value = node._get_node(key)
-        if isinstance(value, DictConfig):
-            _anchor_paths(value, folder)
+def _say_what_was_undone(override: Layer, values: Values) -> None:
+    """Of overrides of one key the last counts, so that scripts can append; the others are named."""
+    for key, value in _leaves(override.values, ()):
+        found: Any = values
+        for part in key:
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != value and os.environ.get("RANK", "0") == "0":
+            print(
+                f"note: {override.name} does not count: a later one leaves {'.'.join(key)} as "
+                f"{shorten(found)}",
+                file=sys.stderr,
+            )
+
+
+def _leaves(values: Values, at: Key) -> Iterator[tuple[Key, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*at, name))
+        elif value != {}:
+            yield (*at, name), value
+
+
+def _says(values: Any, location: list[str]) -> bool:
+    for part in location:
+        if isinstance(values, list):  # its items are its own
+            return True
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _resolve_paths(values: Any, section: Any, name: str, folder: Path | None, at: str = "") -> None:
+    """Make the paths below `section` mean the same wherever the configuration is read again.
+
+    Args:
+        folder: what `./` and `../` start from; None: the working directory.
+    """
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        if field is None:
             continue
-        raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
-        if isinstance(raw, str) and raw.startswith(("./", "../")):
-            node[key] = os.path.normpath(folder / raw)
+        where = f"{at}{key}"
+        if isinstance(value, str) and _is_path(field):
+            try:
+                values[key] = _resolve(value, folder)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {where}: {error}") from None
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            _resolve_paths(value, field.annotation, name, folder, f"{where}.")
+        elif key == "blend" and isinstance(value, dict):
+            for source, entry in value.items():
+                _resolve_paths(entry, SourceConfig, name, folder, f"{where}.{source}.")
 
 
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"override {override!r}: expected key=value, such as train.steps=100")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"overrides {list(overrides)}: {_first_line(error)}") from None
+def _resolve(text: str, folder: Path | None) -> str:
+    path = expand_path(text)
+    if not path.startswith(("./", "../")):
+        return path
+    path = os.path.normpath(path if folder is None else folder / path)
+    # Written into a run folder's config.yaml, these would be read as something else there.
+    return os.path.abspath(path) if path.startswith(("..", "~")) else path
 
 
-def _describe(problem: Any) -> str:
-    location = _without_tags([str(part) for part in problem["loc"]])
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_did_you_mean(location)}"
-    if problem["type"] == "missing":
-        return f"missing key '{key}'"
-    found = problem["input"]
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {found!r}"
-
-
-def _without_tags(location: list[str]) -> list[str]:
-    """Without what the schema puts behind a blend's names: which kind of entry it takes it for."""
-    parts = iter(location)
-    kept = []
-    for part in parts:
-        kept.append(part)
-        if part == "blend":
-            kept += itertools.islice(parts, 1)
-            next(parts, None)
-    return kept
-
-
-def _did_you_mean(location: list[str]) -> str:
-    """The closest key of the same section, or the section that has a key of this name."""
-    section: Any = RunConfig
-    parts = iter(location[:-1])
-    for part in parts:
-        field = section.model_fields.get(part)
-        section = field.annotation if field else None
-        if part == "blend" and next(parts, None) is not None:
-            section = SourceConfig
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return ""
-    close = difflib.get_close_matches(location[-1], section.model_fields, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{'.'.join([*location[:-1], close[0]])}'?"
-    everywhere = list(_all_keys(RunConfig))
-    homes = [key for key in everywhere if key.rpartition(".")[2] == location[-1]]
-    if homes:
-        return f"; did you mean '{homes[0]}'?"
-    return f"; '{'.'.join(location[:-1]) or 'the top level'}' has {', '.join(section.model_fields)}"
-
-
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Any:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _is_path(field: Any) -> bool:
+    return PATH in field.metadata or any(
+        PATH in get_args(kind) for kind in get_args(field.annotation)
+    )

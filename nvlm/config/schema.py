@@ -8,45 +8,51 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from nvlm.config.values import (
+    Count,
+    CountOrZero,
+    Decay,
+    FolderName,
+    Name,
+    NumLayers,
+    NumTiles,
+    NumWorkers,
+    PathText,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    Switch,
+    Text,
 )
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class VisionConfig(Section):
     """InternViT. configs/model has the 6B-448px-V1-5 (in nvlm_d_72b.yaml) and the 300M-448px."""
 
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    ffn_hidden_size: PositiveInt
-    num_attention_heads: PositiveInt
+    num_layers: NumLayers
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
     # Heads that checkpoints store: the real ones and then zero ones. Constant, so that the model's
     # shape never depends on the tensor-parallel size; the released NVLM-D stores 25 as 32.
-    num_stored_attention_heads: PositiveInt
-    image_size: PositiveInt = 448
-    patch_size: PositiveInt = 14
+    num_stored_attention_heads: Count
+    image_size: Count = 448
+    patch_size: Count = 14
     # The variant: the 6B has RMSNorm, norms of queries and keys over all heads together, and no
     # bias on q, k and v; the 300M has LayerNorm, no such norms, and the bias.
     normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
-    qk_layernorm: bool = True
-    qkv_bias: bool = False
-    norm_epsilon: PositiveFloat = 1e-6
-    layer_scale_init: PositiveFloat = 0.1
-    init_std: PositiveFloat = 0.02
+    qk_layernorm: Switch = True
+    qkv_bias: Switch = False
+    norm_epsilon: Positive = 1e-6
+    layer_scale_init: Positive = 0.1
+    init_std: Positive = 0.02
 
     @property
     def head_dim(self) -> int:
@@ -66,27 +72,27 @@ class VisionConfig(Section):
 class ProjectorConfig(Section):
     """LayerNorm, linear, GELU, linear; no biases in the linears (paper section 4.5)."""
 
-    ffn_hidden_size: PositiveInt
-    norm_epsilon: PositiveFloat = 1e-6
-    init_std: PositiveFloat = 0.014
+    ffn_hidden_size: Count
+    norm_epsilon: Positive = 1e-6
+    init_std: Positive = 0.014
 
 
 class LanguageConfig(Section):
     """A Qwen2-style decoder (also Yi: `qkv_bias: false`)."""
 
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    ffn_hidden_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_query_groups: PositiveInt
-    vocab_size: PositiveInt
-    rope_base: PositiveFloat = 1_000_000.0
-    norm_epsilon: PositiveFloat = 1e-6
-    qkv_bias: bool = True
+    num_layers: NumLayers
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
+    num_query_groups: Count
+    vocab_size: Count
+    rope_base: Positive = 1_000_000.0
+    norm_epsilon: Positive = 1e-6
+    qkv_bias: Switch = True
     # One matrix for token embeddings and output layer (Qwen2's small sizes).
-    share_embeddings_and_output_weights: bool = False
-    max_position_embeddings: PositiveInt = 32768
-    init_std: PositiveFloat = 0.014
+    share_embeddings_and_output_weights: Switch = False
+    max_position_embeddings: Count = 32768
+    init_std: Positive = 0.014
 
     @property
     def head_dim(self) -> int:
@@ -94,14 +100,14 @@ class LanguageConfig(Section):
 
 
 class ModelConfig(Section):
-    name: str
+    name: Name
     vision: VisionConfig
     projector: ProjectorConfig
     language: LanguageConfig
     # A folder with a Hugging Face tokenizer, or a hub name.
-    tokenizer: str
+    tokenizer: PathText
     # The special token whose positions image embeddings overwrite.
-    image_token: str = "<|vision_pad|>"
+    image_token: Name = "<|vision_pad|>"
     # `auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`.
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
 
@@ -112,7 +118,7 @@ def _kind_of_entry(entry: object) -> str:
 
 # What stands behind a source's name in a blend.
 BlendEntry = Annotated[
-    Annotated[PositiveFloat, Tag("weight")] | Annotated["SourceConfig", Tag("settings")],
+    Annotated[Positive, Tag("weight")] | Annotated["SourceConfig", Tag("settings")],
     Discriminator(_kind_of_entry),
 ]
 
@@ -120,79 +126,79 @@ BlendEntry = Annotated[
 class SourceConfig(Section):
     """One source of a blend with its settings, or a blend that counts as one source."""
 
-    weight: PositiveFloat = 1.0
+    weight: Positive = 1.0
     # Folder (or one shard) under `data.root`/`data.split`, or an absolute one. None: the name.
-    path: str | None = None
+    path: PathText | None = None
     # Most tiles per image; None: the stage's.
-    max_num_tiles: PositiveInt | None = None
+    max_num_tiles: NumTiles | None = None
     # Prompt pool that asks this source's samples; None: the pool named like the sample's task.
-    prompts: str | None = None
+    prompts: Name | None = None
     # Factor on the loss of its tokens.
-    loss_weight: PositiveFloat = 1.0
+    loss_weight: Positive = 1.0
     # Passes over its samples after which it is used up. None: as many as the run takes.
-    max_epochs: PositiveFloat | None = None
+    max_epochs: Positive | None = None
     # The sources below this one, their weights relative to each other. They take over its path,
     # max_num_tiles, prompts and max_epochs where they have none; loss_weight multiplies.
-    blend: dict[str, BlendEntry] | None = Field(default=None, min_length=1)
+    blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
 
 
 class DataConfig(Section):
     """`root/split/*.tar` is one source; `root/split/NAME/*.tar` is one source per folder."""
 
-    root: str
-    split: str = "train"
+    root: PathText
+    split: FolderName = "train"
     # Source name -> weight, or its settings. None: every source found, weighted by its number of
     # samples.
-    blend: dict[str, BlendEntry] | None = Field(default=None, min_length=1)
-    num_workers: NonNegativeInt = 2
+    blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
+    num_workers: NumWorkers = 2
     # Samples that the packer looks at together. Part of the order: changing it changes the run.
-    packing_window: PositiveInt = 512
+    packing_window: Count = 512
     # Where indexes are kept. None: `run.dir/index`.
-    index_dir: str | None = None
+    index_dir: PathText | None = None
     # YAML file of prompt pools. None: the ones that come with nvlm.
-    prompt_pools: str | None = None
+    prompt_pools: PathText | None = None
     # `fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's bicubic.
     image_resize: Literal["fast", "exact"] = "fast"
     # Images of more pixels are skipped as decompression bombs.
-    max_image_megapixels: PositiveFloat = 100.0
+    max_image_megapixels: Positive = 100.0
     # Frames taken from a video, evenly spaced; each is one tile.
-    num_video_frames: PositiveInt = 8
+    num_video_frames: Count = 8
     # A run whose share of skipped samples exceeds this stops and says why. 1: never.
-    max_skipped_share: PositiveFloat = Field(0.05, le=1)
+    max_skipped_share: Share = 0.05
 
 
 class StageConfig(Section):
     """One training stage: what trains, and how images and text become a sequence."""
 
-    name: str
+    name: Name
     # fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error.
-    freeze: list[str] = []
-    sequence_length: PositiveInt
+    freeze: list[Name] = []
+    sequence_length: Count
     # Most tiles cut from an image, the thumbnail not counted. 1: the image is squashed to a tile.
-    max_num_tiles: PositiveInt = 6
-    use_thumbnail: bool = True
+    max_num_tiles: NumTiles = 6
+    use_thumbnail: Switch = True
     # The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding box.
     tile_tags: Literal["none", "1d", "2d_grid", "2d_box"] = "1d"
     # `merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
     # `separate` tokenises them one by one, as NVIDIA's Megatron code did.
     image_boundary: Literal["merged", "separate"] = "merged"
     # System message of conversations that bring none of their own. None: no system turn.
-    system_message: str | None = "Answer the questions."
+    system_message: Text | None = "Answer the questions."
     # Several samples per sequence, with document masks and restarted positions.
-    packing: bool = True
+    packing: Switch = True
     # Tile budget of a sequence. None: as many as fit in its length.
-    max_tiles_per_sequence: PositiveInt | None = None
+    max_tiles_per_sequence: Count | None = None
 
 
 class ParallelConfig(Section):
     """Process layout. The data-parallel size is what the world size leaves."""
 
-    tensor: PositiveInt = 1
-    pipeline: PositiveInt = 1
+    tensor: Count = 1
+    pipeline: Count = 1
     # Parts of the decoder that each pipeline stage holds, interleaved (virtual pipeline stages).
-    virtual_pipeline: PositiveInt = 1
+    virtual_pipeline: Count = 1
     # Megatron's sequence parallelism (activations split over the tensor-parallel group).
-    sequence: bool = False
+    sequence: Switch = False
 
     @property
     def model_parallel_size(self) -> int:
@@ -202,25 +208,25 @@ class ParallelConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with decoupled weight decay."""
 
-    lr: PositiveFloat
-    min_lr: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: float = Field(0.1, ge=0)
-    clip_grad: PositiveFloat = 10.0
+    lr: Positive
+    min_lr: PositiveOrZero = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: PositiveOrZero = 0.1
+    clip_grad: Positive = 10.0
     # fnmatch pattern over parameter names -> factor on the learning rate. No match is an error.
-    lr_multipliers: dict[str, PositiveFloat] = {}
+    lr_multipliers: dict[Name, Positive] = {}
     # The same for weight decay; 0 turns it off. Norms, biases and other vectors have none anyway.
-    weight_decay_multipliers: dict[str, NonNegativeFloat] = {}
+    weight_decay_multipliers: dict[Name, PositiveOrZero] = {}
 
 
 class ScheduleConfig(Section):
     """Linear warm-up from 0 to `lr`, then cosine to `min_lr`."""
 
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: CountOrZero = 0
     # Step at which the cosine reaches `min_lr`. None: `train.steps`.
-    decay_steps: PositiveInt | None = None
+    decay_steps: Count | None = None
 
 
 class ModuleRecomputeConfig(Section):
@@ -229,7 +235,7 @@ class ModuleRecomputeConfig(Section):
     # selective: the core attention; full: whole layers.
     granularity: Literal["none", "selective", "full"] = "none"
     # With `full`: layers of each pipeline stage that are recomputed. None: all.
-    num_layers: PositiveInt | None = None
+    num_layers: Count | None = None
 
 
 class RecomputeConfig(Section):
@@ -240,15 +246,15 @@ class RecomputeConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: PositiveInt
+    steps: Count
     # In sequences (packs where the stage packs).
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt = 1
+    global_batch_size: Count
+    micro_batch_size: Count = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     # What counts equally in the loss: every trained token, every sample, or every sample by the
     # square root of its trained tokens.
     loss_weighting: Literal["token", "sample", "sqrt_length"] = "token"
-    seed: NonNegativeInt = 1234
+    seed: Seed = 1234
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
@@ -256,22 +262,22 @@ class TrainConfig(Section):
 
 class CheckpointConfig(Section):
     # Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume.
-    load: str | None = None
+    load: PathText | None = None
     # Steps between checkpoints; one is always written at the end.
-    every: PositiveInt = 1000
+    every: Count = 1000
     # Newest checkpoints kept; None: all.
-    keep: PositiveInt | None = None
+    keep: Count | None = None
 
 
 class LogConfig(Section):
-    every: PositiveInt = 1
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    every: Count = 1
+    tensorboard: Switch = True
+    wandb_project: Name | None = None
 
 
 class RunSection(Section):
-    name: str
-    dir: str
+    name: Name
+    dir: PathText
 
 
 class RunConfig(Section):

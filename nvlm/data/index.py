@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
-from nvlm.config.checks import MAX_NUM_TILES
+from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.energon import excluded_samples, read_field_map
 from nvlm.data.index_build import (

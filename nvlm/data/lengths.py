@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvlm.config import RunConfig
-from nvlm.config.checks import MAX_NUM_TILES
 from nvlm.config.schema import SourceConfig
+from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.index import SourceIndex
 from nvlm.data.index_build import hash_key
 from nvlm.data.tile_tags import Grid

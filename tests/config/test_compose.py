@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from nvlm.config import RunConfig, load_config, save_config
 from nvlm.config.checks import check_world_size
+from nvlm.config.schema import SourceConfig
 from nvlm.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,12 +124,12 @@ def test_unknown_key_without_a_likely_name_lists_what_there_is():
         ("data.num_workers=-1", "data.num_workers", "-1"),
         ("stage.tile_tags=2d", "stage.tile_tags", "'2d'"),
         ("parallel=4", "parallel", "4"),
-        ("train.optimizer.lr=.inf", "train.optimizer.lr", "inf"),
+        ("train.optimizer.lr=.inf", "train.optimizer.lr", ".inf"),
         ("data.blend={}", "data.blend", "{}"),
         ("data.blend={a: {blend: {}}}", "data.blend.a.blend", "{}"),
         ("data.blend={a: {blend: {b: -1}}}", "data.blend.a.blend.b", "-1"),
-        ("data.blend={a: .inf}", "data.blend.a", "inf"),
-        ("data.blend={a: {max_epochs: .inf}}", "data.blend.a.max_epochs", "inf"),
+        ("data.blend={a: .inf}", "data.blend.a", ".inf"),
+        ("data.blend={a: {max_epochs: .inf}}", "data.blend.a.max_epochs", ".inf"),
         ("data.blend={a: two}", "data.blend.a", "'two'"),
     ],
 )
@@ -185,7 +187,28 @@ def test_base_cycle(tmp_path: Path):
     [
         ("run: {name: [\n", "not readable as YAML"),
         ("- run\n- model\n", "must be a mapping"),
-        ("run: {name: '${nothing.here}', dir: d}\n", "nothing.here"),
+        (f"base: {TINY}\nrun: {{name: '${{nothing.here}}'}}\n", "nothing.here"),
+        ("", "is empty"),
+        ("# a comment\n", "is empty"),
+        ("run: {name: a}\n---\nrun: {name: b}\n", "line 2, column 1: a second document"),
+        ("run:\n\tname: a\n", "indent with spaces"),
+        ("run:\n  name: a\n  dir: b\n  name: c\n", "line 4: the key 'name' is given twice"),
+        ("run: {}\nrun: {}\n", "line 2: the key 'run' is given twice"),
+        ("? [a]\n: b\n", "line 1: a key must be a word"),
+        ("1: x\n", "unknown key '1'"),
+        ("run: !!python/object/apply:os.system [x]\n", "!!python/object/apply:os.system"),
+        ("run: !!int 5\n", "the tag '!!int'"),
+        ("run: &x {name: *x}\n", "an alias holds itself"),
+        ("run: *x\n", "undefined alias 'x'"),
+        ("run: {<<: 3}\n", "line 1: << takes mappings"),
+        ("[" * 3000, "nested deeper than 40"),
+        ("".join(" " * i + "a:\n" for i in range(60)), "line 42: nested deeper than 40"),
+        ("#" * 200_000, "200,000 bytes"),
+        (
+            "a0: &a0 [x,x,x,x,x,x,x,x]\n"
+            + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 8)}]\n" for i in range(1, 20)),
+            "more than 50,000 values",
+        ),
         ("just words\n", "run.yaml"),
     ],
 )
@@ -197,7 +220,107 @@ def test_file_of_another_kind(content: str, complaint: str, tmp_path: Path):
     assert complaint in text
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00run", b"run: \x07\n"])
+@pytest.mark.parametrize(
+    "given, complaint",
+    [
+        ("null", "found nothing (null)"),
+        ("{a: b}", "found {'a': 'b'}"),
+        ("[a.yaml, null]", "found ['a.yaml', None]"),
+        ("3", "3: no such configuration file (a base of"),
+        ("folder", "folder: is a folder, not a configuration file (a base of"),
+        ("pipe", "pipe: is a pipe or a device"),
+        ("many0.yaml", "more than 100 bases"),
+        ("$NVLM_NOT_SET/a.yaml", "the environment variable NVLM_NOT_SET is not set"),
+        ('"a\\0b"', "found 'a\\x00b'"),
+    ],
+)
+def test_base_of_another_kind(given: str, complaint: str, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for number in range(20):  # a million files, were they all read
+        name = f"many{number + 1}.yaml"
+        (tmp_path / f"many{number}.yaml").write_text(f"base: [{name}, {name}]\n")
+    (tmp_path / "many20.yaml").write_text("train: {steps: 1}\n")
+    (tmp_path / "run.yaml").write_text(f"base: {given}\n")
+    assert complaint in message(path=tmp_path / "run.yaml")
+
+
+def test_a_problem_names_the_file_or_override_that_has_it(tmp_path: Path):
+    (tmp_path / "below.yaml").write_text(f"base: {TINY}\ntrain: {{steps: x, seed: -1}}\n")
+    (tmp_path / "run.yaml").write_text("base: below.yaml\nlog: [every, 3]\n")
+    text = message("stage.packing=perhaps", "train.seed=5", path=tmp_path / "run.yaml")
+    assert text.startswith(f"{tmp_path / 'run.yaml'}: ")
+    assert f"train.steps: must be a whole number of at least 1, found 'x' (in {tmp_path}/" in text
+    assert "packing: must be true or false, found 'perhaps' (in override stage.packing=perh" in text
+    assert text.endswith("log: must be a mapping of settings, such as {a: 1}, found ['every', '3']")
+    assert "seed" not in text
+
+
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("train=[1]", "train: must be a mapping of settings"),
+        ("train=", "train: must be a mapping of settings, such as {a: 1}, found nothing (null)"),
+        ("stage.freeze.0=x", "stage.freeze: must be a list"),
+        ("stage.freeze[0]=x", "a list is given whole: stage.freeze=[...]"),
+        ("stage.freeze=x", "stage.freeze: must be a list, such as [a, b], found 'x'"),
+        ("stage.freeze=[null]", "stage.freeze.0: must be a text"),
+        ("train.steps={", "override train.steps={: not readable as YAML"),
+        ("data.blend={a: 1, a: 2}", "the key 'a' is given twice"),
+        ("parallel={tensr: 2}", "did you mean 'parallel.tensor'?"),
+        ("a..b=3", "expected key=value"),
+        ("run.name=\x1b[31m", r"found '\x1b[31m'"),
+        ("run.name=\udcff", r"found '\udcff'"),
+        ("run.name=", "run.name: must be a text, found nothing (null)"),
+        ("run.name=${model.name}", "values of other keys are not put in"),
+        ("run.dir=" + "a" * 300, "a path that a file system can hold, found 'aaaa"),
+        ("data.split=../train", "the name of a folder, without `/`"),
+        ("train.steps=" + "y" * 9999, "...yyyy"),
+        ("x" * 500 + "=1", "...xxxx"),
+    ],
+)
+def test_override_of_another_kind(override: str, complaint: str):
+    text = message(override)
+    assert complaint in text
+    assert len(text) < 500
+
+
+def test_of_two_overrides_the_last_counts_and_the_first_is_named(capsys):
+    assert load_config(TINY, ["train.steps=5", "train.steps=6"]).train.steps == 6
+    noted = capsys.readouterr().err
+    assert (
+        noted
+        == "note: override train.steps=5 does not count: a later one leaves train.steps as 6\n"
+    )
+    load_config(TINY, ["train.steps=5", "train.steps=5"])
+    assert load_config(TINY, ["data.blend={a: 1}", "data.blend.b=2"]).data.blend == {"a": 1, "b": 2}
+    assert not capsys.readouterr().err
+    assert load_config(TINY, ["data.blend.b=2", "data.blend={a: 1}"]).data.blend == {"a": 1}
+    assert "data.blend.b=2 does not count" in capsys.readouterr().err
+
+
+def test_sections_merge_and_maps_with_names_of_the_users_are_replaced(tmp_path: Path):
+    below = tmp_path / "below.yaml"
+    multipliers = "{optimizer: {lr_multipliers: {'vision_projection.*': 2}}}"
+    below.write_text(f"base: {TINY}\ntrain: {multipliers}\nparallel: {{pipeline: 2}}\n")
+    config = load_config(below, ["parallel={tensor: 2}"])
+    assert (config.parallel.tensor, config.parallel.pipeline) == (2, 2)
+    assert config.train.optimizer.lr_multipliers == {"vision_projection.*": 2}
+    none = load_config(below, ["train.optimizer.lr_multipliers={}"])
+    assert none.train.optimizer.lr_multipliers == {}
+
+
+def test_anchors_and_merge_keys(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        f"base: {TINY}\ndata:\n  blend:\n    a: &a {{weight: 2, max_epochs: 3}}\n"
+        "    b: {<<: *a, weight: 5}\n"
+    )
+    blend = load_config(tmp_path / "run.yaml").data.blend
+    assert blend is not None and isinstance(blend["b"], SourceConfig)
+    assert (blend["b"].weight, blend["b"].max_epochs) == (5.0, 3.0)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00run", b"run: \x07\n", "run: é".encode("latin1")])
 def test_binary_file(content: bytes, tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
@@ -230,7 +353,7 @@ def test_binary_file(content: bytes, tmp_path: Path):
             ["data.blend={a: {blend: {b: {max_num_tiles: 12}}}}"],
             "data.blend.a.blend.b.max_num_tiles 12 exceeds stage.max_num_tiles 6",
         ),
-        (["stage.max_num_tiles=129"], "stage.max_num_tiles 129 exceeds 128"),
+        (["stage.max_num_tiles=129"], "stage.max_num_tiles: must be a whole number from 1 to 128"),
         (["train.schedule.decay_steps=10"], "must be less than train.schedule.decay_steps 10"),
         (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
         (["model.vision.num_stored_attention_heads=4"], "is less than"),
