@@ -71,7 +71,8 @@ def prepared_shards(folder: Path, split: str) -> list[Path]:
     if not isinstance(parts, dict) or split not in parts:
         known = ", ".join(map(str, parts)) if isinstance(parts, dict) else "none"
         raise DataError(
-            f"{folder / _META}: its split.yaml has no split {split!r} (data.split), only {known}"
+            f"{folder / _META}: its split.yaml has no split {split!r} "
+            f"(data.split, or --from-split of an import), only {known}"
         )
     left_out = _expand(folder, config.get("exclude"))
     shards = [folder / name for name in _expand(folder, parts[split]) if name not in left_out]

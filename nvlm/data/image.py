@@ -17,25 +17,22 @@ import io
 import struct
 import warnings
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pyspng
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import AvifImagePlugin, ExifTags, Image
 
+from nvlm.data.image_formats import FORMATS, is_avif, is_heif
 from nvlm.data.repairs import note_repair
 from nvlm.data.sample import SampleError
 
 # Enough for the headers of nearly all images; the rest are read whole.
 HEADER_BYTES = 1 << 16
-# Pillow knows many more, among them some that run other programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-
-_EXTENSIONS = {
-    "BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif",
-    "WEBP": "webp",
-}  # fmt: skip
+_BY_PILLOW = tuple(name for name in FORMATS if name != "HEIF")
+_COMMON = "JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM, ICO, TGA and more"
 # What Pillow raises for broken files, `SyntaxError` in its PNG reader, the last three in its TIFF
 # reader. Caught around calls of Pillow alone.
 _DECODING_ERRORS = (
@@ -50,12 +47,15 @@ _DECODING_ERRORS = (
     IndexError,
 )
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ICON_SIGNATURE = b"\0\0\1\0"
 # 32-bit integers and floats have no set range; Pillow does not convert LAB to RGB.
 _UNUSABLE_MODES = ("I", "F", "LAB")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _UPRIGHT = 1
 _SIDES_SWAPPED = (5, 6, 7, 8)
 
+# Processes that decode are as many as there are cores for them.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Its own limit warns at 89 and raises at 179 megapixels, whatever ours is; ours replaces it.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -73,8 +73,13 @@ def read_image_size(data: bytes, max_megapixels: float | None = None) -> tuple[i
     return (height, width) if orientation in _SIDES_SWAPPED else (width, height)
 
 
+def readable_formats() -> list[str]:
+    """The formats that are read here: HEIC only where its library is installed."""
+    return [name for name in FORMATS if name != "HEIF" or find_spec("pillow_heif") is not None]
+
+
 def image_type(data: bytes) -> str:
-    """The extension that fits an image's content: jpg, png, webp, gif, bmp or tif.
+    """The extension that fits an image's content, such as jpg; the first one of `FORMATS`.
 
     Args:
         data: at least the image's first bytes.
@@ -82,8 +87,12 @@ def image_type(data: bytes) -> str:
     Raises:
         SampleError: the bytes are no image of one of `FORMATS`, or do not tell.
     """
+    if data.startswith(_ICON_SIGNATURE):
+        _check_icon(data, None)
+        return "ico"  # Pillow would decode it
     with warnings.catch_warnings(action="ignore"):
-        return _EXTENSIONS[str(_open(data, None).format)]
+        name = str(_open(data, None).format)
+    return FORMATS["JPEG" if name == "MPO" else name][0]
 
 
 def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np.uint8]:
@@ -96,6 +105,7 @@ def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np
     with warnings.catch_warnings(action="ignore"):
         image = _open(data, max_megapixels)
         orientation = _orientation(image)
+        size = image.size
         _note_repairs(image, data)
         pixels = _decode_quickly(image, data)
         if pixels is None:
@@ -104,6 +114,12 @@ def decode_image(data: bytes, max_megapixels: float | None = None) -> NDArray[np
             except _DECODING_ERRORS as error:
                 raise _unreadable(error) from None
             pixels = to_pixels(image)
+    width, height = size
+    if pixels.shape[:2] != (height, width):
+        raise SampleError(
+            "image",
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {width} x {height}",
+        )
     return _turn_upright(pixels, orientation)
 
 
@@ -113,28 +129,81 @@ def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     Raises:
         SampleError: pixels of `_UNUSABLE_MODES`.
     """
+    if _is_16_bit_pgm(image):
+        return _gray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in _UNUSABLE_MODES:
         raise SampleError(
             "image_pixels", f"pixels of mode {image.mode} have no sure RGB value; store 8-bit RGB"
         )
     if image.mode.startswith("I;16"):
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
+        return _gray((np.asarray(image) >> 8).astype(np.uint8))
     return np.array(image.convert("RGB"))  # a writable copy, which torch asks for
+
+
+def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def _is_16_bit_pgm(image: Image.Image) -> bool:
+    return image.format == "PPM" and image.mode == "I"  # Pillow brings them to 0 to 65535
 
 
 def _open(data: bytes, max_megapixels: float | None) -> Image.Image:
     """The image with its header read and its size checked."""
+    if data.startswith(_ICON_SIGNATURE):
+        _check_icon(data, max_megapixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_BY_PILLOW)
     except Image.UnidentifiedImageError:
+        if is_heif(data):
+            return _check_size(_open_heif(data), max_megapixels)
         kind = _describe(data)
         if kind is None:
             raise SampleError("image", "not readable as an image: damaged header") from None
-        raise SampleError("image_format", f"{kind}; readable are {', '.join(FORMATS)}") from None
+        raise SampleError("image_format", f"{kind}; readable are {_COMMON}") from None
     except _DECODING_ERRORS as error:
         raise _unreadable(error) from None
-    width, height = image.size
+    return _check_size(image, max_megapixels)
+
+
+def _open_heif(data: bytes) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile, options
+    except ModuleNotFoundError:
+        raise SampleError(
+            "image_format",
+            "a HEIC image, which needs the library pillow-heif: pip install 'nvlm[heif]', or "
+            "convert it to JPEG",
+        ) from None
+    options.DECODE_THREADS = 1
+    try:
+        return HeifImageFile(io.BytesIO(data))
+    except (RuntimeError, *_DECODING_ERRORS) as error:
+        raise _unreadable(error) from None
+
+
+def _check_icon(data: bytes, max_megapixels: float | None) -> None:
+    """Raise `SampleError` for an icon with too large an image: Pillow decodes it as it opens it."""
+    num_entries = int.from_bytes(data[4:6], "little")
+    for start in range(6, 6 + 16 * num_entries, 16):
+        offset = int.from_bytes(data[start + 12 : start + 16], "little")
+        head = data[offset : offset + 24]
+        if start + 16 > len(data) or len(head) < 24:
+            raise SampleError("image", "not readable as an image: an icon that is cut short")
+        if head.startswith(_PNG_SIGNATURE):
+            width, height = struct.unpack(">II", head[16:])
+        else:  # a bitmap, over one of its mask
+            width, height = struct.unpack("<ii", head[4:12])
+            height //= 2
+        _check_sides(width, height, max_megapixels)
+
+
+def _check_size(image: Image.Image, max_megapixels: float | None) -> Image.Image:
+    _check_sides(*image.size, max_megapixels)
+    return image
+
+
+def _check_sides(width: int, height: int, max_megapixels: float | None) -> None:
     if width < 1 or height < 1:
         raise SampleError("image", f"{width} x {height} pixels")
     if max_megapixels is not None and width * height > max_megapixels * 1e6:
@@ -142,7 +211,6 @@ def _open(data: bytes, max_megapixels: float | None) -> Image.Image:
             "image_too_large",
             f"{width} x {height} pixels, over data.max_image_megapixels {max_megapixels:g}",
         )
-    return image
 
 
 def _unreadable(error: Exception) -> SampleError:
@@ -154,12 +222,18 @@ def _describe(data: bytes) -> str | None:
     start = data[:256].lstrip().lower()
     if not data:
         return "an empty file"
+    if is_avif(data):
+        return None
     if data[4:8] == b"ftyp":
-        return f"a file of type {data[8:12].decode('latin-1')!r} (HEIC, AVIF or video)"
+        return f"a file of type {data[8:12].decode('latin-1')!r}, such as videos are"
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
         return "an SVG drawing"
     if start.startswith(b"%pdf"):
         return "a PDF"
+    if start.startswith(b"%!ps") or data.startswith(b"\xc5\xd0\xd3\xc6"):
+        return "a PostScript drawing"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "a JPEG XL image"
     known = (_PNG_SIGNATURE, b"\xff\xd8", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
     if data.startswith(known):
         return None
@@ -203,7 +277,7 @@ def _note_repairs(image: Image.Image, data: bytes) -> None:
         note_repair("profile_ignored")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         note_repair("alpha_dropped")
-    elif image.mode.startswith("I;16") or _is_16_bit_png(image, data):
+    elif image.mode.startswith("I;16") or _is_16_bit_pgm(image) or _is_16_bit_png(image, data):
         note_repair("upper_byte")
     elif image.mode != "RGB":
         note_repair("converted_to_rgb")

@@ -30,6 +30,7 @@ from nvlm.config import RunConfig
 from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.energon import excluded_samples, read_field_map
+from nvlm.data.image import readable_formats
 from nvlm.data.index_build import (
     LIST_COLUMNS,
     SAMPLE_COLUMNS,
@@ -218,6 +219,7 @@ def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[
         "prompts": source.settings.prompts,
         "field_map": None if field_map is None else _plain(vars(field_map)),
         "excluded": sorted(reading.excluded),
+        "image_formats": readable_formats(),
         "data.max_image_megapixels": reading.max_megapixels,
         "data.num_video_frames": reading.max_frames,
     }

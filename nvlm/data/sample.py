@@ -5,7 +5,7 @@ holds follows from the rest of its name:
 
     KEY.json            the sample's text, in one of the shapes of kinds.py
     KEY.txt             a caption, where there is no .json that says more
-    KEY.jpg             the only image; also png, jpeg, webp, bmp, gif, tif, tiff
+    KEY.jpg             the only image; also png, webp and all others of image_formats.py
     KEY.0.jpg, KEY.1.png, ...  images, in the order in which the text uses them
     KEY.mp4             a video; also m4v, mov, mkv, webm, avi; read as evenly spaced frames
 
@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm.data.energon import FieldMap
+from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.regular_files import open_regular_file
 from nvlm.data.tar import TarDamageError, read_members
 from nvlm.errors import DataError
 
 IMAGE_MARK = "<image>"
-IMAGE_TYPES = {"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"}
 VIDEO_TYPES = {"mp4", "m4v", "mov", "mkv", "webm", "avi"}
 TEXT_MEMBERS = ("json", "txt")
 # A conversation: `{"role": "system" | "user" | "assistant", "content": text}` per turn; a document:

@@ -127,11 +127,59 @@ HEIC = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(200)
 PDF = b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n"
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
+
+def _icon_bomb() -> bytes:
+    """An icon of 16 x 16 pixels by its directory, whose PNG has 3000 x 2000."""
+    inside = _save(Image.new("1", (3000, 2000)), "PNG")
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + inside
+
+
+def _icon_of_bitmap() -> bytes:
+    return _save(picture("RGB", 48, 48), "ICO", sizes=[(48, 48)], bitmap_format="bmp")
+
+
+def _cursor() -> bytes:
+    icon = _icon_of_bitmap()
+    return icon[:2] + b"\2" + icon[3:]
+
+
+def _jp2_with_other_sides() -> bytes:
+    """The box around the code stream says 7 x 5 pixels."""
+    data = _save(picture(), "JPEG2000")
+    return _changed(data, data.index(b"ihdr") + 4, struct.pack(">II", 5, 7))
+
+
+def _short_tga() -> bytes:
+    return bytes([0, 0, 2, *[0] * 9, 8, 0, 8, 0, 24, 0]) + bytes(10)
+
+
+def _pfm() -> bytes:
+    return b"Pf\n4 4\n-1.0\n" + np.ones(16, "<f4").tobytes()
+
+
+def _pgm16() -> bytes:
+    return b"P5 256 256 65535\n" + np.arange(65536).astype(">u2").tobytes()
+
+
+def _half_seen() -> Image.Image:
+    image = picture("RGBA")
+    image.putalpha(100)
+    return image
+
+
+def _psd() -> bytes:
+    pixels = np.asarray(picture()).transpose(2, 0, 1).tobytes()
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, HEIGHT, WIDTH, 8, 3)
+    return head + bytes(12) + b"\0\0" + pixels
+
+
 CONVERT = "converted to RGB"
 ALPHA = "alpha is dropped; colours stay as stored"
 TURNED = "EXIF rotation is applied to pixels and sides"
 FIRST = "first frame"
 CUT = "cut short: skipped"
+HEIC_RULE = "read with `nvlm[heif]`, which Pillow needs for it; otherwise skipped"
 NO_FORMAT = "not one of the formats read: skipped"
 TOO_LARGE = "over data.max_image_megapixels by its header: skipped before decoding"
 
@@ -155,7 +203,43 @@ CASES = [
         "PNG named .jpg", "content decides, not the name", "read", lambda: _save(picture(), "PNG")
     ),
     Case("header over 64 KiB", "as it is", "read", _jpeg_with_comments),
+    Case("AVIF", "as it is", "read", lambda: _save(picture(), "AVIF")),
+    Case("JPEG 2000", "as it is", "read", lambda: _save(picture(), "JPEG2000")),
+    Case(
+        "JPEG 2000 code stream",
+        "as it is",
+        "read",
+        lambda: _save(picture(), "JPEG2000", no_jp2=True),
+    ),
+    Case("PPM", "as it is", "read", lambda: _save(picture(), "PPM")),
+    Case("TGA", "as it is", "read", lambda: _save(picture(), "TGA")),
+    Case(
+        "TGA, run lengths",
+        "as it is",
+        "read",
+        lambda: _save(picture(), "TGA", compression="tga_rle"),
+    ),
+    Case("DDS", "as it is", "read", lambda: _save(picture(), "DDS")),
+    Case("PCX", "as it is", "read", lambda: _save(picture(), "PCX")),
+    Case("SGI", "as it is", "read", lambda: _save(picture(), "SGI")),
+    Case("QOI", "as it is", "read", lambda: _save(picture(), "QOI")),
+    Case("PSD", "as it is", "read", _psd),
+    Case("DIB", "as it is", "read", lambda: _save(picture(), "DIB")),
     # Converted by a rule.
+    Case("AVIF with alpha", ALPHA, "repaired", lambda: _save(_half_seen(), "AVIF")),
+    Case(
+        "AVIF that is turned", TURNED, "repaired", lambda: _save(picture(), "AVIF", exif=_exif(6))
+    ),
+    Case("animated AVIF", FIRST, "repaired", lambda: _animated("AVIF")),
+    Case("16-bit gray JPEG 2000", "upper byte", "repaired", lambda: _save(_gray16(), "JPEG2000")),
+    Case("PGM", CONVERT, "repaired", lambda: _save(picture("L"), "PPM")),
+    Case("PBM", CONVERT, "repaired", lambda: _save(picture("1"), "PPM")),
+    Case("16-bit PGM", "upper byte", "repaired", _pgm16),
+    Case("ICO", f"largest picture; {ALPHA}", "repaired", lambda: _save(picture("RGBA"), "ICO")),
+    Case("ICO of bitmaps", f"largest picture; {ALPHA}", "repaired", _icon_of_bitmap),
+    Case("CUR", "as it is", "read", _cursor),
+    Case("XBM", CONVERT, "repaired", lambda: _save(picture("1"), "XBM")),
+    Case("MSP", CONVERT, "repaired", lambda: _save(picture("1"), "MSP")),
     Case("gray JPEG", CONVERT, "repaired", lambda: _save(picture("L"), "JPEG")),
     Case("gray PNG", CONVERT, "repaired", lambda: _save(picture("L"), "PNG")),
     Case("1-bit PNG", CONVERT, "repaired", lambda: _save(picture("1"), "PNG")),
@@ -295,10 +379,27 @@ CASES = [
     Case("text named .jpg", NO_FORMAT, "image_format", lambda: b"404: not found\n" * 9),
     Case("HTML named .png", NO_FORMAT, "image_format", lambda: b"<html><body>Gone</body></html>"),
     Case("SVG", NO_FORMAT, "image_format", lambda: SVG),
-    Case("HEIC", NO_FORMAT, "image_format", lambda: HEIC),
+    Case("HEIC, damaged or without pillow-heif", HEIC_RULE, "image_format", lambda: HEIC),
     Case("PDF", NO_FORMAT, "image_format", lambda: PDF),
-    Case("PPM", NO_FORMAT, "image_format", lambda: _save(picture(), "PPM")),
-    Case("ICO", NO_FORMAT, "image_format", lambda: _save(picture(), "ICO")),
+    Case(
+        "EPS",
+        "not read, as Pillow runs Ghostscript: skipped",
+        "image_format",
+        lambda: _save(picture(), "EPS"),
+    ),
+    Case("JPEG XL", NO_FORMAT, "image_format", lambda: b"\xff\x0a" + bytes(range(200))),
+    Case("icon with a large PNG inside", TOO_LARGE, "image_too_large", _icon_bomb),
+    Case("icon, truncated", CUT, "image", lambda: _half(_save(picture("RGB", 64, 64), "ICO"))),
+    Case("truncated AVIF", CUT, "image", lambda: _half(_save(picture(), "AVIF"))),
+    Case("truncated JPEG 2000", CUT, "image", lambda: _half(_save(picture(), "JPEG2000"))),
+    Case("truncated PPM", CUT, "image", lambda: _half(_save(picture(), "PPM"))),
+    Case("truncated TGA", CUT, "image", _short_tga),
+    Case("truncated QOI", CUT, "image", lambda: _half(_save(picture(), "QOI"))),
+    Case("JPEG 2000 of other sides than its header", "skipped", "image", _jp2_with_other_sides),
+    Case(
+        "huge PPM header", TOO_LARGE, "image_too_large", lambda: b"P6 60000 60000 255\n" + bytes(99)
+    ),
+    Case("float PFM", "no set range: skipped", "image_pixels", _pfm),
     Case(
         "random bytes",
         NO_FORMAT,

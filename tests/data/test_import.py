@@ -336,7 +336,7 @@ def test_hf_datasets(tmp_path: Path, splits: bool):
     run("hf-datasets", tmp_path / "source", tmp_path / "out")
     check_rows(tmp_path / "out", ["image_format"])
     if splits:
-        with pytest.raises(DataError, match="no split val, only train, test"):
+        with pytest.raises(DataError, match="no split val, only train, test; say which"):
             run("hf-datasets", tmp_path / "source", tmp_path / "out", split="val")
 
 

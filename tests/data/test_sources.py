@@ -163,7 +163,7 @@ def test_split_and_what_it_excludes(make_config, tmp_path: Path):
     (index,) = open_indexes(make_config(f"data.blend={{source: {{path: {folder}}}}}"))
     assert [index.key(row) for row in range(len(index))] == ["k0", "k2"]
     assert index.num_rejected == {}
-    with pytest.raises(DataError, match=r"no split 'test' \(data\.split\), only train, val"):
+    with pytest.raises(DataError, match=r"no split 'test' .*, only train, val"):
         find_sources(make_config(f"data.blend={{source: {{path: {folder}}}}}", "data.split=test"))
 
 
@@ -193,7 +193,7 @@ def test_energon_settings_that_are_not_read(make_config, tmp_path: Path, dataset
         ({"split_parts": {"train": "a.tar"}}, "expected a list of names, found 'a.tar'"),
         ({"split_parts": {"train": ["a-{0..2.tar"]}}, "Unbalanced braces: 'a-{0..2.tar'"),
         ({"split_parts": {"train": []}, "exclude": 7}, "expected a list of names, found 7"),
-        ({"split_parts": {1: ["a.tar"]}}, r"no split 'train' \(data\.split\), only 1"),
+        ({"split_parts": {1: ["a.tar"]}}, r"no split 'train' .*, only 1"),
     ],
 )
 def test_splits_that_are_not_read(make_config, tmp_path: Path, split, message: str):

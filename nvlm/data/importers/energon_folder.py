@@ -15,5 +15,7 @@ def open_source(options: ImportOptions) -> TarReader:
             f"{folder} has no folder .nv-meta, which `energon prepare` makes; plain tars are "
             "imported with --format webdataset"
         )
-    shards = prepared_shards(folder, options.split)
-    return TarReader(shards, read_field_map(folder), excluded_samples(folder))
+    shards = prepared_shards(folder, options.from_split or options.split)
+    beside = sum(path.suffix == ".tar" for path in folder.rglob("*")) - len(shards)
+    notes = [f"left {beside:,} tars of other splits, as .nv-meta says"] if beside > 0 else []
+    return TarReader(shards, read_field_map(folder), excluded_samples(folder), notes)

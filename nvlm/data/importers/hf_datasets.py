@@ -19,7 +19,9 @@ from nvlm.data.importers.rows import (
     make_row_keys,
     read_records,
 )
+from nvlm.data.importers.source_files import check_split_of_source
 from nvlm.data.sample import SampleError
+from nvlm.data.splits import meant_split
 from nvlm.errors import DataError
 
 
@@ -41,10 +43,12 @@ class DatasetReader:
                 f"{source}: not a folder of `save_to_disk`: {type(error).__name__}: {error}"
             ) from None
         if isinstance(data, datasets.DatasetDict):
-            if options.split not in data:
-                splits = ", ".join(map(str, data))
-                raise DataError(f"{source} has no split {options.split}, only {splits}")
-            data = data[options.split]
+            split = _find_split(options, [str(name) for name in data])
+            left = [f"{name} ({len(data[name]):,} rows)" for name in data if name != split]
+            self.notes = [f"took the split {split}, left {', '.join(left)}"] if left else []
+            data = data[split]
+        else:
+            self.notes = check_split_of_source(options)
         self._data = data.with_format("arrow")
         self.files = sorted(path for path in source.rglob("*") if path.is_file())
         self._folder = options.file_folder(source)
@@ -73,6 +77,17 @@ class DatasetReader:
         for start in range(first, stop, BATCH_ROWS):
             batch = self._data[start : min(start + BATCH_ROWS, stop)]
             yield from read_records(batch, self._keys, start, self._folder, "")
+
+
+def _find_split(options: ImportOptions, names: list[str]) -> str:
+    wanted = options.from_split or options.split
+    meant = [name for name in names if meant_split(name) == meant_split(wanted)]
+    if wanted not in names and len(meant) != 1:
+        raise DataError(
+            f"{options.source} has no split {wanted}, only {', '.join(names)}; say which to take: "
+            + ", ".join(f"--from-split {name}" for name in names)
+        )
+    return wanted if wanted in names else meant[0]
 
 
 def open_source(options: ImportOptions) -> DatasetReader:

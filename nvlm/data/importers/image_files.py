@@ -22,10 +22,12 @@ class FileFolder:
     """Where the files lie that a source names.
 
     `allow_outside`: names may lead out of it, by `..`, as absolute paths or through links.
+    `inside`: where they may lead to otherwise; None: only into the folder.
     """
 
     path: Path
     allow_outside: bool = False
+    inside: Path | None = None
 
 
 def find_file(folder: FileFolder, name: Any, what: str) -> Path:
@@ -45,11 +47,12 @@ def find_file(folder: FileFolder, name: Any, what: str) -> Path:
         real = os.path.realpath(path)
     except (OSError, ValueError) as error:  # far too long, or half a surrogate pair
         raise SampleError(reason, f"{shown(name)}: {error}") from None
-    if not folder.allow_outside and not _is_in(real, os.path.realpath(folder.path)):
-        is_link = _is_in(os.path.abspath(path), os.path.abspath(folder.path))
+    inside = folder.inside or folder.path
+    if not folder.allow_outside and not _is_in(real, os.path.realpath(inside)):
+        is_link = _is_in(os.path.abspath(path), os.path.abspath(inside))
         raise SampleError(
             reason,
-            f"{shown(name)} {'is a link out of' if is_link else 'is not in'} {folder.path}; give "
+            f"{shown(name)} {'is a link out of' if is_link else 'is not in'} {inside}; give "
             "--images with a folder that holds all of them, or --allow-outside to read files from "
             "anywhere",
         )

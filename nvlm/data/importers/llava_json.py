@@ -14,6 +14,7 @@ from typing import Any
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.image_files import find_file
 from nvlm.data.importers.records import Keys, Picture, Record, Reject, make_record
+from nvlm.data.importers.source_files import check_split_of_source
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
 
@@ -23,6 +24,7 @@ _EXPECTED = "expected a JSON list of samples, or one sample per line"
 class LlavaReader:
     def __init__(self, options: ImportOptions):
         self.files = [options.source]
+        self.notes = check_split_of_source(options)
         self._folder = options.file_folder(options.source.parent)
         self._per_unit = options.samples_per_shard
         self._entries = _read_entries(options.source)

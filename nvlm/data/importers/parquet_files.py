@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvlm.data.importers.formats import ImportOptions
-from nvlm.data.importers.records import Keys, Record, Reject, source_files
+from nvlm.data.importers.records import Keys, Record, Reject
 from nvlm.data.importers.rows import (
     BATCH_ROWS,
     check_columns,
@@ -21,13 +21,16 @@ from nvlm.data.importers.rows import (
     make_row_keys,
     read_records,
 )
+from nvlm.data.importers.source_files import find_source_files
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
+
+_ENDINGS = (".parquet",)
 
 
 class ParquetReader:
     def __init__(self, options: ImportOptions):
-        self.files = source_files(options.source, ("*.parquet",), "parquet files")
+        self.files, self.notes = find_source_files(options, _ENDINGS, "parquet files")
         self._options = options
         self._keys: list[list[str | SampleError]] = []
         # (file, its row groups, row before the first), of about a shard's samples each.

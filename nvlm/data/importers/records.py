@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from nvlm.data.image import HEADER_BYTES, image_type
+from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.importers.fields import TEXT_FIELDS, normalise
 from nvlm.data.kinds import SampleParser
 from nvlm.data.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, read_regular_file
-from nvlm.data.sample import IMAGE_TYPES, MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
+from nvlm.data.sample import MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
 from nvlm.data.text_members import shown
-from nvlm.errors import DataError
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
 _MAX_KEY_LENGTH = 200
@@ -86,6 +85,8 @@ class Reader(Protocol):
     # The files and folders that decide what is read, for telling whether an interrupted import
     # may go on.
     files: list[Path]
+    # What to say after the import of files that were chosen, and of those that were not read.
+    notes: list[str]
 
     def read(self, unit: int) -> Iterator[Record | Reject]:
         """The samples of one unit, always the same ones in the same order."""
@@ -214,42 +215,3 @@ def clean_key(text: str) -> str:
     """`text` with everything but letters, digits, `_`, `-` and `/` replaced."""
     cleaned = _NOT_IN_KEYS.sub("_", text).strip("/")[-_MAX_KEY_LENGTH:].strip("/")
     return re.sub("/+", "/", cleaned) or "_"
-
-
-def source_files(source: Path, patterns: tuple[str, ...], what: str) -> list[Path]:
-    """`source` itself, or the files below it that match one of `patterns`, sorted.
-
-    Raises:
-        DataError: there are none.
-    """
-    if source.is_file():
-        return [source]
-    found = sorted(
-        path
-        for _, paths in walk(source)
-        for path in paths
-        if any(path.match(pattern) for pattern in patterns)
-    )
-    if not found:
-        raise DataError(f"{source} has no {what} ({', '.join(patterns)})")
-    return found
-
-
-def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder at and below `folder`, links to folders followed once, and the files in it.
-
-    Raises:
-        OSError: one of them may not be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield Path(place), [Path(place, name) for name in names]

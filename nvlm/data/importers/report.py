@@ -90,7 +90,7 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
     if summary.num_rejected:
         rejected = Path(summary.folder) / REJECTED_FILE
         console.print(f"each is named in {rejected}", markup=False, highlight=False, soft_wrap=True)
-    for line in _unused_fields(summary):
+    for line in [*summary.notes, *_unused_fields(summary)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return summary
 

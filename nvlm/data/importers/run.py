@@ -46,6 +46,7 @@ class ImportSummary:
     num_rejected: int
     reasons: dict[str, int]
     unused_fields: dict[str, int]  # field of the source -> samples that have it, most first
+    notes: list[str]  # on the files of the source: which were chosen, which were not read
 
 
 # Called with units done, units in all, samples read (good or not) and samples in all, if known.
@@ -94,7 +95,7 @@ def _import(
         with lock.acquire(blocking=False):
             _check_plan(work, options, reader)
             _write_units(work, folder.name, options, reader, show)
-            summary = _summarise(work, folder, options, reader.num_units)
+            summary = _summarise(work, folder, options, reader)
             work.rename(folder)
             shutil.rmtree(folder / _STATE)
     except Timeout:
@@ -216,12 +217,12 @@ def _result_path(work: Path, unit: int) -> Path:
     return work / _STATE / f"{unit:06d}.json"
 
 
-def _summarise(work: Path, folder: Path, options: ImportOptions, num_units: int) -> ImportSummary:
+def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader) -> ImportSummary:
     totals = UnitResult()
     reasons: Counter[str] = Counter()
     examples: list[str] = []
     with (work / REJECTED_FILE).open("w", encoding="utf-8") as file:
-        for unit in range(num_units):
+        for unit in range(reader.num_units):
             result = UnitResult.load(_result_path(work, unit))
             totals.num_samples += result.num_samples
             totals.num_images += result.num_images
@@ -249,6 +250,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, num_units: int)
         sum(reasons.values()),
         dict(reasons.most_common()),
         dict(totals.unused.most_common()),
+        reader.notes,
     )
     (work / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1) + "\n")
     return summary

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvlm.data.energon import FieldMap
+from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.records import (
     Keys,
@@ -21,14 +22,14 @@ from nvlm.data.importers.records import (
     Record,
     Reject,
     make_record,
-    source_files,
 )
-from nvlm.data.sample import IMAGE_TYPES, TEXT_MEMBERS, VIDEO_TYPES, SampleError
+from nvlm.data.importers.source_files import find_source_files
+from nvlm.data.sample import TEXT_MEMBERS, VIDEO_TYPES, SampleError
 from nvlm.data.tar import TarDamageError, read_members
 from nvlm.data.text_members import read_fields
 from nvlm.errors import DataError
 
-PATTERNS = ("*.tar", "*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz")
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _DIGITS = re.compile(r"(\d+)")
@@ -37,12 +38,19 @@ _DIGITS = re.compile(r"(\d+)")
 class TarReader:
     num_samples: int | None = None
 
-    def __init__(self, shards: list[Path], field_map: FieldMap | None, left_out: set[str]):
+    def __init__(
+        self,
+        shards: list[Path],
+        field_map: FieldMap | None,
+        left_out: set[str],
+        notes: list[str],
+    ):
         """
         Args:
             left_out: `SHARD/KEY` of samples that are not wanted.
         """
         self.files = shards
+        self.notes = notes
         self._field_map = field_map
         self._left_out = left_out
         self.num_units = len(shards)
@@ -143,4 +151,5 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def open_source(options: ImportOptions) -> TarReader:
     if (options.source / ".nv-meta").is_dir():
         raise DataError(f"{options.source} is prepared for Energon: use --format energon")
-    return TarReader(source_files(options.source, PATTERNS, "tar files"), None, set())
+    shards, notes = find_source_files(options, ENDINGS, "tar files")
+    return TarReader(shards, None, set(), notes)
