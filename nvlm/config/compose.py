@@ -53,8 +53,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     values: Values = {}
     for layer in [*layers, *given]:
         values = _merge(values, layer.values, (), len(layer.key))
-    for override in given:
-        _say_what_was_undone(override, values)
 
     def origin_of(location: list[str]) -> str:
         for layer in reversed([*layers, *given]):
@@ -64,6 +62,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     config = _validate(values, str(path), origin_of)
     check_config(config, source=str(path))
+    for override in given:
+        _say_what_was_undone(override, values)
     return config
 
 

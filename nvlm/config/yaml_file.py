@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
         ConfigError: says where and why, and not in which file.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _Reader().plain(node, 0)
     except yaml.YAMLError as error:
         raise ConfigError(f"not readable as YAML: {_reason(error)}") from None
@@ -98,6 +98,15 @@ def _read_text(path: Path, wanted_by: str) -> str:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{shorten(str(path))}: is no file name: {error}") from None
+
+
+class _Loader(yaml.BaseLoader):
+    """PyYAML's, stopped early in brackets in brackets: its time grows with their depth squared."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > MAX_DEPTH:
+            raise ConfigError(f"line {self.line + 1}: nested deeper than {MAX_DEPTH} levels")
+        super().fetch_flow_collection_start(TokenClass)
 
 
 class _Reader:
