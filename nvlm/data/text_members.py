@@ -73,7 +73,10 @@ def text_without_marks(value: Any, name: str) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message: short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

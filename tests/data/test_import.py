@@ -82,8 +82,10 @@ HOSTILE = {
     "missing_image": {"id": "a", "image": "deep/99.img", "conversations": turns("<image>")},
     "image_format": {"id": "b", "image": "notes.txt", "conversations": turns("<image>")},
     "image_count": {"id": "c", "image": "deep/0.img", "conversations": turns("<image><image>")},
-    "messages": {"id": "d", "conversations": "hello"}
-    | {"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}]},
+    "messages": {
+        "id": "d",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}],
+    },
     "role_order": {"id": "e", "conversations": turns("a")[::-1]},
     "text": {"id": "f", "conversations": turns("a", " ")},
     "fields": [1, 2],
@@ -398,14 +400,14 @@ def test_images_are_not_left_out_for_their_columns_name(tmp_path: Path, form: st
         pq.write_table(table, tmp_path / "source")
     else:
         datasets.Dataset(table).save_to_disk(str(tmp_path / "source"))
-    with pytest.raises(DataError, match=r"its column pics holds bytes, .*images, image, .*rename"):
+    with pytest.raises(DataError, match=r"its field pics holds bytes, .*rename the field to image"):
         run(form, tmp_path / "source", tmp_path / "out")
 
 
 @pytest.mark.parametrize("form", ["parquet", "llava-json"])
 def test_images_are_not_left_out_for_the_name_of_the_field_that_names_them(tmp_path, form: str):
     rows = [
-        {"id": "1.jpg", "image_path": "x.jpg", "question": "What?", "answer": "That."},
+        {"id": "1.jpg", "scene": "x.jpg", "question": "What?", "answer": "That."},
         {"id": "2.jpg", "url": "https://a.b/c.jpg", "question": "Which?", "answer": "See d.jpg"},
     ]
     source = tmp_path / "source.json"
@@ -416,7 +418,7 @@ def test_images_are_not_left_out_for_the_name_of_the_field_that_names_them(tmp_p
     assert run(form, source, tmp_path / "out").num_samples == 1
     ((reason, detail),) = rejected(tmp_path / "out").values()
     assert reason == "missing_image"
-    assert "its field image_path is 'x.jpg'; rename the field to image" in detail
+    assert "its field scene is 'x.jpg'; rename the field to image" in detail
 
 
 def text_column(*values: bytes) -> pa.Array:
@@ -431,7 +433,6 @@ def test_rows_with_values_that_are_no_text(tmp_path: Path, form: str, with_ids: 
     answers = [b"1", None, None, None], [None, None, datetime.date(2020, 1, 1), None]
     columns = {"question": questions, "answer": answers[0], "label": answers[1]}
     columns["image"] = [PICTURES[0]] * 4
-    columns["query"] = ["Unused."] * 4
     if with_ids:
         columns["id"] = text_column(b"a", b"b", b"c", b"d")
     table = pa.table(columns)
@@ -442,7 +443,8 @@ def test_rows_with_values_that_are_no_text(tmp_path: Path, form: str, with_ids: 
         datasets.Dataset(table).save_to_disk(str(tmp_path / "source"))
     with pytest.raises(DataError) as caught:
         run(form, tmp_path / "source", tmp_path / "out")
-    for part in ("among 4: text 4", "row 0: b'1' is bytes, expected text", "row 1: not UTF-8",
+    for part in ("among 4: text 3, fields 1",
+                 "row 0: b'1' is bytes, expected text", "row 1: not UTF-8",
                  "row 2: datetime.date(2020, 1, 1) is date, expected text"):  # fmt: skip
         assert part in str(caught.value)
 

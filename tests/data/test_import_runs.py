@@ -209,7 +209,7 @@ def test_what_exists_is_not_written_over(source, whole, tmp_path):
 
 
 def test_an_error_of_ours_is_not_swallowed(source, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr("nvlm.data.importers.llava_json.make_record", broken)

@@ -19,12 +19,13 @@ from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.importers.caption_lists import Row, is_list, picture_names, read_list
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.image_files import FileFolder, find_file
+from nvlm.data.importers.members import fields_of_members
 from nvlm.data.importers.records import Keys, Picture, Record, Reject, make_record
 from nvlm.data.importers.source_files import count_kinds, is_hidden, walk
 from nvlm.data.regular_files import read_regular_file
 from nvlm.data.sample import MAX_TEXT_BYTES, SampleError
 from nvlm.data.splits import choose_split, split_of_file, split_of_folder, split_of_source
-from nvlm.data.text_members import printable, read_fields
+from nvlm.data.text_members import printable
 from nvlm.errors import DataError
 
 _CAPTIONS = (".txt", ".caption")
@@ -186,7 +187,7 @@ class CaptionsReader:
                 if fields is None:
                     fields = _read_beside(entry)
                 text = {name: fields[name] for name in fields if name != entry.name_field}
-                yield make_record(key, text, pictures)
+                yield make_record(key, text, pictures, folder=entry.folder)
             except SampleError as error:
                 yield Reject.of(entry.where, error, fields)
 
@@ -227,12 +228,7 @@ def _read_beside(entry: _Entry) -> dict[str, Any]:
     if not texts:
         stem = PurePath(entry.names[0]).stem
         raise SampleError("missing_caption", f"no file {stem}.txt, .caption or .json beside it")
-    fields = read_fields(texts, None)
-    if set(fields) == {"kind", "caption"} and "txt" in texts:
-        # The JSON, if there is one, says nothing of the text; what else it says is listed.
-        others = read_fields({"json": texts["json"]}, None) if "json" in texts else {}
-        return others | {"caption": fields["caption"].strip()}
-    return fields
+    return fields_of_members(texts, None)[0]
 
 
 def open_source(options: ImportOptions) -> CaptionsReader:

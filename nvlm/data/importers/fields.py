@@ -1,123 +1,120 @@
-"""The text of samples in the shapes that data comes in, as the fields that kinds.py reads."""
+"""An object of a source, whose fields are taken one by one: what is left was not used."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nvlm.data.sample import IMAGE_MARK, SampleError
-from nvlm.data.text_members import VIDEO_MARK, shown
+from nvlm.data.importers.spellings import ID_FIELDS, IMAGES, MEANINGS, REFUSED, plain
+from nvlm.data.sample import SampleError
+from nvlm.data.text_members import shown
 
-_CONVERSATIONS = ("messages", "conversations", "conversation", "texts")
-_QUESTIONS = ("question", "query")
-_ANSWERS = ("answers", "answer", "label")
-_CAPTIONS = ("caption", "captions")
-# All that `normalise` takes text from.
-TEXT_FIELDS = (
-    *(*_CONVERSATIONS, *_QUESTIONS, *_ANSWERS, *_CAPTIONS),
-    *("text", "parts", "regions", "choices"),
-)
-_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant"}
-# Fields of kinds.py that are taken over as they are.
-_OWN_FIELDS = ("kind", "task", "parts", "regions", "choices", "correct", "answer_weights")
+# Values are looked at no deeper for whether they say anything.
+_MAX_DEPTH = 4
+_MAX_NAMES_SHOWN = 8
 
 
-def normalise(value: dict[str, Any], num_images: int, has_video: bool = False) -> dict[str, Any]:
-    """The JSON to store for a sample with `num_images` images.
+class Fields:
+    """The fields that say something, by their plain names; null and empty ones do not count.
 
-    Of conversations (`messages`, LLaVA's `conversations`, the Cauldron's `texts`) without a mark
-    for their images, the first user turn gets the marks, as LLaVA does.
-
-    Raises:
-        SampleError: none of the known fields is there.
+    Attributes:
+        place: of the object in its sample, such as `messages.`; the sample itself has "".
     """
-    result = {name: value[name] for name in _OWN_FIELDS if value.get(name) is not None}
-    if value.get("id") is not None:
-        result["id"] = value["id"] if isinstance(value["id"], int) else str(value["id"])
-    for name in _CONVERSATIONS:
-        if isinstance(value.get(name), list):
-            messages = _messages(value[name])
-            _add_marks(messages, num_images, has_video)
-            return result | {"messages": messages}
-    if "parts" in result or "regions" in result:
-        return result
-    question = _first(value, *_QUESTIONS)
-    if question is not None:
-        answers = _first(value, *_ANSWERS)
-        if "choices" in result:
-            return result | {"question": question}
-        return result | {"question": question, "answers": _as_list(answers)}
-    caption = _first(value, *_CAPTIONS)
-    text = value.get("text")
-    if caption is None and num_images and "kind" not in result:
-        caption = text  # as in Hugging Face's image folders
-    if caption is not None:
-        return result | {"caption": caption}
-    if text is not None:
-        return result | {"text": text}
-    for name in _CONVERSATIONS:
-        if value.get(name) is not None:
-            raise SampleError("messages", f"{name} is {shown(value[name])}, expected a list")
-    found = ", ".join(map(str, list(value)[:8])) or "nothing"
-    raise SampleError("fields", f"no conversation, caption, question or text; it has {found}")
+
+    def __init__(self, value: dict[Any, Any], place: str = ""):
+        """Raises `SampleError` if two names differ only in capitals and the like."""
+        self.place = place
+        self._left: dict[str, tuple[str, Any]] = {}
+        for name, content in value.items():
+            if is_nothing(content):
+                continue
+            if (key := plain(name)) in self._left:
+                other = self._left[key][0]
+                raise SampleError("fields", f"{place}{other} and {place}{name} are one field twice")
+            self._left[key] = (str(name), content)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def __iter__(self) -> Iterator[str]:
+        """The plain names of what is left."""
+        return iter(list(self._left))
+
+    def look(self, name: str) -> Any:
+        return self._left[name][1] if name in self._left else None
+
+    def name(self, name: str) -> str:
+        """As the source writes it, with its place."""
+        return self.place + self._left[name][0]
+
+    def take(self, name: str) -> Any:
+        return self._left.pop(name)[1]
+
+    def take_one(self, names: Iterable[str]) -> tuple[str, Any]:
+        """(plain name, value) of the one of `names` that is there; ("", None) if none is.
+
+        Raises:
+            SampleError: there are several, and they do not say the same.
+        """
+        found = [name for name in names if name in self._left]
+        for other in found[1:]:
+            if self.look(other) != self.look(found[0]):
+                raise SampleError(
+                    "fields",
+                    f"{self.name(found[0])} and {self.name(other)} say different things, and which "
+                    "is meant is not known; keep one",
+                )
+        values = [self.take(name) for name in found]
+        return (found[0], values[0]) if found else ("", None)
+
+    def refuse(self) -> None:
+        """Raise `SampleError` if there is a field that may not be left out, and has no use."""
+        for name in self._left.keys() & REFUSED.keys():
+            if self.look(name) is False:
+                self.take(name)
+                continue
+            raise SampleError(
+                "fields", f"{self.name(name)} is {shown(self.look(name))}: {REFUSED[name]}"
+            )
+
+    def leave(self, main: str) -> list[str]:
+        """The names of what is left, to be listed after the import.
+
+        Args:
+            main: what was used, for the message.
+
+        Raises:
+            SampleError: something is left that decides what is trained.
+        """
+        for name, (_, value) in self._left.items():
+            meaning = MEANINGS.get(name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            # Numbers of classes.
+            if meaning is None or (meaning == "answer" and is_number):
+                continue
+            raise SampleError(
+                "fields",
+                f"{self.name(name)} ({meaning}) has no use beside {main}, and leaving it out would "
+                "change the sample; remove one of them",
+            )
+        return [self.place + original for original, _ in self._left.values()]
+
+    def describe(self) -> str:
+        """What there is, with the names that may be meant."""
+        known = [*MEANINGS, *ID_FIELDS, *IMAGES]
+        names = []
+        for key, (name, _) in list(self._left.items())[:_MAX_NAMES_SHOWN]:
+            near = difflib.get_close_matches(key[:60], known, 1, 0.75) if key not in known else []
+            names.append(f"{name[:60]} (is {near[0]} meant?)" if near else name[:60])
+        return ", ".join(names) or "nothing"
 
 
-def _messages(turns: list[Any]) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    for position, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise SampleError("messages", f"turn {position} is no object")
-        if "user" in turn and "assistant" in turn:
-            messages.append({"role": "user", "content": turn["user"]})
-            messages.append({"role": "assistant", "content": turn["assistant"]})
-            continue
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        role = _ROLES.get(role, role) if isinstance(role, str) else role
-        messages.append({"role": role, "content": _text(content, position)})
-    return messages
-
-
-def _text(content: Any, position: int) -> Any:
-    """Content in typed parts, as chat interfaces have it, as one text with marks."""
-    if not isinstance(content, list):
-        return content
-    text = ""
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text") or "", str):
-            text += part.get("text") or ""
-        elif kind in ("image", "image_url"):
-            text += f"{IMAGE_MARK}\n"
-        elif kind == "video":
-            text += f"{VIDEO_MARK}\n"
-        else:
-            raise SampleError("messages", f"turn {position} has the part {shown(part)}")
-    return text
-
-
-def _add_marks(messages: list[dict[str, Any]], num_images: int, has_video: bool) -> None:
-    texts = [m["content"] for m in messages if isinstance(m["content"], str)]
-    marks = ""
-    if num_images and not any(IMAGE_MARK in text for text in texts):
-        marks = f"{IMAGE_MARK}\n" * num_images
-    if has_video and not any(VIDEO_MARK in text for text in texts):
-        if num_images == 0 and sum(text.count(IMAGE_MARK) for text in texts) == 1:
-            # LLaVA's video data marks videos as images.
-            for message in messages:
-                message["content"] = message["content"].replace(IMAGE_MARK, VIDEO_MARK)
-        else:
-            marks += f"{VIDEO_MARK}\n"
-    for message in messages:
-        if message["role"] == "user" and isinstance(message["content"], str):
-            message["content"] = marks + message["content"]
-            return
-
-
-def _first(value: dict[str, Any], *names: str) -> Any:
-    return next((value[name] for name in names if value.get(name) is not None), None)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Answers as texts; VQAv2's are objects `{"answer": TEXT, ...}`."""
-    values = value if isinstance(value, list) else [value]
-    return [v["answer"] if isinstance(v, dict) and "answer" in v else v for v in values]
+def is_nothing(value: Any, depth: int = 0) -> bool:
+    """Whether a field says as little as if it were not there: null, "", or lists of such."""
+    if value is None or value == "":
+        return True
+    if depth == _MAX_DEPTH or not isinstance(value, (list, dict)):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return all(is_nothing(item, depth + 1) for item in items)

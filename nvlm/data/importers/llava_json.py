@@ -1,7 +1,7 @@
 """LLaVA's files: `[{"id", "image": name or [names], "conversations": [{"from", "value"}]}]`.
 
-Also one such object per line (`.jsonl`), `"images"`, `"video"`, `"messages"`, and entries without
-images. Image names are relative to `--images`, else to the file's folder.
+Also one such object per line (`.jsonl`), and whatever else `normalise` knows: chat messages,
+questions with answers, captions. Image names are relative to `--images`, else to the file's folder.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.data.importers.formats import ImportOptions
-from nvlm.data.importers.image_files import find_file
-from nvlm.data.importers.records import Keys, Picture, Record, Reject, make_record
+from nvlm.data.importers.records import Keys, Record, Reject, make_record, sample_id
 from nvlm.data.importers.source_files import check_split_of_source
 from nvlm.data.sample import SampleError
 from nvlm.errors import DataError
@@ -42,24 +41,19 @@ class LlavaReader:
                     raise key
                 yield self._record(key, entry)
             except SampleError as error:
-                yield Reject.of(name, error)
+                yield Reject.of(name, error, entry)
 
     def _record(self, key: str, entry: dict[str, Any]) -> Record:
-        names = entry.get("images") or entry.get("image") or []
-        names = names if isinstance(names, list) else [names]
-        pictures = [Picture(None, find_file(self._folder, n, "image")) for n in names]
-        video = entry.get("video")
-        video = Picture(None, find_file(self._folder, video, "video")) if video else None
-        return make_record(key, entry, pictures, video)
+        return make_record(key, entry, [], folder=self._folder)
 
 
 def _make_keys(entries: list[tuple[str, Any]]) -> Iterator[str | SampleError]:
     keys = Keys()
-    for number, (_, entry) in enumerate(entries):
+    for number, (where, entry) in enumerate(entries):
         try:
             if isinstance(entry, SampleError):
                 raise entry
-            yield keys.make(entry.get("id"), number, entry)
+            yield keys.make(sample_id(entry), number, entry, where)
         except SampleError as error:
             yield error
 

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 from nvlm.data.image import HEADER_BYTES, image_type
 from nvlm.data.image_formats import IMAGE_TYPES
-from nvlm.data.importers.fields import TEXT_FIELDS, normalise
+from nvlm.data.importers.image_files import FileFolder
+from nvlm.data.importers.media import Picture, video_type
+from nvlm.data.importers.normalise import normalise
+from nvlm.data.importers.spellings import ID_FIELDS
 from nvlm.data.kinds import SampleParser
 from nvlm.data.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, read_regular_file
 from nvlm.data.sample import MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
@@ -22,8 +25,6 @@ _MAX_KEY_LENGTH = 200
 _MAX_DETAIL_LENGTH = 300
 _MAX_FILES = 4
 _MEDIA_TYPES = IMAGE_TYPES | VIDEO_TYPES
-# Fields and columns that tell samples apart, the first that there is.
-ID_FIELDS = ("id", "image_id", "sample_id", "question_id", "uid")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Reject:
         detail = _cut(error.detail)
         if not isinstance(fields, dict):
             return cls(name, error.reason, detail)
-        found = next((fields[n] for n in ID_FIELDS if fields.get(n) is not None), "")
-        sample_id = "" if isinstance(found, (dict, list)) else _cut(str(found))
-        return cls(name, error.reason, detail, sample_id, tuple(_file_names(fields)))
+        said = sample_id(fields)
+        said = "" if said is None else _cut(str(said))
+        return cls(name, error.reason, detail, said, tuple(_file_names(fields)))
 
 
 def _cut(text: str) -> str:
@@ -93,70 +94,52 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image or a video of a sample: its bytes, or the file that has them."""
-
-    data: bytes | None
-    path: Path | None = None
-
-
 _parser: SampleParser | None = None
 
 
 def make_record(
-    key: str, fields: dict[str, Any], pictures: list[Picture], video: Picture | None = None
+    key: str,
+    fields: dict[str, Any],
+    pictures: list[Picture],
+    video: Picture | None = None,
+    folder: FileFolder | None = None,
 ) -> Record:
     """The record of a sample, checked as indexing will check it. Image bytes stay as they are.
 
     Args:
-        fields: the sample's text, in any of the shapes that `fields.normalise` knows.
-        video: its path's extension says what it is.
+        fields: what the source says of the sample, in any of the shapes that `normalise` knows.
+        pictures, video: those that stand beside the text, such as members of a tar.
+        folder: of the images and videos that `fields` names; None: it cannot name any.
 
     Raises:
-        SampleError: an image is missing or is none, or the text is unusable.
+        SampleError: an image is missing or is none, the text is unusable, or it says what cannot
+            be taken over.
     """
     global _parser
     _parser = _parser or SampleParser()
+    sample = normalise(fields, pictures, video, folder)
     members: dict[str, bytes] = {}
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(sample.pictures):
         data = _content(picture, "image")
         try:
             kind = image_type(data[:HEADER_BYTES])
         except SampleError:
             kind = image_type(data)
         members[f"{number}.{kind}"] = data
-    if video is not None:
-        extension = video.path.suffix[1:].lower() if video.path is not None else ""
-        if extension not in VIDEO_TYPES:
-            known = ", ".join(sorted(VIDEO_TYPES))
-            raise SampleError("video", f"{video.path} is none of {known}")
-        members[extension] = _content(video, "video")
-    if not pictures and video is None:
-        _check_no_unread_image(fields)
-    content = normalise(fields, len(pictures), has_video=video is not None)
-    raw = json.dumps(content, ensure_ascii=False, default=_refuse)
+    if sample.video is not None:
+        members[video_type(sample.video)] = _content(sample.video, "video")
+    try:
+        raw = json.dumps(sample.content, ensure_ascii=False, default=_refuse)
+    except SampleError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SampleError("json", f"cannot be written as JSON: {error}") from None
     raw = raw.encode("utf-8", "surrogatepass")
     if len(raw) > MAX_TEXT_BYTES:
         raise SampleError("text", f"{len(raw):,} bytes, at most {MAX_TEXT_BYTES:,} are read")
-    frames = int(video is not None)
-    _parser.parse({"json": raw}, len(pictures) + frames, frames)
-    return Record(key, {"json": raw, **members})
-
-
-def _check_no_unread_image(fields: dict[str, Any]) -> None:
-    """Raise `SampleError` if a sample without images names one in a field that is not read."""
-    for name, value in fields.items():
-        if name in TEXT_FIELDS or name in ID_FIELDS:
-            continue
-        for text in value if isinstance(value, list) else [value]:
-            if not isinstance(text, str) or "://" in text:
-                continue
-            if PurePath(text).suffix[1:].lower() in IMAGE_TYPES:
-                raise SampleError(
-                    "missing_image",
-                    f"no image, but its field {name} is {shown(text)}; rename the field to image",
-                )
+    frames = int(sample.video is not None)
+    _parser.parse({"json": raw}, len(sample.pictures) + frames, frames)
+    return Record(key, {"json": raw, **members}, tuple(dict.fromkeys(sample.unused)))
 
 
 def _refuse(value: object) -> None:
@@ -177,6 +160,12 @@ def _content(picture: Picture, what: str) -> bytes:
         raise SampleError(f"missing_{what}", f"{path}: {error}") from None
 
 
+def sample_id(fields: dict[str, Any]) -> Any:
+    """What a sample calls itself; None where nothing can be a key."""
+    found = (fields[name] for name in ID_FIELDS if fields.get(name) is not None)
+    return next((value for value in found if not isinstance(value, (dict, list))), None)
+
+
 class Keys:
     """Sample ids to keys of members: unique, and without dots, at which keys end.
 
@@ -184,24 +173,31 @@ class Keys:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, set[int]] = {}
+        self._seen: dict[str, dict[int, str]] = {}
         self._taken: set[str] = set()
 
-    def make(self, sample_id: Any, number: int, content: object) -> str:
+    def make(self, sample_id: Any, number: int, content: object, where: str = "") -> str:
         """Raises `SampleError` for a duplicate.
 
         Args:
             number: stands in for a missing id.
             content: what makes the sample; compared by its JSON.
+            where: the sample stands, for the message about its duplicates.
         """
         if sample_id is None or isinstance(sample_id, (dict, list)) or str(sample_id) == "":
             sample_id = f"{number:09d}"
         base = clean_key(str(sample_id))
-        fingerprint = hash(json.dumps(content, sort_keys=True, default=str))
-        seen = self._seen.setdefault(base, set())
+        try:
+            fingerprint = hash(json.dumps(content, sort_keys=True, default=str))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SampleError("json", f"cannot be written as JSON: {error}") from None
+        seen = self._seen.setdefault(base, {})
         if fingerprint in seen:
-            raise SampleError("duplicate", f"id {sample_id!r} with the same content came before")
-        seen.add(fingerprint)
+            first = f", in {seen[fingerprint]}" if seen[fingerprint] else ""
+            raise SampleError(
+                "duplicate", f"id {shown(sample_id)} with the same content came before{first}"
+            )
+        seen[fingerprint] = where
         key, again = base, len(seen)
         while key in self._taken:
             again = max(again, 2)

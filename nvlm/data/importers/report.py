@@ -97,6 +97,8 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
 
 def _unused_fields(summary: ImportSummary) -> Iterator[str]:
     unused = list(summary.unused_fields.items())
+    if not unused:
+        yield "not used: no field of any sample"
     for name, count in unused[:_MAX_UNUSED_SHOWN]:
         yield f"not used: field `{printable(name)}` in {count:,} sample{'s' * (count != 1)}"
     if len(unused) > _MAX_UNUSED_SHOWN:

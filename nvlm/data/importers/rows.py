@@ -8,48 +8,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from nvlm.data.importers.fields import TEXT_FIELDS
-from nvlm.data.importers.image_files import FileFolder, find_file
-from nvlm.data.importers.records import (
-    ID_FIELDS,
-    Keys,
-    Picture,
-    Record,
-    Reject,
-    make_record,
-)
+from nvlm.data.importers.image_files import FileFolder
+from nvlm.data.importers.records import Keys, Record, Reject, make_record
+from nvlm.data.importers.spellings import ID_FIELDS, MAIN_MEANINGS, MEANINGS, plain
 from nvlm.data.sample import SampleError
-from nvlm.data.text_members import shown
 from nvlm.errors import DataError
 
-IMAGE_COLUMNS = ("images", "image", "jpg", "png", "picture")
 # Rows with their images that are in memory together.
 BATCH_ROWS = 32
 
 
 def check_columns(schema: pa.Schema, where: Path) -> None:
-    """Raise `DataError` when a table has no column that text can come from, or images in a column
-    of another name than those read."""
-    names = schema.names
-    # The others need a question.
-    known = set(TEXT_FIELDS) - {"answers", "answer", "label", "choices"}
-    if not known & set(names):
+    """Raise `DataError` when a table has no column that a sample can be made of."""
+    known = [name for name, meaning in MEANINGS.items() if meaning in MAIN_MEANINGS]
+    if not any(plain(name) in known for name in schema.names):
         raise DataError(
-            f"{where}: none of its columns ({', '.join(names)}) has text; expected one of "
-            f"{', '.join(sorted(known))}"
-        )
-    unread = [field.name for field in schema if has_bytes(field.type)]
-    if unread and not set(IMAGE_COLUMNS) & set(names):
-        raise DataError(
-            f"{where}: its column {unread[0]} holds bytes, and no column has a name of those with "
-            f"images ({', '.join(IMAGE_COLUMNS)}); rename it, or leave it out"
+            f"{where}: none of its columns ({', '.join(schema.names)}) has text; expected one of "
+            f"{', '.join(known)}"
         )
 
 
 def has_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(has_bytes(field.type) for field in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.DictionaryType)):
         return has_bytes(kind.value_type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
@@ -86,7 +68,7 @@ def make_row_keys(
             try:
                 if isinstance(row, SampleError):
                     raise row
-                yield keys.make(row[column], number, row)
+                yield keys.make(row[column], number, row, f"row {number}")
             except SampleError as error:
                 yield error
             number += 1
@@ -118,32 +100,6 @@ def read_records(
                 raise row
             if isinstance(key, SampleError):
                 raise key
-            yield _make_record(key, row, folder)
+            yield make_record(key, row, [], folder=folder)
         except SampleError as error:
-            yield Reject.of(f"{where}row {number}", error)
-
-
-def _make_record(key: str, row: dict[str, Any], folder: FileFolder) -> Record:
-    """A row as a record; images are bytes, `{"bytes", "path"}`, or names of files in `folder`."""
-    pictures: list[Picture] = []
-    for name in IMAGE_COLUMNS:
-        if row.get(name) is not None:
-            values = row[name] if isinstance(row[name], list) else [row[name]]
-            pictures = [_picture(value, folder) for value in values if value is not None]
-            break
-    fields = {name: value for name, value in row.items() if name not in IMAGE_COLUMNS}
-    video = row.get("video")
-    video = None if video is None else Picture(None, find_file(folder, video, "video"))
-    return make_record(key, fields, pictures, video)
-
-
-def _picture(value: Any, folder: FileFolder) -> Picture:
-    if isinstance(value, bytes):
-        return Picture(value)
-    if isinstance(value, str):
-        return Picture(None, find_file(folder, value, "image"))
-    if isinstance(value, dict):
-        if isinstance(value.get("bytes"), bytes):
-            return Picture(value["bytes"])
-        return Picture(None, find_file(folder, value.get("path"), "image"))
-    raise SampleError("missing_image", f"an image is {shown(value)}, expected bytes")
+            yield Reject.of(f"{where}row {number}", error, row)

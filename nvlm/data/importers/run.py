@@ -249,7 +249,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader)
         totals.num_shards,
         sum(reasons.values()),
         dict(reasons.most_common()),
-        dict(totals.unused.most_common()),
+        dict(sorted(totals.unused.items(), key=lambda item: (-item[1], item[0]))),
         reader.notes,
     )
     (work / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1) + "\n")

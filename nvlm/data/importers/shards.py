@@ -19,11 +19,12 @@ _MAX_UNUSED_NAMES = 500
 OTHER_FIELDS = "(fields of other names)"
 
 
-def add_unused(counts: Counter[str], names: Mapping[str, int]) -> None:
+def add_unused(counts: dict[str, int], names: Mapping[str, int]) -> None:
     """Add samples per unused field to `counts`, whose size stays bounded."""
     for name, count in names.items():
         known = name in counts or len(counts) < _MAX_UNUSED_NAMES
-        counts[name if known else OTHER_FIELDS] += count
+        name = name if known else OTHER_FIELDS
+        counts[name] = counts.get(name, 0) + count
 
 
 @dataclass
@@ -35,7 +36,7 @@ class UnitResult:
     num_bytes: int = 0
     num_shards: int = 0
     rejects: list[Reject] = field(default_factory=list)
-    unused: Counter[str] = field(default_factory=Counter)  # field of the source -> samples
+    unused: dict[str, int] = field(default_factory=dict)  # field of the source -> samples
 
     def save(self, path: Path) -> None:
         beside = path.with_suffix(".tmp")
@@ -46,7 +47,7 @@ class UnitResult:
     def load(cls, path: Path) -> UnitResult:
         values = json.loads(path.read_text())
         rejects = [Reject(**reject) for reject in values["rejects"]]
-        return cls(**values | {"rejects": rejects, "unused": Counter(values["unused"])})
+        return cls(**values | {"rejects": rejects})
 
     @property
     def reasons(self) -> Counter[str]:

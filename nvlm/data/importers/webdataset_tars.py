@@ -11,11 +11,13 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from nvlm.data.energon import FieldMap
 from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.importers.formats import ImportOptions
+from nvlm.data.importers.members import fields_of_members
 from nvlm.data.importers.records import (
     Keys,
     Picture,
@@ -26,7 +28,6 @@ from nvlm.data.importers.records import (
 from nvlm.data.importers.source_files import find_source_files
 from nvlm.data.sample import TEXT_MEMBERS, VIDEO_TYPES, SampleError
 from nvlm.data.tar import TarDamageError, read_members
-from nvlm.data.text_members import read_fields
 from nvlm.errors import DataError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -80,7 +81,7 @@ class TarReader:
         texts = {name: members[name] for name in wanted if name in members}
         if not texts:
             raise SampleError("missing_member", f"no member {' or '.join(wanted)}")
-        fields = read_fields(texts, self._field_map)
+        fields, unused = fields_of_members(texts, self._field_map)
         video = None
         if self._field_map is None:
             names = [name for name in members if name.rpartition(".")[2] in IMAGE_TYPES]
@@ -94,7 +95,8 @@ class TarReader:
                 video = Picture(members[videos[0]], Path(f"x.{videos[0]}"))
         else:
             names = [name for name in self._field_map.image_members if name in members][:1]
-        return make_record(key, fields, [Picture(members[name]) for name in names], video)
+        record = make_record(key, fields, [Picture(members[name]) for name in names], video)
+        return replace(record, unused=(*record.unused, *unused))
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
