@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,32 @@ from nvlm.data.encode import SampleEncoder
 from nvlm.data.energon import excluded_samples, read_field_map
 from nvlm.data.image import readable_formats
 from nvlm.data.index_build import (
-    LIST_COLUMNS,
     SAMPLE_COLUMNS,
     Shard,
     ShardReading,
     ShowProgress,
     build_parts,
 )
-from nvlm.data.index_join import REJECTED_FILE, join_parts
+from nvlm.data.index_columns import DamagedIndexError, check_starts, map_columns
+from nvlm.data.index_join import (
+    COLUMN_GROUPS,
+    REJECTED_FILE,
+    DamagedPartError,
+    column_types,
+    join_parts,
+)
 from nvlm.data.kinds import KINDS, SampleParser
 from nvlm.data.prompts import fingerprint, load_prompt_pools
 from nvlm.data.sample import ByteRange
 from nvlm.data.sources import Source, find_sources
 from nvlm.data.tile_tags import Grid
 from nvlm.errors import DataError
+from nvlm.printing import say
 
 FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"
+# What opening an index raises where it is not what was written.
+_DAMAGE = (DamagedIndexError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class SourceIndex:
@@ -98,15 +108,14 @@ class SourceIndex:
         self._num_samples: int = metadata["num_samples"]
         self._tasks: list[str] = metadata["tasks"]
         self._text_members: list[str] = metadata["text_members"]
-        names = ["key_bytes", "key_starts", *SAMPLE_COLUMNS]
-        for group, columns in LIST_COLUMNS.items():
-            names += [f"{group}_starts", *columns]
-        for name in names:
-            # A plain view of the mapped file: single values are read faster.
-            column = np.load(self._folder / f"{name}.npy", mmap_mode="r")
-            setattr(self, name, np.asarray(column))
-        lengths = {len(getattr(self, name)) for name in SAMPLE_COLUMNS}
-        assert lengths == {self._num_samples}
+        columns = map_columns(self._folder, metadata["table"], column_types())
+        lengths = {len(columns[name]) for name in SAMPLE_COLUMNS}
+        if lengths != {self._num_samples}:
+            raise DamagedIndexError(f"columns of {sorted(lengths)} samples")
+        check_starts(columns, COLUMN_GROUPS, self._num_samples)
+        if self.rejected_file.stat().st_size != metadata["num_rejected_bytes"]:
+            raise DamagedIndexError(f"{REJECTED_FILE} was changed")
+        vars(self).update(columns)
 
     def __len__(self) -> int:
         return self._num_samples
@@ -195,7 +204,7 @@ def _open_index(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            index = _load_if_fresh(folder, source, reading.parser, settings)
+            index = _load_if_fresh(folder, source, reading.parser, settings, say_damage=True)
             if index is None:
                 _build(folder, source, settings, reading, show)
                 index = _load_if_fresh(folder, source, reading.parser, settings)
@@ -252,10 +261,9 @@ def _build(
         Shard(path, stated[0], stated[1], parts / f"{path.stem[:40]}-{_hash(stated)[:12]}.parquet")
         for path, stated in zip(source.shards, shard_list, strict=True)
     ]
-    build_parts(source.name, shards, reading, show)
     beside = folder / f"columns-{os.uname().nodename}-{os.getpid()}.tmp"
     try:
-        joined = join_parts(shards, beside)
+        joined = _join_whole_parts(source, shards, reading, beside, show)
         columns = f"columns-{joined['content_hash'][:12]}"
         shutil.rmtree(folder / columns, ignore_errors=True)
         beside.rename(folder / columns)
@@ -276,6 +284,29 @@ def _build(
     _remove_stale(folder, columns, {shard.part for shard in shards})
 
 
+def _join_whole_parts(
+    source: Source,
+    shards: list[Shard],
+    reading: ShardReading,
+    beside: Path,
+    show: ShowProgress | None,
+) -> dict:
+    """Build what parts are missing and join all; a damaged one is built anew, once."""
+    damaged: set[Path] = set()
+    while True:
+        build_parts(source.name, shards, reading, show)
+        try:
+            return join_parts(shards, beside)
+        except DamagedPartError as error:
+            part = error.shard.part
+            if part in damaged:
+                raise DataError(f"{part}: is damaged as soon as it is written: {error}") from None
+            damaged.add(part)
+            say(f"{part}: is damaged and is built anew: {error}", sys.stderr)
+            part.unlink()
+            shutil.rmtree(beside)
+
+
 def _remove_stale(folder: Path, columns: str, parts: set[Path]) -> None:
     """Parts of shards that changed or are gone, and columns joined before."""
     for part in (folder / "parts").iterdir():
@@ -287,15 +318,30 @@ def _remove_stale(folder: Path, columns: str, parts: set[Path]) -> None:
 
 
 def _load_if_fresh(
-    folder: Path, source: Source, parser: SampleParser, settings: dict[str, Any]
+    folder: Path,
+    source: Source,
+    parser: SampleParser,
+    settings: dict[str, Any],
+    say_damage: bool = False,
 ) -> SourceIndex | None:
+    """The index, or None where it is missing, of other shards or settings, or damaged."""
     try:
-        metadata = json.loads((folder / _METADATA_FILE).read_text())
-        if metadata["settings"] != settings or metadata["shards"] != _shard_list(source):
-            return None
-        return SourceIndex(source, parser, folder, metadata)
-    except (OSError, KeyError, ValueError):
-        return None  # missing, or not whole: build it
+        text = (folder / _METADATA_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        damage: Exception = error
+    else:
+        try:
+            metadata = json.loads(text)
+            if metadata["settings"] != settings or metadata["shards"] != _shard_list(source):
+                return None
+            return SourceIndex(source, parser, folder, metadata)
+        except _DAMAGE as error:
+            damage = error
+    if say_damage:
+        say(f"{folder}: the index is damaged and is built anew: {damage}", sys.stderr)
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,8 @@ from nvlm.data.index_build import (
     STATISTICS_COLUMNS,
     Shard,
 )
+from nvlm.data.index_columns import Column, join_columns
 from nvlm.data.kinds import KINDS
-from nvlm.errors import DataError
 
 # Column -> its name in parts, where tasks and kinds are texts.
 _COLUMNS_OF_PARTS = {
@@ -36,73 +35,60 @@ _COLUMNS_OF_PARTS = {
     "loss_weight": "loss_weight",
 }
 REJECTED_FILE = "rejected.jsonl"
+# Group of columns with lists -> its members. A key is a list of bytes.
+COLUMN_GROUPS = {"key": ["key_bytes"], **{name: list(m) for name, m in LIST_COLUMNS.items()}}
 
 
-class _Column:
-    """An .npy file that grows; its length is written when it is closed."""
+class DamagedPartError(Exception):
+    """A part is not what was written; `shard` is whose."""
 
-    def __init__(self, folder: Path, name: str, dtype: DTypeLike):
-        self._path = folder / f"{name}.npy"
-        self._dtype = np.dtype(dtype)
-        self._file: BinaryIO = self._path.open("wb")
-        self._length = 0
-        self._write_header()
+    def __init__(self, shard: Shard, error: Exception):
+        super().__init__(str(error))
+        self.shard = shard
 
-    @property
-    def length(self) -> int:
-        return self._length
 
-    def append(self, values: NDArray) -> None:
-        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
-        self._length += len(values)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
-
-    def _write_header(self) -> None:
-        # Padded to the same size whatever the length is.
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self._length,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, header)
+def column_types() -> dict[str, DTypeLike]:
+    """All columns of an index."""
+    types: dict[str, DTypeLike] = {"key_bytes": np.uint8, **SAMPLE_COLUMNS}
+    for group in COLUMN_GROUPS:
+        types |= {f"{group}_starts": np.int64, **LIST_COLUMNS.get(group, {})}
+    return types
 
 
 def join_parts(shards: list[Shard], folder: Path) -> dict:
     """Write the columns of all parts to `folder`; returns what the index's metadata say of them.
 
     Part by part, so that memory is bounded by the largest.
+
+    Raises:
+        DamagedPartError: one is not what was written.
     """
     folder.mkdir(parents=True)
-    dtypes: dict[str, DTypeLike] = {"key_bytes": np.uint8, **SAMPLE_COLUMNS}
-    groups = ("key", *LIST_COLUMNS)
-    for group in groups:
-        dtypes |= {f"{group}_starts": np.int64, **LIST_COLUMNS.get(group, {})}
-    columns = {name: _Column(folder, name, dtype) for name, dtype in dtypes.items()}
-    for group in groups:
+    columns = {name: Column(folder, name, dtype) for name, dtype in column_types().items()}
+    for group in COLUMN_GROUPS:
         columns[f"{group}_starts"].append(np.zeros(1, np.int64))
-    ends = dict.fromkeys(groups, 0)
+    ends = dict.fromkeys(COLUMN_GROUPS, 0)
     names: dict[str, dict[str, int]] = {"task_number": {}, "text_member": {}}
     num_rejected: Counter[str] = Counter()
     content = hashlib.sha256()
     with (folder / REJECTED_FILE).open("w") as rejected_file:
         for number, shard in enumerate(shards):
             try:
-                part = pq.ParquetFile(shard.part)
-                table = part.read().combine_chunks()
-            except pa.ArrowException as error:
-                raise DataError(f"{shard.part} is damaged; remove it: {error}") from None
-            content.update(f"{shard.name}\n".encode())
-            _append(table, number, columns, ends, names, content)
-            for rejected in json.loads(part.metadata.metadata[PART_KEY]):
-                num_rejected[rejected[1]] += 1
-                rejected_file.write(json.dumps([shard.path.name, *rejected]) + "\n")
-    for column in columns.values():
-        column.close()
+                with pq.ParquetFile(shard.part) as part:
+                    table = part.read().combine_chunks()
+                    all_rejected = json.loads(part.metadata.metadata[PART_KEY])
+                content.update(f"{shard.name}\n".encode())
+                _append(table, number, columns, ends, names, content)
+                for rejected in all_rejected:
+                    num_rejected[rejected[1]] += 1
+                    rejected_file.write(json.dumps([shard.path.name, *rejected]) + "\n")
+            except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the disk's fault; damage has no number
+                raise DamagedPartError(shard, error) from None
     return {
+        "table": join_columns(columns, folder),
+        "num_rejected_bytes": (folder / REJECTED_FILE).stat().st_size,
         "num_samples": columns["shard"].length,
         "tasks": list(names["task_number"]),
         "text_members": list(names["text_member"]),
@@ -114,7 +100,7 @@ def join_parts(shards: list[Shard], folder: Path) -> dict:
 def _append(
     table: pa.Table,
     shard: int,
-    columns: dict[str, _Column],
+    columns: dict[str, Column],
     ends: dict[str, int],
     names: dict[str, dict[str, int]],
     content: hashlib._Hash,

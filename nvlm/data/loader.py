@@ -25,6 +25,8 @@ from nvlm.data.lengths import PlannedSource
 from nvlm.data.order import Planner
 from nvlm.data.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
 from nvlm.data.windows import Draw, Pack
+from nvlm.errors import DataError
+from nvlm.failures import explain
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
 _MAX_PREFETCHED = 4
@@ -76,7 +78,10 @@ class Loader:
         skipped: list[SkippedSample] = []
         repaired: Counter[str] = Counter()
         try:
-            for travelled, newly_skipped, newly_repaired in self._micro_batches():
+            for result in self._micro_batches():
+                if isinstance(result, str):
+                    raise DataError(result)
+                travelled, newly_skipped, newly_repaired = result
                 read.append(unpack(travelled))
                 skipped += newly_skipped
                 repaired += newly_repaired
@@ -89,6 +94,11 @@ class Loader:
                         repaired=dict(sorted(repaired.items())),
                     )
                     read, skipped, repaired = [], [], Counter()
+        except RuntimeError as error:  # a worker that was killed, or shared memory that is full
+            message = explain(error)
+            if message is None:
+                raise
+            raise DataError(message) from None
         finally:
             gc.unfreeze()
 

@@ -26,6 +26,7 @@ from nvlm.data.stored import decode_images
 from nvlm.data.tile_tags import Grid
 from nvlm.data.tiling import cut_tiles
 from nvlm.errors import DataError
+from nvlm.failures import explain
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,22 @@ def pack_up(micro_batch: MicroBatch) -> Travelling:
 
 
 def unpack(travelled: Travelling) -> MicroBatch:
+    """Tiles from another process are copied: each such tensor keeps a file open, and a step has as
+    many as it has micro-batches."""
     values: Travelling = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in travelled.items()
     }
+    if values["tiles"].is_shared():
+        values["tiles"] = values["tiles"].clone()
     return MicroBatch(**values)
 
 
 class MicroBatchReader(Dataset):
-    """Request in; micro-batch, what it had to leave out and what it repaired, out."""
+    """Request in; micro-batch, what it had to leave out and what it repaired, out.
+
+    Or a message, where no further reading makes sense.
+    """
 
     def __init__(self, config: RunConfig, encoder: SampleEncoder, parsers: dict[str, SampleParser]):
         """
@@ -91,6 +99,18 @@ class MicroBatchReader(Dataset):
         self._shards = ShardReader()
 
     def __getitem__(
+        self, request: MicroBatchRequest
+    ) -> tuple[Travelling, list[SkippedSample], Counter[str]] | str:
+        # An exception would arrive wrapped, with the worker's trace in its message.
+        try:
+            return self._read(request)
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            return message
+
+    def _read(
         self, request: MicroBatchRequest
     ) -> tuple[Travelling, list[SkippedSample], Counter[str]]:
         skipped: list[SkippedSample] = []

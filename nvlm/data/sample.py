@@ -15,6 +15,7 @@ Other members are left alone. In a folder prepared for Energon its field map dec
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import OrderedDict
@@ -38,6 +39,10 @@ Messages = list[dict[str, str]]
 # As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _MAX_OPEN_SHARDS = 64
+# Too many files open, here or on the machine, or no memory: the fault of no sample.
+_OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# These may be gone in a minute; an index would leave the shard out for ever.
+_PASSING = (*_OF_THIS_PROCESS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _MAX_DIGITS = 9  # of an image's number
 # A longer text would never fit a sequence, and takes long to read.
 MAX_TEXT_BYTES = 4 << 20
@@ -162,6 +167,8 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
             samples[-1].problem = damage  # it would be used without that member
         return samples, damage
     except OSError as error:
+        if error.errno in _PASSING:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         return samples, SampleError("shard", _shown(str(error)))
     return samples, None
 
@@ -192,6 +199,8 @@ class ShardReader:
         try:
             data = os.pread(self._descriptor(shard), where.size, where.offset)
         except OSError as error:
+            if error.errno in _OF_THIS_PROCESS:
+                raise  # not the sample's fault: it is not to be skipped
             raise SampleError("read", str(error)) from None
         if len(data) != where.size:
             raise SampleError(

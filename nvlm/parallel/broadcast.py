@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from nvlm import platform
 from nvlm.batch import StepBatch
-from nvlm.errors import DataError, NvlmError
+from nvlm.errors import DataError
+from nvlm.failures import explain
 from nvlm.parallel.groups import Parallel
 
 
@@ -32,8 +33,10 @@ def next_step_batch(loader, parallel: Parallel) -> StepBatch | None:
     if parallel.is_model_parallel_main:
         try:
             step = next(loader, None)
-        except NvlmError as error:
-            failure = str(error)
+        except Exception as error:
+            failure = explain(error)
+            if failure is None:
+                raise
     device = platform.current().device()
     group = parallel.groups.mp
     if dist.get_world_size(group) == 1:

@@ -91,8 +91,8 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     config = original
     assert build_count() == []
     # A file that is not whole is joined anew, without reading a shard; nothing is left beside it.
-    for file in (tmp_path / "index").glob("text-*/columns-*/turn_tokens.npy"):
-        file.write_bytes(file.read_bytes()[:-4])
+    for file in (tmp_path / "index").glob("text-*/columns-*/columns.bin"):
+        file.write_bytes(file.read_bytes()[:-100])
     assert [index.content_hash for index in open_indexes(config)] == after
     assert build_count() == []
     assert not list((tmp_path / "index").rglob("*.tmp"))
@@ -171,7 +171,7 @@ def test_an_interrupted_build_goes_on_where_it_was(make_config, tmp_path: Path):
     assert open_indexes(again)[0].content_hash == index.content_hash
 
 
-def test_an_index_that_cannot_be_written_or_read_says_so(make_config, tmp_path: Path):
+def test_an_index_that_cannot_be_written_or_read_says_so(make_config, tmp_path: Path, capsys):
     index = tmp_path / "index"
     config = make_config(f"data.index_dir={index}", "data.blend={single: 1}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,10 +188,8 @@ def test_an_index_that_cannot_be_written_or_read_says_so(make_config, tmp_path: 
     metadata.unlink()
     part = min(index.glob("*/parts/*.parquet"))
     part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"-000000-\w+\.parquet is damaged; remove it"):
-        open_indexes(config)
-    part.unlink()
-    assert len(open_indexes(config)[0]) == 40
+    assert len(open_indexes(config)[0]) == 40  # a part that is damaged is built anew, and said
+    assert f"{part.name}: is damaged and is built anew" in capsys.readouterr().err
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):
