@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from nvlm.config.schema import LanguageConfig, VisionConfig
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 
 def vision_model(vision: VisionConfig):
     """An `InternVLVisionModel`, which has no zero heads."""
-    declare_missing_operators()
     from transformers import InternVLVisionConfig, InternVLVisionModel
 
     config = InternVLVisionConfig(
@@ -28,7 +26,6 @@ def vision_model(vision: VisionConfig):
 
 def language_model(language: LanguageConfig):
     """A Qwen2, or a Llama where queries, keys and values have no bias."""
-    declare_missing_operators()
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     settings = {

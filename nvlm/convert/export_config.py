@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.schema import RunConfig
-from nvlm.convert.architectures import language_architecture, vision_values
+from nvlm.convert.architectures import (
+    language_architecture,
+    language_values,
+    prompt_values,
+    vision_values,
+)
 from nvlm.errors import ConvertError
 
 # What servers for the released NVLM-D build without being told (docs/serving.md has the sources).
@@ -30,9 +35,8 @@ def model_config(
         eos_token_id: id of the token that ends a turn.
         pad_token_id: the tokenizer's padding id, if it has one.
     """
-    vision, language, stage = config.model.vision, config.model.language, config.stage
+    vision, language = config.model.vision, config.model.language
     architecture = language_architecture(language)
-    tied = language.share_embeddings_and_output_weights
     # The data type twice: transformers reads `dtype` from 4.56 on, `torch_dtype` before.
     dtypes = {"dtype": dtype, "torch_dtype": dtype}
     return {
@@ -45,49 +49,25 @@ def model_config(
         "model_type": "NVLM_D",
         **dtypes,
         "downsample_ratio": 0.5,
-        "dynamic_image_size": stage.max_num_tiles > 1,
         "force_image_size": vision.image_size,
-        "max_dynamic_patch": stage.max_num_tiles,
-        "min_dynamic_patch": 1,
         "ps_version": "v2",
         "select_layer": -1,
-        "template": "chatml",
-        # Of a single tile there never is one; servers take its tag from this key.
-        "use_thumbnail": stage.use_thumbnail or stage.max_num_tiles == 1,
-        "tie_word_embeddings": tied,
-        "image_boundary": stage.image_boundary,
-        "image_token": config.model.image_token,
+        "tie_word_embeddings": language.share_embeddings_and_output_weights,
         "img_context_token_id": image_token_id,
         "projector_hidden_size": config.model.projector.ffn_hidden_size,
         "projector_layer_norm_eps": config.model.projector.norm_epsilon,
-        "system_message": stage.system_message,
-        "tile_tags": stage.tile_tags,
+        **prompt_values(config),
         "llm_config": {
             "architectures": [architecture],
             "model_type": "qwen2" if language.qkv_bias else "llama",
-            "attention_bias": language.qkv_bias,
             "attention_dropout": 0.0,
             "bos_token_id": None,
             **dtypes,
             "eos_token_id": eos_token_id,
-            "hidden_act": "silu",
-            "hidden_size": language.hidden_size,
             "initializer_range": 0.02,
-            "intermediate_size": language.ffn_hidden_size,
-            "max_position_embeddings": language.max_position_embeddings,
-            "mlp_bias": False,
-            "num_attention_heads": language.num_attention_heads,
-            "num_hidden_layers": language.num_layers,
-            "num_key_value_heads": language.num_query_groups,
             "pad_token_id": pad_token_id,
-            "rms_norm_eps": language.norm_epsilon,
-            # Once for current transformers, once for earlier readers.
-            "rope_parameters": {"rope_theta": language.rope_base, "rope_type": "default"},
-            "rope_theta": language.rope_base,
-            "sliding_window": None,
-            "tie_word_embeddings": tied,
-            "use_sliding_window": False,
-            "vocab_size": language.vocab_size,
+            "use_cache": True,
+            **language_values(language),
         },
         "vision_config": {
             "architectures": ["InternVisionModel"],

@@ -11,8 +11,9 @@ from nvlm.errors import ConvertError
 
 TURN_END = "<|im_end|>"
 
-# What transformers 5 notes about where it loaded from: nobody's business.
-_TRACES = ("is_local", "local_files_only")
+# What transformers 5 notes about where it loaded from, and code of the tokenizer's folder, which a
+# reader of the export would run.
+_LEFT_OUT = ("is_local", "local_files_only", "auto_map")
 
 _TEMPLATE_SYSTEM_TURN = """\
 {%- if not messages or messages[0]['role'] != 'system' -%}
@@ -45,9 +46,10 @@ def load_tokenizer(config: RunConfig) -> Any:
 
     name = config.model.tokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())[:300]
+        # Whatever the folder asks for, no code of it runs.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of a damaged tokenizer.json the library raises anything
+        message = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConvertError(f"model.tokenizer {name}: cannot be loaded: {message}") from None
     known = tokenizer.get_vocab()
     for token in (config.model.image_token, TURN_END):
@@ -88,7 +90,7 @@ def save_tokenizer(tokenizer: Any, system_message: str | None, folder: Path) -> 
 
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text())
-    for key in _TRACES:
+    for key in _LEFT_OUT:
         settings.pop(key, None)
     if "extra_special_tokens" in settings:
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")

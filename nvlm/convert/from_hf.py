@@ -12,6 +12,7 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.checkpoint_io import is_checkpoint, replace_checkpoint
 from nvlm.config.schema import RunConfig
+from nvlm.convert.architectures import notes
 from nvlm.convert.blocks import Buffer, as_dtype, row_blocks
 from nvlm.convert.checkpoint_writer import Chunk, write_chunks
 from nvlm.convert.entries import Entry, in_file_order, is_stack, source_rows
@@ -108,6 +109,9 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
         replace_checkpoint(out, write, config)
         num_tensors = sum(rule.num_layers or 1 for rule in rules)
         watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
+    for source in sources:
+        for note in notes(source.folder, config):
+            print_note(note)
     return out
 
 

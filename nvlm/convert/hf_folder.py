@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvlm.convert.blocks import Buffer, all_finite, raw_bytes, row_blocks
-from nvlm.convert.safetensors_file import DTYPES, SafetensorsFile
+from nvlm.convert.blocks import BLOCK_BYTES, Buffer, all_finite, raw_bytes, row_blocks
+from nvlm.convert.safetensors_file import DTYPES, MOST_JSON_BYTES, SafetensorsFile, parse_json
 from nvlm.errors import ConvertError
 
 CONFIG_FILE = "config.json"
@@ -34,14 +33,17 @@ class HfFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ConvertError(f"{path}: no such folder")
+            what = "is not a folder" if self.path.exists() else "no such folder"
+            raise ConvertError(f"{path}: {what}")
         self.config = read_json(self.path / CONFIG_FILE)
-        if "quantization_config" in self.config:
-            method = (self.config["quantization_config"] or {}).get("quant_method", "unknown")
-            raise ConvertError(
-                f"{self.path / CONFIG_FILE}: the weights are quantised (quant_method {method!r}): "
-                "start from the folder that they were made from"
-            )
+        for part in (self.config, self.config.get("llm_config"), self.config.get("vision_config")):
+            quantized = part.get("quantization_config") if isinstance(part, dict) else None
+            if quantized is not None:
+                method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                raise ConvertError(
+                    f"{self.path / CONFIG_FILE}: the weights are quantised (quant_method "
+                    f"{method!a}): start from the folder that they were made from"
+                )
         self._files = self._open_files()
         self._check_dtypes()
         self.tied = self._tied_names()
@@ -125,14 +127,20 @@ class HfFolder:
     def _open_files(self) -> dict[str, SafetensorsFile]:
         """The file of each tensor, its header read and its size checked."""
         index, single = self.path / INDEX_FILE, self.path / SINGLE_FILE
-        if not index.is_file():
-            if not single.is_file():
+        if not index.exists():
+            if not single.exists():
                 raise ConvertError(self._no_safetensors())
             file = SafetensorsFile(single)
             return dict.fromkeys(file.entries, file)
         located = read_json(index).get("weight_map")
         if not isinstance(located, dict) or not located:
             raise ConvertError(f"{index}: has no weight_map")
+        strange = sorted({ascii(file) for file in located.values() if not _is_inside(file)})
+        if strange:
+            raise ConvertError(
+                f"{index}: names files that are not in its folder: {listed(strange)}: they are not "
+                "read"
+            )
         absent = sorted({file for file in located.values() if not (self.path / file).is_file()})
         if absent:
             raise ConvertError(f"{index}: names files that are missing: {listed(absent)}")
@@ -171,7 +179,9 @@ class HfFolder:
     def _tied_names(self) -> dict[str, str]:
         """Of a folder with tied embeddings, the output layer's name -> the name it is stored as.
 
-        A second copy in the file is not looked at, as transformers does not look at it.
+        Raises:
+            ConvertError: an output layer is stored beside the embeddings and is not equal to them.
+                transformers before version 5 takes the embeddings then, later ones the layer.
         """
         prefix, values = "", self.config
         if isinstance(self.config.get("llm_config"), dict):
@@ -179,9 +189,31 @@ class HfFolder:
         embedding = f"{prefix}model.embed_tokens.weight"
         if not values.get("tie_word_embeddings") or embedding not in self._files:
             return {}
+        output_layer = f"{prefix}lm_head.weight"
+        if output_layer in self._files:
+            if not self._are_equal(output_layer, embedding):
+                raise ConvertError(
+                    f"{self.path}: {CONFIG_FILE} says tie_word_embeddings, but {output_layer} is "
+                    f"stored and is not {embedding}: set tie_word_embeddings to false there where "
+                    "the model has an output layer of its own, or take the tensor out of the files"
+                )
+            del self._files[output_layer]
         # For training with an output layer of its own.
-        self._files.pop(f"{prefix}lm_head.weight", None)
-        return {f"{prefix}lm_head.weight": embedding}
+        return {output_layer: embedding}
+
+    def _are_equal(self, a: str, b: str) -> bool:
+        """Whether two stored tensors have the same type, shape and bytes."""
+        x, y = self._files[a].entries[a], self._files[b].entries[b]
+        if (x.dtype, x.shape) != (y.dtype, y.shape):
+            return False
+        for first in range(0, x.num_bytes, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, x.num_bytes - first)
+            left, right = bytearray(count), bytearray(count)
+            self._files[a].read_into(memoryview(left), x, first)
+            self._files[b].read_into(memoryview(right), y, first)
+            if left != right:
+                return False
+        return True
 
 
 class FolderPart:
@@ -193,18 +225,44 @@ class FolderPart:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a folder that somebody else made.
+
+    Raises:
+        ConvertError: it is missing, no file, too large, not UTF-8, not JSON, nested too deep, says
+            one key twice or a number that is none; the message says which.
+    """
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConvertError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            raise ConvertError(f"{path}: no such file")
+        if not path.is_file():
+            # A pipe or a device would be read for ever.
+            raise ConvertError(f"{path}: is not a regular file")
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ConvertError(f"{path}: has {path.stat().st_size:,} bytes, too many for JSON")
+        values = parse_json(path.read_bytes())
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        if isinstance(error, ConvertError):
+            raise
         raise ConvertError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConvertError(f"{path}: expected a JSON object")
     return values
 
 
+def _is_inside(name: Any) -> bool:
+    """Whether an index's name of a file stays within its folder.
+
+    What lies there may be a link: folders in the hub's cache consist of links.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
 def listed(items: list[str]) -> str:
-    shown = ", ".join(items[:_MOST_LISTED])
+    """Names, the first of them, without characters that a terminal would obey."""
+    shown = ", ".join(item if item.isprintable() else ascii(item) for item in items[:_MOST_LISTED])
     hidden = len(items) - _MOST_LISTED
     return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # No header of a real model comes near; the official library refuses longer ones too.
-_MOST_HEADER_BYTES = 100_000_000
+MOST_JSON_BYTES = 100_000_000
 _GIT_LFS_POINTER = b"version https://git-lfs"
 
 
@@ -48,6 +49,9 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if path.exists() and not path.is_file():
+            # To open a pipe would wait for ever.
+            raise ConvertError(f"{path}: is not a regular file")
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
             size = os.fstat(self._descriptor).st_size
@@ -85,19 +89,24 @@ class SafetensorsFile:
                 f"{self.path}: is a pointer of git-lfs, not the weights: run `git lfs pull` there"
             )
         length = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or start[8:9] != b"{" or length > _MOST_HEADER_BYTES:
+        if len(start) < 8 or start[8:9] != b"{" or length > MOST_JSON_BYTES:
             raise ConvertError(f"{self.path}: not readable as safetensors: has no header")
         if 8 + length > size:
             raise ConvertError(self._incomplete(size, f"its header alone is {8 + length}"))
         try:
-            header = json.loads(os.pread(self._descriptor, length, 8))
+            header = parse_json(os.pread(self._descriptor, length, 8))
+            if not isinstance(header, dict):
+                raise ValueError("its header is not a JSON object")
             header.pop("__metadata__", None)
-            entries = {name: _entry(value, 8 + length) for name, value in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            entries = {name: _entry(name, value, 8 + length) for name, value in header.items()}
+            end = max((entry.start + entry.num_bytes for entry in entries.values()), default=0)
+            if end > size:
+                raise ConvertError(self._incomplete(size, f"its header speaks of {end}"))
+            _check_places(entries, 8 + length, size)
+        except ConvertError:
+            raise
+        except ValueError as error:
             raise ConvertError(f"{self.path}: not readable as safetensors: {error}") from None
-        end = max((entry.start + entry.num_bytes for entry in entries.values()), default=0)
-        if end > size:
-            raise ConvertError(self._incomplete(size, f"its header speaks of {end}"))
         return entries
 
     def _incomplete(self, size: int, expected: str) -> str:
@@ -106,14 +115,78 @@ class SafetensorsFile:
         )
 
 
-def _entry(value: dict, data_start: int) -> Entry:
-    start, end = value["data_offsets"]
-    entry = Entry(value["dtype"], tuple(value["shape"]), data_start + start, end - start)
-    if entry.dtype in DTYPES:
-        expected = prod(entry.shape) * DTYPES[entry.dtype].itemsize
-        if entry.num_bytes != expected or start < 0:
-            raise ValueError(f"{list(entry.shape)} of {entry.dtype} in {entry.num_bytes} bytes")
+def _entry(name: str, value: Any, data_start: int) -> Entry:
+    """Raises `ValueError` for what a header may not say of a tensor."""
+    where = f"tensor {name!a}"
+    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
+        raise ValueError(f"{where} has no dtype, shape or data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets):
+        raise ValueError(f"{where} has a dtype, shape or data_offsets that is none")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{where} has data_offsets {offsets}")
+    entry = Entry(dtype, tuple(shape), data_start + offsets[0], offsets[1] - offsets[0])
+    if dtype in DTYPES and entry.num_bytes != prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{where}: {shape} of {dtype} in {entry.num_bytes} bytes")
     return entry
+
+
+def _are_sizes(value: Any) -> bool:
+    """A list of numbers as a header may hold them: 0 or more, of 64 bits."""
+    return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
+
+
+def _check_places(entries: Mapping[str, Entry], data_start: int, size: int) -> None:
+    """Raise `ValueError` unless the tensors follow each other, and the file ends with the last.
+
+    The format wants that; tensors that overlap, or bytes of no tensor, are a header that lies.
+    """
+    order = sorted(entries, key=lambda name: (entries[name].start, entries[name].num_bytes))
+    end = data_start
+    for name in order:
+        if entries[name].start != end:
+            raise ValueError(
+                f"tensor {name!a} begins at byte {entries[name].start}, where {end} was "
+                "expected: tensors overlap, or there is a gap between them"
+            )
+        end += entries[name].num_bytes
+    if end != size:
+        raise ValueError(f"{size - end} bytes follow the last tensor")
+
+
+def parse_json(data: bytes) -> Any:
+    """The value in `data`, as the standard has it.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deep, a key stands twice in an object, or a
+            number is not finite or too long.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in values:
+                raise ValueError(f"{name!a} stands there twice")
+            values[name] = value
+        return values
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not a number of JSON")
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not isfinite(value):
+            raise ValueError(f"{text[:40]} is too large for a number")
+        return value
+
+    try:
+        return json.loads(
+            data.decode(), object_pairs_hook=once, parse_constant=constant, parse_float=number
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
 
 
 class SafetensorsOutput:

@@ -77,13 +77,16 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
 
 def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | None:
     """What to know where the projector of a released layout computes otherwise than `model`."""
-    served = folder.config.get("projector_layer_norm_eps", RELEASED_PROJECTOR_EPSILON)
     ours = model.projector.norm_epsilon
-    if served == ours:
+    # A stated one is equal, or was refused.
+    if folder.config.get("projector_layer_norm_eps") is not None:
+        return None
+    if ours == RELEASED_PROJECTOR_EPSILON:
         return None
     return (
         f"the modelling files of {folder.path} compute the projector's LayerNorm with epsilon "
-        f"{served:g}, this configuration with {ours:g} (model.projector.norm_epsilon)"
+        f"{RELEASED_PROJECTOR_EPSILON:g}, this configuration with {ours:g} "
+        "(model.projector.norm_epsilon)"
     )
 
 

@@ -1,8 +1,11 @@
-"""Are two models equal, bit by bit? Of Hugging Face folders and checkpoints in any combination."""
+"""Are two models equal: the tensors bit by bit, and what is computed with them?
+
+Of Hugging Face folders and checkpoints in any combination.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from nvlm.checkpoint_io import is_checkpoint, on_every_rank, read_config, resolve_checkpoint
+from nvlm.convert.architectures import folder_problems, folders_differ
 from nvlm.convert.blocks import row_blocks
 from nvlm.convert.checkpoint_tensors import CheckpointTensors
 from nvlm.convert.hf_folder import CONFIG_FILE, HfFolder
@@ -25,6 +29,8 @@ Tensors = HfFolder | CheckpointTensors
 
 # Bit patterns of a type are compared as integers of its size: zeros of both signs differ.
 _INTEGERS = {2: torch.int16, 4: torch.int32}
+# Settings of a model that change no output of given tensors.
+_WITHOUT_EFFECT = {"init_std", "layer_scale_init", "max_position_embeddings"}
 # Rows of the printed table.
 _MOST_SHOWN = 100
 
@@ -78,6 +84,8 @@ def verify(a: str | Path, b: str | Path) -> Report:
         )
     with conversion_processes() as processes:
         report = _compare_all(left, right, left_names, right_names, processes)
+        settings = [Difference(CONFIG_FILE, what) for what in _settings_differ(left, right)]
+        report = replace(report, differences=[*settings, *report.differences])
         watch.print_summary(f"Compared {a} and {b}", len(left_names), report.num_bytes, processes)
     return report
 
@@ -94,7 +102,10 @@ def print_report(report: Report) -> None:
     if hidden > 0:
         say(f"... and {hidden} more")
     widened = f" ({report.num_widened} of them of another dtype)" if report.num_widened else ""
-    say(f"{report.num_equal} tensors equal{widened}, {len(report.differences)} different")
+    different = [entry for entry in report.differences if entry.name != CONFIG_FILE]
+    settings = len(report.differences) - len(different)
+    also = f"; {settings} differences of {CONFIG_FILE}" if settings else ""
+    say(f"{report.num_equal} tensors equal{widened}, {len(different)} different{also}")
 
 
 def _open(a: Path, b: Path) -> tuple[Tensors, Tensors]:
@@ -118,6 +129,23 @@ def _tensors(side: HfFolder | Path, other: HfFolder | Path) -> Tensors:
     model = read_config(side).model
     rules = folder_rules(other, model) if isinstance(other, HfFolder) else export_rules(model)
     return CheckpointTensors(side, rules)
+
+
+def _settings_differ(left: Tensors, right: Tensors) -> list[str]:
+    """What the two compute differently with equal tensors, a clause each."""
+    if isinstance(left, HfFolder) and isinstance(right, HfFolder):
+        return folders_differ(left, right)
+    if isinstance(left, HfFolder):
+        return folder_problems(left, read_config(right.path).model)
+    if isinstance(right, HfFolder):
+        return folder_problems(right, read_config(left.path).model)
+    x, y = (read_config(side.path).model.model_dump() for side in (left, right))
+    return [
+        f"model.{section}.{key} is {x[section][key]!r} in A, {y[section][key]!r} in B"
+        for section in ("vision", "projector", "language")
+        for key in x[section]
+        if key not in _WITHOUT_EFFECT and x[section][key] != y[section][key]
+    ]
 
 
 def _own_names(side: Tensors, other: Tensors) -> list[str]:

@@ -89,12 +89,13 @@ def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        # Whatever the folder asks for, no code of it runs.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of a damaged tokenizer.json the library raises anything
         what = (
             "a folder without a tokenizer" if Path(name).is_dir() else "no such folder, and the hub"
         )
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"model.tokenizer {name}: {what}: {first_line}") from None
     return ChatTokenizer(tokenizer, image_token, name=f"model.tokenizer {name}")
 

@@ -19,15 +19,12 @@ from typing import Any
 
 import torch
 
-from nvlm.platform.torchvision_operators import declare_missing_operators
-
 
 def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) -> None:
     """Answer every question of folder `questions` with the model in folder `export`.
 
     `out` is complete once it exists: lines go to `OUT.part` first.
     """
-    declare_missing_operators()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)

@@ -43,7 +43,8 @@ def load_for_generation(
     model = build_model(config, parallel)
     model.load_state_dict(read_sharded(folder, {"model": model.sharded_state_dict()})["model"])
     model.eval()
-    return model, AutoTokenizer.from_pretrained(config.model.tokenizer), config
+    tokenizer = AutoTokenizer.from_pretrained(config.model.tokenizer, trust_remote_code=False)
+    return model, tokenizer, config
 
 
 def _with_layout(config: RunConfig, layout: ParallelConfig | None, world_size: int) -> RunConfig:

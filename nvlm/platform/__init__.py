@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from types import ModuleType
 
 
@@ -18,5 +20,19 @@ def current() -> ModuleType:
         from nvlm.platform import cuda as module
     else:
         from nvlm.platform import cpu as module
+    hide_unfitting_torchvision()
     module.activate()
     return module
+
+
+def hide_unfitting_torchvision() -> None:
+    """Hide a torchvision that is made for another torch from transformers, which imports it.
+
+    Nothing here needs it. Call this before transformers is imported, unless `current` was called.
+    """
+    try:
+        import_module("torchvision")
+    except ImportError:
+        return
+    except Exception:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]

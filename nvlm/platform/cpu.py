@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nvlm.platform.torchvision_operators import declare_missing_operators
-
 _mode: _CudaLandsOnCpu | None = None
 
 
@@ -34,7 +32,6 @@ def activate() -> None:
     if _mode is not None:
         return
     assert not torch.cuda.is_available(), "the CPU shim must stay inactive on a CUDA machine"
-    declare_missing_operators()
     _patch_torch_cuda()
     with warnings.catch_warnings():
         # Megatron-core says at import that Transformer Engine and Apex are missing: known here.

@@ -11,15 +11,8 @@ import sys
 import tempfile
 import warnings
 
+import alone
 import torch
-
-# On machines whose torch has no CUDA while torchvision's wheel expects it, transformers can only
-# import torchvision after these two schemas exist. Elsewhere they do already.
-if torch.version.cuda is None:
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 
 # Warnings that the export's own files cause are errors; what transformers logs is collected.
 warnings.filterwarnings("error", module=r"transformers_modules\.")
@@ -35,6 +28,7 @@ class _Collector(logging.Handler):
 
 
 def main() -> None:
+    alone.hide_project()
     from transformers import (
         AutoConfig,
         AutoModel,

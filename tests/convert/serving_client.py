@@ -11,19 +11,11 @@ from __future__ import annotations
 import sys
 from functools import reduce
 
+import alone
+import numpy as np
 import torch
-
-# On machines whose torch has no CUDA while torchvision's wheel expects it, torchvision can only be
-# imported after these two schemas exist. Elsewhere they do already.
-if torch.version.cuda is None:
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 import vllm_expectations
 from PIL import Image
-from torchvision import transforms
-from torchvision.transforms.functional import InterpolationMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 TILE_SIZE = 448
@@ -31,6 +23,7 @@ MOST_TILES = 6
 
 
 def main() -> None:
+    alone.hide_project()
     export, cases_file, results_file = sys.argv[1:]
     cases = torch.load(cases_file)
     results = {
@@ -114,14 +107,13 @@ def cut_and_normalize(image_file: str) -> torch.Tensor:
         tiles.append(resized.crop((left, upper, left + TILE_SIZE, upper + TILE_SIZE)))
     if len(tiles) > 1:
         tiles.append(image.resize((TILE_SIZE, TILE_SIZE)))
-    transform = transforms.Compose(
-        [
-            transforms.Resize((TILE_SIZE, TILE_SIZE), interpolation=InterpolationMode.BICUBIC),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-        ]
+    # torchvision's Resize (to the size that tiles have already), ToTensor and Normalize.
+    pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
-    return torch.stack([transform(tile) for tile in tiles])
+    return (pixels.float() / 255 - mean) / std
 
 
 # ------------------------------------------------------------------------------------------ vLLM

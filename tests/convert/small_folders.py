@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from nvlm.config import RunConfig, load_config
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ["model.vision.num_layers=2", "model.language.num_layers=4", "train.precision=fp32"]
@@ -19,7 +18,6 @@ def convert_config(*overrides: str) -> RunConfig:
 
 def make_vision_folder(folder: Path, config: RunConfig) -> None:
     """As OpenGVLab publishes InternViT: real heads only."""
-    declare_missing_operators()
     from nvlm.convert.architectures import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
@@ -31,7 +29,6 @@ def make_vision_folder(folder: Path, config: RunConfig) -> None:
 
 def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
     """A Qwen2, or a Llama where queries, keys and values have no bias."""
-    declare_missing_operators()
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     language = config.model.language

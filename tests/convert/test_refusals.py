@@ -198,18 +198,38 @@ def test_unsupported_rotary_scaling(converted, tmp_path, out):
         convert_from_hf(converted.vision, language, converted.config, out)
 
 
-def test_tied_embeddings_are_untied(converted, tmp_path):
-    """A tied source has no output layer: it starts as the embedding."""
-
+def test_another_model_type_than_the_architecture(converted, tmp_path, out):
     def change(tensors, config):
-        config["tie_word_embeddings"] = True
-        del tensors["lm_head.weight"]
+        config["model_type"] = "mistral"
 
     language = _changed_copy(converted.language, tmp_path / "language", change)
+    with pytest.raises(ConvertError, match=r"model_type 'mistral' beside.*opens another model"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+
+
+def test_tied_embeddings_are_untied(converted, tmp_path):
+    """A tied source has no output layer, or a copy of the embedding: it starts as that."""
+
+    def tie(tensors, config):
+        config["tie_word_embeddings"] = True
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    language = _changed_copy(converted.language, tmp_path / "language", tie)
     checkpoint = convert_from_hf(converted.vision, language, converted.config, tmp_path / "c")
     exported = small_folders.read_tensors(convert_to_hf(checkpoint, tmp_path / "export"))
     embedding = exported["language_model.model.embed_tokens.weight"]
     assert torch.equal(exported["language_model.lm_head.weight"], embedding)
+
+
+def test_an_output_layer_beside_tied_embeddings(converted, tmp_path, out):
+    """transformers 5 computes with the layer then, earlier releases with the embeddings."""
+
+    def tie(tensors, config):
+        config["tie_word_embeddings"] = True
+
+    language = _changed_copy(converted.language, tmp_path / "language", tie)
+    with pytest.raises(ConvertError, match=r"lm_head\.weight is stored and is not model\.embed"):
+        convert_from_hf(converted.vision, language, converted.config, out)
 
 
 def test_a_folder_that_is_something_else_is_never_replaced(converted, tmp_path):

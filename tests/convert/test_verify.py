@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def changed(converted, tmp_path) -> Path:
             tensors["mlp1.0.bias"] = torch.zeros(5)
             save_file(tensors, file, metadata={"format": "pt"})
     index = folder / "model.safetensors.index.json"
-    text = index.read_text().replace('"mlp1.3.weight"', '"mlp1.1.weight"')
-    index.write_text(text)
+    values = json.loads(index.read_text())
+    del values["weight_map"]["mlp1.3.weight"]
+    index.write_text(json.dumps(values))
     return folder
 
 
@@ -67,6 +69,28 @@ def test_differences_are_named_and_measured(converted, changed):
     assert done.exit_code == 1
     for text in ("mlp1.0.weight", "only in A", "3 different"):
         assert text in done.stdout
+
+
+def test_equal_tensors_that_compute_something_else(converted, tmp_path):
+    """The tensors are the same, the rotary embeddings are not."""
+    folder = tmp_path / "language"
+    shutil.copytree(converted.language, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    for a, b in ((folder, converted.checkpoint), (converted.language, folder)):
+        report = verify(a, b)
+        assert [difference.name for difference in report.differences] == ["config.json"]
+        assert "linear" in report.differences[0].what
+        done = _run(a, b)
+        assert done.exit_code == 1
+        assert "0 different; 1 differences of config.json" in done.stdout
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(converted.checkpoint, checkpoint)
+    text = (checkpoint / "config.yaml").read_text()
+    (checkpoint / "config.yaml").write_text(text.replace("rope_base: 10000.0", "rope_base: 5.0"))
+    (difference,) = verify(converted.checkpoint, checkpoint).differences
+    assert difference.what == "model.language.rope_base is 10000.0 in A, 5.0 in B"
 
 
 def test_signs_of_zero_are_bits(converted, tmp_path):

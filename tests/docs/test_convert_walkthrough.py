@@ -12,17 +12,6 @@ from walkthrough import REPOSITORY, blocks_of, prepare, run
 
 PAGE = REPOSITORY / "docs" / "convert.md"
 
-# On machines whose torch has no CUDA while torchvision's wheel expects it, transformers can only
-# import torchvision after these two schemas exist. Elsewhere they do already.
-PREAMBLE = """\
-import torch
-
-if torch.version.cuda is None:
-    _library = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
-
 
 def blocks() -> list[tuple[str, str]]:
     return blocks_of(PAGE)
@@ -50,8 +39,7 @@ def test_every_command_runs(demo_data: Path, tmp_path: Path):
         elif language == "python":
             pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "runs" / "walkthrough" / "picture.png")
-            script = PREAMBLE + text
-            outputs.append(run([sys.executable, "-c", script], cwd=tmp_path, env=environment))
+            outputs.append(run([sys.executable, "-c", text], cwd=tmp_path, env=environment))
     folder = tmp_path / "runs" / "walkthrough"
     assert (folder / "export" / "model.safetensors.index.json").is_file()
     assert (folder / "sft" / "checkpoints" / "latest").is_symlink()

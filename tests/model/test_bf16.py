@@ -14,7 +14,6 @@ from nvlm.model import norms
 from nvlm.model.internvit import LayerScale
 from nvlm.model.names import named_parameters
 from nvlm.model.transformer_config import vision_transformer_config
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 TRUTH = "transformers InternVL, bf16"
 TRAINING = [
@@ -36,7 +35,6 @@ def bf16(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def published_norm(weight: Tensor, epsilon: float):
-    declare_missing_operators()
     from transformers.models.internvl.modeling_internvl import InternVLVisionRMSNorm
 
     norm = InternVLVisionRMSNorm(len(weight), eps=epsilon).to(torch.bfloat16)
@@ -101,7 +99,6 @@ def test_query_key_norm_is_the_published_one(num_stored, parallel, measure, monk
 
 def test_layer_scale_is_the_published_one(measure):
     """Residual + scale * (branch + bias), every operation rounded to bf16."""
-    declare_missing_operators()
     from transformers import InternVLVisionConfig
     from transformers.models.internvl.modeling_internvl import InternVLVisionLayer
 

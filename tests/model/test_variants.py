@@ -11,7 +11,6 @@ from nvlm.batch import StepBatch
 from nvlm.config.derived import num_padding_parameters, parameter_shapes
 from nvlm.convert.rules import Rule, to_hugging_face, vision_rules
 from nvlm.model.nvlm_d import build_model
-from nvlm.platform.torchvision_operators import declare_missing_operators
 
 ALL = variants.VISION | variants.LANGUAGE
 
@@ -85,7 +84,6 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
 @pytest.mark.parametrize("variant", variants.VISION)
 def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     """modeling_intern_vit.py with our weights: outputs, and gradients of every tensor."""
-    declare_missing_operators()
     from nvlm.convert.architectures import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 
@@ -36,11 +39,16 @@ def test_tensor_type_has_the_spelling_the_distributed_optimizer_expects():
     assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
 
 
-def test_torchvision_and_transformers_import():
-    import torchvision
-    from transformers import Qwen2ForCausalLM
-
-    assert torchvision.__version__ and Qwen2ForCausalLM
+def test_a_torchvision_for_another_torch_is_hidden(tmp_path, monkeypatch):
+    """transformers imports it wherever it is, and would fail on it."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    assert importlib.util.find_spec("torchvision") is not None
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # so that the end of the test restores it
+    monkeypatch.delitem(sys.modules, "torchvision")
+    platform.current()
+    assert importlib.util.find_spec("torchvision") is None
 
 
 def test_optimizer_equals_torch_adamw(measure):

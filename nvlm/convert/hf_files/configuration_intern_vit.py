@@ -4,7 +4,7 @@ from transformers import PretrainedConfig
 
 
 class InternVisionConfig(PretrainedConfig):
-    """Sizes and variant of an InternViT encoder. The defaults are those of InternViT-6B-448px-V1-5.
+    """Sizes and variant of an InternViT encoder. The defaults are those of OpenGVLab's own class.
 
     `norm_type` (`rms_norm` or `layer_norm`), `qk_normalization` and `qkv_bias` tell the variants
     apart: InternViT-300M-448px has `layer_norm`, false and true.
@@ -22,11 +22,11 @@ class InternVisionConfig(PretrainedConfig):
         self,
         hidden_size=3200,
         intermediate_size=12800,
-        num_hidden_layers=45,
+        num_hidden_layers=48,
         num_attention_heads=25,
         num_stored_attention_heads=None,
         num_channels=3,
-        image_size=448,
+        image_size=224,
         patch_size=14,
         layer_norm_eps=1e-6,
         norm_type="rms_norm",
