@@ -15,6 +15,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import EnumType
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -90,7 +91,18 @@ class _TableUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         raise _CodeInDataError(f"{module}.{name}")
+
+
+def _enum_member(enumeration: Any, name: Any) -> Any:
+    """Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) write an enumeration's value as `getattr` of
+    its class and its name. Nothing else may be looked up.
+    """
+    if isinstance(enumeration, EnumType) and name in enumeration.__members__:
+        return enumeration[name]
+    raise _CodeInDataError("builtins.getattr")
 
 
 def read_metadata(checkpoint: Path) -> Metadata:

@@ -182,6 +182,16 @@ def test_code_is_refused_by_name(
         assert not mark.exists()
 
 
+def test_an_enumeration_as_early_releases_of_python_311_write_it(checkpoint: Path):
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as FORMATS
+
+    in_an_entry_of_the_table(checkpoint, Code(getattr, FORMATS, "TORCH_CONTIGUOUS_FORMAT"))
+    assert CheckpointReader(checkpoint).keys()
+    in_an_entry_of_the_table(checkpoint, Code(getattr, FORMATS, "__init__"))
+    with pytest.raises(CheckpointError, match=r"names builtins\.getattr, which is code"):
+        CheckpointReader(checkpoint)
+
+
 def test_files_outside_the_folder_are_not_opened(checkpoint: Path, tmp_path: Path):
     shutil.copy(next(checkpoint.glob("*.distcp")), tmp_path / "elsewhere.distcp")
     metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
