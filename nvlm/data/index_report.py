@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
@@ -14,6 +13,7 @@ from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_build import BuildProgress
 from nvlm.errors import DataError
 from nvlm.printing import new_console
+from nvlm.tables import print_table
 
 # Rejected samples that are named; all are in the index's folder.
 _NUM_REJECTED_SHOWN = 20
@@ -61,7 +61,7 @@ def build_indexes_with_progress(
             )
 
         indexes = open_indexes(config, show=show)
-    console.print(_summary(indexes))
+    _print_summary(console, indexes)
     _name_rejected(console, indexes)
     return indexes
 
@@ -70,21 +70,22 @@ def _name(folder: Path) -> str:
     return folder.resolve().name.removesuffix(".tar")
 
 
-def _summary(indexes: list[SourceIndex]) -> Table:
-    table = Table()
-    table.add_column("source")
-    for name in ("shards", "samples", "images", "text tokens", "rejected"):
-        table.add_column(name, justify="right")
-    table.add_column("reasons", overflow="fold")
+def _print_summary(console: Console, indexes: list[SourceIndex]) -> None:
+    rows = []
     for index in indexes:
         num_tokens = int(index.turn_tokens.sum()) + int(index.lead_single.sum())
-        rejected = index.num_rejected
         numbers = [
-            len(index.shards), len(index), index.num_images, num_tokens, sum(rejected.values()),
+            len(index.shards), len(index), index.num_images, num_tokens,
+            sum(index.num_rejected.values()),
         ]  # fmt: skip
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
-        table.add_row(index.source, *(f"{number:,}" for number in numbers), reasons)
-    return table
+        rows.append([index.source, *(f"{number:,}" for number in numbers)])
+    headings = ["source", "shards", "samples", "images", "text tokens", "rejected"]
+    print_table(console, "", headings, rows)
+    for index in indexes:
+        for reason, count in index.num_rejected.items():
+            console.print(
+                f"rejected {count:,} of {index.source}: {reason}", markup=False, highlight=False
+            )
 
 
 def _name_rejected(console: Console, indexes: list[SourceIndex]) -> None:

@@ -10,11 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from nvlm.config import RunConfig
 from nvlm.data.collate import loss_divisor
@@ -22,6 +18,7 @@ from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.order import Planner
 from nvlm.data.windows import Draw, Pack
 from nvlm.printing import new_console, say
+from nvlm.tables import print_table
 
 # Samples planned at most, about; where the run has more, numbers are estimates from so many.
 _MAX_SAMPLES = 160_000
@@ -216,7 +213,7 @@ def print_stats(config: RunConfig, num_steps: int | None, as_json: bool) -> None
     if as_json:
         say(json.dumps(asdict(stats)))
         return
-    console = new_console(soft_wrap=True)
+    console = new_console()
     estimated = stats.sampled_steps < stats.steps
     how = f"estimated from {stats.sampled_steps:,} of {stats.steps:,}" if estimated else "all"
     title = f"{stats.steps:,} steps ({how} planned)"
@@ -276,19 +273,16 @@ _LOST = [
 def _print_table(
     console: Console, title: str, sources: dict[str, SourceStats], columns: list[tuple[str, str]]
 ) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("source")
-    for heading, _ in columns:
-        table.add_column(heading, justify="right")
-    for name, source in sources.items():
-        table.add_row(Text(name), *(_format(source, attribute) for _, attribute in columns))
+    rows = [
+        [name, *(_format(source, attribute) for _, attribute in columns)]
+        for name, source in sources.items()
+    ]
     total = _total(sources)
-    cells = [_format(total, a) if a != "passes" else "" for _, a in columns]
-    table.add_row("total", *cells, style="bold")
-    # Wide enough for every number: a line too long for the window is better than a cropped one.
-    options = console.options.update(max_width=10_000)
-    console.width = max(console.width, Measurement.get(console, options, table).maximum)
-    console.print(table)
+    rows.append(["total", *(_format(total, a) if a != "passes" else "" for _, a in columns)])
+    styles = [*[None] * len(sources), "bold"]
+    print_table(
+        console, title, ["source", *(heading for heading, _ in columns)], rows, styles=styles
+    )
 
 
 def _total(sources: dict[str, SourceStats]) -> SourceStats:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from megatron.core.transformer.module import MegatronModule
-from rich import box
-from rich.table import Table
+from rich.console import Console
 
 from nvlm.config.derived import COMPONENTS, ParameterCount, num_padding_parameters
 from nvlm.config.schema import RunConfig
@@ -24,9 +23,7 @@ from nvlm.parallel.groups import Parallel
 from nvlm.parallel.stand_in import stand_in
 from nvlm.platform.meta import OnMetaDevice
 from nvlm.printing import new_console, say
-
-# Columns that the table of stages needs at a trillion parameters.
-_WIDEST_TABLE = 130
+from nvlm.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -148,45 +145,43 @@ def print_summary(config: RunConfig, as_json: bool = False) -> None:
     if as_json:
         say(json.dumps(_as_json(summary, config), indent=2))
         return
-    # Numbers must not be cut: a narrow terminal may wrap the lines instead.
     console = new_console(highlight=False)
-    console.width = max(console.width, _WIDEST_TABLE)
-    console.print(_component_table(summary, config))
-    console.print(_stage_table(summary, config))
+    _print_components(console, summary, config)
+    _print_stages(console, summary, config)
 
 
-def _component_table(summary: ModelSummary, config: RunConfig) -> Table:
-    title = f"{config.model.name}, stage {config.stage.name}"
-    table = _table(title, ["component", "parameters", "trainable", "frozen"])
-    for name, count in summary.parameters.items():
-        table.add_row(name, *map(_number, (count.total, count.trainable, count.frozen)))
-    table.add_section()
-    total = summary.total
-    table.add_row("total", *map(_number, (total.total, total.trainable, total.frozen)))
+def _print_components(console: Console, summary: ModelSummary, config: RunConfig) -> None:
+    counts = {**summary.parameters, "total": summary.total}
+    rows = [
+        [name, *map(_number, (count.total, count.trainable, count.frozen))]
+        for name, count in counts.items()
+    ]
     if summary.num_zero:
-        table.add_row("  of them zero heads of the vision model", _number(summary.num_zero))
-        table.add_row("  without these", _number(total.total - summary.num_zero))
-    return table
+        without = _number(summary.total.total - summary.num_zero)
+        rows.append(["  of them zero heads of the vision model", _number(summary.num_zero), "", ""])
+        rows.append(["  without these", without, "", ""])
+    title = f"{config.model.name}, stage {config.stage.name}"
+    print_table(console, title, ["component", "parameters", "trainable", "frozen"], rows)
 
 
-def _stage_table(summary: ModelSummary, config: RunConfig) -> Table:
+def _print_stages(console: Console, summary: ModelSummary, config: RunConfig) -> None:
     layout = config.parallel
     title = f"pipeline stages (tensor {layout.tensor} x pipeline {layout.pipeline}"
     title += f", {layout.virtual_pipeline} chunks each)" if layout.virtual_pipeline > 1 else ")"
-    headings = ["stage", "vision", "projection", "language", "total", "trainable", "per process"]
-    headings.append("decoder layers")
-    table = _table(title, headings)
+    headings = ["stage and its\ndecoder layers", "vision", "projection", "language", "total"]
+    headings += ["trainable", "per process"]
+    rows = []
     for number, stage in enumerate(summary.stages):
         counts = [stage.parameters[name].total for name in COMPONENTS]
         counts += [stage.total.total, stage.total.trainable, stage.num_per_process]
         layers = ", ".join(f"{chunk[0]}-{chunk[-1]}" for chunk in stage.layers)
-        table.add_row(str(number), *map(_number, counts), layers)
+        rows.append([f"{number}: {layers}", *map(_number, counts)])
+    print_table(console, title, headings, rows)
     if num_copied := sum(stage.num_copied for stage in summary.stages):
-        table.caption = (
+        console.print(
             f"The last stage's output layer is a copy of the embedding ({num_copied:,}), counted "
             "here and not above."
         )
-    return table
 
 
 def _as_json(summary: ModelSummary, config: RunConfig) -> dict:
@@ -220,13 +215,6 @@ def _as_json(summary: ModelSummary, config: RunConfig) -> dict:
 
 def _count(count: ParameterCount) -> dict[str, int]:
     return {"parameters": count.total, "trainable": count.trainable, "frozen": count.frozen}
-
-
-def _table(title: str, headings: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
 
 
 def _number(value: int) -> str:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from nvlm.batch import SkippedSample
 from nvlm.config.schema import RunConfig
+from nvlm.tables import print_table
 from nvlm.train.stages import ModuleRow
 
 METRICS_FILE = "metrics.jsonl"
@@ -133,41 +133,28 @@ def _step_line(step: int, steps: int, record: dict[str, float]) -> str:
 
 def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Console) -> None:
     """What trains and what does not, before the first step."""
-    table = Table(
-        title=f"{config.run.name}: stage {config.stage.name}",
-        title_justify="left",
-        caption="Biases, norms and other vectors have no weight decay.",
-        caption_justify="left",
-    )
-    for heading, justify in (
-        ("module", "left"),
-        ("parameters", "right"),
-        ("trainable", "right"),
-        ("learning rate", "right"),
-        ("weight decay", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    cells, styles = [], []
     for row in rows:
         trains = row.num_trainable > 0
         lr = config.train.optimizer.lr * row.multiplier.lr
         weight_decay = config.train.optimizer.weight_decay * row.multiplier.weight_decay
-        table.add_row(
-            row.name,
-            f"{row.num_parameters:,}",
-            f"{row.num_trainable:,}" if trains else "frozen",
-            f"{lr:.2e}" if trains else "-",
-            f"{weight_decay:g}" if trains else "-",
-            style=None if trains else "dim",
+        cells.append(
+            [
+                row.name,
+                f"{row.num_parameters:,}",
+                f"{row.num_trainable:,}" if trains else "frozen",
+                f"{lr:.2e}" if trains else "-",
+                f"{weight_decay:g}" if trains else "-",
+            ]
         )
-    table.add_row(
-        "total",
-        f"{sum(row.num_parameters for row in rows):,}",
-        f"{sum(row.num_trainable for row in rows):,}",
-        "",
-        "",
-        style="bold",
+        styles.append(None if trains else "dim")
+    total = [sum(row.num_parameters for row in rows), sum(row.num_trainable for row in rows)]
+    cells.append(["total", *(f"{number:,}" for number in total), "", ""])
+    print_table(
+        console,
+        f"{config.run.name}: stage {config.stage.name}",
+        ["module", "parameters", "trainable", "learning\nrate", "weight\ndecay"],
+        cells,
+        styles=[*styles, "bold"],
     )
-    # Logs are 80 columns wide to Rich; the numbers of a large model need more.
-    width, console.width = console.width, max(console.width, 100)
-    console.print(table)
-    console.width = width
+    console.print("Biases, norms and other vectors have no weight decay.", style="italic dim")
