@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import string
 from typing import Any
@@ -77,7 +78,9 @@ def right_option(fields: Fields, name: str, texts: list[str], labels: list[str])
         else:
             found[full_name] = _find(value, full_name, name, texts, labels)
     if not found:
-        raise SampleError("fields", f"options in {name}, but no answer; it has {fields.describe()}")
+        raise SampleError(
+            "fields", f"options in {name}, but no answer; beside them it has {fields.describe()}"
+        )
     if len(set(found.values())) > 1:
         raise SampleError("fields", f"{' and '.join(found)} name different options of {name}")
     return next(iter(found.values()))
@@ -146,7 +149,7 @@ def _from_objects(name: str, value: list[dict[Any, Any]]) -> tuple[list[str], li
 
 
 def _text(value: Any, name: str) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         raise SampleError("fields", f"{name} has the option {shown(value)}, expected text")
@@ -158,8 +161,8 @@ def _find(value: Any, field: str, name: str, texts: list[str], labels: list[str]
         value = value[0]
     unclear = SampleError(
         "fields",
-        f"{field} is {shown(value)}, which is not one of the options of {name} by its letter, its "
-        "text, or its place from 0",
+        f"{field} is {shown(value)}, which is no letter, text or place (from 0) of an option in "
+        f"{name}",
     )
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise unclear

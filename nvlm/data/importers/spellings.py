@@ -24,7 +24,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "options": ("choices", "options"),
     "right option": (
         "correct", "correct_choice_idx", "correct_index", "correct_idx", "answer_index",
-        "answer_idx", "correct_option", "correct_choice", "correct_answer",
+        "answer_idx", "answerkey", "answer_key", "correct_option", "correct_choice",
+        "correct_answer",
     ),
     "caption": ("caption", "captions", "description"),
     "text": ("text",),
