@@ -93,10 +93,8 @@ def _parameter_table(numbers: DerivedNumbers):
         )
     if numbers.num_padding_parameters:
         without = numbers.total.total - numbers.num_padding_parameters
-        yield (
-            f"  {numbers.num_padding_parameters:,} of them are zero heads of the vision model "
-            f"({without:,} without)"
-        )
+        yield f"  {numbers.num_padding_parameters:,} of them are zero heads of the vision model;"
+        yield f"  {without:,} without these"
 
 
 def _table(rows: list[tuple[str, str]]):

@@ -17,7 +17,7 @@ from nvlm.data.preview import (
 from nvlm.data.preview_spans import Span, visible
 from nvlm.printing import new_console
 
-_BAR_WIDTH = 40
+_LEAST_BAR_WIDTH, _MOST_BAR_WIDTH = 8, 40
 _COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "red", "bright_blue", "bright_magenta")
 # Around what is trained, so that it can be told where colours are not shown, as in a file.
 _TRAINED_START, _TRAINED_END = "⟦", "⟧"
@@ -33,7 +33,7 @@ def print_preview(preview: Preview, console: Console | None = None) -> None:
         _print_sample(console, sample, colours[sample.source])
     console.print(Rule("sequences", align="left"))
     for sequence in preview.sequences:
-        console.print(_sequence(preview, sequence, colours), soft_wrap=True)
+        console.print(_sequence(preview, sequence, colours, console.width), soft_wrap=True)
     legend = Text()
     for name, colour in colours.items():
         legend.append("██ ", colour).append(f"{visible(name)}  ")
@@ -43,7 +43,12 @@ def print_preview(preview: Preview, console: Console | None = None) -> None:
 
 def _print_sample(console: Console, sample: ShownSample, colour: str) -> None:
     name = visible(f"{sample.number}  {sample.source}/{sample.key}")
-    console.print(Rule(Text(name, f"bold {colour}"), align="left"))
+    title = Text(name, f"bold {colour}")
+    if title.cell_len + 4 > console.width:  # the rule would cut it
+        console.print(Rule())
+        console.print(title, overflow="fold")
+    else:
+        console.print(Rule(title, align="left"))
     place = f"step {sample.step}, sequence {sample.sequence}"
     console.print(Text(visible("  ".join([place, *describe(sample)])), "dim"), soft_wrap=True)
     for cut in describe_cuts(sample):
@@ -87,26 +92,28 @@ def _mark(text: Text, starts: bool) -> None:
         text.append("\n")
 
 
-def _sequence(preview: Preview, sequence: PlannedSequence, colours: dict[str, str]) -> Text:
+def _sequence(
+    preview: Preview, sequence: PlannedSequence, colours: dict[str, str], window: int
+) -> Text:
     max_tokens = preview.config.stage.sequence_length
+    num_tiles = sum(document.num_tiles for document in sequence.documents)
+    before = f"step {sequence.step:>2} sequence {sequence.number:>2} "
+    after = (
+        f" {sum(document.length for document in sequence.documents):,}/{max_tokens:,} tokens, "
+        f"{num_tiles:,}/{preview.max_tiles:,} tiles, samples: {len(sequence.documents)}"
+    )
+    left = window - len(before) - len(after)
+    bar_width = max(_LEAST_BAR_WIDTH, min(_MOST_BAR_WIDTH, left))
     bar, done = Text(), 0
     for number, document in enumerate(sequence.documents):
-        start = round(_BAR_WIDTH * done / max_tokens)
+        start = round(bar_width * done / max_tokens)
         done += document.length
         # Every other one is lighter, to be told from its neighbours.
         cell = "▓" if number % 2 else "█"
-        width = round(_BAR_WIDTH * done / max_tokens) - start
+        width = round(bar_width * done / max_tokens) - start
         bar.append(cell * width, colours[document.source])
-    bar.append("░" * (_BAR_WIDTH - len(bar)), "dim")
-    num_tiles = sum(document.num_tiles for document in sequence.documents)
-    return (
-        Text(f"step {sequence.step:>2} sequence {sequence.number:>2} ")
-        .append(bar)
-        .append(
-            f" {done:,}/{max_tokens:,} tokens, {num_tiles:,}/{preview.max_tiles:,} tiles, "
-            f"samples: {len(sequence.documents)}"
-        )
-    )
+    bar.append("░" * (bar_width - len(bar)), "dim")
+    return Text(before).append(bar).append(after)
 
 
 def _print_losses(console: Console, preview: Preview) -> None:
