@@ -17,11 +17,11 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch.distributed as dist
-import yaml
 
 from nvlm.config.compose import save_config, validate
 from nvlm.config.schema import RunConfig
-from nvlm.errors import CheckpointError, NvlmError
+from nvlm.config.yaml_file import read_yaml
+from nvlm.errors import CheckpointError, ConfigError, NvlmError
 from nvlm.safe_loading import DAMAGE, check_readable, data_only, describe_damage, one_line
 
 CONFIG_FILE = "config.yaml"
@@ -57,14 +57,9 @@ def read_config(checkpoint: Path) -> RunConfig:
     """The configuration that the checkpoint was written with."""
     path = checkpoint / CONFIG_FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{path}: {'is empty' if values is None else 'holds no configuration'}: the checkpoint "
-            "is damaged; use another one"
-        )
+        values = read_yaml(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; the checkpoint is damaged: use another one") from None
     return validate(values, source=str(path))
 
 

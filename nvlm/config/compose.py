@@ -67,15 +67,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def load_saved_config(path: Path) -> RunConfig:
-    """The configuration that a run or checkpoint folder keeps: nothing is merged or put in.
-
-    Raises:
-        ConfigError: the file is missing or damaged, or of another version's schema.
-    """
-    return validate(read_yaml(path), source=str(path))
-
-
 def validate(values: Any, source: str) -> RunConfig:
     """Build a `RunConfig` from plain values; every problem becomes a part of one `ConfigError`."""
     return _validate(values, source, lambda location: "")

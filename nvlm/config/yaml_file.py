@@ -42,11 +42,7 @@ def read_yaml(path: Path, wanted_by: str = "") -> Values:
     Raises:
         ConfigError: no such file, not YAML in UTF-8, not one mapping, or refused as said above.
     """
-    text = _read_text(path, wanted_by)
-    try:
-        values = parse_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    values = read_document(path, "configuration file", wanted_by)
     if values is None:
         raise ConfigError(f"{path}: is empty; expected sections such as `run:` and `train:`")
     if not isinstance(values, dict):
@@ -55,6 +51,19 @@ def read_yaml(path: Path, wanted_by: str = "") -> Values:
             f"{path}: must be a mapping of sections such as `run:` and `train:`, found {found}"
         )
     return values
+
+
+def read_document(path: Path, kind: str, wanted_by: str = "") -> Any:
+    """The values that the file `path` holds; None where there are none.
+
+    Raises:
+        ConfigError: no such file, or not YAML in UTF-8. Says that a file of this `kind` was wanted.
+    """
+    text = _read_text(path, kind, wanted_by)
+    try:
+        return parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -72,21 +81,20 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"nested deeper than {MAX_DEPTH} levels") from None
 
 
-def _read_text(path: Path, wanted_by: str) -> str:
+def _read_text(path: Path, kind: str, wanted_by: str) -> str:
     name = str(path) if len(str(path)) < 1000 else shorten(str(path))
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise ConfigError(f"{name}: is {kind}, not a configuration file{wanted_by}")
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise ConfigError(f"{name}: is {found}, not a {kind}{wanted_by}")
         if status.st_size > MAX_FILE_BYTES:
             raise ConfigError(
-                f"{name}: has {status.st_size:,} bytes; a configuration has at most "
-                f"{MAX_FILE_BYTES:,}"
+                f"{name}: has {status.st_size:,} bytes; a {kind} has at most {MAX_FILE_BYTES:,}"
             )
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{name}: no such configuration file{wanted_by}") from None
+        raise ConfigError(f"{name}: no such {kind}{wanted_by}") from None
     except OSError as error:
         reason = (error.strerror or "unknown reason").lower()
         raise ConfigError(f"{name}: cannot be read: {reason}") from None

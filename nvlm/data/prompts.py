@@ -14,9 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nvlm.errors import DataError
+from nvlm.config.yaml_file import read_document
+from nvlm.errors import ConfigError, DataError
 
 # Fields that a pool's texts may have; kinds.py says which kind of sample fills which.
 FIELDS = ("question", "choices", "text", "region")
@@ -56,16 +55,14 @@ def fingerprint(pools: Pools) -> str:
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> Pools:
     try:
-        value = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(
-            f"prompt pools {path}: not readable as YAML: {' '.join(str(error).split())}"
-        ) from None
+        value = read_document(path, "file of prompt pools")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
     if not isinstance(value, dict):
         raise DataError(f"prompt pools {path}: must be a mapping of names to lists of texts")
     for name, prompts in value.items():
         _check(f"prompt pools {path}: {name}", prompts)
-    return {str(name): prompts for name, prompts in value.items()}
+    return value
 
 
 def _check(where: str, prompts: Any) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from nvlm.config import load_config
-from nvlm.config.compose import load_saved_config, to_yaml
+from nvlm.config.compose import to_yaml, validate
 from nvlm.config.schema import RunConfig
 from nvlm.config.wording import _all_keys
+from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def outcome(path: Path, overrides: list[str], folder: Path) -> str:
         assert time.process_time() - started < MOST_SECONDS, (path.read_bytes(), overrides)
     saved = folder / "saved.yaml"
     saved.write_text(to_yaml(config))
-    for again in (load_config(saved), load_saved_config(saved)):
+    for again in (load_config(saved), validate(read_yaml(saved), str(saved))):
         assert again == config
         assert to_yaml(again) == saved.read_text()
     return "taken"

@@ -42,7 +42,10 @@ def test_a_users_pools_stand_over_ours(tmp_path: Path):
         ("- a", "must be a mapping of names to lists of texts"),
         ("a: b", "a: must be a list of at least one text"),
         ("a: []", "a: must be a list"),
-        ("a: [1]", "1 is no text"),
+        ("a: [[x]]", "['x'] is no text"),
+        ("a: [null]", "None is no text"),
+        ("a: [x]\na: [y]", "line 2: the key 'a' is given twice"),
+        ("", "must be a mapping of names to lists of texts"),
         ("a: ['  ']", "is no text"),
         ("a: ['<image> What?']", "images come first by themselves"),
         ("a: ['{qestion}']", "has the field {qestion}; known: {question}, {choices}"),
@@ -58,6 +61,12 @@ def test_unusable_pools(tmp_path: Path, text: str, message: str):
     assert message in str(caught.value)
 
 
+def test_texts_are_what_was_written(tmp_path: Path):
+    file = tmp_path / "pools.yaml"
+    file.write_text("yesno: [yes, 'no', 010, 2026-11-25]\n")
+    assert load_prompt_pools(str(file))["yesno"] == ["yes", "no", "010", "2026-11-25"]
+
+
 def test_no_such_file(tmp_path: Path):
-    with pytest.raises(DataError, match=r"gone\.yaml: not readable"):
+    with pytest.raises(DataError, match=r"gone\.yaml: no such file of prompt pools"):
         load_prompt_pools(str(tmp_path / "gone.yaml"))
