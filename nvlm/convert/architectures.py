@@ -75,7 +75,7 @@ def check_released(folder: HfFolder, model: ModelConfig) -> None:
 def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
     """What of a fitting folder is not carried, though its model computes the same; clauses."""
     file = folder.path / CONFIG_FILE
-    architecture = _architecture(folder.config)
+    architecture = architecture_of(folder.config)
     if architecture == "NVLM_D":
         assert isinstance(folder, HfFolder)
         found = [note for part in _parts(folder) for note in notes(part, config)]
@@ -113,10 +113,12 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
 
 def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
     """What of the `config.json` of a folder of ours does not fit `model`, a clause each."""
-    architecture = _architecture(folder.config)
+    architecture = architecture_of(folder.config)
     if architecture == "NVLM_D":
         vision, language = _parts(folder)
+        found, wanted = architecture_of(language.config), language_architecture(model.language)
         return [
+            *([] if found == wanted else [f"llm_config.architectures is {_shown(found)}"]),
             *released_problems(folder.config, model),
             *vision_problems(vision.config, model.vision),
             *language_problems(language.config, model.language),
@@ -128,17 +130,17 @@ def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
 
 def folders_differ(left: HfFolder, right: HfFolder) -> list[str]:
     """What two folders of one architecture compute differently by their `config.json`; clauses."""
-    architecture = _architecture(left.config)
-    if architecture != _architecture(right.config):
-        return [f"architectures {_shown(architecture)} and {_shown(_architecture(right.config))}"]
+    architecture = architecture_of(left.config)
+    if architecture != architecture_of(right.config):
+        return [f"architectures {_shown(architecture)} and {_shown(architecture_of(right.config))}"]
     found = _parts_differ(left.config, right.config, architecture)
     if architecture != "NVLM_D":
         return found
     for x, y in zip(_parts(left), _parts(right), strict=True):
-        if _architecture(x.config) != _architecture(y.config):
+        if architecture_of(x.config) != architecture_of(y.config):
             found.append("architectures of the language models")
         else:
-            found += _parts_differ(x.config, y.config, _architecture(x.config))
+            found += _parts_differ(x.config, y.config, architecture_of(x.config))
     return found
 
 
@@ -274,9 +276,11 @@ def language_architecture(language: LanguageConfig) -> str:
 # ---------------------------------------------------------------------------------------- details
 
 
-def _architecture(found: Mapping[str, Any]) -> str | None:
+def architecture_of(found: Mapping[str, Any]) -> str | None:
+    """The one architecture that a `config.json` names."""
     named = found.get("architectures")
-    return named[0] if isinstance(named, list) and len(named) == 1 else None
+    is_one = isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)
+    return named[0] if is_one else None
 
 
 def _parts(folder: HfFolder) -> tuple[FolderPart, FolderPart]:
@@ -287,7 +291,7 @@ def _parts(folder: HfFolder) -> tuple[FolderPart, FolderPart]:
 
 
 def _check_architecture(folder: ModelFolder, wanted: str, option: str) -> None:
-    if _architecture(folder.config) != wanted:
+    if architecture_of(folder.config) != wanted:
         raise ConvertError(
             f"{folder.path / CONFIG_FILE}: architectures "
             f"{_shown(folder.config.get('architectures') or [])} (model_type "

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 
 import torch
@@ -92,6 +92,7 @@ def parse_size(text: str) -> int:
         ConvertError: not a number with one of the units KB, MB, GB, TB.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, flags=re.IGNORECASE)
-    if not match or float(match[1]) == 0:
-        raise ConvertError(f"shard size {text!r}: expected a number with a unit, such as 5GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= size < inf:
+        raise ConvertError(f"shard size {text[:40]!r}: expected a number and a unit, such as 5GB")
+    return int(size)

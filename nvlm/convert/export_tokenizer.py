@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.config.schema import RunConfig
+from nvlm.data.chat import open_tokenizer
 from nvlm.errors import ConvertError
 
 TURN_END = "<|im_end|>"
@@ -37,20 +38,11 @@ def load_tokenizer(config: RunConfig) -> Any:
     """The tokenizer of `config`.
 
     Raises:
-        ConvertError: it cannot be loaded, or lacks a control token.
+        DataError: it cannot be loaded.
+        ConvertError: it lacks a control token.
     """
-    from nvlm import platform
-
-    platform.current()
-    from transformers import AutoTokenizer
-
     name = config.model.tokenizer
-    try:
-        # Whatever the folder asks for, no code of it runs.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of a damaged tokenizer.json the library raises anything
-        message = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConvertError(f"model.tokenizer {name}: cannot be loaded: {message}") from None
+    tokenizer = open_tokenizer(name)
     known = tokenizer.get_vocab()
     for token in (config.model.image_token, TURN_END):
         if token not in known:

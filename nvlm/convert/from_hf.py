@@ -21,7 +21,7 @@ from nvlm.convert.rules import Rule, num_parameters, projector_rules, to_megatro
 from nvlm.convert.session import (
     Stopwatch,
     check_free_space,
-    check_not_inside,
+    check_target,
     conversion_processes,
     print_note,
     progress_bar,
@@ -81,10 +81,9 @@ def convert_from_nvlm(nvlm: str | Path, config: RunConfig, out: str | Path) -> P
 
 
 def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwatch) -> Path:
+    check_target(out, [source.folder.path for source in sources])
     if out.exists() and not is_checkpoint(out):
         raise ConvertError(f"{out}: exists and is not a checkpoint: remove it or name another")
-    for source in sources:
-        check_not_inside(out, source.folder.path)
     dtype = _PRECISIONS[config.train.precision]
     chunks = [chunk for source in sources for chunk in _source_chunks(source, dtype)]
     rules = [rule for source in sources for rule in source.rules]

@@ -187,7 +187,7 @@ class HfFolder:
         if isinstance(self.config.get("llm_config"), dict):
             prefix, values = "language_model.", self.config["llm_config"]
         embedding = f"{prefix}model.embed_tokens.weight"
-        if not values.get("tie_word_embeddings") or embedding not in self._files:
+        if values.get("tie_word_embeddings") is not True or embedding not in self._files:
             return {}
         output_layer = f"{prefix}lm_head.weight"
         if output_layer in self._files:

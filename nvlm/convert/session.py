@@ -150,13 +150,23 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def check_not_inside(out: Path, source: str | Path) -> None:
-    """Raise `ConvertError` where writing `out` would write into `source`, or replace it."""
-    target, taken = out.resolve(), Path(source).resolve()
-    if target == taken or taken in target.parents or target in taken.parents:
-        raise ConvertError(
-            f"{out}: is, holds or lies inside {source}, which is read from: name another folder"
-        )
+def check_target(out: Path, sources: Sequence[str | Path]) -> None:
+    """Raise `ConvertError` where writing `out` would write into a source, or replace it or a link.
+
+    A link could lead anywhere, and would itself be replaced by what is written.
+    """
+    if out.is_symlink():
+        raise ConvertError(f"{out}: is a link: name the folder that it leads to, or another")
+    try:
+        target = out.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ConvertError(f"{out}: is no path that can be written: {error}") from None
+    for source in sources:
+        taken = Path(source).resolve()
+        if target == taken or taken in target.parents or target in taken.parents:
+            raise ConvertError(
+                f"{out}: is, holds or lies inside {source}, which is read from: name another folder"
+            )
 
 
 def check_free_space(out: Path, num_bytes: int) -> None:
@@ -167,6 +177,6 @@ def check_free_space(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ConvertError(
-            f"{out}: {num_bytes / 1e9:.1f} GB are to be written, but {folder} has only "
-            f"{free / 1e9:.1f} GB free"
+            f"{out}: {decimal(num_bytes)} are to be written, but {folder} has only {decimal(free)} "
+            "free"
         )

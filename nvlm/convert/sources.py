@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm.config.schema import ModelConfig
-from nvlm.convert.architectures import check_language, check_released, check_vision
+from nvlm.convert.architectures import (
+    architecture_of,
+    check_language,
+    check_released,
+    check_vision,
+)
 from nvlm.convert.export_config import RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf_folder import CONFIG_FILE, HfFolder
 from nvlm.convert.rules import (
@@ -57,7 +62,7 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
     Raises:
         ConvertError: none of ours.
     """
-    architecture = next(iter(folder.config.get("architectures") or []), None)
+    architecture = architecture_of(folder.config)
     vision, language = model.vision, model.language
     if architecture == "InternVisionModel":
         return vision_rules(vision, _num_heads(folder, "", model))
@@ -70,7 +75,7 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
             *language_rules(language, "language_model."),
         ]
     raise ConvertError(
-        f"{folder.path / CONFIG_FILE}: architecture {architecture!r} is none of InternVisionModel, "
+        f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
         "Qwen2ForCausalLM, LlamaForCausalLM, NVLM_D"
     )
 

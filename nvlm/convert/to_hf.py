@@ -25,7 +25,7 @@ from nvlm.convert.rules import export_rules
 from nvlm.convert.session import (
     Stopwatch,
     check_free_space,
-    check_not_inside,
+    check_target,
     conversion_processes,
     print_note,
 )
@@ -62,11 +62,12 @@ def convert_to_hf(
     if dtype is not None and dtype not in DTYPES:
         raise ConvertError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     shard_bytes = parse_size(shard_size)
+    check_target(out, [])
     if out.exists() and not _is_export(out):
         raise ConvertError(f"{out}: exists and is not an earlier export: remove it or name another")
     checkpoint = resolve_checkpoint(checkpoint)
-    check_not_inside(out, checkpoint)
-    config = read_config(checkpoint)
+    check_target(out, [checkpoint])
+    config, progress = read_config(checkpoint), read_progress(checkpoint)
     check_tile_tags(config)
     tokenizer = load_tokenizer(config)
 
@@ -81,7 +82,7 @@ def convert_to_hf(
 
         def describe(folder: Path) -> None:
             write_index(folder, files)
-            write_export_files(folder, config, read_progress(checkpoint), tokenizer, out_dtype)
+            write_export_files(folder, config, progress, tokenizer, out_dtype)
 
         def write(folder: Path) -> None:
             on_every_rank(lambda: write_files(folder, mine, tensors))

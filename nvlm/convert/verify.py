@@ -83,8 +83,8 @@ def verify(a: str | Path, b: str | Path) -> Report:
             f"{right_names[0]}; a folder of a part can be compared with a checkpoint of the whole"
         )
     with conversion_processes() as processes:
-        report = _compare_all(left, right, left_names, right_names, processes)
         settings = [Difference(CONFIG_FILE, what) for what in _settings_differ(left, right)]
+        report = _compare_all(left, right, left_names, right_names, processes)
         report = replace(report, differences=[*settings, *report.differences])
         watch.print_summary(f"Compared {a} and {b}", len(left_names), report.num_bytes, processes)
     return report
@@ -103,8 +103,7 @@ def print_report(report: Report) -> None:
         say(f"... and {hidden} more")
     widened = f" ({report.num_widened} of them of another dtype)" if report.num_widened else ""
     different = [entry for entry in report.differences if entry.name != CONFIG_FILE]
-    settings = len(report.differences) - len(different)
-    also = f"; {settings} differences of {CONFIG_FILE}" if settings else ""
+    also = f"; {CONFIG_FILE} differs" if len(different) < len(report.differences) else ""
     say(f"{report.num_equal} tensors equal{widened}, {len(different)} different{also}")
 
 

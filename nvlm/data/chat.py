@@ -11,7 +11,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from nvlm import platform
 from nvlm.data.sample import Messages
 from nvlm.errors import DataError
 
@@ -86,18 +88,30 @@ def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
     Raises:
         DataError: there is none, or it lacks a control token.
     """
+    return ChatTokenizer(open_tokenizer(name), image_token, name=f"model.tokenizer {name}")
+
+
+def open_tokenizer(name: str) -> Any:
+    """transformers' tokenizer in folder `name`, or of that hub name; no code of it is run.
+
+    Raises:
+        DataError: there is none, it is damaged, or it consists of code.
+    """
+    platform.hide_unfitting_torchvision()
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    if folder.is_dir():
+        # Reading a pipe would wait for ever.
+        for path in folder.iterdir():
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise DataError(f"model.tokenizer {name}: {path.name!a} is not a regular file")
     try:
-        # Whatever the folder asks for, no code of it runs.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # of a damaged tokenizer.json the library raises anything
-        what = (
-            "a folder without a tokenizer" if Path(name).is_dir() else "no such folder, and the hub"
-        )
+        what = "a folder without a tokenizer" if folder.is_dir() else "no such folder, and the hub"
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"model.tokenizer {name}: {what}: {first_line}") from None
-    return ChatTokenizer(tokenizer, image_token, name=f"model.tokenizer {name}")
 
 
 def with_system_message(messages: Messages, system_message: str | None) -> Messages:

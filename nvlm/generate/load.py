@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvlm.checkpoint_io import read_config, read_sharded, resolve_checkpoint
 from nvlm.config.schema import ParallelConfig, RunConfig
+from nvlm.data.chat import open_tokenizer
 from nvlm.parallel.groups import initialize, world_size_from_environment
 
 if TYPE_CHECKING:
@@ -36,15 +37,12 @@ def load_for_generation(
     config = _with_layout(read_config(folder), layout, world_size)
     parallel = initialize(config, world_size)
     # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
-    from transformers import AutoTokenizer
-
     from nvlm.model.nvlm_d import build_model
 
     model = build_model(config, parallel)
     model.load_state_dict(read_sharded(folder, {"model": model.sharded_state_dict()})["model"])
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(config.model.tokenizer, trust_remote_code=False)
-    return model, tokenizer, config
+    return model, open_tokenizer(config.model.tokenizer), config
 
 
 def _with_layout(config: RunConfig, layout: ParallelConfig | None, world_size: int) -> RunConfig:

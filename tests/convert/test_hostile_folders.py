@@ -231,3 +231,9 @@ def test_a_damaged_tokenizer_is_one_line(converted, tmp_path: Path, contents: by
     with pytest.raises(DataError, match=rf"model\.tokenizer {tokenizer}: ") as refused:
         load_chat_tokenizer(str(tokenizer), "<|vision_pad|>")
     assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_is_a_pipe(converted, tmp_path: Path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match=r"'tokenizer\.json' is not a regular file"):
+        load_chat_tokenizer(str(tmp_path), "<|vision_pad|>")

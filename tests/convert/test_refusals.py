@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 
@@ -147,8 +148,44 @@ def test_a_disk_without_room(converted, tmp_path, out):
     with (language / "model.safetensors").open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + position)
-    with pytest.raises(ConvertError, match=r"GB are to be written, but .* has only .* GB free"):
+    with pytest.raises(ConvertError, match=r"[GT]B are to be written, but .* has only "):
         convert_from_hf(converted.vision, language, config, out)
+
+
+def test_links_are_not_written_through(converted, tmp_path):
+    """Before anything is converted; what they lead to stays."""
+    (tmp_path / "checkpoint").symlink_to(converted.checkpoint)
+    (tmp_path / "export").symlink_to(converted.export)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    folders = (converted.vision, converted.language, converted.config)
+    for name in ("checkpoint", "nowhere", "circle"):
+        with pytest.raises(ConvertError, match=rf"{name}: is a link: name the folder"):
+            convert_from_hf(*folders, tmp_path / name)
+    with pytest.raises(ConvertError, match="circle/sub: is no path that can be written"):
+        convert_from_hf(*folders, tmp_path / "circle" / "sub")
+    with pytest.raises(ConvertError, match="export: is a link"):
+        convert_to_hf(converted.checkpoint, tmp_path / "export")
+    assert (converted.export / "config.json").is_file()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_full_disk(converted, tmp_path):
+    """What was there before stays, and nothing half-written."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(converted.checkpoint, checkpoint)
+    before = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="checkpoint: cannot be written: File too large"):
+            convert_from_hf(converted.vision, converted.language, converted.config, checkpoint)
+        with pytest.raises(CheckpointError, match="export: cannot be written: File too large"):
+            convert_to_hf(converted.checkpoint, tmp_path / "export")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.stat().st_size for path in checkpoint.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_folder_that_cannot_be_written(converted, tmp_path):
@@ -269,8 +306,9 @@ def test_a_failing_export_leaves_nothing(converted, tmp_path, out):
 def test_unknown_dtype_and_size(converted, out):
     with pytest.raises(ConvertError, match="expected one of fp32, bf16"):
         convert_to_hf(converted.checkpoint, out, dtype="fp8")
-    with pytest.raises(ConvertError, match="such as 5GB"):
-        convert_to_hf(converted.checkpoint, out, shard_size="many")
+    for size in ("many", "0GB", "-1GB", "0.0001KB", "9" * 400 + "GB"):
+        with pytest.raises(ConvertError, match="such as 5GB"):
+            convert_to_hf(converted.checkpoint, out, shard_size=size)
     assert parse_size("1.5gb") == 1_500_000_000
 
 
