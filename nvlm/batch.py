@@ -28,6 +28,15 @@ class SkippedSample:
     detail: str
 
 
+# Fewer than this are never too many: a share of few samples says little.
+_MIN_SKIPPED = 20
+
+
+def too_many_skipped(num_skipped: int, num_samples: int, max_share: float) -> bool:
+    """Whether more than `data.max_skipped_share` of the samples was left out."""
+    return num_skipped >= _MIN_SKIPPED and num_skipped > max_share * num_samples
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Packed sequences, one after another, as a single row.

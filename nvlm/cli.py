@@ -136,6 +136,16 @@ def train_command(
     train(checked, allow_data_change)
 
 
+Tensor = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Tensor-parallel size, under torchrun."),
+]
+Pipeline = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Pipeline-parallel size, under torchrun."),
+]
+
+
 @app.command("generate", short_help="Answer a prompt about images.")
 def generate_command(
     checkpoint: Annotated[
@@ -153,13 +163,19 @@ def generate_command(
             help="An image file; repeat for several, in the order of their marks.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to answer with.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to answer with.")] = 64,
+    tensor: Tensor = None,
+    pipeline: Pipeline = None,
 ) -> None:
-    """Answer a prompt about images with a Megatron checkpoint (greedy decoding)."""
+    """Answer a prompt about images with a Megatron checkpoint (greedy decoding).
+
+    Several processes take the layout that the checkpoint was trained with, unless --tensor or
+    --pipeline say another.
+    """
     launched()
     from nvlm.generate.answer import answer
 
-    text = answer(checkpoint, prompt, image or [], max_new_tokens)
+    text = answer(checkpoint, prompt, image or [], max_new_tokens, tensor, pipeline)
     if rank_to_speak() == 0:
         say(text)
 
@@ -185,16 +201,30 @@ def evaluate_command(
     split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
     limit_per_task: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="At most so many samples of each task."),
+        typer.Option(min=1, help="At most so many samples of each task."),
     ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to answer with.")] = 32,
+    tensor: Tensor = None,
+    pipeline: Pipeline = None,
 ) -> None:
-    """Answer a split's questions and print the share that is right, per task."""
-    launched()
-    from nvlm.evaluate.run import evaluate_checkpoint, print_scores
+    """Answer a split's questions and print the share that is right, per task.
 
-    scores = evaluate_checkpoint(checkpoint, data_root, split, out, limit_per_task)
-    if rank_to_speak() == 0:
-        print_scores(scores)
+    Under torchrun every --tensor x --pipeline processes (1 x 1 where not given) hold the model and
+    answer their share.
+    """
+    launched()
+    from nvlm.evaluate.run import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        data_root,
+        split,
+        out,
+        limit_per_task,
+        max_new_tokens,
+        tensor or 1,
+        pipeline or 1,
+    )
 
 
 @app.command("demo", short_help="Train, export and evaluate a tiny NVLM-D here.")

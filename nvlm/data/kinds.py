@@ -34,7 +34,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvlm.data.choices import CHOICE_READERS, POOL_FIELDS
+from nvlm.data.choices import CHOICE_READERS, POOL_FIELDS, Choice
 from nvlm.data.conversations import read_conversation, read_document, read_untrained_turns
 from nvlm.data.energon import FieldMap
 from nvlm.data.prompts import Pools, fields_of, load_prompt_pools
@@ -67,6 +67,10 @@ class Sample:
     # Turns that are context only, numbered from 0 as questions with their answers.
     untrained_turns: frozenset[int] = frozenset()
     loss_weight: float = 1.0  # multiplies what its tokens count in the loss
+    # For evaluation: every answer to the first choice's question, with its weight; of a multiple
+    # choice the texts behind the letters.
+    accepted: dict[str, float] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
 
     def conversation(self, choice: int) -> Messages:
         """The conversation, or the parts of a document."""
@@ -149,6 +153,10 @@ class SampleParser:
             weights=_without_equal([weight for _, _, weight in choices]),
             system=system,
             loss_weight=loss_weight,
+            accepted=_answers_of_first(choices),
+            options=[text.strip() for text in value["choices"]]
+            if kind == "multiple_choice"
+            else [],
         )
 
     def _prompts(self, pool: str, kind: str, task: str) -> list[str]:
@@ -207,6 +215,15 @@ def _read_loss_weight(value: dict[str, Any]) -> float:
     if weight == 0:
         raise SampleError("untrained", "loss_weight is 0, so nothing of it is trained")
     return float(weight)
+
+
+def _answers_of_first(choices: list[Choice]) -> dict[str, float]:
+    first = choices[0][0]
+    answers: dict[str, float] = {}
+    for question, answer, weight in choices:
+        if question == first:
+            answers[answer] = answers.get(answer, 0.0) + weight
+    return answers
 
 
 def _without_equal(weights: list[float]) -> list[float]:

@@ -8,6 +8,7 @@ to. This file imports no torch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,44 @@ def find_sources(config: RunConfig) -> dict[str, Source]:
         name: Source(name, SourceConfig(), found[name], list_shards(found[name], config.data.split))
         for name in sorted(found)
     }
+
+
+def find_all_sources(config: RunConfig) -> dict[str, Source]:
+    """Every source below `data.root`/`data.split` by name, sorted: what an evaluation asks.
+
+    A source of the blend has the blend's settings, if its path or its name is found there; others
+    are read as they would be without a blend.
+
+    Raises:
+        DataError: there are no shards.
+    """
+    root = Path(config.data.root)
+    folder = root / config.data.split
+    found: dict[str, Source] = {}
+    blend = flatten_blend(config.data.blend) if config.data.blend else {}
+    for name, (_, settings) in sorted(blend.items()):
+        source = _find(config, folder, name, settings)
+        lies_below = Path(os.path.abspath(source.folder)).is_relative_to(os.path.abspath(folder))
+        if source.shards and lies_below:
+            found[name] = source
+    taken = {shard.resolve() for source in found.values() for shard in source.shards}
+    for name, below in _found_below(folder, config.data.split).items():
+        shards = [s for s in list_shards(below, config.data.split) if s.resolve() not in taken]
+        if not shards:
+            continue
+        if name in found:  # by its path, so this folder is another source
+            name, settings = f"{name} (folder)", SourceConfig()
+        else:
+            settings = blend[name][1] if name in blend else SourceConfig()
+        found[name] = Source(name, settings, below, shards)
+    if not found:
+        splits = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        has = f"; {root} has {', '.join(splits[:8]) or 'no folders'}" if root.is_dir() else ""
+        raise DataError(
+            f"{folder}: no .tar files there or one folder below{has}; `nvlm data import ... "
+            f"{root} --split {config.data.split}` writes some"
+        )
+    return dict(sorted(found.items()))
 
 
 def flatten_blend(

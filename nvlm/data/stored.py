@@ -19,7 +19,7 @@ from nvlm.data.sample import ByteRange, SampleError, ShardReader, StoredSample
 from nvlm.data.video import count_frames, decode_frames
 
 # In place of its pixels: a square so small is one tile, as every frame is.
-_FRAME_SIZE = (1, 1)
+_FRAME_SIZE: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nvlm.evaluate.score import TaskScore, is_correct
+from nvlm.evaluate.score import TaskScore, Truth, score_answer
 
 # Pictures are shown at most this large; larger ones are shrunk and stored as JPEG.
 _MAX_PICTURE_SIDE = 640
@@ -74,7 +74,7 @@ class GalleryItem:
     task: str
     earlier_turns: list[tuple[str, str]]  # (role, content) before the question, images unmarked
     question: str
-    truth: str
+    truth: list[str]  # accepted answers
     answers: list[tuple[str, str]]  # (stage name, answer), in order of the stages
     export_agrees: bool
     pictures: list[Picture]
@@ -261,7 +261,7 @@ def _gallery(report: Report) -> str:
 
 
 def _card(item: GalleryItem) -> str:
-    right = is_correct(item.answers[-1][1], item.truth)
+    right = _is_right(item.answers[-1][1], item.truth)
     pictures = "".join(
         _picture(picture, number, len(item.pictures))
         for number, picture in enumerate(item.pictures, start=1)
@@ -283,15 +283,19 @@ def _card(item: GalleryItem) -> str:
     return (
         f'<article class="card {_class(right)}">{pictures}<div class="body">{earlier}'
         f'<p class="question">{html.escape(item.question)}</p>'
-        f"<dl><dt>truth</dt><dd>{html.escape(item.truth)}</dd>{answers}"
+        f"<dl><dt>truth</dt><dd>{html.escape(' / '.join(item.truth))}</dd>{answers}"
         f"<dt>HF export</dt>{export}</dl>{tags}"
         f'<div class="identity"><span>{html.escape(item.source)} / {html.escape(item.sample_id)}'
         f"</span></div></div></article>"
     )
 
 
-def _answer(name: str, answer: str, truth: str) -> str:
-    right = is_correct(answer, truth)
+def _is_right(answer: str, truth: list[str]) -> bool:
+    return score_answer(answer, Truth(truth)) == 1
+
+
+def _answer(name: str, answer: str, truth: list[str]) -> str:
+    right = _is_right(answer, truth)
     shown = html.escape(answer) if answer.strip() else "<i>(empty)</i>"
     return (
         f'<dt>{html.escape(name)}</dt><dd class="{_class(right)}">'

@@ -13,7 +13,7 @@ from nvlm.data.tiling import choose_grid
 from nvlm.demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
-from nvlm.evaluate.heldout import Question
+from nvlm.evaluate.heldout import Question, read_image_files
 from nvlm.evaluate.score import TaskScore, score_tasks
 
 # The tasks are the sources of build_data.py.
@@ -178,6 +178,7 @@ def _gallery(
             continue
         identity = (question.source, question.sample_id)
         config = outcomes[-1].config
+        files = read_image_files(question, config.data.max_image_megapixels)
         items.append(
             GalleryItem(
                 sample_id=question.sample_id,
@@ -188,10 +189,10 @@ def _gallery(
                     for turn in question.messages[:-1]
                 ],
                 question=question.text,
-                truth=question.truth,
+                truth=question.truth.answers,
                 answers=[(name, by_sample[identity]) for name, by_sample in answers],
                 export_agrees=identity not in different,
-                pictures=[_picture(image, config) for image in question.images],
+                pictures=[_picture(image, config) for image in files],
                 num_tokens_per_tile=config.model.vision.num_tokens_per_tile,
                 image_token=config.model.image_token,
             )

@@ -23,7 +23,7 @@ from nvlm.demo.report import Report, StepRecord, format_seconds, write_report
 from nvlm.demo.results import StageOutcome, build_report
 from nvlm.demo.steps import STATE_FILE, Look, Step, StepRunner, count_lines
 from nvlm.errors import NvlmError
-from nvlm.evaluate.heldout import read_questions, write_questions
+from nvlm.evaluate.heldout import choose_questions, read_questions, with_data, write_questions
 from nvlm.printing import new_console
 
 PRETRAIN_CONFIG = Path("configs/run/tiny/pretrain.yaml")
@@ -139,8 +139,9 @@ def run_demo(
         records.append(StepRecord(step.title, step.shown_command, str(log), seconds))
 
     run(_build_data(paths))
-    questions = read_questions(paths.data, SPLIT, limit_per_task)
-    write_questions(questions, paths.questions)
+    found = read_questions(with_data(sft, paths.data, SPLIT))
+    questions = choose_questions(found, limit_per_task).questions
+    write_questions(questions, paths.questions, sft.data.max_image_megapixels)
     console.print(f"  {len(questions)} held-out questions will be asked after each stage")
     run(_import(paths))
     run(_train("pretrain", "Stage 1, pretrain: only the projector trains",
@@ -286,7 +287,9 @@ def _evaluate(
             ]
         ),
         outputs=[answers],
-        look=lambda: _look_at_answers(answers, num_questions),
+        look=lambda: _look_at_answers(
+            answers, f".{answers.name}.*.part", num_questions, NUM_PROCESSES
+        ),
     )
 
 
@@ -324,16 +327,19 @@ def _ask_export(paths: _Paths, num_questions: int) -> Step:
             *(str(paths.export), str(paths.questions), str(answers)),
         ],
         outputs=[answers],
-        look=lambda: _look_at_answers(answers, num_questions),
+        look=lambda: _look_at_answers(answers, f"{answers.name}.part", num_questions),
     )
 
 
-def _look_at_answers(answers: Path, num_questions: int) -> Look:
-    """Answers are written to `ANSWERS.part*` until all are there."""
+def _look_at_answers(
+    answers: Path, pattern: str, num_questions: int, num_processes: int = 1
+) -> Look:
+    """The first process notes its share in a file of name `pattern` until all are there."""
     if answers.is_file():
         return num_questions, num_questions, ""
-    parts = list(answers.parent.glob(f"{answers.name}.part*")) if answers.parent.is_dir() else []
-    return count_lines(parts), num_questions, "" if parts else "starting"
+    parts = list(answers.parent.glob(pattern)) if answers.parent.is_dir() else []
+    num_done = min(count_lines(parts) * num_processes, num_questions)
+    return num_done, num_questions, "" if parts else "starting"
 
 
 def _read_lines(path: Path) -> list[dict]:

@@ -1,7 +1,11 @@
 """Held-out samples as questions with a truth, and written out as plain files.
 
+Samples are read as training reads them (data/stored.py): the same kinds, field maps, prompt pools,
+videos and limits, under the settings that the checkpoint was trained with. A sample that leaves its
+wording open is asked with the first prompt of the pool that training draws from.
+
 The written folder is what Megatron's evaluation, the Hugging Face client and the report share: the
-client reads it without importing anything of training. This file imports no torch.
+client reads it without importing anything of training.
 """
 
 from __future__ import annotations
@@ -10,55 +14,155 @@ import io
 import json
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
-from nvlm.data.sample import IMAGE_MARK, Messages, iterate_samples
+from nvlm.batch import SkippedSample
+from nvlm.config import RunConfig
+from nvlm.data.conversations import count_image_marks, keep_turns
+from nvlm.data.energon import excluded_samples, read_field_map
+from nvlm.data.image import image_type
+from nvlm.data.importers.formats import check_name
+from nvlm.data.kinds import SampleParser
+from nvlm.data.prompts import load_prompt_pools
+from nvlm.data.repairs import noting_repairs
+from nvlm.data.sample import (
+    IMAGE_MARK,
+    ByteRange,
+    Messages,
+    SampleError,
+    ShardReader,
+    StoredSample,
+    scan_shard,
+)
+from nvlm.data.sources import Source, find_all_sources
+from nvlm.data.stored import ReadSample, decode_images, read_sample
 from nvlm.errors import DataError
+from nvlm.evaluate.score import NUM_ANNOTATORS, Truth
 
 SAMPLES_FILE = "samples.jsonl"
+# Reasons of what is left out although nothing is wrong with it, or with the sample alone.
+NO_QUESTION = "no_question"
+TOO_LONG = "too_long"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One sample up to its last assistant turn, which is the truth."""
+    """One sample up to its last trained assistant turn, which is the truth."""
 
     sample_id: str
     source: str
     task: str
-    messages: Messages  # up to and including the last user turn
-    truth: str
-    images: list[bytes] = field(repr=False, default_factory=list)  # encoded, in order of use
+    messages: Messages  # up to and including the last turn before the answer
+    truth: Truth
+    max_num_tiles: int  # most tiles per image
+    shard: str  # where the images lie
+    images: list[ByteRange] = field(repr=False, default_factory=list)  # in order of use
+    sizes: list[tuple[int, int]] = field(repr=False, default_factory=list)  # (width, height)
+    num_frames: int = 0  # of a video, which then is each of `images`
+    repairs: dict[str, int] = field(default_factory=dict)  # of its text, as in data/repairs.py
 
     @property
     def text(self) -> str:
-        """The last user turn without image marks, for people to read."""
+        """The last turn without image marks, for people to read."""
         return self.messages[-1]["content"].replace(IMAGE_MARK, "").strip()
 
+    def left_out(self, error: SampleError) -> SkippedSample:
+        return _left_out(self.source, Path(self.shard), self.sample_id, error)
 
-def read_questions(data_root: Path, split: str, limit_per_task: int | None) -> list[Question]:
-    """Questions of `data_root/split`, in order of source, shard and position, the same every time.
 
-    Of a task with more than `limit_per_task` samples, those whose ids have the lowest CRC-32 are
-    taken: a choice that is fixed, and blind to any pattern in the order.
+@dataclass
+class SourceCounts:
+    """What a source of the split has."""
+
+    num_samples: int = 0  # all that its shards hold
+    num_chosen: int = 0  # that are asked
+    num_without_task: int = 0  # of all questions; they count under the source's name
+    left_out: Counter[str] = field(default_factory=Counter)  # by reason
+
+
+@dataclass
+class HeldOut:
+    """The questions of a split, and what is not asked."""
+
+    questions: list[Question]  # in order of source, shard and position
+    counts: dict[str, SourceCounts]  # by source
+    left_out: list[SkippedSample]  # what cannot be read; a sample without a question is no fault
+
+
+def with_data(config: RunConfig, data_root: Path, split: str) -> RunConfig:
+    """A checkpoint's configuration, for the questions of `data_root/split`.
 
     Raises:
-        DataError: there are no shards, or a shard or sample is broken or names no task.
+        DataError: `split` is no name of a folder.
+    """
+    check_name("--split", split)
+    data = config.data.model_copy(update={"root": str(data_root), "split": split})
+    return config.model_copy(update={"data": data})
+
+
+def read_questions(config: RunConfig) -> HeldOut:
+    """All questions of `data.root/data.split`. No image is decoded.
+
+    Raises:
+        DataError: there are no shards, a source's settings do not fit its samples, or no sample has
+            a question. A sample that cannot be read is no error: it is in `HeldOut.left_out`.
+    """
+    found = HeldOut([], {}, [])
+    for source in find_all_sources(config).values():
+        found.questions += _read_source(config, source, found)
+    if not found.questions:
+        raise DataError(_nothing_to_ask(config, found))
+    return found
+
+
+def choose_questions(found: HeldOut, limit_per_task: int | None) -> HeldOut:
+    """At most so many questions of each task, the same every time; None: all.
+
+    Those whose ids have the lowest CRC-32 are taken: a choice that is fixed, and blind to any
+    pattern in the order.
     """
     by_task: dict[str, list[tuple[int, Question]]] = {}
-    for position, question in enumerate(_read_split(Path(data_root) / split)):
+    for position, question in enumerate(found.questions):
         by_task.setdefault(question.task, []).append((position, question))
     chosen = [member for members in by_task.values() for member in _choose(members, limit_per_task)]
-    return [question for _, question in sorted(chosen, key=lambda member: member[0])]
+    questions = [question for _, question in sorted(chosen, key=lambda member: member[0])]
+    numbers = Counter(question.source for question in questions)
+    counts = {
+        source: replace(counts, num_chosen=numbers[source])
+        for source, counts in found.counts.items()
+    }
+    return replace(found, questions=questions, counts=counts)
 
 
-def write_questions(questions: Sequence[Question], folder: Path) -> Path:
+def read_image_files(question: Question, max_megapixels: float) -> list[bytes]:
+    """The encoded images of a question, of a video its frames as PNG.
+
+    Raises:
+        SampleError: the video is damaged.
+    """
+    with ShardReader() as reader:
+        if not question.num_frames:
+            return [reader.read(question.shard, where) for where in question.images]
+        files = []
+        for pixels in decode_images(
+            reader, question.shard, question.images, question.num_frames, max_megapixels
+        ):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            files.append(buffer.getvalue())
+        return files
+
+
+def write_questions(questions: Sequence[Question], folder: Path, max_megapixels: float) -> Path:
     """Write `folder/samples.jsonl` and the images beside it; replaces what was there.
 
-    A line has sample_id, source, task, messages, truth and images (paths relative to `folder`).
+    A line has sample_id, source, task, messages, max_num_tiles, truth (a list; see
+    `score.Truth.as_fields`) and images (paths relative to `folder`).
     """
     folder = Path(folder)
     beside = folder.with_name(folder.name + ".tmp")
@@ -67,21 +171,139 @@ def write_questions(questions: Sequence[Question], folder: Path) -> Path:
     with (beside / SAMPLES_FILE).open("w", encoding="utf-8") as file:
         for number, question in enumerate(questions):
             names = []
-            for index, data in enumerate(question.images):
-                names.append(f"images/{number:05d}.{index}.{_image_type(data)}")
+            for index, data in enumerate(read_image_files(question, max_megapixels)):
+                names.append(f"images/{number:05d}.{index}.{image_type(data)}")
                 (beside / names[-1]).write_bytes(data)
             line = {
                 "sample_id": question.sample_id,
                 "source": question.source,
                 "task": question.task,
                 "messages": question.messages,
-                "truth": question.truth,
+                "max_num_tiles": question.max_num_tiles,
+                **question.truth.as_fields(),
                 "images": names,
             }
             file.write(json.dumps(line) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder
+
+
+def _read_source(config: RunConfig, source: Source, found: HeldOut) -> list[Question]:
+    counts = found.counts[source.name] = SourceCounts()
+    parser = SampleParser(
+        load_prompt_pools(config.data.prompt_pools),
+        source.settings.prompts,
+        read_field_map(source.folder),
+    )
+    excluded = excluded_samples(source.folder)
+    max_num_tiles = source.settings.max_num_tiles or config.stage.max_num_tiles
+    asked: list[tuple[str, str, ReadSample, dict[str, int]]] = []  # shard, key, sample, repairs
+    with ShardReader() as reader:
+        for shard, stored, damage in _stored_samples(source, excluded):
+            counts.num_samples += 1
+            key = "" if stored is None else stored.key
+            try:
+                if stored is None:
+                    assert damage is not None
+                    raise damage
+                with noting_repairs() as repairs:
+                    read = read_sample(
+                        reader,
+                        str(shard),
+                        stored,
+                        parser,
+                        config.data.max_image_megapixels,
+                        config.data.num_video_frames,
+                    )
+            except SampleError as error:
+                counts.left_out[error.reason] += 1
+                found.left_out.append(_left_out(source.name, shard, key, error))
+                continue
+            except DataError as error:  # not the sample's fault but its source's settings'
+                raise DataError(f"{shard}: sample {key}: {error}") from None
+            if _has_question(read):
+                asked.append((str(shard), key, read, dict(repairs)))
+                counts.num_without_task += not read.sample.task
+            else:
+                counts.left_out[NO_QUESTION] += 1
+    by_people = _answered_by_ten([read for _, _, read, _ in asked])
+    questions = []
+    for shard, key, read, repairs in asked:
+        *messages, answer = _up_to_answer(read)
+        num_images = count_image_marks(messages)  # those of later turns are not shown
+        questions.append(
+            Question(
+                key,
+                source.name,
+                read.sample.task or source.name,
+                messages,
+                _truth(read, answer["content"], by_people),
+                1 if read.num_frames else max_num_tiles,
+                shard,
+                read.images[:num_images],
+                read.sizes[:num_images],
+                read.num_frames,
+                repairs,
+            )
+        )
+    return questions
+
+
+def _stored_samples(
+    source: Source, excluded: set[str]
+) -> Iterator[tuple[Path, StoredSample | None, SampleError | None]]:
+    """(shard, sample, None), and (shard, None, its damage) after those of a damaged one."""
+    for shard in source.shards:
+        samples, damage = scan_shard(shard)
+        # As paths are told in `split.yaml`: relative to the folder.
+        name = shard.name if source.folder == shard else str(shard.relative_to(source.folder))
+        for stored in samples:
+            if f"{name}/{stored.key}" not in excluded:
+                yield shard, stored, None
+        if damage is not None:
+            yield shard, None, damage
+
+
+def _has_question(read: ReadSample) -> bool:
+    if read.sample.choices:
+        return True
+    roles = [message["role"] for message in read.sample.turns]
+    return roles[-1] == "assistant" and "user" in roles
+
+
+def _up_to_answer(read: ReadSample) -> Messages:
+    """The conversation up to its last answer that is trained."""
+    messages = read.sample.conversation(0)
+    num_turns = sum(message["role"] == "assistant" for message in messages)
+    while num_turns - 1 in read.sample.untrained_turns:
+        num_turns -= 1
+    return keep_turns(messages, num_turns)
+
+
+def _truth(read: ReadSample, answer: str, by_people: bool) -> Truth:
+    sample = read.sample
+    answers = list(sample.accepted) or [answer]
+    counts = [round(weight) for weight in sample.accepted.values()]
+    is_counted = by_people and sample.kind == "vqa"
+    return Truth(answers, counts if is_counted else [], sample.options)
+
+
+def _answered_by_ten(reads: Sequence[ReadSample]) -> bool:
+    """Whether a source's questions were put to ten people each, as VQAv2's were.
+
+    So it is where each question has ten answers, counted as often as they stand or by whole
+    weights, and somewhere one was given twice. Ten spellings of one answer are none of that.
+    """
+    answers = [read.sample.accepted for read in reads if read.sample.kind == "vqa"]
+    return (
+        bool(answers)
+        and all(
+            sum(a.values()) == NUM_ANNOTATORS and all(w == round(w) for w in a.values())
+            for a in answers
+        )
+        and any(weight > 1 for a in answers for weight in a.values())
+    )
 
 
 def _choose(members: list[tuple[int, Question]], limit: int | None) -> list[tuple[int, Question]]:
@@ -91,26 +313,24 @@ def _choose(members: list[tuple[int, Question]], limit: int | None) -> list[tupl
     return members if limit is None else sorted(members, key=lot)[:limit]
 
 
-def _image_type(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        return str(image.format).lower()
+def _left_out(source: str, shard: Path, key: str, error: SampleError) -> SkippedSample:
+    return SkippedSample(source, shard.name, key, error.reason, error.detail)
 
 
-def _read_split(folder: Path) -> Iterator[Question]:
-    shards = sorted(folder.glob("*.tar")) + sorted(folder.glob("*/*.tar"))
-    if not shards:
-        raise DataError(
-            f"{folder}: no .tar files there or one folder below; "
-            f"`nvlm data build-demo {folder.parent}` makes some"
+def _nothing_to_ask(config: RunConfig, found: HeldOut) -> str:
+    folder = Path(config.data.root) / config.data.split
+    reasons = sum((counts.left_out for counts in found.counts.values()), Counter())
+    said = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
+    num_samples = sum(counts.num_samples for counts in found.counts.values())
+    message = f"{folder}: nothing to ask: {num_samples:,} samples"
+    if said:
+        message += f", left out as {said}"
+    if found.left_out:
+        first = found.left_out[0]
+        message += f"; the first is {first.shard}, sample {first.key or '(none)'}: {first.detail}"
+    if reasons.get(NO_QUESTION):
+        message += (
+            "; documents and texts have no question: give samples a `question` and an `answer`, or "
+            "a conversation"
         )
-    for shard in shards:
-        for key, messages, task, images in iterate_samples([shard]):
-            if not task:
-                raise DataError(f"{shard}: sample {key}: evaluation needs a task in its JSON")
-            if [message["role"] for message in messages[-2:]] != ["user", "assistant"]:
-                raise DataError(
-                    f"{shard}: sample {key}: evaluation needs a user turn and an assistant turn "
-                    f"at the end"
-                )
-            *turns, answer = messages
-            yield Question(key, shard.parent.name, task, turns, answer["content"], images)
+    return message

@@ -47,6 +47,8 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
                 model.system_message = turns[0]["content"]
                 turns = turns[1:]
             texts = [turn["content"] for turn in turns]
+            model.config.dynamic_image_size = sample["max_num_tiles"] > 1
+            model.config.max_dynamic_patch = sample["max_num_tiles"]
             tiles = [model.load_image(questions / name) for name in sample["images"]]
             answer = model.chat(
                 tokenizer,

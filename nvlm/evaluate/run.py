@@ -5,25 +5,36 @@ Every model replica (data-parallel rank) answers its share of the questions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nvlm.checkpoint_io import on_main_rank, resolve_checkpoint
+from nvlm.batch import SkippedSample, too_many_skipped
+from nvlm.checkpoint_io import on_main_rank, read_config, resolve_checkpoint
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.encode import SampleEncoder, prepare_prompt
-from nvlm.data.image import decode_image
-from nvlm.evaluate.heldout import Question, read_questions
-from nvlm.evaluate.score import TaskScore, is_correct, score_tasks
+from nvlm.data.repairs import noting_repairs
+from nvlm.data.sample import SampleError, ShardReader
+from nvlm.data.stored import decode_images
+from nvlm.errors import DataError
+from nvlm.evaluate.fit import fit_questions
+from nvlm.evaluate.heldout import HeldOut, Question, choose_questions, read_questions, with_data
+from nvlm.evaluate.out_file import OutFile, check_out
+from nvlm.evaluate.report import print_left_out, print_questions, print_repairs, print_scores
+from nvlm.evaluate.score import TaskScore, score_answer, score_tasks
 from nvlm.generate.greedy import generate_greedy
-from nvlm.generate.load import load_for_generation
-from nvlm.parallel.groups import barrier, shut_down
+from nvlm.generate.load import config_for_generation, load_for_generation
+from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
 from nvlm.printing import say
 
 MAX_NEW_TOKENS = 32
+
+# A row of the output with the question's position.
+Row = tuple[int, dict[str, Any]]
 
 
 def evaluate_checkpoint(
@@ -38,13 +49,12 @@ def evaluate_checkpoint(
 ) -> list[TaskScore]:
     """Answer the questions of `data_root/split` greedily and write JSON lines to `out`.
 
-    A line has sample_id, source, task, question, truth, answer, correct, prompt_token_ids and
-    answer_token_ids (the end-of-turn token included, if it came). Images are tiled and text is
-    laid out as the checkpoint's own stage did. All processes call this; `out` is complete once it
-    exists.
+    What is asked, what is not and the scores are printed by the first process. `out` is whole once
+    it is there, and a file of answers that was there stays until then.
 
     Args:
-        checkpoint: a checkpoint or run folder, written at any layout.
+        checkpoint: a checkpoint or run folder, written at any layout. Its configuration says how
+            samples are asked: prompt pools, system message, tiles, tags and limits.
         limit_per_task: at most this many samples of each task; None: all.
         max_new_tokens: longest answer.
         tensor, pipeline: layout of a replica; the processes left over answer other questions.
@@ -53,35 +63,83 @@ def evaluate_checkpoint(
         Scores by task, on every process.
 
     Raises:
-        NvlmError: no checkpoint, no shards, a broken sample, or processes that do not fit.
+        NvlmError: no checkpoint, no questions, more samples that cannot be read than
+            `data.max_skipped_share` allows, an `out` that cannot be written, or processes that do
+            not fit. All but the images' decoding is checked before the model is loaded.
     """
-    # Before any process group starts.
-    checkpoint = resolve_checkpoint(checkpoint)
-    questions = read_questions(data_root, split, limit_per_task)
     out = Path(out)
+    checkpoint = resolve_checkpoint(checkpoint)
+    config = with_data(read_config(checkpoint), data_root, split)
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline)
-    model, tokenizer, config = load_for_generation(checkpoint, layout)
-    try:
-        from megatron.core import parallel_state
-
-        data_rank = parallel_state.get_data_parallel_rank()
-        data_size = parallel_state.get_data_parallel_world_size()
-        is_replica_main = dist.get_rank() == parallel_state.get_model_parallel_src_rank()
+    config_for_generation(config, layout, world_size_from_environment())
+    check_out(out)
+    with OutFile(out) if is_main_process() else nullcontext() as file:
         encoder = SampleEncoder.from_config(config)
-        on_main_rank(lambda: _prepare(out))
-        lines = _part(out, data_rank).open("w", encoding="utf-8") if is_replica_main else None
+        found = fit_questions(config, encoder, read_questions(config), max_new_tokens)
+        found = choose_questions(found, limit_per_task)
+        if file is not None:
+            print_questions(config, found)
+            if file.replaces:
+                say(f"{out} has answers: they are replaced when all new ones are there")
+        _check_share(config, found, [])
+        model, tokenizer, _ = load_for_generation(checkpoint, layout)
+        try:
+            rows, left_out = _answer_share(
+                model, tokenizer, config, encoder, found.questions, max_new_tokens, file
+            )
+            if not rows:
+                raise DataError(f"no question could be asked; the first: {left_out[0].detail}")
+            scores = score_tasks(rows)
+
+            def finish() -> None:
+                assert file is not None
+                file.finish(rows)
+                print_left_out(left_out)
+                print_repairs(rows)
+                print_scores(scores)
+                say(f"answers: {out}")
+
+            on_main_rank(finish)
+        finally:
+            shut_down()
+    _check_share(config, found, left_out)
+    return scores
+
+
+def _answer_share(
+    model,
+    tokenizer,
+    config: RunConfig,
+    encoder: SampleEncoder,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    file: OutFile | None,
+) -> tuple[list[dict[str, Any]], list[SkippedSample]]:
+    """All rows in the questions' order, and what could not be decoded, on every process."""
+    from megatron.core import parallel_state
+
+    data_rank = parallel_state.get_data_parallel_rank()
+    data_size = parallel_state.get_data_parallel_world_size()
+    is_replica_main = dist.get_rank() == parallel_state.get_model_parallel_src_rank()
+    rows: list[Row] = []
+    left_out: list[SkippedSample] = []
+    with ShardReader() as reader:
         for position in range(data_rank, len(questions), data_size):
-            row = _answer(model, tokenizer, config, encoder, questions[position], max_new_tokens)
-            if lines:
-                lines.write(json.dumps({"position": position} | row) + "\n")
-                lines.flush()
-        if lines:
-            lines.close()
-        barrier()
-        on_main_rank(lambda: _merge(out, data_size))
-        return score_tasks(json.loads(line) for line in out.read_text().splitlines())
-    finally:
-        shut_down()
+            question = questions[position]
+            try:
+                row = _answer(model, tokenizer, config, encoder, reader, question, max_new_tokens)
+            except SampleError as error:
+                left_out.append(question.left_out(error))
+                continue
+            rows.append((position, row))
+            if file is not None:
+                file.note(row)
+    if not is_replica_main:
+        rows, left_out = [], []
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (rows, left_out))
+    in_order = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
+    return [row for _, row in in_order], [sample for _, part in gathered for sample in part]
 
 
 def _answer(
@@ -89,11 +147,21 @@ def _answer(
     tokenizer,
     config: RunConfig,
     encoder: SampleEncoder,
+    reader: ShardReader,
     question: Question,
     max_new_tokens: int,
-) -> dict:
-    images = [decode_image(data) for data in question.images]
-    prompt = prepare_prompt(config, encoder, question.messages, images)
+) -> dict[str, Any]:
+    with noting_repairs() as repairs:
+        images = list(
+            decode_images(
+                reader,
+                question.shard,
+                question.images,
+                question.num_frames,
+                config.data.max_image_megapixels,
+            )
+        )
+    prompt = prepare_prompt(config, encoder, question.messages, images, question.max_num_tiles)
     prompt_ids = prompt.tokens.tolist()
     answer_ids = generate_greedy(
         model,
@@ -105,43 +173,34 @@ def _answer(
         stop_ids={encoder.tokenizer.end_id},
     )
     answer = tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+    score = score_answer(answer, question.truth)
+    repairs.update(question.repairs)
     return {
         "sample_id": question.sample_id,
         "source": question.source,
         "task": question.task,
         "question": question.text,
-        "truth": question.truth,
+        **question.truth.as_fields(),
         "answer": answer,
-        "correct": is_correct(answer, question.truth),
+        "metric": question.truth.metric,
+        "score": score,
+        "correct": score == 1,
+        **({"repaired": dict(repairs)} if repairs else {}),
         "prompt_token_ids": prompt_ids,
         "answer_token_ids": answer_ids,
     }
 
 
-def _prepare(out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for old in [out, *out.parent.glob(f"{out.name}.part*")]:
-        old.unlink(missing_ok=True)
-
-
-def _part(out: Path, data_rank: int) -> Path:
-    return out.with_name(f"{out.name}.part{data_rank}")
-
-
-def _merge(out: Path, data_size: int) -> None:
-    parts = [_part(out, rank) for rank in range(data_size)]
-    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
-    rows.sort(key=lambda row: row.pop("position"))
-    beside = out.with_name(f"{out.name}.tmp")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    beside.replace(out)
-    for part in parts:
-        part.unlink()
-
-
-def print_scores(scores: Sequence[TaskScore]) -> None:
-    for score in scores:
-        say(
-            f"{score.task}: {score.accuracy:.1%} of {score.num_samples} right "
-            f"(majority answer {score.majority_answer!r}: {score.majority:.1%})"
-        )
+def _check_share(config: RunConfig, found: HeldOut, also: Sequence[SkippedSample]) -> None:
+    left_out = [*found.left_out, *also]
+    num_samples = sum(counts.num_samples for counts in found.counts.values())
+    share = config.data.max_skipped_share
+    if not too_many_skipped(len(left_out), num_samples, share):
+        return
+    first = left_out[0]
+    raise DataError(
+        f"{len(left_out):,} of {num_samples:,} samples cannot be used, more than "
+        f"data.max_skipped_share {share:g} of the checkpoint's configuration; the first is "
+        f"{first.source} {first.shard} {first.key or '(shard)'}: {first.reason}: {first.detail}. "
+        "Repair the data, or leave these samples out of it"
+    )

@@ -2,61 +2,104 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nvlm.checkpoint_io import read_config, resolve_checkpoint
+from nvlm.config.schema import ParallelConfig
 from nvlm.data.image import decode_image
 from nvlm.data.regular_files import MAX_IMAGE_BYTES, read_regular_file
+from nvlm.data.repairs import REPAIRS, noting_repairs
 from nvlm.data.sample import IMAGE_MARK, SampleError
+from nvlm.data.text_members import VIDEO_MARK, checked_text
 from nvlm.errors import DataError
-from nvlm.parallel.groups import shut_down
+from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
 
 
-def answer(checkpoint: Path, prompt: str, images: Sequence[Path], max_new_tokens: int) -> str:
+def answer(
+    checkpoint: Path,
+    prompt: str,
+    images: Sequence[Path],
+    max_new_tokens: int,
+    tensor: int | None = None,
+    pipeline: int | None = None,
+) -> str:
     """The checkpoint's greedy answer, tiled and tokenised as its training stage says.
+
+    What training would repair about an image is repaired and said on standard error.
 
     Args:
         prompt: the user turn. Without an `<image>` mark, each image gets one in front of it.
-        images: files, in the order of their marks.
+        images: files, in the order of their marks; of the formats and within the
+            `data.max_image_megapixels` of the checkpoint's training.
+        tensor, pipeline: layout. Both None: see `load_for_generation`.
 
     Raises:
         CheckpointError, ConfigError: as `load_for_generation`.
-        DataError: an image cannot be read, or marks and images differ in number.
+        DataError: an image cannot be read, marks and images differ in number, the prompt is no
+            text, or prompt and answer are too long. Before the model is loaded.
     """
-    # Before any process group starts.
-    pictures = [_open(path) for path in images]
-    if IMAGE_MARK not in prompt:
-        prompt = f"{IMAGE_MARK}\n" * len(pictures) + prompt
-    num_marks = prompt.count(IMAGE_MARK)
-    if num_marks != len(pictures):
-        raise DataError(f"{num_marks} {IMAGE_MARK} marks in the prompt for {len(pictures)} images")
+    checkpoint = resolve_checkpoint(checkpoint)
+    config = read_config(checkpoint)
+    layout = None
+    if tensor is not None or pipeline is not None:
+        layout = ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)
+    pictures = [_read_image(path, config.data.max_image_megapixels) for path in images]
+    text = _with_marks(prompt, len(pictures))
     import torch
 
     from nvlm.data.encode import SampleEncoder, prepare_prompt
-    from nvlm.generate.greedy import generate_greedy
-    from nvlm.generate.load import load_for_generation
+    from nvlm.generate.greedy import check_positions, generate_greedy
+    from nvlm.generate.load import config_for_generation, load_for_generation
 
-    model, tokenizer, config = load_for_generation(checkpoint)
+    config_for_generation(config, layout, world_size_from_environment())
     encoder = SampleEncoder.from_config(config)
-    question = prepare_prompt(config, encoder, [{"role": "user", "content": prompt}], pictures)
-    new_ids = generate_greedy(
-        model,
-        tokenizer,
-        config,
-        question.tokens.tolist(),
-        torch.from_numpy(question.tiles),
-        max_new_tokens,
-        stop_ids={encoder.tokenizer.end_id},
-    )
-    shut_down()
+    question = prepare_prompt(config, encoder, [{"role": "user", "content": text}], pictures)
+    check_positions(config, len(question.tokens), max_new_tokens)
+    model, tokenizer, config = load_for_generation(checkpoint, layout)
+    try:
+        new_ids = generate_greedy(
+            model,
+            tokenizer,
+            config,
+            question.tokens.tolist(),
+            torch.from_numpy(question.tiles),
+            max_new_tokens,
+            stop_ids={encoder.tokenizer.end_id},
+        )
+    finally:
+        shut_down()
     return tokenizer.decode(new_ids, skip_special_tokens=True).strip()
 
 
-def _open(path: Path) -> NDArray[np.uint8]:
+def _with_marks(prompt: str, num_images: int) -> str:
+    """The prompt with a mark for each image, held to the rules of a sample's user turn."""
     try:
-        return decode_image(read_regular_file(path, MAX_IMAGE_BYTES))
-    except (OSError, SampleError) as error:
-        raise DataError(f"{path}: {error}") from None
+        checked_text(prompt, "--prompt")
+    except SampleError as error:
+        raise DataError(str(error)) from None
+    if VIDEO_MARK in prompt:
+        raise DataError(f"--prompt has the mark {VIDEO_MARK}; only image files can be given")
+    if IMAGE_MARK not in prompt:
+        return f"{IMAGE_MARK}\n" * num_images + prompt
+    num_marks = prompt.count(IMAGE_MARK)
+    if num_marks != num_images:
+        raise DataError(f"{num_marks} {IMAGE_MARK} marks in the prompt for {num_images} images")
+    return prompt
+
+
+def _read_image(path: Path, max_megapixels: float) -> NDArray[np.uint8]:
+    """[height, width, 3] RGB, by the rules and limits of training; says what it repairs."""
+    with noting_repairs() as repairs:
+        try:
+            pixels = decode_image(read_regular_file(path, MAX_IMAGE_BYTES), max_megapixels)
+        except (OSError, SampleError) as error:
+            raise DataError(f"--image {path}: {error}") from None
+    if repairs and is_main_process():
+        for repair in repairs:
+            print(f"--image {path}: {REPAIRS[repair]}", file=sys.stderr)
+    return pixels

@@ -51,7 +51,8 @@ def generate_greedy(
     tokens = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
     image_mask = tokens == tokenizer.convert_tokens_to_ids(config.model.image_token)
     num_positions = tokens.shape[1] + max_new_tokens
-    _check(config, int(image_mask.sum()), tiles.shape[0], num_positions)
+    _check_tiles(config, int(image_mask.sum()), tiles.shape[0])
+    check_positions(config, tokens.shape[1], max_new_tokens)
 
     context = StaticInferenceContext(max_batch_size=1, max_sequence_length=num_positions)
     images = {"image_mask": image_mask, "tiles": tiles.to(device)}
@@ -90,16 +91,21 @@ def _next_token(model: NVLMD, tokens: Tensor, positions: Tensor, context, images
     return chosen
 
 
-def _check(config: RunConfig, num_placeholders: int, num_tiles: int, num_positions: int) -> None:
+def check_positions(config: RunConfig, num_prompt_tokens: int, max_new_tokens: int) -> None:
+    """Raise `DataError` where prompt and answer have more tokens than the model has positions."""
+    limit = config.model.language.max_position_embeddings
+    if num_prompt_tokens + max_new_tokens > limit:
+        raise DataError(
+            f"a prompt of {num_prompt_tokens:,} tokens and {max_new_tokens:,} new ones: the model "
+            f"has {limit:,} positions (model.language.max_position_embeddings); use a shorter "
+            "prompt, fewer images or fewer new tokens"
+        )
+
+
+def _check_tiles(config: RunConfig, num_placeholders: int, num_tiles: int) -> None:
     expected = num_tiles * config.model.vision.num_tokens_per_tile
     if num_placeholders != expected:
         raise DataError(
             f"{num_placeholders} {config.model.image_token} in the prompt for {num_tiles} tiles x "
             f"{config.model.vision.num_tokens_per_tile} tokens"
-        )
-    limit = config.model.language.max_position_embeddings
-    if num_positions > limit:
-        raise DataError(
-            f"prompt and answer need {num_positions} positions, the model has {limit} "
-            "(model.language.max_position_embeddings): use fewer tiles or new tokens"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvlm.checkpoint_io import read_config, read_sharded, resolve_checkpoint
+from nvlm.config.checks import check_config, check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.chat import open_tokenizer
 from nvlm.parallel.groups import initialize, world_size_from_environment
@@ -34,7 +35,7 @@ def load_for_generation(
     """
     folder = resolve_checkpoint(checkpoint)
     world_size = world_size_from_environment()
-    config = _with_layout(read_config(folder), layout, world_size)
+    config = config_for_generation(read_config(folder), layout, world_size)
     parallel = initialize(config, world_size)
     # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
     from nvlm.model.nvlm_d import build_model
@@ -45,10 +46,21 @@ def load_for_generation(
     return model, open_tokenizer(config.model.tokenizer), config
 
 
-def _with_layout(config: RunConfig, layout: ParallelConfig | None, world_size: int) -> RunConfig:
-    """Sequence parallelism and virtual stages are for training; batch sizes are made to fit."""
+def config_for_generation(
+    config: RunConfig, layout: ParallelConfig | None, world_size: int
+) -> RunConfig:
+    """A checkpoint's configuration with the layout in use; see `load_for_generation`.
+
+    Sequence parallelism and virtual stages are for training; batch sizes are made to fit.
+
+    Raises:
+        ConfigError: the layout does not fit the model or the number of processes.
+    """
     if layout is None:
         layout = ParallelConfig() if world_size == 1 else config.parallel
     layout = layout.model_copy(update={"sequence": False, "virtual_pipeline": 1})
     train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
-    return config.model_copy(update={"parallel": layout, "train": train})
+    config = config.model_copy(update={"parallel": layout, "train": train})
+    check_config(config, source="the checkpoint")
+    check_world_size(config, world_size)
+    return config

@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
-from nvlm.batch import SkippedSample
+from nvlm.batch import SkippedSample, too_many_skipped
 from nvlm.data.index import SourceIndex
 from nvlm.errors import DataError
 
-# Fewer than this are never too many: a share of few samples says little.
-_MIN_SKIPPED = 20
 _NUM_NAMED = 5
 
 
@@ -64,7 +62,7 @@ def _check(
     how: str,
 ) -> None:
     num_skipped = sum(skipped_by.values())
-    if num_skipped < _MIN_SKIPPED or num_skipped <= max_share * num_samples:
+    if not too_many_skipped(num_skipped, num_samples, max_share):
         return
     most = sorted(skipped_by.items(), key=lambda item: (-item[1], item[0]))
     counts = ", ".join(f"{name} {number:,}" for name, number in most[:10])

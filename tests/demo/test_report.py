@@ -80,7 +80,7 @@ def _item(task: str, number: int, pictures: list[Picture], **changes) -> Gallery
         "task": task,
         "earlier_turns": [],
         "question": "Which digit is in row 2, column 3?",
-        "truth": "8",
+        "truth": ["8"],
         "answers": [("pretrain", "3"), ("SFT", "8" if number % 3 else "6")],
         "export_agrees": True,
         "pictures": pictures,
@@ -107,8 +107,8 @@ def example_report() -> Report:
         gallery += [
             _item("digits", number, [one], question="What digit is this?"),
             _item("sheets", number, [sheet]),
-            _item("ocr", number, [wide], question="Transcribe the text.", truth="exit gate"),
-            _item("photos", number, [photo], truth="A photo of bricks."),
+            _item("ocr", number, [wide], question="Transcribe the text.", truth=["exit gate"]),
+            _item("photos", number, [photo], truth=["A photo of bricks."]),
             _item("multi_image", number, [one, one], question="Which digit is in the 2nd image?"),
             _item("text", number, [], question="What is 3 plus 5?"),
         ]

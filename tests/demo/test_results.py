@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from nvlm.config import load_config
+from nvlm.data.sample import ByteRange
 from nvlm.demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
 from nvlm.errors import NvlmError
 from nvlm.evaluate.heldout import Question
+from nvlm.evaluate.score import Truth
 
 CONFIGS = Path(__file__).parents[2] / "configs/run/tiny"
 
@@ -20,14 +22,31 @@ def _png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def _questions() -> list[Question]:
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> list[Question]:
+    """Their images lie in files of their own."""
+    folder = tmp_path_factory.mktemp("images")
     questions = []
     for number in range(20):
         # Half of each task's truths are "1": the majority answer is right in half of the cases.
         truth = str(1 if number < 10 else number)
         for task, image in (("digits", _png(112, 112)), ("search", _png(336, 224))):
             turns = [{"role": "user", "content": "<image>\nWhich digit?"}]
-            questions.append(Question(f"{task[:-1]}-{number}", task, task, turns, truth, [image]))
+            file = folder / f"{task}-{number}.png"
+            file.write_bytes(image)
+            place = ByteRange(0, len(image))
+            questions.append(
+                Question(
+                    f"{task[:-1]}-{number}",
+                    task,
+                    task,
+                    turns,
+                    Truth([truth]),
+                    6,
+                    str(file),
+                    [place],
+                )
+            )
     return questions
 
 
@@ -37,8 +56,8 @@ def _answers(questions, num_right: int) -> list[dict]:
             "sample_id": question.sample_id,
             "source": question.source,
             "task": question.task,
-            "truth": question.truth,
-            "answer": question.truth if position // 2 >= 20 - num_right else "wrong",
+            "truth": question.truth.answers,
+            "answer": question.truth.answers[0] if position // 2 >= 20 - num_right else "wrong",
             "prompt_token_ids": [1, 2, 3],
             "answer_token_ids": [4, position],
         }
@@ -57,8 +76,7 @@ def _frozen(**changes) -> dict:
     return comparison | changes
 
 
-def _report(num_right=18, export_answers=None, frozen=None):
-    questions = _questions()
+def _report(questions, num_right=18, export_answers=None, frozen=None):
     metrics = [{"step": step, "loss": 1 / step} for step in range(1, 6)]
     answers = _answers(questions, num_right)
     outcomes = [
@@ -72,23 +90,23 @@ def _report(num_right=18, export_answers=None, frozen=None):
     )
 
 
-def test_all_promises_kept():
-    report = _report()
+def test_all_promises_kept(questions):
+    report = _report(questions)
     assert [check.holds for check in report.checks] == [True] * 5
     # 18 of 20 right against 10 of 20 with the answer "1".
     assert "90.0% against 50.0%: +40.0 points" in report.checks[0].found
     assert (report.num_agreeing, report.num_compared) == (40, 40)
 
 
-def test_a_missed_goal_fails():
-    report = _report(num_right=15)  # +25 points
+def test_a_missed_goal_fails(questions):
+    report = _report(questions, num_right=15)  # +25 points
     assert [check.holds for check in report.checks] == [False, False, True, True, True]
 
 
-def test_one_different_token_fails():
-    export_answers = _answers(_questions(), 18)
+def test_one_different_token_fails(questions):
+    export_answers = _answers(questions, 18)
     export_answers[7]["answer_token_ids"][1] += 1
-    report = _report(export_answers=export_answers)
+    report = _report(questions, export_answers=export_answers)
     assert [check.holds for check in report.checks] == [True, True, False, True, True]
     assert "39 of 40 samples" in report.checks[2].found
     assert "search/searc-3" in report.checks[2].found
@@ -104,13 +122,13 @@ def test_one_different_token_fails():
         {"unchanged_though_trained": ["vision_projection.a"]},  # nothing was trained
     ],
 )
-def test_a_changed_frozen_tensor_fails(changes):
-    report = _report(frozen=[_frozen(), _frozen(**changes)])
+def test_a_changed_frozen_tensor_fails(changes, questions):
+    report = _report(questions, frozen=[_frozen(), _frozen(**changes)])
     assert [check.holds for check in report.checks] == [True, True, True, True, False]
 
 
-def test_gallery_shows_the_tiles_of_the_last_stage():
-    report = _report()
+def test_gallery_shows_the_tiles_of_the_last_stage(questions):
+    report = _report(questions)
     sheets = [item for item in report.gallery if item.task == "search"]
     assert [item.sample_id for item in sheets] == [f"searc-{n}" for n in range(NUM_SHOWN_PER_TASK)]
     (picture,) = sheets[0].pictures
@@ -123,8 +141,8 @@ def test_gallery_shows_the_tiles_of_the_last_stage():
     assert digit.answers == [("pretrain", "wrong"), ("SFT", "wrong")]
 
 
-def test_a_goal_without_samples_is_an_error():
-    questions = [question for question in _questions() if question.task == "search"]
+def test_a_goal_without_samples_is_an_error(questions):
+    questions = [question for question in questions if question.task == "search"]
     outcome = StageOutcome(
         "SFT",
         load_config(CONFIGS / "sft.yaml"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvlm.evaluate.score import is_correct, normalise_answer, score_tasks
+from nvlm.evaluate.score import Truth, normalise_answer, score_answer, score_tasks, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,76 @@ def test_normalise_answer(text, normal):
 
 
 def test_only_the_whole_answer_counts():
-    assert is_correct("Tuesday.", " tuesday")
-    assert not is_correct("17", "7")
-    assert not is_correct("the answer is 7", "7")
-    assert not is_correct("", "7")
+    assert score_answer("Tuesday.", Truth([" tuesday"])) == 1
+    assert score_answer("17", Truth(["7"])) == 0
+    assert score_answer("the answer is 7", Truth(["7"])) == 0
+    assert score_answer("", Truth(["7"])) == 0
+
+
+@pytest.mark.parametrize("answer, score", [("11", 1), ("Eleven.", 1), ("XI", 1), ("1", 0), ("", 0)])
+def test_any_accepted_answer_counts(answer, score):
+    assert score_answer(answer, Truth(["11", "eleven", "xi"])) == score
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [
+        *(
+            (text, True)
+            for text in ("B", "b", "B.", "(B)", "B)", "b:", " (b). ", "A cat", "a cat.")
+        ),
+        *((text, True) for text in ("B. a cat", "(B) A cat.", "B: a cat", "B.a cat")),
+        *((text, False) for text in ("A", "C", "Z", "", "cat", "B. a dog", "A. a cat", "Ba cat")),
+        ("a dog", False),  # stands twice, so names no option
+        ("B, I think", False),
+    ],
+)
+def test_a_choice_is_named_by_letter_or_text(answer, right):
+    truth = Truth(["B"], options=["a dog", "a cat", "a dog"])
+    assert score_answer(answer, truth) == right
+
+
+def test_a_letter_alone_is_a_letter():
+    assert score_answer("A", Truth(["A"], options=["B", "A"])) == 1
+    assert score_answer("A", Truth(["B"], options=["B", "A"])) == 0
+    # But for one that no option has.
+    assert score_answer("y", Truth(["B"], options=["x", "y"])) == 1
+
+
+def test_vqa_accuracy_is_the_mean_over_nine_annotators():
+    """Against the definition, one set of nine after the other."""
+    for agreeing in range(11):
+        given = [True] * agreeing + [False] * (10 - agreeing)
+        sets = [sum(given[:left_out] + given[left_out + 1 :]) for left_out in range(10)]
+        assert vqa_accuracy(agreeing) == pytest.approx(sum(min(n / 3, 1) for n in sets) / 10)
+    truth = Truth(["yes", "no", "Yes.", "maybe"], [1, 6, 2, 1])
+    # "yes" and "Yes." are one answer of three people.
+    assert [score_answer(a, truth) for a in ("YES", "no", "maybe", "perhaps")] == [0.9, 1, 0.3, 0]
+
+
+def test_the_baseline_is_the_answer_that_would_score_most():
+    rows = [
+        {"task": "t", "truth": ["a", "b"], "answer": "b", "source": "one"},
+        {"task": "t", "truth": ["b"], "answer": "x", "source": "one"},
+        {"task": "t", "truth": ["c"], "answer": "c", "source": "two"},
+    ]
+    (score,) = score_tasks(rows)
+    assert (score.num_correct, score.majority_answer, score.num_majority) == (2, "b", 2)
+    assert {name: part.num_correct for name, part in score.by_source.items()} == {
+        "one": 1,
+        "two": 1,
+    }
+    row = {"task": "v", "truth": ["yes", "no"], "truth_counts": [3, 7], "answer": "yes"}
+    (score,) = score_tasks([row, row | {"truth_counts": [9, 1], "answer": "no"}])
+    assert (score.num_correct, score.metrics) == (pytest.approx(0.9 + 0.3), ("vqa_accuracy",))
+    assert (score.majority_answer, score.num_majority) == ("yes", pytest.approx(1.9))
+    row = {"task": "m", "truth": ["B"], "options": ["x", "y"], "answer": "y"}
+    (score,) = score_tasks([row, row | {"truth": ["A"]}, row])
+    assert (score.num_correct, score.majority_answer, score.num_majority) == (2, "b", 2)
 
 
 def _row(task: str, truth: str, answer: str) -> dict:
-    return {"task": task, "truth": truth, "answer": answer}
+    return {"task": task, "truth": [truth], "answer": answer}
 
 
 def test_scores_and_baseline_counted_by_hand():

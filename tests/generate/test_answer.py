@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import generate_case
 import numpy as np
 import pytest
 import small_model
+import yaml
 from PIL import Image
 
 from nvlm.errors import CheckpointError, DataError
@@ -38,11 +43,47 @@ def test_answers_from_files(checkpoint, picture):
     assert with_image and without and with_image != without
 
 
+def test_images_are_held_to_the_rules_of_training(checkpoint, picture, tmp_path, capsys):
+    """Limits and repairs are those of the checkpoint's configuration."""
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    turned = tmp_path / "turned.jpg"
+    Image.open(picture).save(turned, exif=exif)
+    answer(checkpoint, "What?", [turned], 1)
+    assert "turned.jpg: EXIF rotation is applied" in capsys.readouterr().err
+    limited = shutil.copytree(checkpoint, tmp_path / "limited")
+    config = yaml.safe_load((limited / "config.yaml").read_text())
+    config["data"]["max_image_megapixels"] = 0.01
+    (limited / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        DataError, match=r"picture\.png: 300 x 150 pixels, over data\.max_image_meg"
+    ):
+        answer(limited, "What?", [picture], 1)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "a\0b", "half \ud800", "<video>\nWhat happens?"])
+def test_a_prompt_is_a_text(checkpoint, prompt):
+    with pytest.raises(DataError, match="--prompt"):
+        answer(checkpoint, prompt, [], 1)
+
+
+def test_too_long_is_said_before_loading(checkpoint):
+    with pytest.raises(DataError, match="positions"):
+        answer(checkpoint, "What?", [], 10**6)
+
+
 def test_bad_input_is_named(checkpoint, picture, tmp_path):
     with pytest.raises(DataError, match=r"2 <image> marks in the prompt for 1 images"):
         answer(checkpoint, "<image> <image> the same?", [picture], 4)
-    with pytest.raises(DataError, match=r"missing\.png"):
-        answer(checkpoint, "What?", [tmp_path / "missing.png"], 4)
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, problem in (
+        (tmp_path / "missing.png", "No such file"),
+        (tmp_path, "a folder, expected a file"),
+        (tmp_path / "pipe.png", "a pipe, expected a file"),
+        (Path("/dev/zero"), "a device, expected a file"),
+    ):
+        with pytest.raises(DataError, match=f"^--image {path}: .*{problem}"):
+            answer(checkpoint, "What?", [path], 4)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: text"):

@@ -16,7 +16,7 @@ from nvlm.batch import MicroBatch
 from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError
 from nvlm.generate.greedy import generate_greedy
-from nvlm.generate.load import _with_layout, load_for_generation
+from nvlm.generate.load import config_for_generation, load_for_generation
 from nvlm.parallel.groups import initialize, shut_down
 
 # Large random weights: answers that vary from token to token.
@@ -46,8 +46,8 @@ def test_a_layout_of_training_is_made_fit_for_generation():
         "parallel.virtual_pipeline=2",
         "train.global_batch_size=8",
     )
-    assert _with_layout(config, None, 8).parallel == ParallelConfig(tensor=2, pipeline=2)
-    assert _with_layout(config, None, 1).parallel == ParallelConfig()
+    assert config_for_generation(config, None, 8).parallel == ParallelConfig(tensor=2, pipeline=2)
+    assert config_for_generation(config, None, 1).parallel == ParallelConfig()
 
 
 def recomputed(model, config, prompt_ids, tiles, image_id) -> tuple[list[int], float]:

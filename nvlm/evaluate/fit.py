@@ -1,0 +1,66 @@
+"""Questions made to fit: as many tiles per image as training would give the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nvlm.config import RunConfig
+from nvlm.data.encode import SampleEncoder
+from nvlm.data.sample import SampleError
+from nvlm.data.tiling import choose_grid
+from nvlm.errors import DataError
+from nvlm.evaluate.heldout import TOO_LONG, HeldOut, Question
+from nvlm.generate.greedy import check_positions
+
+
+def fit_questions(
+    config: RunConfig, encoder: SampleEncoder, found: HeldOut, max_new_tokens: int
+) -> HeldOut:
+    """The questions with the tiles that they get; those too long for the model are left out.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept: list[Question] = []
+    for question in found.questions:
+        question = replace(question, max_num_tiles=_most_tiles(config, encoder, question))
+        grids = _grids(config, question, question.max_num_tiles)
+        num_tokens = len(encoder.encode_prompt(question.messages, grids)[0])
+        try:
+            check_positions(config, num_tokens, max_new_tokens)
+        except DataError as error:
+            found.counts[question.source].left_out[TOO_LONG] += 1
+            found.left_out.append(question.left_out(SampleError(TOO_LONG, str(error))))
+            continue
+        kept.append(question)
+    if not kept:
+        raise DataError(
+            f"nothing to ask: all {len(found.questions):,} questions are too long; the first is "
+            f"{found.questions[0].source}/{found.questions[0].sample_id}: "
+            f"{found.left_out[-len(found.questions)].detail}"
+        )
+    return replace(found, questions=kept)
+
+
+def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -> int:
+    """Fewer than the source's where the whole sample would not fit a training sequence else.
+
+    The rule of data/lengths.py, whose plans need an index. Training would go on to cut trailing
+    turns; here the last one is asked for.
+    """
+    stage = config.stage
+    whole = [*question.messages, {"role": "assistant", "content": question.truth.answers[0]}]
+    for limit in range(question.max_num_tiles, 1, -1):
+        grids = _grids(config, question, limit)
+        num_tiles = sum(encoder.tag_style.num_tiles(grid) for grid in grids)
+        budget = stage.max_tiles_per_sequence
+        if (budget is None or num_tiles <= budget) and (
+            len(encoder.encode(whole, grids).tokens) <= stage.sequence_length
+        ):
+            return limit
+    return 1
+
+
+def _grids(config: RunConfig, question: Question, limit: int) -> Sequence[tuple[int, int]]:
+    return [choose_grid(w, h, limit, config.model.vision.image_size) for w, h in question.sizes]
