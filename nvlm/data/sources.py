@@ -89,8 +89,10 @@ def find_all_sources(config: RunConfig) -> dict[str, Source]:
             settings = blend[name][1] if name in blend else SourceConfig()
         found[name] = Source(name, settings, below, shards)
     if not found:
-        splits = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        has = f"; {root} has {', '.join(splits[:8]) or 'no folders'}" if root.is_dir() else ""
+        if not root.is_dir():
+            raise DataError(f"{root}: {'is a file' if root.exists() else 'no such folder'}")
+        splits = sorted(p.name for p in root.iterdir() if p.is_dir())
+        has = f"; {root} has {', '.join(splits[:8]) or 'no folders'}"
         raise DataError(
             f"{folder}: no .tar files there or one folder below{has}; `nvlm data import ... "
             f"{root} --split {config.data.split}` writes some"

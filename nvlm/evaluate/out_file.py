@@ -80,6 +80,9 @@ def check_out(path: Path) -> bool:
         DataError: `path` is a folder, a device, or a file of something else.
     """
     try:
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise DataError(f"--out {path}: {above} is a file, not a folder")
         if not path.exists():
             return False
         if path.is_dir():

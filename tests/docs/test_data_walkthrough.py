@@ -37,9 +37,8 @@ def test_every_command_runs(tmp_path: Path):
     for language, text in blocks():
         if language in ("bash", "python"):
             start = ["bash", "-euo", "pipefail"] if language == "bash" else [sys.executable]
-            outputs[text.split(" runs/")[0]] = run(
-                [*start, "-c", text], cwd=tmp_path, env=environment
-            )
+            printed = run([*start, "-c", text], cwd=tmp_path, env=environment)
+            outputs.setdefault(text.split(" runs/")[0], printed)
 
     folder = tmp_path / "runs" / "my-data"
     imported = json.loads((folder / "shards/train/pictures/import.json").read_text())
@@ -61,6 +60,12 @@ def test_every_command_runs(tmp_path: Path):
     (index,) = (folder / "run/index").glob("pictures-*")
     assert list(index.rglob("rejected.jsonl"))
     assert not list(folder.rglob("*.tmp"))
+    asked = next(text for _, text in blocks() if text.startswith("asking questions"))
+    printed = outputs["nvlm evaluate"]
+    assert [line.split() for line in asked.splitlines()] == [
+        line.split() for line in printed.splitlines()[: len(asked.splitlines())]
+    ]
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 11
 
 
 def test_blocks_are_all_of_a_known_kind():

@@ -75,7 +75,7 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
         assert (tmp_path / "mine").read_text() == text
     (tmp_path / "empty").touch()
     assert not check_out(tmp_path / "empty")
-    with pytest.raises(DataError, match="cannot be written: Not a directory"):
+    with pytest.raises(DataError, match="mine is a file, not a folder"):
         OutFile(tmp_path / "mine" / "below" / "answers.jsonl")
     with pytest.raises(DataError, match="cannot be written: File name too long"):
         OutFile(tmp_path / ("a" * 300))
