@@ -61,6 +61,7 @@ def config_for_generation(
     layout = layout.model_copy(update={"sequence": False, "virtual_pipeline": 1})
     train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
     config = config.model_copy(update={"parallel": layout, "train": train})
-    check_config(config, source=f"--tensor {layout.tensor} --pipeline {layout.pipeline}")
+    where = f"the checkpoint at --tensor {layout.tensor} --pipeline {layout.pipeline}"
+    check_config(config, source=where)
     check_world_size(config, world_size)
     return config
