@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -12,8 +14,12 @@ from typer.core import TyperGroup
 from nvlm.errors import ConfigError, NvlmError
 from nvlm.failures import end
 from nvlm.launch import launched, planned_world_size, rank_to_speak
+from nvlm.places import check_file, check_folder
 from nvlm.platform.known_warnings import ignore_known_warnings
 from nvlm.printing import forgive_encoding, printable, say
+
+# More than any run needs; some programs walk over all that are allowed.
+_MAX_OPEN_FILES = 65536
 
 
 class _Ended(Exception):
@@ -61,6 +67,12 @@ def path_of_user(text: str) -> Path:
         return Path(expand_path(text))
     except NvlmError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _check_beside(out: Path) -> None:
+    """A folder that is written beside `out` and renamed."""
+    if launched().rank == 0:
+        check_folder(out.parent, "OUT")
 
 
 def _print_versions(wanted: bool) -> None:
@@ -131,6 +143,10 @@ def train_command(
     from nvlm.config import load_config
 
     checked = load_config(config, overrides or [])
+    from nvlm.train.preflight import check_before_start
+
+    if launched().rank == 0:
+        check_before_start(checked)
     from nvlm.train.trainer import train
 
     train(checked, allow_data_change)
@@ -235,6 +251,7 @@ def demo_command(
     fresh: Annotated[bool, typer.Option(help="Start over instead of going on.")] = False,
 ) -> None:
     """Train, export and evaluate a tiny NVLM-D on this machine, end to end."""
+    check_folder(root, "--root")
     from nvlm.demo.run import run_demo
 
     run_demo(root, fresh=fresh)
@@ -248,6 +265,7 @@ def data_build_demo(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other samples.")] = 0,
 ) -> None:
     """Write WebDataset shards of digits, photographs, documents, charts and text."""
+    check_folder(folder, "DIR")
     from nvlm.demo.build_data import build_demo_data
 
     build_demo_data(folder, seed=seed)
@@ -297,6 +315,7 @@ def data_import(
     ] = None,
 ) -> None:
     """Turn data in another format into shards; run again to go on after an interruption."""
+    check_folder(out, "OUT")
     from nvlm.data.importers.formats import ImportOptions
     from nvlm.data.importers.report import import_with_progress, parse_size
     from nvlm.data.importers.run import default_num_workers
@@ -398,6 +417,8 @@ def data_preview(
     from nvlm.config import load_config
 
     checked = load_config(config, overrides or [])
+    if out is not None:
+        check_file(out, "--out")
     from nvlm.data.preview import build_preview
 
     preview = build_preview(checked, samples)
@@ -450,6 +471,7 @@ def convert_from_hf_command(
     from nvlm.errors import ConvertError
 
     checked = load_config(config, overrides or [])
+    _check_beside(out)
     from nvlm.convert import convert_from_hf, convert_from_nvlm
 
     if nvlm is not None and vision is None and language is None:
@@ -479,6 +501,7 @@ def convert_to_hf_command(
 ) -> None:
     """Write a checkpoint as a Hugging Face folder that transformers opens."""
     launched()
+    _check_beside(out)
     from nvlm.convert.to_hf import convert_to_hf
 
     convert_to_hf(checkpoint, out, dtype, shard_size)
@@ -525,10 +548,21 @@ def run_app() -> int:
         raise ConfigError(f"{verb}: {message[0].lower()}{message[1:].rstrip('.')}{hint}") from None
 
 
+def _allow_more_files() -> None:
+    """As many open files as the system lets this user have: 1,024 are soon used up by processes
+    that exchange tensors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> None:
     """Entry point: what ends a verb becomes a line on stderr and an exit code (failures.py)."""
     ignore_known_warnings()
     forgive_encoding()
+    _allow_more_files()
     try:
         try:
             code = run_app()

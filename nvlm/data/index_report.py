@@ -12,7 +12,7 @@ from nvlm.config.schema import SourceConfig
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_build import BuildProgress
 from nvlm.errors import DataError
-from nvlm.printing import new_console
+from nvlm.printing import new_console, printable
 from nvlm.tables import print_table
 
 # Rejected samples that are named; all are in the index's folder.
@@ -95,8 +95,10 @@ def _name_rejected(console: Console, indexes: list[SourceIndex]) -> None:
                 console.print(f"... all of them: {index.rejected_file}", highlight=False)
                 break
             console.print(
-                f"rejected {rejected.source} {rejected.shard} {rejected.key or '(shard)'}: "
-                f"{rejected.reason}: {rejected.detail}",
+                printable(
+                    f"rejected {rejected.source} {rejected.shard} {rejected.key or '(shard)'}: "
+                    f"{rejected.reason}: {rejected.detail}"
+                ),
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

@@ -10,6 +10,7 @@ from nvlm.config.checks import check_config, check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.chat import open_tokenizer
 from nvlm.parallel.groups import initialize, world_size_from_environment
+from nvlm.safe_loading import check_readable
 
 if TYPE_CHECKING:
     from nvlm.model.nvlm_d import NVLMD
@@ -34,6 +35,7 @@ def load_for_generation(
         ConfigError: the number of processes does not fit the layout.
     """
     folder = resolve_checkpoint(checkpoint)
+    check_readable(folder)
     world_size = world_size_from_environment()
     config = config_for_generation(read_config(folder), layout, world_size)
     parallel = initialize(config, world_size)

@@ -23,6 +23,7 @@ from nvlm.checkpoint_io import (
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.parallel.groups import Parallel
+from nvlm.safe_loading import check_readable
 from nvlm.train.optim import load_optimizer_state
 
 # The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
@@ -81,6 +82,7 @@ def find_initial_weights(config: RunConfig) -> Path | None:
         return None
     checkpoint = resolve_checkpoint(wanted)
     check_same_model(config, checkpoint)
+    check_readable(checkpoint)
     return checkpoint
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from nvlm.batch import SkippedSample
 from nvlm.config.schema import RunConfig
+from nvlm.errors import TrainingError
+from nvlm.printing import printable
 from nvlm.tables import print_table
 from nvlm.train.stages import ModuleRow
 
@@ -44,13 +46,19 @@ class MetricsWriter:
         if config.log.wandb_project:
             import wandb  # pyright: ignore[reportMissingImports] - an optional extra
 
-            self._wandb = wandb.init(
-                project=config.log.wandb_project,
-                name=config.run.name,
-                id=config.run.dir.replace("/", "-"),
-                resume="allow",
-                config=config.model_dump(mode="json"),
-            )
+            try:
+                self._wandb = wandb.init(
+                    project=config.log.wandb_project,
+                    name=config.run.name,
+                    id=config.run.dir.replace("/", "-"),
+                    resume="allow",
+                    config=config.model_dump(mode="json"),
+                )
+            except wandb.errors.Error as error:  # no connection, a wrong key, a full account
+                raise TrainingError(
+                    f"log.wandb_project {config.log.wandb_project}: Weights & Biases says: "
+                    f"{error}; set WANDB_MODE=offline to train without it"
+                ) from None
 
     def write(self, step: int, record: dict[str, float], skipped: list[SkippedSample]) -> None:
         self._metrics.write(json.dumps({"step": step, **record}) + "\n")
@@ -75,7 +83,10 @@ class MetricsWriter:
         self._skipped.flush()
         for sample in new[:_NUM_SKIPPED_PRINTED]:
             self._console.print(
-                f"skipped sample {sample.key} of {sample.shard}: {sample.reason}: {sample.detail}",
+                printable(
+                    f"skipped sample {sample.key} of {sample.shard}: {sample.reason}: "
+                    f"{sample.detail}"
+                ),
                 style="yellow",
                 highlight=False,
                 markup=False,

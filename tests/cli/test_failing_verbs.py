@@ -1,0 +1,237 @@
+"""Every verb, run into causes outside nvlm: one line, no trace, a documented exit code.
+
+A verb that is added fails here until it has cases of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import typer
+from spawn import REPOSITORY
+
+from nvlm import cli
+from nvlm.config import load_config
+
+SFT = str(REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml")
+# Set by torchrun; the tests' own environment may be another's.
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+# Verb -> cases: (arguments, what the line says). Words in capitals are places, see below.
+CASES: dict[str, list[tuple[str, str]]] = {
+    "config show": [
+        ("NOTHING.yaml", "NOTHING.yaml"),
+        ("BYTES.yaml", "BYTES.yaml"),
+        ("FOLDER", "FOLDER"),
+        ("WORLD_SIZE= SFT", "WORLD_SIZE is empty"),
+        ("WORLD_SIZE=auto SFT", "WORLD_SIZE is 'auto'"),
+        ("SFT --no-such-option", "no such option"),
+    ],
+    "model summary": [
+        ("NOTHING.yaml", "NOTHING.yaml"),
+        ("SFT model.language.num_layers=x", "model.language.num_layers"),
+    ],
+    "train": [
+        ("NOTHING.yaml", "NOTHING.yaml"),
+        ("SFT run.dir=FILE", "run.dir FILE: is a file"),
+        ("SFT run.dir=FILE/below", "Not a directory"),
+        ("SFT run.dir=/proc/nvlm", "run.dir /proc/nvlm: cannot be written"),
+        ("WORLD_SIZE=2 SFT train.global_batch_size=2", "RANK is not set"),
+        ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=x MASTER_PORT=1 SFT", "RANK is 2"),
+        ("WORLD_SIZE=2 RANK=0 SFT", "MASTER_ADDR is not set"),
+        ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=random", "no .tar files"),
+        ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=FOLDER", "not a checkpoint"),
+        ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=CHECKPOINT", ".metadata is damaged"),
+    ],
+    "generate": [
+        ("NOTHING --prompt Hi", "no such checkpoint"),
+        ("FILE --prompt Hi", "not a checkpoint"),
+        ("CHECKPOINT --prompt Hi", ".metadata is damaged"),
+        ("CHECKPOINT --prompt Hi --image NOTHING", "NOTHING"),
+        ("CHECKPOINT --prompt Hi --image FOLDER", "FOLDER"),
+        ("CHECKPOINT --prompt Hi --image FILE", "FILE"),
+        ("RANK= CHECKPOINT --prompt Hi", "RANK is empty"),
+    ],
+    "evaluate": [
+        ("NOTHING --data-root EMPTY --out RUN/a", "no such checkpoint"),
+        ("CHECKPOINT --data-root EMPTY --out RUN/a", "EMPTY"),
+        ("MASTER_PORT= WORLD_SIZE=2 RANK=1 NOTHING --data-root EMPTY --out RUN/a", "MASTER_ADDR"),
+    ],
+    "demo": [
+        ("--root FILE", "--root FILE: is a file"),
+        ("--root /proc/nvlm", "cannot be written"),
+    ],
+    "data build-demo": [
+        ("FILE", "DIR FILE: is a file"),
+        ("/proc/nvlm", "cannot be written"),
+    ],
+    "data import": [
+        ("NOTHING OUT --format llava-json", "NOTHING"),
+        ("BYTES.json OUT --format llava-json", "BYTES.json"),
+        ("FOLDER OUT --format llava-json", "FOLDER"),
+        ("FILE OUT --format parquet", "FILE"),
+        ("FILE OUT --format word", "word"),
+        ("BYTES.json FILE --format llava-json", "FILE: is a file"),
+        ("BYTES.json /proc/nvlm --format llava-json", "cannot be written"),
+    ],
+    "data index": [
+        ("FOLDER", "no YAML file"),
+        ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
+        ("SFT data.root=SHARDS data.index_dir=FILE", "FILE"),
+    ],
+    "data order": [("SFT data.root=EMPTY run.dir=RUN", "no .tar files")],
+    "data stats": [("SFT data.root=EMPTY run.dir=RUN --json", "no .tar files")],
+    "data preview": [
+        ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
+        ("SFT data.root=EMPTY run.dir=RUN --out FOLDER", "--out FOLDER: is a folder"),
+        ("SFT data.root=EMPTY run.dir=RUN --out /proc/p.html", "cannot be written"),
+        ("SFT data.root=EMPTY run.dir=RUN --out /dev/null", "is a device"),
+    ],
+    "convert from-hf": [
+        ("OUT --config SFT --nvlm NOTHING", "NOTHING"),
+        ("OUT --config SFT", "--vision and --language"),
+        ("FILE/below --config SFT --nvlm FOLDER", "is a file"),
+        ("OUT --config SFT --nvlm FOLDER", "config.json"),
+    ],
+    "convert to-hf": [
+        ("NOTHING OUT", "no such checkpoint"),
+        ("CHECKPOINT OUT", ".metadata is damaged"),
+        ("CHECKPOINT FILE", "FILE"),
+        ("CHECKPOINT /proc/nvlm", "cannot be written"),
+    ],
+    "convert verify": [
+        ("NOTHING CHECKPOINT", "NOTHING"),
+        ("CHECKPOINT CHECKPOINT", ".metadata is damaged"),
+    ],
+}  # fmt: skip
+
+
+def verbs(app: typer.Typer, prefix: str = "") -> Iterator[str]:
+    for command in app.registered_commands:
+        assert command.name is not None
+        yield prefix + command.name
+    for group in app.registered_groups:
+        assert group.name is not None and group.typer_instance is not None
+        yield from verbs(group.typer_instance, f"{prefix}{group.name} ")
+
+
+def documented_codes() -> set[int]:
+    table = (REPOSITORY / "docs" / "exit_codes.md").read_text()
+    return {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+
+
+def test_every_verb_has_cases():
+    assert set(CASES) == set(verbs(cli.app))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("places")
+    (root / "file").write_text("x")
+    for name in ("folder", "empty", "checkpoint"):
+        (root / name).mkdir()
+    for name in ("bytes.yaml", "bytes.json"):
+        (root / name).write_bytes(b'{"a": "na\xefve"}')
+    (root / "shards" / "train" / "s").mkdir(parents=True)
+    with tarfile.open(root / "shards" / "train" / "s" / "0.tar", "w") as shard:
+        shard.add(root / "file", "k.txt")
+    # As a copy that was cut short leaves it: its configuration and the mark of a whole one.
+    checkpoint = root / "checkpoint"
+    config = load_config(SFT, ["data.max_image_megapixels=1"])
+    from nvlm.config import save_config
+
+    save_config(config, checkpoint / "config.yaml")
+    (checkpoint / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist"}))
+    (checkpoint / ".metadata").write_bytes(b"")
+    return {
+        "SFT": SFT,
+        "FILE": str(root / "file"),
+        "FOLDER": str(root / "folder"),
+        "EMPTY": str(root / "empty"),
+        "BYTES": str(root / "bytes"),
+        "NOTHING": str(root / "nothing"),
+        "OUT": str(root / "out"),
+        "RUN": str(root / "run"),
+        "CHECKPOINT": str(checkpoint),
+        "SHARDS": str(root / "shards"),
+    }
+
+
+def put_in(text: str, places: dict[str, str]) -> str:
+    return re.sub("|".join(rf"\b{name}\b" for name in places), lambda m: places[m[0]], text)
+
+
+@pytest.mark.parametrize("verb", CASES)
+def test_causes_outside_nvlm(
+    verb: str,
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    before = set(Path(places["FILE"]).parent.rglob("*"))
+    for case, expected in CASES[verb]:
+        with monkeypatch.context() as patch:
+            for name in VARIABLES:
+                patch.delenv(name, raising=False)
+            words = case.split(" ")
+            while re.match(r"[A-Z_]+=", words[0]):
+                patch.setenv(*words.pop(0).split("="))
+            arguments = [put_in(word, places) for word in words]
+            patch.setattr(sys, "argv", ["nvlm", *verb.split(), *arguments])
+            capfd.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        code, printed = ended.value.code, capfd.readouterr().err
+        assert code == 2 and code in documented_codes(), f"{case}: {code} {printed}"
+        assert "Traceback" not in printed
+        lines = [line for line in printed.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1, f"{case}: {printed}"
+        assert lines[0].startswith("error: "), f"{case}: {printed}"
+        assert put_in(expected, places) in lines[0], f"{case}: {printed}"
+    left = set(Path(places["FILE"]).parent.rglob("*")) - before
+    assert not left, "left behind"
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_wandb_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments = [SFT, f"run.dir={tmp_path / 'run'}", "log.wandb_project=p"]
+    monkeypatch.setattr(sys, "argv", ["nvlm", "train", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "log.wandb_project p: the package wandb is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Files may not grow, as on a disk that is full; /dev/full for what is printed."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(sys, "argv", ["nvlm", "train", SFT, f"run.dir={tmp_path / 'run'}"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"run.dir {tmp_path / 'run'}: cannot be written: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["nvlm", "config", "show", SFT])
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main()
+    with suppress(OSError):
+        full.close()
+    assert "error: No space left on device" in capsys.readouterr().err
