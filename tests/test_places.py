@@ -73,8 +73,6 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 
 
 def test_disks_that_are_full_or_read_only(small_disk: Path):
-    with pytest.raises(
-        PlaceError, match=r"No space left on device: free|Read-only file system: ch"
-    ):
+    with pytest.raises(PlaceError, match=r"No space left on device: f|Read-only file system: c"):
         check_folder(small_disk / "run", "run.dir")
     assert not (small_disk / "run").exists()

@@ -23,6 +23,8 @@ from nvlm.config.values import PATH
 from nvlm.config.wording import describe_all, shorten
 from nvlm.config.yaml_file import Values, parse_yaml, read_yaml
 from nvlm.errors import ConfigError
+from nvlm.launch import rank_to_speak
+from nvlm.printing import say
 
 Key = tuple[str, ...]
 
@@ -173,8 +175,8 @@ def _say_what_was_undone(override: Layer, values: Values) -> None:
         found: Any = values
         for part in key:
             found = found.get(part) if isinstance(found, dict) else None
-        if found != value and os.environ.get("RANK", "0") == "0":
-            print(
+        if found != value and rank_to_speak() == 0:
+            say(
                 f"note: {override.name} does not count: a later one leaves {'.'.join(key)} as "
                 f"{shorten(found)}",
                 file=sys.stderr,
