@@ -1,9 +1,9 @@
 """Checkpoint folders on disk: written beside and renamed when whole, read at any layout.
 
 A checkpoint folder holds Megatron-core's distributed checkpoint (readable at any process layout),
-`config.yaml` (the resolved configuration) and, when a training run wrote it, `progress.json` (step
-and position in the data). A run keeps its own under `run.dir/checkpoints/step_XXXXXXXX` with a
-`latest` link to the newest whole one.
+`config.yaml` (the resolved configuration), `files.json` (each file's size and checksum) and, when a
+training run wrote it, `progress.json` (step and position in the data). A run keeps its own under
+`run.dir/checkpoints/step_XXXXXXXX` with a `latest` link to the newest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,73 +19,96 @@ from typing import Any, cast
 
 import torch.distributed as dist
 
-from nvlm.config.compose import save_config, validate
+from nvlm.checkpoint_files import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROGRESS_FILE,
+    changed,
+    find_damage,
+    has_checksums,
+    write_manifest,
+)
+from nvlm.checkpoint_files import read_config as read_config
+from nvlm.checkpoint_files import read_progress as read_progress
+from nvlm.config.compose import save_config
 from nvlm.config.schema import RunConfig
-from nvlm.config.yaml_file import read_yaml
-from nvlm.errors import CheckpointError, ConfigError, NvlmError
-from nvlm.safe_loading import DAMAGE, check_readable, data_only, describe_damage, one_line
-
-CONFIG_FILE = "config.yaml"
-PROGRESS_FILE = "progress.json"
-LATEST_LINK = "latest"
-# Written by Megatron-core last, when every rank's tensors are on disk.
-_WHOLE_MARK = "metadata.json"
+from nvlm.errors import CheckpointError, NvlmError
+from nvlm.parallel.groups import is_main_process
+from nvlm.platform.in_process_writes import write_in_process
+from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
+from nvlm.safe_loading import DAMAGE, FORMAT_FILE, check_readable, data_only, describe_damage
 
 
 def is_checkpoint(path: Path) -> bool:
-    return (path / _WHOLE_MARK).is_file() and (path / CONFIG_FILE).is_file()
+    return (path / FORMAT_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder meant by `path`: itself, or the latest of a run folder.
+    """The checkpoint folder meant by `path`: itself, or the newest whole one of a run folder.
+
+    What is used in place of a damaged one, or against what `latest` says, is said on standard
+    error. Contents are not compared: see `check_contents`.
 
     Raises:
         CheckpointError: there is no whole checkpoint there; the message says what was looked for.
     """
     path = Path(path)
-    for candidate in (path, path / LATEST_LINK, path / "checkpoints" / LATEST_LINK):
-        if is_checkpoint(candidate):
-            return candidate.resolve()
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint folder")
-    raise CheckpointError(
-        f"{path}: not a checkpoint: expected {_WHOLE_MARK} and {CONFIG_FILE} in it, or in its "
-        f"{LATEST_LINK} or checkpoints/{LATEST_LINK}"
-    )
-
-
-def read_config(checkpoint: Path) -> RunConfig:
-    """The configuration that the checkpoint was written with."""
-    path = checkpoint / CONFIG_FILE
+    if path.is_file() and path.name != LATEST_LINK:
+        raise CheckpointError(f"{path}: a file: expected a checkpoint or run folder")
     try:
-        values = read_yaml(path)
-    except ConfigError as error:
-        raise CheckpointError(f"{error}; the checkpoint is damaged: use another one") from None
-    return validate(values, source=str(path))
-
-
-def read_progress(checkpoint: Path) -> dict | None:
-    """What a training run noted beside its weights; None for converted weights."""
-    path = checkpoint / PROGRESS_FILE
-    if not path.is_file():
-        return None
-    try:
-        progress = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {one_line(error)}") from None
-    _check_progress(path, progress)
-    return progress
-
-
-def _check_progress(path: Path, progress: Any) -> None:
-    expected = {"step": int, "counters": dict, "layout": dict, "data_state": dict}
-    for key, kind in expected.items():
-        value = progress.get(key) if isinstance(progress, dict) else None
-        if type(value) is not kind:
+        is_link = path.name == LATEST_LINK
+        for folder in [path.parent] if is_link else [path / CHECKPOINTS_FOLDER, path]:
+            newest = find_newest(folder)
+            if newest.checkpoint:
+                for note in newest.notes:
+                    _say(note)
+                return newest.checkpoint.resolve()
+        found = path if os.path.lexists(path) else _before_replacement(path)
+        if found is None:
+            raise CheckpointError(f"{path}: no such checkpoint folder")
+        if not found.is_dir() or not is_checkpoint(found):
             raise CheckpointError(
-                f"{path}: is damaged: {key} is no {'number' if kind is int else 'mapping'}: use "
-                "another checkpoint"
+                f"{path}: not a checkpoint: expected {FORMAT_FILE} and {CONFIG_FILE} in it, or "
+                f"step_* folders in it or in its {CHECKPOINTS_FOLDER}"
             )
+        damage = find_damage(found)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if damage:
+        raise CheckpointError(f"{path} is damaged: {damage}")
+    return found.resolve()
+
+
+def check_contents(checkpoint: Path) -> None:
+    """Compare every file with its checksum; every rank calls this and reads a share.
+
+    Raises:
+        CheckpointError: a file is missing or has changed; the same on every rank.
+    """
+    damage = changed(checkpoint)
+    if damage:
+        raise CheckpointError(f"{checkpoint} is damaged: {damage}")
+    if not has_checksums(checkpoint):
+        _say(f"{checkpoint} has no {MANIFEST_FILE}: its files cannot be compared with checksums")
+
+
+def _before_replacement(path: Path) -> Path | None:
+    """What `path` was, where a kill came between the two renames of its replacement."""
+    try:
+        names = sorted(os.listdir(path.parent))
+    except FileNotFoundError:
+        return None
+    for name in names:
+        beside = path.with_name(name)
+        if replaced_name(name) == path.name and is_checkpoint(beside):
+            _say(f"{path} is missing: {beside} is used, which was to be replaced")
+            return beside
+    return None
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_checkpoint(
@@ -100,6 +124,8 @@ def write_checkpoint(
         CheckpointError: see `replace_checkpoint`.
     """
     from megatron.core import dist_checkpointing
+
+    write_in_process()
 
     def write(folder: Path) -> None:
         dist_checkpointing.save(sharded_state_dict, str(folder), content_metadata=content_metadata)
@@ -131,10 +157,17 @@ def replace_checkpoint(
                 (folder / PROGRESS_FILE).write_text(json.dumps(progress, separators=(",", ":")))
 
         on_main_rank(describe)
+        write_manifest(folder)
 
     def check() -> None:
-        if target.exists() and not is_checkpoint(target):
+        if not os.path.lexists(target):
+            return
+        if not is_checkpoint(target):
             raise CheckpointError(f"{target}: exists and is not a checkpoint: remove it first")
+        if (target / PROGRESS_FILE).exists():
+            raise CheckpointError(
+                f"{target}: was written by a training run, which would lose it: name another folder"
+            )
 
     on_main_rank(check)
     replace_folder(target, write_all)
@@ -145,15 +178,19 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder beside `target` by `write(FOLDER)` and rename it; every rank calls this.
 
     So a folder under its final name is always whole: what an interrupted write left behind is
-    removed by the next one, and an existing `target` only once the new one is whole.
+    removed by the next one, and an existing `target` only once the new one is whole. Where a kill
+    came between, so that only the earlier one is there, it gets its name back.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written.
     """
-    beside = target.with_name(target.name + ".tmp")
-    replaced = target.with_name(target.name + ".old")
+    # Names that nobody else gives to a folder: they are removed.
+    beside = target.with_name(f".{target.name}.writing")
+    replaced = target.with_name(f".{target.name}.replaced")
 
     def prepare() -> None:
+        if not target.exists() and replaced.exists():
+            replaced.rename(target)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
 
@@ -171,6 +208,8 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     except BaseException as error:
         if dist.get_rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
+            if not target.exists() and replaced.exists():
+                replaced.rename(target)
         if isinstance(error, OSError):
             raise CheckpointError(
                 f"{target}: cannot be written: {error.strerror or error}; nothing was left there"
@@ -178,12 +217,31 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def move_aside(path: Path, why: str) -> Path:
+    """Rename `path`, which is in the way, to a name of its own that says why; returns it."""
+    aside = path.with_name(f"{path.name}.{why}")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
+    path.rename(aside)
+    return aside
+
+
 def point_latest(checkpoint: Path) -> None:
-    """Make `latest` beside `checkpoint` point to it, in one atomic step. One rank calls this."""
+    """Make `latest` beside `checkpoint` point to it, in one atomic step. One rank calls this.
+
+    A file with the name where the disk has no links; a folder in its place is moved aside.
+    """
     link = checkpoint.parent / LATEST_LINK
     beside = checkpoint.parent / f"{LATEST_LINK}.tmp"
     beside.unlink(missing_ok=True)
-    beside.symlink_to(checkpoint.name)
+    try:
+        beside.symlink_to(checkpoint.name)
+    except OSError:
+        beside.write_text(f"{checkpoint.name}\n")
+    if link.is_dir() and not link.is_symlink():
+        _say(f"{link} is a folder: moved to {move_aside(link, 'copy').name}")
     os.replace(beside, link)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 from nvlm.errors import ConfigError, NvlmError
 from nvlm.failures import end
 from nvlm.launch import launched, planned_world_size, rank_to_speak
+from nvlm.parallel.orphans import end_with_launcher
+from nvlm.parallel.signals import stop_on_signals
 from nvlm.places import check_file, check_folder
 from nvlm.platform.known_warnings import ignore_known_warnings
 from nvlm.printing import forgive_encoding, printable, say
@@ -147,9 +149,13 @@ def train_command(
 
     if launched().rank == 0:
         check_before_start(checked)
-    from nvlm.train.trainer import train
+    from nvlm.train.ownership import own_run_folder
 
-    train(checked, allow_data_change)
+    owning = own_run_folder(Path(checked.run.dir)) if launched().rank == 0 else nullcontext()
+    with owning as ownership:
+        from nvlm.train.trainer import train
+
+        train(checked, allow_data_change, ownership)
 
 
 Tensor = Annotated[
@@ -563,6 +569,8 @@ def main() -> None:
     ignore_known_warnings()
     forgive_encoding()
     _allow_more_files()
+    stop_on_signals()
+    end_with_launcher()
     try:
         try:
             code = run_app()

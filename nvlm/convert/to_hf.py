@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nvlm.checkpoint_io import (
+    check_contents,
     on_every_rank,
     on_main_rank,
     read_config,
@@ -78,6 +79,7 @@ def convert_to_hf(
     check_free_space(out, num_bytes)
 
     with conversion_processes() as processes:
+        check_contents(checkpoint)
         mine = processes.share(files, lambda file: file.num_bytes)
 
         def describe(folder: Path) -> None:

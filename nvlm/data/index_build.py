@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from nvlm.data.encode import SampleEncoder
 from nvlm.data.kinds import Sample, SampleParser
-from nvlm.data.orphans import end_with_parent
 from nvlm.data.sample import SampleError, ShardReader, StoredSample, scan_shard
 from nvlm.data.stored import read_sample
 from nvlm.errors import DataError
+from nvlm.parallel.orphans import end_with_parent
 
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024

@@ -27,6 +27,7 @@ from nvlm.data.reader import MicroBatchReader, MicroBatchRequest, SampleRequest,
 from nvlm.data.windows import Draw, Pack
 from nvlm.errors import DataError
 from nvlm.failures import explain
+from nvlm.parallel.orphans import end_with_parent
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
 _MAX_PREFETCHED = 4
@@ -118,6 +119,7 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=num_prefetched(self._config) if num_workers else None,
             collate_fn=_unchanged,
+            worker_init_fn=_end_with_parent,
             # Its own generator: the DataLoader would draw from the training's otherwise.
             generator=torch.Generator(),
         )
@@ -214,6 +216,10 @@ class _Requests(Sampler):
 
     def __iter__(self):
         return self._generate()
+
+
+def _end_with_parent(_worker: int) -> None:
+    end_with_parent()
 
 
 def _unchanged(value):

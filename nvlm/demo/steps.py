@@ -30,6 +30,7 @@ from rich.progress import (
 )
 
 from nvlm.errors import NvlmError
+from nvlm.parallel.orphans import ENDS_WITH
 
 STATE_FILE = "steps.json"
 _NUM_LOG_LINES_SHOWN = 25
@@ -150,7 +151,7 @@ class StepRunner:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=self._folder,
-                env=self._environment,
+                env={**self._environment, ENDS_WITH: str(os.getpid())},
                 start_new_session=True,
             )
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvlm.checkpoint_io import read_config, read_sharded, resolve_checkpoint
+from nvlm.checkpoint_io import check_contents, read_config, read_sharded, resolve_checkpoint
 from nvlm.config.checks import check_config, check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.chat import open_tokenizer
@@ -42,6 +42,7 @@ def load_for_generation(
     # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
     from nvlm.model.nvlm_d import build_model
 
+    check_contents(folder)
     model = build_model(config, parallel)
     model.load_state_dict(read_sharded(folder, {"model": model.sharded_state_dict()})["model"])
     model.eval()

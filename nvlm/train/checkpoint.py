@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 
+from nvlm.checkpoint_files import find_damage, read_config, read_progress
 from nvlm.checkpoint_io import (
-    LATEST_LINK,
-    is_checkpoint,
+    check_contents,
+    move_aside,
     on_main_rank,
     point_latest,
-    read_config,
-    read_progress,
     read_sharded,
     resolve_checkpoint,
     write_checkpoint,
@@ -23,8 +26,10 @@ from nvlm.checkpoint_io import (
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.parallel.groups import Parallel
+from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, Newest, find_newest, list_steps
 from nvlm.safe_loading import check_readable
 from nvlm.train.optim import load_optimizer_state
+from nvlm.train.run_folder import check_nothing_is_missing, read_run_id
 
 # The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
 # size.
@@ -32,20 +37,24 @@ SHARDING = MappingProxyType({"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def checkpoints_folder(config: RunConfig) -> Path:
-    return Path(config.run.dir) / "checkpoints"
+    return Path(config.run.dir) / CHECKPOINTS_FOLDER
 
 
-def find_resume_point(config: RunConfig) -> Path | None:
-    """The run's newest whole checkpoint, or None for a fresh run.
+def find_resume_point(config: RunConfig, excluded: Mapping[Path, str] | None = None) -> Newest:
+    """The run's newest whole checkpoint; none in it for a fresh run.
+
+    Args:
+        excluded: see `find_newest`.
 
     Raises:
-        CheckpointError: `latest` exists but is not a whole training checkpoint, or was written by
-            a model of other sizes, or with other freezing or factors on rates.
+        CheckpointError: the run exists and has no whole training checkpoint, or it was written by a
+            model of other sizes, or with other freezing or factors on rates.
     """
-    latest = checkpoints_folder(config) / LATEST_LINK
-    if not latest.is_symlink():
-        return None
-    checkpoint = resolve_checkpoint(latest)
+    newest = find_newest(checkpoints_folder(config), excluded)
+    checkpoint = newest.checkpoint
+    if checkpoint is None:
+        check_nothing_is_missing(Path(config.run.dir), config)
+        return newest
     if read_progress(checkpoint) is None:
         raise CheckpointError(f"{checkpoint}: has no progress.json: not written by a training run")
     check_same_model(config, checkpoint)
@@ -63,7 +72,7 @@ def find_resume_point(config: RunConfig) -> Path | None:
                 f"{checkpoint}: was trained with train.optimizer.{key} {theirs}, this run says "
                 f"{ours}: use another run.dir, with checkpoint.load={checkpoint}"
             )
-    return checkpoint
+    return newest
 
 
 def find_initial_weights(config: RunConfig) -> Path | None:
@@ -110,15 +119,22 @@ def save_training_state(
     counters: dict,
     parallel: Parallel,
 ) -> Path:
-    """Write `checkpoints/step_XXXXXXXX` and point `latest` to it; every rank calls this."""
+    """Write `checkpoints/step_XXXXXXXX` and point `latest` to it; every rank calls this.
+
+    What is in its place, such as a damaged one that this run resumed before, is moved aside.
+    """
     folder = checkpoints_folder(config)
+    target = folder / f"step_{step:08d}"
+    run_id = read_run_id(Path(config.run.dir))
+    on_main_rank(lambda: _make_way(target))
     state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
     checkpoint = write_checkpoint(
-        folder / f"step_{step:08d}",
+        target,
         state,
         config,
         progress={
             "step": step,
+            "run": run_id,
             "counters": counters,
             "layout": _layout(parallel),
             "data_state": data_state,
@@ -129,12 +145,38 @@ def save_training_state(
     def publish() -> None:
         point_latest(checkpoint)
         if config.checkpoint.keep is not None:
-            whole = sorted(path for path in folder.glob("step_*") if is_checkpoint(path))
-            for old in whole[: -config.checkpoint.keep]:
-                shutil.rmtree(old)
+            _remove_older(folder, checkpoint, config.checkpoint.keep, run_id)
 
     on_main_rank(publish)
     return checkpoint
+
+
+def _make_way(target: Path) -> None:
+    if os.path.lexists(target):
+        why = "damaged" if find_damage(target) else "earlier"
+        aside = move_aside(target, why)
+        print(f"{target} is written again: what was there is now {aside.name}", file=sys.stderr)
+
+
+def _remove_older(folder: Path, newest: Path, keep: int, run_id: str | None) -> None:
+    """Remove this run's whole checkpoints but for the `keep` newest; damaged ones do not count."""
+    for leftover in folder.glob(".*.removing"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    own = []
+    for _, checkpoint in list_steps(folder):
+        with suppress(OSError):  # what cannot be looked at is left alone
+            if find_damage(checkpoint) is None:
+                progress = read_progress(checkpoint)
+                if progress is not None and progress.get("run") in (run_id, None):
+                    own.append(checkpoint)
+    if newest not in own:
+        return
+    for checkpoint in own[keep:]:
+        if checkpoint != newest:
+            # A kill may come in between: half a checkpoint never has the name of one.
+            removing = checkpoint.with_name(f".{checkpoint.name}.removing")
+            checkpoint.rename(removing)
+            shutil.rmtree(removing, ignore_errors=True)
 
 
 def load_training_state(
@@ -161,7 +203,12 @@ def load_training_state(
 
 
 def load_weights(checkpoint: Path, chunks: list) -> None:
-    """Read only the model's weights into the bare `chunks`."""
+    """Read only the model's weights into the bare `chunks`.
+
+    Raises:
+        CheckpointError: a file has other bytes than were written, or does not fit the model.
+    """
+    check_contents(checkpoint)
     state = {_chunk_key(index): chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
     _load_chunks(read_sharded(checkpoint, state), chunks)
 

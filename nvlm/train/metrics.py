@@ -13,10 +13,9 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import TrainingError
 from nvlm.printing import printable
 from nvlm.tables import print_table
+from nvlm.train.run_folder import METRICS_FILE, SKIPPED_FILE, open_records, read_run_id
 from nvlm.train.stages import ModuleRow
 
-METRICS_FILE = "metrics.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
 # Of a step; the file has all.
 _NUM_SKIPPED_PRINTED = 10
 
@@ -24,7 +23,7 @@ _NUM_SKIPPED_PRINTED = 10
 class MetricsWriter:
     """Writes one record per step. Only the run's main process makes one.
 
-    On resume, records of steps after `resumed_step` are dropped: those steps run again.
+    On resume, records of steps after `resumed_step` are moved: see `open_records`.
     """
 
     def __init__(self, config: RunConfig, resumed_step: int, console: Console):
@@ -32,8 +31,10 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._config = config
         self._console = console
-        self._metrics = _open_up_to(folder / METRICS_FILE, resumed_step)
-        self._skipped = _open_up_to(folder / SKIPPED_FILE, resumed_step)
+        self._metrics, *notes = open_records(folder / METRICS_FILE, resumed_step)
+        self._skipped, *more_notes = open_records(folder / SKIPPED_FILE, resumed_step)
+        for note in filter(None, [*notes, *more_notes]):
+            console.print(note, markup=False, highlight=False)
         self._named = _read_named(folder / SKIPPED_FILE)
         self._tensorboard = None
         if config.log.tensorboard:
@@ -50,7 +51,7 @@ class MetricsWriter:
                 self._wandb = wandb.init(
                     project=config.log.wandb_project,
                     name=config.run.name,
-                    id=config.run.dir.replace("/", "-"),
+                    id=read_run_id(folder),
                     resume="allow",
                     config=config.model_dump(mode="json"),
                 )
@@ -114,22 +115,6 @@ def _name(skipped: dict) -> int:
 
 def _read_named(path: Path) -> set[int]:
     return {_name(json.loads(line)) for line in path.read_text().splitlines()}
-
-
-def _open_up_to(path: Path, step: int):
-    """Open `path` for appending, keeping only whole records of steps up to `step`."""
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                continue  # a line cut by a kill belongs to a step that runs again
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(kept))
-    beside.replace(path)
-    return path.open("a")
 
 
 def _step_line(step: int, steps: int, record: dict[str, float]) -> str:

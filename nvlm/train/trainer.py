@@ -11,8 +11,15 @@ from rich.console import Console
 
 from nvlm import platform
 from nvlm.batch import SkippedSample, StepBatch
-from nvlm.checkpoint_io import read_progress
-from nvlm.config import RunConfig, save_config
+from nvlm.checkpoint_files import (
+    MANIFEST_FILE,
+    changed,
+    has_checksums,
+    read_config,
+    read_progress,
+)
+from nvlm.checkpoint_io import on_main_rank
+from nvlm.config import RunConfig
 from nvlm.config.checks import check_world_size
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.loader import build_loader
@@ -23,12 +30,14 @@ from nvlm.model.nvlm_d import build_model_chunks
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import (
     Parallel,
+    broadcast_object,
     initialize,
     is_main_process,
     shut_down,
     world_size_from_environment,
 )
 from nvlm.printing import new_console
+from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import (
     find_initial_weights,
     find_resume_point,
@@ -44,34 +53,45 @@ from nvlm.train.optim import (
     learning_rate,
     wrap_data_parallel,
 )
+from nvlm.train.ownership import Ownership, own_run_folder, share
+from nvlm.train.rates import rate_changes
+from nvlm.train.run_folder import open_run_folder
 from nvlm.train.skips import add_counts, check_index, check_run, count_skipped
 from nvlm.train.stages import freeze, module_table, multipliers
 from nvlm.train.step import train_step
 
 
-def train(config: RunConfig, allow_data_change: bool = False) -> None:
+def train(
+    config: RunConfig, allow_data_change: bool = False, ownership: Ownership | None = None
+) -> None:
     """Run the stage that `config` describes to its last step, resuming where the run stopped.
 
     Args:
         allow_data_change: resume although the data or what decides their order have changed; see
             `Planner.continue_from`.
+        ownership: of the run folder, on the main process, where it was taken before.
 
     Raises:
         NvlmError: something the user can put right; nothing was changed on disk before the first
             step, except the sample index.
     """
+    if ownership is None and is_main_process():
+        with own_run_folder(Path(config.run.dir)) as own:
+            return train(config, allow_data_change, own)
     console = new_console(quiet=not is_main_process(), soft_wrap=True)
     resume_from, start_from, indexes = prepare(config, allow_data_change)
     parallel = initialize(config)
     try:
-        _train(config, parallel, resume_from, start_from, indexes, console)
+        share(ownership)
+        resume_from = _check_contents(config, resume_from, indexes, allow_data_change, console)
+        _train(config, parallel, resume_from, start_from, indexes, console, ownership)
     finally:
         shut_down()
 
 
 def prepare(
     config: RunConfig, allow_data_change: bool = False
-) -> tuple[Path | None, Path | None, list[SourceIndex]]:
+) -> tuple[Newest, Path | None, list[SourceIndex]]:
     """All that can be refused before a process group exists.
 
     Returns (checkpoint to resume from, checkpoint to take initial weights from, indexes).
@@ -81,15 +101,51 @@ def prepare(
         config.model.layer_implementation, config.train.precision
     )
     resume_from = find_resume_point(config)
-    start_from = None if resume_from else find_initial_weights(config)
+    start_from = None if resume_from.checkpoint else find_initial_weights(config)
     indexes = open_indexes(config)
-    if resume_from:
-        progress = read_progress(resume_from)
-        assert progress is not None
-        if not allow_data_change:
-            check_state(config, indexes, progress["data_state"])
+    _check_data(config, resume_from, indexes, allow_data_change)
     check_index(indexes, config.data.max_skipped_share)
     return resume_from, start_from, indexes
+
+
+def _check_data(
+    config: RunConfig, resume_from: Newest, indexes: list[SourceIndex], allow_data_change: bool
+) -> None:
+    if resume_from.checkpoint and not allow_data_change:
+        progress = read_progress(resume_from.checkpoint)
+        assert progress is not None
+        check_state(config, indexes, progress["data_state"])
+
+
+def _check_contents(
+    config: RunConfig,
+    resume_from: Newest,
+    indexes: list[SourceIndex],
+    allow_data_change: bool,
+    console: Console,
+) -> Path | None:
+    """The newest checkpoint whose every byte is as written, on every rank the same.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    damaged: dict[Path, str] = {}
+    resume_from = broadcast_object(resume_from)
+    while resume_from.checkpoint and (damage := changed(resume_from.checkpoint)):
+        damaged[resume_from.checkpoint] = damage
+        resume_from = find_resume_point(config, damaged)
+        _check_data(config, resume_from, indexes, allow_data_change)
+    for note in resume_from.notes:
+        console.print(note, style="yellow", markup=False, highlight=False)
+    if resume_from.checkpoint and not has_checksums(resume_from.checkpoint):
+        console.print(
+            f"{resume_from.checkpoint} has no {MANIFEST_FILE}: its files cannot be compared with "
+            "checksums",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+    return resume_from.checkpoint
 
 
 def _train(
@@ -99,6 +155,7 @@ def _train(
     start_from: Path | None,
     indexes: list[SourceIndex],
     console: Console,
+    ownership: Ownership | None,
 ) -> None:
     chunks = build_model_chunks(config, parallel)
     if not resume_from:
@@ -122,8 +179,11 @@ def _train(
         data_state = progress["data_state"]
     _announce(config, parallel, step, resume_from, start_from, console)
     changes = data_changes(config, indexes, data_state) if data_state else []
-    for line in changes:
-        console.print(f"data: {line}", style="yellow", markup=False, highlight=False)
+    lines = [f"data: {line}" for line in changes]
+    if resume_from:
+        lines += rate_changes(read_config(resume_from), config, step)
+    for line in lines:
+        console.print(line, style="yellow", markup=False, highlight=False)
     if step >= config.train.steps:
         console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
         return
@@ -142,10 +202,18 @@ def _train(
         )
     writer = None
     if parallel.is_main:
-        save_config(config, Path(config.run.dir) / "config.yaml")
+        for note in open_run_folder(config, step):
+            console.print(note, markup=False, highlight=False)
         writer = MetricsWriter(config, step, console)
         if step == 0 or changes:
             writer.name_skipped(step, [sample for index in indexes for sample in index.rejected])
+
+    def save() -> Path:
+        assert data_state is not None
+        on_main_rank(lambda: ownership and ownership.check())
+        return save_training_state(
+            config, step, chunks, optimizer, scheduler, data_state, counters, parallel
+        )
 
     last_saved = step
     try:
@@ -154,10 +222,7 @@ def _train(
             batch = next_step_batch(loader, parallel)
             if batch is None:
                 if step != last_saved:
-                    assert data_state is not None
-                    save_training_state(
-                        config, step, chunks, optimizer, scheduler, data_state, counters, parallel
-                    )
+                    save()
                 raise DataError(
                     f"every source has reached its max_epochs: the data ended at step {step} of "
                     f"train.steps {config.train.steps}, which is saved"
@@ -203,9 +268,7 @@ def _train(
             )
             if step % config.checkpoint.every == 0 or step == config.train.steps:
                 check_parameters([chunk.module for chunk in chunks], step, parallel)
-                saved = save_training_state(
-                    config, step, chunks, optimizer, scheduler, data_state, counters, parallel
-                )
+                saved = save()
                 last_saved = step
                 console.print(f"saved {saved}", markup=False, highlight=False)
     finally:

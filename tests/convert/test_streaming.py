@@ -61,7 +61,7 @@ def test_memory_is_a_few_blocks_and_a_killed_conversion_leaves_nothing_whole(tmp
         assert process.stdout is not None
         measured = json.loads(process.stdout.readline())
         killed = tmp_path / "killed"
-        while not list(tmp_path.glob("killed.tmp/*.distcp")):
+        while not list(tmp_path.glob(".killed.writing/*.distcp")):
             assert process.poll() is None
             time.sleep(0.005)
     finally:
@@ -71,13 +71,13 @@ def test_memory_is_a_few_blocks_and_a_killed_conversion_leaves_nothing_whole(tmp
         assert measured[direction] < 0.7 * measured["largest"], measured
     if "survived" not in process.stdout.read():
         assert not killed.exists()
-        assert (tmp_path / "killed.tmp").exists()
+        assert (tmp_path / ".killed.writing").exists()
     assert verify(tmp_path / "language", tmp_path / "checkpoint").is_equal
     assert verify(tmp_path / "checkpoint", tmp_path / "export").is_equal
 
     config = small_folders.convert_config(*measure_memory.LARGE)
     convert_from_hf(tmp_path / "vision", tmp_path / "language", config, killed)
-    assert not (tmp_path / "killed.tmp").exists()
+    assert not (tmp_path / ".killed.writing").exists()
     assert verify(tmp_path / "checkpoint", killed).is_equal
 
 
@@ -168,8 +168,8 @@ def test_a_disk_that_fails_in_the_middle_leaves_nothing(converted, tmp_path):
 def test_leftovers_are_removed_and_an_earlier_checkpoint_stays_until_the_end(converted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(converted.checkpoint, out)
-    (tmp_path / "out.tmp").mkdir()
-    (tmp_path / "out.tmp" / "half.distcp").write_bytes(b"half")
+    (tmp_path / ".out.writing").mkdir()
+    (tmp_path / ".out.writing" / "half.distcp").write_bytes(b"half")
     with _file_size_limit(2_000_000), pytest.raises(CheckpointError):
         convert_from_hf(converted.vision, converted.language, converted.config, out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 from nvlm.data.importers.formats import FORMATS, ImportOptions, check_name, open_reader
 from nvlm.data.importers.records import Reader, clean_key
 from nvlm.data.importers.shards import UnitResult, add_unused, write_unit
-from nvlm.data.orphans import end_with_parent
 from nvlm.errors import DataError
+from nvlm.parallel.orphans import end_with_parent
 
 # Raise it when the same source would give other shards.
 IMPORT_VERSION = 3

@@ -1,0 +1,79 @@
+"""Processes that end with the process that started them, also when that is killed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from multiprocessing import connection, parent_process
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+# A process that starts nvlm may name itself here, as `process id`, to take it along when it ends.
+ENDS_WITH = "NVLM_ENDS_WITH"
+_LAUNCHED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def end_with_parent() -> None:
+    """To be called in a worker process. A pool's workers would wait forever without their parent,
+    and write on beside those of the next run."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """End this process within seconds once torchrun, or what else launched it, is gone.
+
+    Otherwise ranks of a killed torchrun would train on, unseen, beside those of the next start. A
+    process that was started by hand outlives its shell.
+    """
+    launchers = find_launchers()
+    if launchers:
+        threading.Thread(target=_watch, args=(launchers,), daemon=True).start()
+
+
+def find_launchers() -> list[psutil.Process]:
+    """The processes that this one ends with: none where it was started by hand.
+
+    Under torchrun its ancestors up to torchrun itself, which is the first without the variable that
+    it gives to what it starts; there may be a shell script in between.
+    """
+    import psutil
+
+    launchers: list[psutil.Process] = []
+    try:
+        if named := os.environ.get(ENDS_WITH):
+            launchers.append(psutil.Process(int(named)))
+        if _LAUNCHED_BY_TORCHRUN in os.environ:
+            for ancestor in psutil.Process().parents():
+                launchers.append(ancestor)
+                if _LAUNCHED_BY_TORCHRUN not in ancestor.environ():
+                    break
+    except (psutil.Error, ValueError):
+        pass  # gone already, or of another user: those that are known are watched
+    return launchers
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it still runs: no other process has taken its number, and it is no zombie."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _watch(launchers: list[psutil.Process]) -> None:
+    while all(map(is_running, launchers)):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
