@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nvlm.errors import TrainingError
+from nvlm.launch import launched
 
 OWNERS_FOLDER = ".owners"
 STALE_SECONDS = 120.0
@@ -151,7 +152,7 @@ def share(ownership: Ownership | None) -> None:
     members, paths = zip(*gathered, strict=True)
     if ownership is not None:
         ownership.write(list(members))
-    elif paths[0] is not None and os.environ.get("LOCAL_RANK") == "0":
+    elif paths[0] is not None and launched().local_rank == 0:
         Ownership(paths[0], None).give_signs()
 
 
