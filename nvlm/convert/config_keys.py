@@ -74,8 +74,9 @@ _COMMON_NO_EFFECT = _reasons(
             "finetuning_task id2label label2id num_labels prefix problem_type task_specific_params"
         ),
         "token ids and lengths are model.tokenizer's and the stage's": (
-            "bos_token_id decoder_start_token_id eos_token_id model_max_length pad_token_id "
-            "sep_token_id tokenizer_class tokenizer_model_max_length tokenizer_padding_side"
+            "bos_token_id decoder_start_token_id eos_token_id max_sequence_length "
+            "model_max_length pad_token_id sep_token_id tokenizer_class "
+            "tokenizer_model_max_length tokenizer_padding_side"
         ),
         "how answers are drawn; the command that generates says": (
             "assistant_confidence_threshold assistant_lookbehind bad_words_ids "

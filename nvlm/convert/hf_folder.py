@@ -17,6 +17,7 @@ from nvlm.errors import ConvertError
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
 
 # Problems of one kind that an error lists before it says how many more there are.
 _MOST_LISTED = 20
@@ -44,6 +45,12 @@ class HfFolder:
                     f"{self.path / CONFIG_FILE}: the weights are quantised (quant_method "
                     f"{method!a}): start from the folder that they were made from"
                 )
+        if (self.path / ADAPTER_FILE).exists():
+            raise ConvertError(
+                f"{self.path / ADAPTER_FILE}: transformers adds this adapter to the weights, which "
+                "conversion does not: write the merged model (peft's merge_and_unload, then "
+                "save_pretrained) into another folder, or take the file out"
+            )
         self._files = self._open_files()
         self._check_dtypes()
         self.tied = self._tied_names()
@@ -150,6 +157,11 @@ class HfFolder:
         ]
         if lost:
             raise ConvertError(f"{index}: names tensors that their files lack: {listed(lost)}")
+        if single.exists() and files.keys() != {SINGLE_FILE}:
+            raise ConvertError(
+                f"{self.path}: has {SINGLE_FILE} beside the files that {INDEX_FILE} names, and "
+                "transformers reads only the first: take away the one that is not meant"
+            )
         return {name: files[file] for name, file in located.items()}
 
     def _no_safetensors(self) -> str:

@@ -98,6 +98,22 @@ def test_folders_that_are_not_whole(converted, tmp_path, out):
     refused(language, r"only pickled weights \(pytorch_model\.bin\).*safetensors")
 
 
+def test_two_sets_of_weights(converted, tmp_path, out):
+    """transformers would read one of them, or add them."""
+    language = tmp_path / "language"
+    shutil.copytree(converted.language, language)
+    shutil.copy(language / "model.safetensors", language / "model-00001.safetensors")
+    names = load_file(language / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-00001.safetensors")}
+    (language / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConvertError, match=r"has model\.safetensors beside the files that"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+    (language / "model.safetensors").unlink()
+    (language / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    with pytest.raises(ConvertError, match=r"adapter_config\.json: transformers adds this adapter"):
+        convert_from_hf(converted.vision, language, converted.config, out)
+
+
 def test_quantised_weights(converted, tmp_path, out):
     def small_integers(tensors, config):
         tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
