@@ -19,7 +19,6 @@ import errno
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,30 +229,3 @@ class ShardReader:
 
     def __reduce__(self):
         return ShardReader, ()  # a process opens its own files
-
-
-def iterate_samples(shards: list[Path]) -> Iterator[tuple[str, Messages, str, list[bytes]]]:
-    """(key, messages, task, encoded images) of every whole sample, in shard order.
-
-    For evaluation and previews, where nothing may be skipped in silence. Samples that leave the
-    wording open are asked with their pool's first prompt.
-
-    Raises:
-        DataError: a shard or a sample is broken; the message names it.
-    """
-    from nvlm.data.kinds import SampleParser
-
-    parser = SampleParser()
-    with ShardReader() as reader:
-        for shard in shards:
-            samples, damage = scan_shard(shard)
-            if damage is not None:
-                raise DataError(f"{shard}: {damage}")
-            for stored in samples:
-                try:
-                    texts = {n: reader.read(str(shard), w) for n, w in stored.texts().items()}
-                    images = [reader.read(str(shard), where) for where in stored.images()]
-                    sample = parser.parse(texts, len(images))
-                except SampleError as error:
-                    raise DataError(f"{shard}: sample {stored.key}: {error}") from None
-                yield stored.key, sample.conversation(0), sample.task, images

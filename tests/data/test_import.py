@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
+from shard_reading import iterate_samples
 from shard_writing import as_json, draw_image, write_shard
 
 from nvlm.data.importers.formats import ImportOptions
 from nvlm.data.importers.report import parse_size
 from nvlm.data.importers.run import ImportSummary, import_source
-from nvlm.data.sample import iterate_samples
 from nvlm.errors import DataError
 
 PICTURES = [draw_image(40 + i, 30, i, "JPEG" if i % 2 else "PNG") for i in range(12)]
@@ -34,7 +34,7 @@ def run(form: str, source: Path, out: Path, **options) -> ImportSummary:
 def read(out: Path, split: str = "train") -> dict[str, tuple[list[dict], list[bytes]]]:
     """Key -> (messages, images), as training reads them."""
     shards = sorted((out / split / "it").glob("*.tar"))
-    return {key: (messages, images) for key, messages, _, images in iterate_samples(shards)}
+    return {key: (messages, images) for key, messages, images in iterate_samples(shards)}
 
 
 def stored(out: Path) -> dict[str, dict]:

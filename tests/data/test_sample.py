@@ -10,10 +10,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from shard_reading import iterate_samples
 from shard_writing import as_json, draw_image, make_sample, write_shard
 
 from nvlm.config import RunConfig
-from nvlm.data.sample import ByteRange, SampleError, ShardReader, iterate_samples, scan_shard
+from nvlm.data.sample import ByteRange, SampleError, ShardReader, scan_shard
 from nvlm.data.sources import find_sources
 from nvlm.errors import DataError
 
@@ -46,7 +47,7 @@ def test_members_of_a_shard(tmp_path: Path):
 def test_ten_images_stand_in_numeric_order(tmp_path: Path):
     images = [draw_image(10 + i, 10) for i in range(11)]
     shard = write_shard(tmp_path / "a.tar", [make_sample("one", "What?", "That.", images)])
-    (_, _, _, read), = iterate_samples([shard])  # fmt: skip
+    ((_, _, read),) = iterate_samples([shard])
     assert read == images
 
 
@@ -165,12 +166,6 @@ def test_no_shards_says_how_to_make_some(make_config, tmp_path: Path):
 def test_blend_names_must_exist(make_config):
     with pytest.raises(DataError, match=r"no source 'txt'.*which has pairs, single, text"):
         find_sources(make_config("data.blend={txt: 1}"))
-
-
-def test_a_broken_sample_is_named_when_nothing_may_be_skipped(tmp_path: Path):
-    shard = write_shard(tmp_path / "a.tar", [{"__key__": "bad", "json": b"{"}])
-    with pytest.raises(DataError, match=r"a\.tar: sample bad: not readable as JSON"):
-        list(iterate_samples([shard]))
 
 
 def test_looking_for_shards_imports_no_torch():
