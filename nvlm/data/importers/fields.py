@@ -41,6 +41,12 @@ class Fields:
         """The plain names of what is left."""
         return iter(list(self._left))
 
+    def found(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are there, in their order."""
+        if self._left.keys().isdisjoint(names):
+            return []
+        return [name for name in names if name in self._left]
+
     def look(self, name: str) -> Any:
         return self._left[name][1] if name in self._left else None
 
@@ -57,7 +63,7 @@ class Fields:
         Raises:
             SampleError: there are several, and they do not say the same.
         """
-        found = [name for name in names if name in self._left]
+        found = self.found(names)
         for other in found[1:]:
             if self.look(other) != self.look(found[0]):
                 raise SampleError(
@@ -70,7 +76,7 @@ class Fields:
 
     def refuse(self) -> None:
         """Raise `SampleError` if there is a field that may not be left out, and has no use."""
-        for name in self._left.keys() & REFUSED.keys():
+        for name in self.found(REFUSED):
             if self.look(name) is False:
                 self.take(name)
                 continue

@@ -63,7 +63,7 @@ def take_media(
         SampleError: one is missing or no image, or fields name different ones.
     """
     media = Media(list(given), video=video)
-    names = [name for name in IMAGES if name in fields]
+    names = fields.found(IMAGES)
     numbered = sorted((int(m[2]), n) for n in fields if (m := NUMBERED_IMAGE.fullmatch(n)))
     if given or video is not None:
         _compare_with_given(fields, names, [name for _, name in numbered], given)
@@ -111,13 +111,13 @@ def _read_one(
             f"missing_{what}", f"{where} is {shown(value)}, expected bytes or the name of a file"
         )
     inner = Fields(value, f"{where}.")
-    found = [name for name in _CONTENT_NAMES if name in inner]
+    found = inner.found(_CONTENT_NAMES)
     if not found:
         raise SampleError(
             f"missing_{what}", f"{where} has neither bytes nor a name: {shown(value)}"
         )
-    for name in _SEEN:
-        if name in inner and isinstance(inner.look(name), str):
+    for name in inner.found(_SEEN):
+        if isinstance(inner.look(name), str):
             inner.take(name)
     content = inner.take(found[0])
     picture = _read_one(content, where, folder, what, unused, depth + 1)
@@ -287,9 +287,7 @@ def _take_by_content(fields: Fields, media: Media) -> None:
 
 def _take_video(fields: Fields, folder: FileFolder | None, media: Media) -> None:
     found: list[tuple[str, Picture]] = []
-    for name in VIDEOS:
-        if name not in fields:
-            continue
+    for name in fields.found(VIDEOS):
         where, value = fields.name(name), fields.take(name)
         if media.video is not None:
             media.unused.append(where)

@@ -101,16 +101,14 @@ def _take_common(fields: Fields) -> dict[str, Any]:
         if not isinstance(fields.look("task"), str):
             raise SampleError("fields", f"task is {shown(fields.look('task'))}, expected text")
         result["task"] = fields.take("task")
-    if (name := next((name for name in ID_FIELDS if name in fields), "")) != "":
+    for name in fields.found(ID_FIELDS)[:1]:
         sample_id = fields.take(name)  # the key is made of it
         if name == "id":
             result["id"] = sample_id if isinstance(sample_id, int) else str(sample_id)
     weight = _take_weight(fields)
     if weight != 1:
         result["loss_weight"] = weight
-    for name in SPELLINGS["whether it is trained"]:
-        if name not in fields:
-            continue
+    for name in fields.found(SPELLINGS["whether it is trained"]):
         said = fields.take(name)
         if not isinstance(said, (int, float)) or said not in (0, 1):
             raise SampleError(
@@ -161,23 +159,17 @@ def _take_content(
     question = _take_question(fields)
     if question is not None:
         return _take_answer(fields, question, media, folder)
-    for name in SPELLINGS["caption"]:
-        if name in fields:
-            name, caption = fields.take_one(SPELLINGS["caption"])
-            return name, {"caption": _take_twin(fields, "text", caption)}, None
+    name, caption = fields.take_one(SPELLINGS["caption"])
+    if name:
+        if fields.look("text") == caption:
+            fields.take("text")
+        return name, {"caption": caption}, None
     if "text" in fields:
         text = fields.take("text")
         is_caption = media.pictures or media.video is not None
         name = "caption" if is_caption and not has_kind else "text"
         return "text", {name: text}, None
     return None
-
-
-def _take_twin(fields: Fields, name: str, value: Any) -> Any:
-    """Takes the field `name` too if it says the same as `value`."""
-    if name in fields and fields.look(name) == value:
-        fields.take(name)
-    return value
 
 
 def _own(item: Any, place: str, known: set[str], media: Media) -> Any:
@@ -226,9 +218,8 @@ def _take_question(fields: Fields) -> Any:
         return None
     if extra is not None:
         question = _joined(question, extra, name or "input", "input")
-    for context in reversed(SPELLINGS["context of a question"]):
-        if context in fields:
-            question = _joined(fields.take(context), question, context, name or "input")
+    for context in reversed(fields.found(SPELLINGS["context of a question"])):
+        question = _joined(fields.take(context), question, context, name or "input")
     return question
 
 
@@ -298,7 +289,7 @@ def _take_answer(fields: Fields, question: Any, media: Media, folder: FileFolder
 
 def _needs_turns(fields: Fields, texts: list[Any]) -> bool:
     """Whether a question is to be stored as a conversation: it does not stand alone."""
-    if "history" in fields or any(name in fields for name in SPELLINGS["tools"]):
+    if fields.found(("history", *SPELLINGS["tools"])):
         return True
     for number, text in enumerate(texts):
         if not isinstance(text, str):
@@ -332,7 +323,7 @@ def _without_leading_marks(content: dict[str, Any], media: Media) -> dict[str, A
 
 def _take_answers(fields: Fields) -> tuple[str, Any]:
     """The one field with answers; others must say the same, or be one of several answers."""
-    found = [name for name in SPELLINGS["answer"] if name in fields]
+    found = fields.found(SPELLINGS["answer"])
     if not found:
         raise SampleError("fields", f"a question without an answer; it has {fields.describe()}")
     main = found[0]

@@ -66,9 +66,7 @@ def right_option(fields: Fields, name: str, texts: list[str], labels: list[str])
         SampleError: nothing says it, or not which one.
     """
     found: dict[str, int] = {}
-    for field in (*SPELLINGS["right option"], *SPELLINGS["answer"]):
-        if field not in fields:
-            continue
+    for field in fields.found((*SPELLINGS["right option"], *SPELLINGS["answer"])):
         if found and field not in ("answer", "answers", *SPELLINGS["right option"]):
             continue  # an explanation, or something else; `Fields.leave` decides
         full_name, value = fields.name(field), fields.take(field)

@@ -6,6 +6,7 @@ Names are compared in lower case, with `-` and spaces as `_`.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Meaning -> names, those looked for first in front.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -114,6 +115,7 @@ MAIN_MEANINGS = (
 MEANINGS: dict[str, str] = {name: meaning for meaning, names in SPELLINGS.items() for name in names}
 
 
+@lru_cache(maxsize=4096)
 def plain(name: object) -> str:
     """A field's name as the tables have it."""
     return str(name).lower().replace("-", "_").replace(" ", "_")

@@ -26,6 +26,7 @@ from nvlm.data.text_members import VIDEO_MARK, shown
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _VIDEO_PARTS = ("video", "video_url")
+_PLAIN_TURNS = (("from", "value"), ("role", "content"))
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,16 @@ def read_turns(turns: list[Any], name: str, folder: FileFolder | None) -> Conver
         where = f"turn {position}"
         if not isinstance(turn, dict):
             raise SampleError("messages", f"{where} is {shown(turn)}, expected an object")
+        if tuple(turn) in _PLAIN_TURNS and _is_plain(*turn.values()):
+            role, content = turn.values()
+            _add(conversation, ROLES[role.lower()], conversation.add_text(content, where))
+            in_results = False
+            continue
         fields = Fields(turn, f"{name}.")
         fields.refuse()
         if pair := _pair(fields):
             for role, content in zip(("user", "assistant"), pair, strict=True):
-                _add(conversation, role, _text(conversation, content, where, name), None)
+                _add(conversation, role, _text(conversation, content, where, name))
             in_results = False
         else:
             kind, message = _read_turn(conversation, fields, turn, where, name, pending)
@@ -105,15 +111,23 @@ def read_turns(turns: list[Any], name: str, folder: FileFolder | None) -> Conver
 
 
 def _pair(fields: Fields) -> list[Any] | None:
-    names = [[name for name in options if name in fields] for options in PAIRS]
-    if any(name in fields for name in ROLE_FIELDS) or not all(len(found) == 1 for found in names):
+    if fields.found(ROLE_FIELDS):
+        return None
+    names = [fields.found(options) for options in PAIRS]
+    if not all(len(found) == 1 for found in names):
         return None
     return [fields.take(found[0]) for found in names]
 
 
-def _add(conversation: Conversation, role: str, content: Any, weight: int | None) -> None:
-    message = {"role": role, "content": content}
-    conversation.messages.append(message if weight is None else message | {"weight": weight})
+def _add(conversation: Conversation, role: str, content: Any) -> None:
+    conversation.messages.append({"role": role, "content": content})
+
+
+def _is_plain(role: Any, content: Any) -> bool:
+    """Nearly all turns are: nothing of them needs a closer look."""
+    if not isinstance(role, str) or not isinstance(content, str) or not content:
+        return False
+    return ROLES.get(role.lower()) in ("system", "user", "assistant")
 
 
 def _read_turn(
@@ -156,10 +170,8 @@ def _read_turn(
 
 
 def _calls(fields: Fields) -> tuple[str, Any] | None:
-    for name in ("tool_calls", "function_call"):
-        if name in fields:
-            return name, fields.take(name)
-    return None
+    found = fields.found(("tool_calls", "function_call"))
+    return (found[0], fields.take(found[0])) if found else None
 
 
 def _check_order(fields: Fields, pending: list[str], where: str) -> None:
@@ -179,9 +191,7 @@ def _check_order(fields: Fields, pending: list[str], where: str) -> None:
 
 def _is_untrained(fields: Fields, role: Any, where: str) -> bool:
     found: dict[str, bool] = {}
-    for name in TURN_TRAINED:
-        if name not in fields:
-            continue
+    for name in fields.found(TURN_TRAINED):
         value, full_name = fields.look(name), fields.name(name)
         fields.take(name)
         if not isinstance(value, (int, float)) or value not in (0, 1):
@@ -202,13 +212,10 @@ def _with_own_images(
 ) -> Any:
     """Images and videos in fields of the turn itself stand at its marks, or before its text."""
     pictures: list[Picture] = []
-    for name in IMAGES:
-        if name in fields:
-            place = fields.name(name)
-            value = fields.take(name)
-            pictures += read_pictures(
-                value, place, conversation.folder, "image", conversation.unused
-            )
+    for name in fields.found(IMAGES):
+        place = fields.name(name)
+        value = fields.take(name)
+        pictures += read_pictures(value, place, conversation.folder, "image", conversation.unused)
     if pictures:
         own = conversation.places[start:]
         if not own and isinstance(text, str):
@@ -218,14 +225,13 @@ def _with_own_images(
                 "image_count", f"{where} has {len(pictures)} images and {len(own)} marks for them"
             )
         conversation.places[start:] = pictures
-    for name in VIDEOS:
-        if name in fields:
-            place = fields.name(name)
-            conversation.videos += read_pictures(
-                fields.take(name), place, conversation.folder, "video", conversation.unused
-            )
-            if isinstance(text, str) and VIDEO_MARK not in text:
-                text = f"{VIDEO_MARK}\n{text}"
+    for name in fields.found(VIDEOS):
+        place = fields.name(name)
+        conversation.videos += read_pictures(
+            fields.take(name), place, conversation.folder, "video", conversation.unused
+        )
+        if isinstance(text, str) and VIDEO_MARK not in text:
+            text = f"{VIDEO_MARK}\n{text}"
     return text
 
 
@@ -263,11 +269,10 @@ def _part(conversation: Conversation, part: Any, where: str, name: str) -> str:
         conversation.videos += _media_of_part(conversation, fields, "video")
         text = f"{VIDEO_MARK}\n"
     fields.refuse()
-    for asked in ("video_start", "video_end", "start", "end"):
-        if asked in fields:
-            raise SampleError(
-                "video", f"{where} asks for a part of a video by {asked}; cut the file itself"
-            )
+    if asked := fields.found(("video_start", "video_end", "start", "end")):
+        raise SampleError(
+            "video", f"{where} asks for a part of a video by {asked[0]}; cut the file itself"
+        )
     conversation.unused += fields.leave(f"a part of {where}")
     return text
 
@@ -292,7 +297,7 @@ def _image_of_part(conversation: Conversation, fields: Fields, where: str) -> Pl
 
 def _media_of_part(conversation: Conversation, fields: Fields, what: str) -> list[Picture]:
     names = (what, f"{what}_url", "url", "path", "source", "data", "bytes", "base64", *IMAGES)
-    found = [name for name in dict.fromkeys(names) if name in fields]
+    found = fields.found(dict.fromkeys(names))
     pictures: list[Picture] = []
     for name in found[:1]:
         place = fields.name(name)
