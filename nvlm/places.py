@@ -7,6 +7,7 @@ and names that are too long are all found, whatever the file system. Nothing is 
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -42,7 +43,10 @@ def check_folder(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=folder, prefix=".nvlm-") as file:
             file.write(bytes(_PROBE_BYTES))
     except OSError as error:
-        cause = explain(OSError(error.errno, error.strerror))
+        if error.errno == errno.ENOENT:  # as in /proc, or behind a link to nowhere
+            cause: str | None = "nothing can be made there; choose another place"
+        else:
+            cause = explain(OSError(error.errno, error.strerror))
         raise PlaceError(f"{option} {folder}: cannot be written: {cause}") from None
     finally:
         for path in reversed(made):
