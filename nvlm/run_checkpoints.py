@@ -48,7 +48,7 @@ def find_newest(folder: Path, excluded: Mapping[Path, str] | None = None) -> New
             if damage is None:
                 newest.checkpoint, newest.step = checkpoint, step
                 break
-            damages.append(f"{checkpoint} is damaged ({damage})")
+            damages.append(f"{checkpoint} is damaged: {damage}")
         link_note = _look_at_latest(folder, newest.checkpoint)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
@@ -64,7 +64,7 @@ def find_newest(folder: Path, excluded: Mapping[Path, str] | None = None) -> New
                 "back, or give another run.dir. Nothing was changed"
             )
         return newest
-    newest.notes = [f"{damage}: {newest.checkpoint.name} is used" for damage in damages]
+    newest.notes = [f"{damage}; {newest.checkpoint.name} is used" for damage in damages]
     if link_note and not damages:
         newest.notes.append(f"{folder / LATEST_LINK} {link_note}: {newest.checkpoint.name}, ")
         newest.notes[-1] += "the newest whole one, is used"

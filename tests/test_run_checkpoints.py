@@ -96,7 +96,7 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(name, damage, folder
     found, notes = newest(folder)
     assert found == "step_00000002"
     assert len(notes) == 1
-    assert f"step_00000003 is damaged ({name} {damage}" in notes[0]
+    assert f"step_00000003 is damaged: {name} {damage}" in notes[0]
     assert "step_00000002 is used" in notes[0]
     with pytest.raises(CheckpointError, match=r"not a checkpoint|is damaged"):
         resolve_checkpoint(folder / "step_00000003")
@@ -155,3 +155,37 @@ def test_unreadable_settings_are_damage(folder):
         write_manifest(folder / "step_00000003")
         assert "config.yaml" in (find_damage(folder / "step_00000003") or "")
         assert newest(folder)[0] == "step_00000002"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"latest"}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_keep_counts_and_removes_whole_checkpoints_of_the_run_itself(keep, folder):
+    from nvlm.train.checkpoint import _remove_older
+
+    (folder / "step_00000002" / "__0_0.distcp").unlink()
+    shutil.copytree(folder / "step_00000001", folder / "step_00000000")
+    other = folder / "step_00000000" / "progress.json"
+    other.write_text(other.read_text().replace('"run":"a"', '"run":"b"'))
+    write_manifest(folder / "step_00000000")
+    (folder / ".step_00000009.removing").mkdir()  # a kill came in between
+    _remove_older(folder, folder / "step_00000003", keep, "a")
+    kept = {"step_00000000", "step_00000002", "step_00000003"}
+    assert names(folder) == kept | ({"step_00000001"} if keep == 2 else set())
+
+
+def test_what_is_in_the_way_of_a_step_is_moved(folder, capsys):
+    from nvlm.train.checkpoint import _make_way
+
+    _make_way(folder / "step_00000009")
+    assert capsys.readouterr().err == ""
+    (folder / "step_00000002" / "__0_0.distcp").unlink()
+    for step in (2, 3):
+        _make_way(folder / f"step_{step:08d}")
+    assert names(folder) == {"step_00000001", "step_00000002.damaged", "step_00000003.replaced"}
+    assert "is now step_00000002.damaged" in capsys.readouterr().err
+    # Neither is taken for a step again.
+    (folder / "latest").unlink()
+    assert newest(folder)[0] == "step_00000001"

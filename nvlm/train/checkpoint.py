@@ -153,7 +153,7 @@ def save_training_state(
 
 def _make_way(target: Path) -> None:
     if os.path.lexists(target):
-        why = "damaged" if find_damage(target) else "earlier"
+        why = "damaged" if find_damage(target) else "replaced"
         aside = move_aside(target, why)
         print(f"{target} is written again: what was there is now {aside.name}", file=sys.stderr)
 
