@@ -57,6 +57,8 @@ app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 
+# Of counts; the schema's too.
+_LARGEST = 2**31 - 1
 # Wrong options and arguments, which typer prints in four lines.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -160,11 +162,11 @@ def train_command(
 
 Tensor = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Tensor-parallel size, under torchrun."),
+    typer.Option(min=1, max=_LARGEST, help="Tensor-parallel size, under torchrun."),
 ]
 Pipeline = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Pipeline-parallel size, under torchrun."),
+    typer.Option(min=1, max=_LARGEST, help="Pipeline-parallel size, under torchrun."),
 ]
 
 
@@ -185,7 +187,9 @@ def generate_command(
             help="An image file; repeat for several, in the order of their marks.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to answer with.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=_LARGEST, help="Most tokens to answer with.")
+    ] = 64,
     tensor: Tensor = None,
     pipeline: Pipeline = None,
 ) -> None:
@@ -223,9 +227,11 @@ def evaluate_command(
     split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
     limit_per_task: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="At most so many samples of each task."),
+        typer.Option(min=1, max=_LARGEST, help="At most so many samples of each task."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to answer with.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=_LARGEST, help="Most tokens to answer with.")
+    ] = 32,
     tensor: Tensor = None,
     pipeline: Pipeline = None,
 ) -> None:
@@ -268,7 +274,9 @@ def data_build_demo(
     folder: Annotated[
         Path, typer.Argument(parser=path_of_user, metavar="DIR", help="Where the shards go.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Another seed draws other samples.")
+    ] = 0,
 ) -> None:
     """Write WebDataset shards of digits, photographs, documents, charts and text."""
     check_folder(folder, "DIR")
@@ -314,10 +322,12 @@ def data_import(
         ),
     ] = None,
     shard_size: Annotated[str, typer.Option(help="Largest shard, such as 500MB.")] = "1GB",
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples in one.")] = 2000,
+    samples_per_shard: Annotated[
+        int, typer.Option(min=1, max=_LARGEST, help="Most samples in one.")
+    ] = 2000,
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Processes; one per core where not given."),
+        typer.Option(min=1, max=1024, help="Processes; one per core where not given."),
     ] = None,
 ) -> None:
     """Turn data in another format into shards; run again to go on after an interruption."""
@@ -373,7 +383,7 @@ def data_index(
 def data_order(
     config: ConfigFile,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps to list.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, max=_LARGEST, help="Steps to list.")] = 10,
 ) -> None:
     """Print the samples of each step's sequences, as every layout will train them."""
     from nvlm.config import load_config
@@ -392,7 +402,7 @@ def data_stats(
     overrides: Overrides = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Steps to plan; train.steps where not given."),
+        typer.Option(min=1, max=_LARGEST, help="Steps to plan; train.steps where not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -409,7 +419,7 @@ def data_stats(
 def data_preview(
     config: ConfigFile,
     overrides: Overrides = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Samples to show.")] = 8,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -545,7 +555,7 @@ def run_app() -> int:
     try:
         return app(prog_name="nvlm", standalone_mode=False) or 0
     except _UsageError as error:
-        message = error.format_message()
+        message = error.format_message().replace(": Input should", ": should")
         if "\n" in message:  # nothing was given, and this is the help text
             say(message, sys.stderr)
             return 2

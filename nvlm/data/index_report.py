@@ -27,6 +27,11 @@ def build_indexes_with_progress(
     Args:
         folders: of shards, in place of the run's sources. None: those.
     """
+    for folder in folders or []:
+        if not folder.exists():
+            raise DataError(f"{folder}: no such folder of shards")
+        if folder.is_file() and folder.suffix != ".tar":
+            raise DataError(f"{folder}: is a file and no .tar: give folders of shards, or shards")
     if folders:
         blend = {_name(folder): SourceConfig(path=str(folder.resolve())) for folder in folders}
         if len(blend) < len(folders):
@@ -44,6 +49,7 @@ def build_indexes_with_progress(
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as bars:
         tasks: dict[str, int] = {}
 

@@ -47,6 +47,8 @@ def test_help_fits_80_columns(words: tuple[str, ...], monkeypatch: pytest.Monkey
         (["data", "order", "a.yaml", "--step", "3"], "nvlm data order: no such option: --step"),
         (["data", "order", "a.yaml", "--steps", "0"], "invalid value for '--steps'"),
         (["data", "order", "a.yaml", "--steps", "many"], "invalid value for '--steps'"),
+        (["data", "order", "a.yaml", "--steps", "9" * 25], "should be less than or equal to"),
+        (["data", "preview", "a.yaml", "--samples", "9" * 25], "should be less than or equal to"),
         (["data", "stats", "a.yaml", "--steps", "-3"], "invalid value for '--steps'"),
         (["data", "preview", "a.yaml", "--samples", "0"], "invalid value for '--samples'"),
         (["data", "build-demo", "a", "--seed", "-1"], "invalid value for '--seed'"),

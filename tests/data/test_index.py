@@ -274,6 +274,14 @@ def test_rejects_are_named_with_their_reason(make_config, tmp_path: Path, capsys
     assert open_indexes(config)[0].rejected == index.rejected
 
 
+def test_folders_to_index_must_be_folders_or_shards(make_config, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("run: {}")
+    with pytest.raises(DataError, match=r"run\.yaml: is a file and no \.tar"):
+        build_indexes_with_progress(make_config(), [tmp_path / "run.yaml"])
+    with pytest.raises(DataError, match="none: no such folder of shards"):
+        build_indexes_with_progress(make_config(), [tmp_path / "none"])
+
+
 def test_long_headers_are_read_whole(make_config, tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     encoded = io.BytesIO()
