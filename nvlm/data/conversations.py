@@ -49,6 +49,9 @@ def read_conversation(
     return messages
 
 
+_NONE: frozenset[int] = frozenset()
+
+
 def read_untrained_turns(value: dict[str, Any]) -> frozenset[int]:
     """The turns of a conversation whose answers have `"weight": 0`, numbered from 0.
 
@@ -56,8 +59,8 @@ def read_untrained_turns(value: dict[str, Any]) -> frozenset[int]:
         SampleError: a weight is neither 0 nor 1, stands beside what is never trained, or all are 0.
     """
     items = value["messages" if "messages" in value else "conversations"]
-    if not any("weight" in item for item in items):
-        return frozenset()
+    if max(map(len, items)) == 2 or not any("weight" in item for item in items):
+        return _NONE
     weights = []
     for position, item in enumerate(items):
         weight = item.get("weight")
@@ -79,7 +82,7 @@ def read_untrained_turns(value: dict[str, Any]) -> frozenset[int]:
 def _read_message(position: int, item: Any) -> dict[str, str]:
     if not isinstance(item, dict):
         raise SampleError("messages", f"message {position} is {shown(item)}, expected an object")
-    if item.keys() & _NOT_READ:
+    if len(item) > 2 and not _NOT_READ.isdisjoint(item):
         name = next(name for name in item if name in _NOT_READ)
         raise SampleError(
             "messages", f"message {position} has {name}, which is not read in shards and would "

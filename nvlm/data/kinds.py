@@ -123,7 +123,7 @@ class SampleParser:
             DataError: the source's prompt pool cannot ask for such samples.
         """
         value = read_fields(texts, self.field_map)
-        if value.keys() & NOT_READ:
+        if not NOT_READ.isdisjoint(value):
             name = next(name for name in value if name in NOT_READ)
             raise SampleError(
                 "fields", f"the field {name} of a shard is not read, and would change what is "
@@ -132,7 +132,8 @@ class SampleParser:
         kind = _kind(value, num_images)
         task = value.get("task")
         task = task if isinstance(task, str) else ""
-        system, loss_weight = _read_system(value), _read_loss_weight(value)
+        system = _read_system(value) if "system" in value else ""
+        loss_weight = _read_loss_weight(value) if "loss_weight" in value else 1.0
         if kind == "conversation":
             turns = read_conversation(value, num_images, num_frames, system)
             untrained = read_untrained_turns(value)
@@ -200,12 +201,12 @@ def _kind(value: dict[str, Any], num_images: int) -> str:
 
 
 def _read_system(value: dict[str, Any]) -> str:
-    system = value.get("system")
+    system = value["system"]
     return "" if system in (None, "") else text_without_marks(system, "system")
 
 
 def _read_loss_weight(value: dict[str, Any]) -> float:
-    weight = value.get("loss_weight", 1.0)
+    weight = value["loss_weight"]
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= _MAX_LOSS_WEIGHT:
         raise SampleError(
