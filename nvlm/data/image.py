@@ -168,7 +168,8 @@ def _open(data: bytes, max_megapixels: float | None) -> Image.Image:
 
 def _open_heif(data: bytes) -> Image.Image:
     try:
-        from pillow_heif import HeifImageFile, options
+        # An optional extra.
+        from pillow_heif import HeifImageFile, options  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise SampleError(
             "image_format",

@@ -20,7 +20,6 @@ from nvlm.data.sample import SampleError
 
 
 def test_all_of_pillows_formats_are_decided_on():
-    Image.init()
     assert set(Image.OPEN) - set(FORMATS) - set(NOT_READ) == set()
     assert not set(FORMATS) & set(NOT_READ)
     assert not IMAGE_TYPES & UNREAD_IMAGE_TYPES
@@ -31,20 +30,20 @@ def test_all_of_pillows_formats_are_decided_on():
 
 def test_formats_that_run_programs_or_are_no_pictures_are_not_read():
     assert {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"} <= set(NOT_READ)
-    for name in ("EPS", "ICNS", "IM"):
+    for name in ("EPS", "ICNS"):
         file = io.BytesIO()
         picture().save(file, name)
         with pytest.raises(SampleError):
             image_type(file.getvalue())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+Image.init()
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name in Image.SAVE])
 def test_content_decides_the_extension_that_is_written(name: str):
-    Image.init()
-    if name not in Image.SAVE:
-        pytest.skip(f"Pillow does not write {name}")
     file = io.BytesIO()
-    picture("1" if name in ("XBM", "MSP") else "L" if name == "GBR" else "RGB").save(file, name)
+    picture("1" if name in ("XBM", "MSP") else "RGB").save(file, name)
     assert image_type(file.getvalue()) == FORMATS[name][0]
 
 

@@ -69,7 +69,9 @@ class CaptionsReader:
             entries = self._choose(self._beside(visible, pictures), "picture")
         else:
             there = f"; it has {count_kinds(files, folder)}" if files else ""
-            raise DataError(f"{folder} has no pictures ({', '.join(sorted(IMAGE_TYPES))}){there}")
+            raise DataError(
+                f"{folder} has no pictures (jpg, png, webp and what else Pillow opens){there}"
+            )
         used = {*lists, *pictures, *self._texts}
         self._note_unread(entries, [path for path in files if path not in used])
         if lists:
