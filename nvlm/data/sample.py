@@ -7,10 +7,11 @@ holds follows from the rest of its name:
     KEY.txt             a caption, where there is no .json that says more
     KEY.jpg             the only image; also png, webp and all others of image_formats.py
     KEY.0.jpg, KEY.1.png, ...  images, in the order in which the text uses them
+    KEY.NAME.jpg        the only image, or, as KEY.page1.jpg and KEY.page2.jpg, images in order
     KEY.mp4             a video; also m4v, mov, mkv, webm, avi; read as evenly spaced frames
 
-Other members are left alone. In a folder prepared for Energon its field map decides instead
-(energon.py). This file imports no torch.
+Other members are counted and left alone, but for those that are images (members.py). In a folder
+prepared for Energon its field map decides instead (energon.py). This file imports no torch.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ import errno
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm.data.energon import FieldMap
-from nvlm.data.image_formats import IMAGE_TYPES
-from nvlm.data.regular_files import open_regular_file
+from nvlm.data.image_formats import SIGNATURE_BYTES
+from nvlm.data.members import TEXT_MEMBERS, MemberError, check_numbers, choose_media
+from nvlm.data.regular_files import MAX_IMAGE_BYTES, open_regular_file
 from nvlm.data.tar import TarDamageError, read_members
 from nvlm.errors import DataError
 
 IMAGE_MARK = "<image>"
-VIDEO_TYPES = {"mp4", "m4v", "mov", "mkv", "webm", "avi"}
-TEXT_MEMBERS = ("json", "txt")
 # A conversation: `{"role": "system" | "user" | "assistant", "content": text}` per turn; a document:
 # `{"role": "document", "content": text}` per part.
 Messages = list[dict[str, str]]
@@ -42,7 +43,6 @@ _MAX_OPEN_SHARDS = 64
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # These may be gone in a minute; an index would leave the shard out for ever.
 _PASSING = (*_OF_THIS_PROCESS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-_MAX_DIGITS = 9  # of an image's number
 # A longer text would never fit a sequence, and takes long to read.
 MAX_TEXT_BYTES = 4 << 20
 
@@ -68,6 +68,19 @@ class ByteRange:
 
     offset: int
     size: int
+
+
+# Reads a part of the shard that is at hand.
+ReadRange = Callable[[ByteRange], bytes]
+
+
+@dataclass(frozen=True)
+class StoredMedia:
+    """What the members of a sample that are no text are."""
+
+    images: list[ByteRange]  # in order
+    video: ByteRange | None
+    unused: list[str]  # extensions of members that are not read
 
 
 @dataclass
@@ -99,41 +112,45 @@ class StoredSample:
                 )  # fmt: skip
         return found
 
-    def images(self, field_map: FieldMap | None = None) -> list[ByteRange]:
-        """The images in order.
+    def media(self, read: ReadRange, field_map: FieldMap | None = None) -> StoredMedia:
+        """The images in order, or the video, and what is neither.
+
+        Args:
+            read: bytes of the shard; of samples whose members' names say no image.
 
         Raises:
-            SampleError: they are misnumbered, or two claim one place.
+            SampleError: images are misnumbered or not read, two claim one place, or a video is
+                not alone.
         """
-        numbered: dict[int, ByteRange] = {}
-        for name, where in self.members.items():
-            if field_map is None:
-                number, dot, image_type = name.rpartition(".")
-                if image_type not in IMAGE_TYPES or (dot and not number.isdecimal()):
-                    continue
-                if len(number) > _MAX_DIGITS:
-                    raise SampleError("missing_member", f"an image number of {len(number)} digits")
-                index = int(number) if dot else 0
-            elif name in field_map.image_members:
-                index = 0
-            else:
-                continue
-            if index in numbered:
-                raise SampleError("duplicate_key", f"image {index} stands twice")
-            numbered[index] = where
-        if sorted(numbered) != list(range(len(numbered))):
-            raise SampleError(
-                "missing_member",
-                f"images are numbered {sorted(numbered)}, expected 0 to {len(numbered) - 1}",
-            )
-        return [numbered[index] for index in range(len(numbered))]
+        if field_map is not None:
+            names = [name for name in field_map.image_members if name in self.members]
+            if len(names) > 1:
+                raise SampleError("duplicate_key", "image 0 stands twice")
+            used = {*names, *field_map.text_members}
+            unused = [name for name in self.members if name not in used]
+            return StoredMedia([self.members[name] for name in names], None, unused)
 
-    def video(self) -> ByteRange | None:
-        """The video, if there is one; raises `SampleError` if it is not alone."""
-        found = [where for name, where in self.members.items() if name in VIDEO_TYPES]
-        if len(found) > 1 or (found and self.images()):
-            raise SampleError("video", "several videos, or images beside one; expected one alone")
-        return found[0] if found else None
+        def read_start(name: str) -> bytes:
+            where = self.members[name]
+            return read(ByteRange(where.offset, min(where.size, SIGNATURE_BYTES)))
+
+        try:
+            media = choose_media(self.members, read_start)
+            check_numbers(media.images)
+        except MemberError as error:
+            raise SampleError(error.reason, str(error)) from None
+        images = [self.members[name] for name in media.images]
+        for name, where in zip(media.images, images, strict=True):
+            if where.size > MAX_IMAGE_BYTES:
+                raise SampleError(
+                    "image",
+                    f".{name} has {where.size:,} bytes, at most {MAX_IMAGE_BYTES:,} are read",
+                )
+        return StoredMedia(
+            images,
+            None if media.video is None else self.members[media.video],
+            media.unused,
+        )
 
 
 def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
@@ -149,6 +166,9 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
         for name, offset, size in read_members(path):
             match = _MEMBER_NAME.fullmatch(name)
             if match is None:
+                if not _is_hidden(name):
+                    problem = SampleError("missing_member", "a name without key and extension")
+                    samples.append(StoredSample(name, problem=problem))
                 continue
             key, extension = match[1], match[2].lower()
             if not samples or samples[-1].key != key:
@@ -180,6 +200,12 @@ def _key_problem(key: str, seen: set[str]) -> SampleError | None:
     if key in seen:
         return SampleError("duplicate_key", f"key {key} stands twice in the shard")
     return None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether systems and programs keep a file for themselves, such as `__MACOSX/._a.jpg`."""
+    parts = name.split("/")
+    return "__MACOSX" in parts or parts[-1].startswith(".")
 
 
 def _shown(name: str) -> str:

@@ -31,6 +31,7 @@ class ReadSample:
     images: list[ByteRange]  # of a video: the video, once per frame
     sizes: list[tuple[int, int]]  # (width, height) of each image, upright, in pixels
     num_frames: int  # of its video; 0: it has none
+    unused: list[str]  # extensions of members that are not read
 
 
 def read_sample(
@@ -52,15 +53,16 @@ def read_sample(
         DataError: the source's settings do not fit such samples.
     """
     texts = stored.texts(parser.field_map)
-    images = stored.images(parser.field_map)
+    media = stored.media(lambda where: reader.read(shard, where), parser.field_map)
+    images, video = media.images, media.video
     sizes = [_read_size(reader, shard, image, max_megapixels) for image in images]
     num_frames = 0
-    if parser.field_map is None and (video := stored.video()) is not None:
+    if video is not None:
         num_frames = count_frames(reader.read(shard, video), max_frames, max_megapixels)
         images, sizes = [video] * num_frames, [_FRAME_SIZE] * num_frames
     members = {name: reader.read(shard, where) for name, where in texts.items()}
     sample = parser.parse(members, len(images), num_frames)
-    return ReadSample(sample, texts, images, sizes, num_frames)
+    return ReadSample(sample, texts, images, sizes, num_frames, media.unused)
 
 
 def decode_images(

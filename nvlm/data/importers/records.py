@@ -16,8 +16,9 @@ from nvlm.data.importers.media import Picture, video_type
 from nvlm.data.importers.normalise import normalise
 from nvlm.data.importers.spellings import ID_FIELDS
 from nvlm.data.kinds import SampleParser
+from nvlm.data.members import VIDEO_TYPES
 from nvlm.data.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, read_regular_file
-from nvlm.data.sample import MAX_TEXT_BYTES, VIDEO_TYPES, SampleError
+from nvlm.data.sample import MAX_TEXT_BYTES, SampleError
 from nvlm.data.text_members import shown
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")
