@@ -136,7 +136,7 @@ class CaptionsReader:
             ]
             self._texts.update(texts)
             split = split_of_folder(name.parent, self._wanted)
-            folder = FileFolder(source, True)
+            folder = FileFolder(source, self._options.allow_outside)
             yield _Entry(str(name), split, folder, [str(name)], beside=tuple(texts))
 
     def _choose(self, found: Iterator[_Entry], what: str) -> list[_Entry]:

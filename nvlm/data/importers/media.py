@@ -16,8 +16,9 @@ from nvlm.data.image_formats import IMAGE_TYPES
 from nvlm.data.importers.fields import Fields, is_nothing
 from nvlm.data.importers.image_files import FileFolder, find_file
 from nvlm.data.importers.spellings import ANNOTATIONS, IMAGES, NUMBERED_IMAGE, VIDEOS
+from nvlm.data.members import VIDEO_TYPES
 from nvlm.data.regular_files import MAX_IMAGE_BYTES, read_regular_file
-from nvlm.data.sample import VIDEO_TYPES, SampleError
+from nvlm.data.sample import SampleError
 from nvlm.data.text_members import shown
 
 # Of an object that is an image or a video: where its content or name may stand.

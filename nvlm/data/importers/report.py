@@ -100,7 +100,8 @@ def _unused_fields(summary: ImportSummary) -> Iterator[str]:
     if not unused:
         yield "not used: no field of any sample"
     for name, count in unused[:_MAX_UNUSED_SHOWN]:
-        yield f"not used: field `{printable(name)}` in {count:,} sample{'s' * (count != 1)}"
+        what = printable(name) if name.startswith("member .") else f"field `{printable(name)}`"
+        yield f"not used: {what} in {count:,} sample{'s' * (count != 1)}"
     if len(unused) > _MAX_UNUSED_SHOWN:
         place = Path(summary.folder) / SUMMARY_FILE
         yield f"not used: {len(unused) - _MAX_UNUSED_SHOWN} more fields, all named in {place}"
