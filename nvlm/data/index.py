@@ -267,6 +267,8 @@ def _build(
         columns = f"columns-{joined['content_hash'][:12]}"
         shutil.rmtree(folder / columns, ignore_errors=True)
         beside.rename(folder / columns)
+        # Where people look for it.
+        shutil.copyfile(folder / columns / REJECTED_FILE, folder / REJECTED_FILE)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     # For every `stage.max_num_tiles` with as many digits in its tags.

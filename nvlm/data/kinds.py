@@ -39,7 +39,7 @@ from nvlm.data.conversations import read_conversation, read_document, read_untra
 from nvlm.data.energon import FieldMap
 from nvlm.data.prompts import Pools, fields_of, load_prompt_pools
 from nvlm.data.sample import IMAGE_MARK, Messages, SampleError
-from nvlm.data.text_members import read_fields, shown, text_without_marks
+from nvlm.data.text_members import read_fields, refuse_named_images, shown, text_without_marks
 from nvlm.errors import DataError
 
 KINDS = (
@@ -129,6 +129,8 @@ class SampleParser:
                 "fields", f"the field {name} of a shard is not read, and would change what is "
                 "trained; `nvlm data import` takes it over or says why not"
             )  # fmt: skip
+        if num_images == 0:
+            refuse_named_images(value)
         kind = _kind(value, num_images)
         task = value.get("task")
         task = task if isinstance(task, str) else ""

@@ -7,10 +7,19 @@ import json
 from typing import Any
 
 from nvlm.data.energon import Access, FieldMap
+from nvlm.data.image_formats import IMAGE_TYPES
+from nvlm.data.members import VIDEO_TYPES
 from nvlm.data.repairs import note_repair
 from nvlm.data.sample import IMAGE_MARK, SampleError
 
 VIDEO_MARK = "<video>"
+_MEDIA_TYPES = IMAGE_TYPES | VIDEO_TYPES
+# Fields whose values may end in the name of a file.
+_TEXTS = {
+    "messages", "conversations", "text", "parts", "regions", "choices", "question", "answer",
+    "answers", "caption", "system", "id",
+}  # fmt: skip
+_MAX_NAME_LENGTH = 1000
 
 
 def read_fields(texts: dict[str, bytes], field_map: FieldMap | None) -> dict[str, Any]:
@@ -38,6 +47,21 @@ _FIELDS_OF_KINDS = {
     "kind", "messages", "conversations", "parts", "regions", "choices", "question", "caption",
     "text",
 }  # fmt: skip
+
+
+def refuse_named_images(value: dict[str, Any]) -> None:
+    """Raise `SampleError` if the fields of a sample without images name one, or a video."""
+    for name, content in value.items():
+        if name in _TEXTS:
+            continue
+        for text in content if isinstance(content, list) else [content]:
+            if not isinstance(text, str) or "://" in text or len(text) > _MAX_NAME_LENGTH:
+                continue
+            if text.rpartition(".")[2].lower() in _MEDIA_TYPES:
+                raise SampleError(
+                    "missing_image",
+                    f"its field {shown(name)} is {shown(text)}, and no image stands beside it",
+                )
 
 
 def checked_text(value: Any, name: str) -> str:
