@@ -19,5 +19,6 @@ def iterate_samples(shards: list[Path]) -> Iterator[tuple[str, Messages, list[by
                 raise damage
             for stored in samples:
                 texts = {n: reader.read(str(shard), w) for n, w in stored.texts().items()}
-                images = [reader.read(str(shard), where) for where in stored.images()]
+                media = stored.media(lambda where, path=str(shard): reader.read(path, where))
+                images = [reader.read(str(shard), where) for where in media.images]
                 yield stored.key, parser.parse(texts, len(images)).conversation(0), images
