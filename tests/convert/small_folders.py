@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 
+from nvlm.checkpoint_files import MANIFEST_FILE
 from nvlm.config import RunConfig, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,6 +53,11 @@ def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
         model = LlamaForCausalLM(LlamaConfig(**settings))
     randomise(model)
     model.save_pretrained(folder)
+
+
+def copy_checkpoint(source: Path, target: Path) -> Path:
+    """A copy that may be changed: without checksums, as earlier checkpoints are."""
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(MANIFEST_FILE)))
 
 
 def randomise(model: torch.nn.Module) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_folders
 from safetensors.torch import load_file, save_file
 
 from nvlm.checkpoint_io import read_config
@@ -204,7 +205,7 @@ def test_a_tokenizer_with_code(converted, tmp_path: Path, mark: Path):
     _with_code(tokenizer, mark)
     (tokenizer / "secret.txt").symlink_to("/etc/hostname")
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(converted.checkpoint, checkpoint)
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
     model = config.model.model_copy(update={"tokenizer": str(tokenizer)})
     save_config(config.model_copy(update={"model": model}), checkpoint / "config.yaml")

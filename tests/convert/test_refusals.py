@@ -189,7 +189,7 @@ def test_links_are_not_written_through(converted, tmp_path):
 def test_a_full_disk(converted, tmp_path):
     """What was there before stays, and nothing half-written."""
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(converted.checkpoint, checkpoint)
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     before = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
@@ -300,7 +300,7 @@ def test_export_of_what_is_no_checkpoint_or_incomplete(converted, tmp_path, out)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         convert_to_hf(tmp_path / "nowhere", out)
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(converted.checkpoint, checkpoint)
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = (checkpoint / "config.yaml").read_text()
     (checkpoint / "config.yaml").write_text(config.replace("qkv_bias: true", "qkv_bias: false"))
     convert_to_hf(checkpoint, tmp_path / "llama")  # fewer tensors are wanted than there are
@@ -312,7 +312,7 @@ def test_export_of_what_is_no_checkpoint_or_incomplete(converted, tmp_path, out)
 def test_a_failing_export_leaves_nothing(converted, tmp_path, out):
     """The weights are damaged, found only while writing."""
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(converted.checkpoint, checkpoint)
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     for file in checkpoint.glob("*.distcp"):
         file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -331,7 +331,7 @@ def test_unknown_dtype_and_size(converted, out):
 @pytest.mark.parametrize("settings", [{"tile_tags": "2d_grid"}, {"tile_tags": "2d_box"}])
 def test_tags_that_exports_cannot_write(converted, tmp_path, out, settings: dict):
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(converted.checkpoint, checkpoint)
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
     stage = config.stage.model_copy(update={"sequence_length": 1024, **settings})
     save_config(config.model_copy(update={"stage": stage}), checkpoint / "config.yaml")
