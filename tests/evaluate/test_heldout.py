@@ -149,7 +149,7 @@ def test_nothing_to_ask_is_an_error(tmp_path):
         read_questions(tmp_path)
 
 
-@pytest.mark.parametrize("split", ["", ".", "..", "../train", "a/b", "/tmp", "a\0b"])
+@pytest.mark.parametrize("split", ["", ".", "..", "../train", "a/b", "/data", "a\0b"])
 def test_a_split_is_a_name(tmp_path, split):
     with pytest.raises(DataError, match="--split"):
         read_questions(tmp_path, split=split)
