@@ -9,8 +9,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
+from nvlm.data.importers.source_files import count_kinds
 from nvlm.data.index import SourceIndex, open_indexes
 from nvlm.data.index_build import BuildProgress
+from nvlm.data.sources import unread_files
 from nvlm.errors import DataError
 from nvlm.printing import new_console, printable
 from nvlm.tables import print_table
@@ -69,6 +71,7 @@ def build_indexes_with_progress(
         indexes = open_indexes(config, show=show)
     _print_summary(console, indexes)
     _name_rejected(console, indexes)
+    _name_unread_files(console, indexes)
     return indexes
 
 
@@ -105,6 +108,19 @@ def _name_rejected(console: Console, indexes: list[SourceIndex]) -> None:
                     f"rejected {rejected.source} {rejected.shard} {rejected.key or '(shard)'}: "
                     f"{rejected.reason}: {rejected.detail}"
                 ),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _name_unread_files(console: Console, indexes: list[SourceIndex]) -> None:
+    for index in indexes:
+        folder = index.shards[0].parent
+        if files := unread_files(folder, index.shards):
+            console.print(
+                f"files beside the shards of {index.source} that are not read: "
+                f"{count_kinds(files, folder)}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

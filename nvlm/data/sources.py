@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
 from nvlm.data.energon import is_prepared, prepared_shards
+from nvlm.data.splits import USUAL_SPLITS, meant_split, split_of_file
 from nvlm.errors import DataError
 
+_IMPORTED = "import.json"
+_LEFT_BY_IMPORTS = {_IMPORTED, "rejected.jsonl"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -138,12 +141,43 @@ def flatten_blend(
 
 
 def list_shards(folder: Path, split: str) -> list[Path]:
-    """The shards of a folder, in order, or the one shard that `folder` is."""
+    """The shards of a folder, in order, or the one shard that `folder` is.
+
+    Raises:
+        DataError: some are of another split by their names.
+    """
     if folder.is_file():
         return [folder]
     if is_prepared(folder):
         return prepared_shards(folder, split)
-    return sorted(folder.glob("*.tar"))
+    shards = sorted(folder.glob("*.tar"))
+    if not (folder / _IMPORTED).is_file():  # whose shards are called like their source
+        _check_splits(folder, shards, split)
+    return shards
+
+
+def _check_splits(folder: Path, shards: list[Path], split: str) -> None:
+    """Raise `DataError` if some of a folder's shards are of another split by their names."""
+    if meant_split(split) not in USUAL_SPLITS:
+        return
+    splits = [split_of_file(PurePath(shard.name), split) for shard in shards]
+    others = [shard.name for shard, s in zip(shards, splits, strict=True) if s in USUAL_SPLITS]
+    others = [name for name in others if split_of_file(PurePath(name), split) != meant_split(split)]
+    if others:
+        raise DataError(
+            f"{folder}: {len(others):,} of its {len(shards):,} shards are not of data.split "
+            f"{split} by their names, such as {others[0]}; move them to another folder, or name "
+            "them otherwise if they are meant"
+        )
+
+
+def unread_files(folder: Path, shards: list[Path]) -> list[Path]:
+    """Files beside a source's shards that are none, and not what an import leaves there."""
+    names = {shard.name for shard in shards}
+    found = [path for path in folder.iterdir() if path.name not in names | _LEFT_BY_IMPORTS]
+    if is_prepared(folder) or any(path.suffix == ".tar" for path in found):
+        return []  # its settings, or the source's path, choose among the shards
+    return sorted(path for path in found if not path.is_dir())
 
 
 def _inherit(name: str, own: SourceConfig, above: SourceConfig) -> SourceConfig:

@@ -22,6 +22,7 @@ _WORDS = {
 _WORDS_OF_FOLDERS = _WORDS | {"training": "train", "testing": "test"}
 # `train2017`, `test1`, `testA` and `testB`.
 _WORD = re.compile(r"([^\W\d_]+?)(?:\d+|(?<=test)[ab])?")
+USUAL_SPLITS = frozenset(_WORDS.values())
 ALL, NONE = "all", "none"
 
 

@@ -11,7 +11,7 @@ from shard_writing import draw_image, make_sample, write_shard
 
 from nvlm.config.schema import SourceConfig
 from nvlm.data.index import open_indexes
-from nvlm.data.sources import find_sources, flatten_blend
+from nvlm.data.sources import find_sources, flatten_blend, unread_files
 from nvlm.errors import DataError
 
 IMAGE = draw_image(40, 30)
@@ -224,3 +224,29 @@ def test_prompts_of_a_source(make_config, tmp_path: Path):
         open_indexes(make_config(root, "data.blend={captions: {prompts: capton}}"))
     with pytest.raises(DataError, match=r"a\.tar: sample k: prompt pool 'vqa' cannot ask"):
         open_indexes(make_config(root, "data.blend={captions: {prompts: vqa}}"))
+
+
+SAMPLES = [{"__key__": "k", "txt": b"A cat.", "png": draw_image(9, 9)}]
+
+
+@pytest.mark.parametrize("names", ["train-0 val-0", "val-0", "0 1 test", "val2017_1"])
+def test_shards_of_other_splits_are_no_source(make_config, tmp_path: Path, names: str):
+    for name in names.split():
+        write_shard(tmp_path / "data" / "train" / "coco" / f"{name}.tar", SAMPLES)
+    with pytest.raises(DataError, match=r"coco: 1 of its \d shards are not of data\.split train"):
+        find_sources(make_config(f"data.root={tmp_path / 'data'}"))
+
+
+def test_shards_that_are_read_where_they_are_and_files_beside_them(make_config, tmp_path: Path):
+    root = tmp_path / "data" / "train"
+    for name in ("training_data", "contest-1", "train-0", "latest"):
+        write_shard(root / "a" / f"{name}.tar", SAMPLES)
+    write_shard(root / "test" / "test-000000-000.tar", SAMPLES)  # as an import calls it
+    (root / "test" / "import.json").write_text("{}")
+    (root / "a" / "more.tar.gz").write_bytes(b"x")
+    (root / "a" / "info.json").write_bytes(b"{}")
+    sources = find_sources(make_config(f"data.root={tmp_path / 'data'}"))
+    assert {name: len(source.shards) for name, source in sources.items()} == {"a": 4, "test": 1}
+    a, test = sources.values()
+    assert [p.name for p in unread_files(a.folder, a.shards)] == ["info.json", "more.tar.gz"]
+    assert unread_files(test.folder, test.shards) == []
