@@ -482,6 +482,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "image_mark",
         "<im_patch>",
     ),
+    "an image in Markdown": (
+        chat(user("![x](1.jpg) q"), says()),
+        "image_mark",
+        "turn 0 shows '1.jpg' as Markdown",
+    ),
+    "an image in Markdown in a question": (
+        {"question": "![](2.jpg) q", "answer": "a"},
+        "image_mark",
+        "question shows '2.jpg'",
+    ),
     "a mark of a place": (chat(user("<ref-object>"), says("<bbox>")), "image_mark", "<ref-object>"),
     "numbers and none": (
         chat(user("<image_1><image>"), says(), images=["0.jpg", "1.jpg"]),

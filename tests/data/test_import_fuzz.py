@@ -29,7 +29,7 @@ IMAGE = draw_image(20, 20, 1, "JPEG")
 NAMES = [
     *spellings.MEANINGS, *spellings.REFUSED, *spellings.IMAGES, *spellings.VIDEOS,
     *spellings.ID_FIELDS, "A", "B", "C", "option_a", "option_b", "image_1", "image_2", "kind",
-    "task", "source", "meta", "Weird Name", "\x1b[2J", "é", "", "x" * 300,
+    "task", "source", "meta", "Weird Name", "\x1b[2J", "é", "", "x" * 190,
 ]  # fmt: skip
 TURN_NAMES = [
     *spellings.ROLE_FIELDS, *spellings.CONTENT_FIELDS, *spellings.TURN_TRAINED, "name", "images",

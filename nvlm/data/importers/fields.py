@@ -13,6 +13,7 @@ from nvlm.data.text_members import shown
 # Values are looked at no deeper for whether they say anything.
 _MAX_DEPTH = 4
 _MAX_NAMES_SHOWN = 8
+_MAX_NAME = 200  # characters, in lists
 
 
 class Fields:
@@ -104,7 +105,7 @@ class Fields:
                 f"{self.name(name)} ({meaning}) has no use beside {main}, and leaving it out would "
                 "change the sample; remove one of them",
             )
-        return [self.place + original for original, _ in self._left.values()]
+        return [self.place + original[:_MAX_NAME] for original, _ in self._left.values()]
 
     def describe(self) -> str:
         """What there is, with the names that may be meant."""

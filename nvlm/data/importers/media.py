@@ -30,6 +30,7 @@ _CONTENT_NAMES = (
 _SEEN = ("type", "media_type", "mime_type", "format", "encoding")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_\-\s]+")
 _MIN_BASE64 = 64
+_MARKDOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)")
 _MAX_DEPTH = 3
 
 
@@ -329,6 +330,19 @@ def check_unread(fields: Fields, folder: FileFolder | None, pictures: list[Pictu
                     f"its field {where} holds bytes, which are not read; where they are an image, "
                     "rename the field to image, else remove it",
                 )
+
+
+def refuse_named_files(text: str, where: str, folder: FileFolder | None) -> None:
+    """Raise `SampleError` if Markdown in a text shows an image that is there."""
+    if folder is None or "![" not in text:
+        return
+    for name in _MARKDOWN.findall(text):
+        if _is_file_name(name) and _is_another_file(name, folder, []):
+            raise SampleError(
+                "image_mark",
+                f"{where} shows {shown(name)} as Markdown; name it in a field images, and write "
+                "<image> in its place",
+            )
 
 
 def _is_file_name(text: str) -> bool:

@@ -12,7 +12,14 @@ from typing import Any
 from nvlm.data.importers.fields import Fields, is_nothing
 from nvlm.data.importers.image_files import FileFolder
 from nvlm.data.importers.marks import Number, read_marks, refuse_marks
-from nvlm.data.importers.media import Media, Picture, check_unread, read_pictures, take_media
+from nvlm.data.importers.media import (
+    Media,
+    Picture,
+    check_unread,
+    read_pictures,
+    refuse_named_files,
+    take_media,
+)
 from nvlm.data.importers.options import option_columns, right_option, take_options
 from nvlm.data.importers.spellings import ID_FIELDS, SPELLINGS
 from nvlm.data.importers.tools import describe_tools
@@ -74,7 +81,7 @@ def normalise(
         system = fields.take_one(SPELLINGS["system text"])[1]
         if system is not None:
             common["system"] = system
-        _refuse_marks(content)
+        _refuse_marks(content, folder)
         places: list[Place] = []
     else:
         _add_system(fields, conversation, main)
@@ -382,11 +389,14 @@ def _add_system(fields: Fields, conversation: Conversation, main: str) -> None:
         messages.insert(0, {"role": "system", "content": system})
 
 
-def _refuse_marks(content: dict[str, Any]) -> None:
+def _refuse_marks(content: dict[str, Any], folder: FileFolder | None) -> None:
     """Texts that have no place for images, but for our own marks, which kinds.py refuses."""
     for name, value in content.items():
         for item in value if isinstance(value, list) else [value]:
-            refuse_marks(item.get("text") if isinstance(item, dict) else item, name)
+            text = item.get("text") if isinstance(item, dict) else item
+            refuse_marks(text, name)
+            if isinstance(text, str):
+                refuse_named_files(text, name, folder)
 
 
 def _order(media: Media, places: list[Place]) -> list[Picture]:

@@ -58,7 +58,7 @@ ROLE_FIELDS = ("role", "from", "speaker")
 CONTENT_FIELDS = ("content", "value", "text")
 PAIRS = (("user", "human", "question"), ("assistant", "gpt", "answer", "bot"))
 ROLES = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "chatbot", "ai"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response"), "tool"),

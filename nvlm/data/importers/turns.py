@@ -8,7 +8,7 @@ from typing import Any
 from nvlm.data.importers.fields import Fields, is_nothing
 from nvlm.data.importers.image_files import FileFolder
 from nvlm.data.importers.marks import Name, Number, read_marks
-from nvlm.data.importers.media import Picture, read_pictures
+from nvlm.data.importers.media import Picture, read_pictures, refuse_named_files
 from nvlm.data.importers.spellings import (
     CONTENT_FIELDS,
     IMAGES,
@@ -52,6 +52,7 @@ class Conversation:
 
     def add_text(self, text: str, where: str) -> str:
         """`text` with our marks; what they stand for is noted."""
+        refuse_named_files(text, where, self.folder)
         text, images = read_marks(text, where)
         for image in images:
             if isinstance(image, Name):
