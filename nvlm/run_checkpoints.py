@@ -51,7 +51,13 @@ def find_newest(folder: Path, excluded: Mapping[Path, str] | None = None) -> New
             damages.append(f"{checkpoint} is damaged: {damage}")
         link_note = _look_at_latest(folder, newest.checkpoint)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+        if folder.is_symlink() and not folder.exists():
+            target = os.readlink(folder)
+            raise CheckpointError(
+                f"{folder}: a link to {target}, which is not there: is its disk mounted?"
+            ) from None
+        path = error.filename or folder
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     if newest.checkpoint is None:
         if damages:
             raise CheckpointError(

@@ -133,6 +133,17 @@ def test_link_without_steps_is_refused(folder):
         find_newest(folder)
 
 
+def test_a_disk_that_is_not_there_is_no_new_run(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(CheckpointError, match="unmounted, which is not there: is its disk"):
+        find_newest(folder)
+    folder.unlink()
+    folder.write_text("")
+    with pytest.raises(CheckpointError, match="checkpoints: cannot be read: Not a directory"):
+        find_newest(folder)
+
+
 def test_copy_of_latest_alone_is_used(folder, tmp_path):
     copy = tmp_path / "copy" / "checkpoints"
     shutil.copytree(folder / "latest", copy / "latest")

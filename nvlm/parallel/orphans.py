@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,15 @@ def find_launchers() -> list[psutil.Process]:
     import psutil
 
     launchers: list[psutil.Process] = []
-    try:
+    with suppress(psutil.NoSuchProcess, ValueError):
         if named := os.environ.get(ENDS_WITH):
             launchers.append(psutil.Process(int(named)))
+    with suppress(psutil.Error):  # another user's: those that are known by then are watched
         if _LAUNCHED_BY_TORCHRUN in os.environ:
             for ancestor in psutil.Process().parents():
                 launchers.append(ancestor)
                 if _LAUNCHED_BY_TORCHRUN not in ancestor.environ():
                     break
-    except (psutil.Error, ValueError):
-        pass  # gone already, or of another user: those that are known are watched
     return launchers
 
 

@@ -104,10 +104,10 @@ class Ownership:
         """Leave the folder to the next run."""
         self._ended.set()
         owners, number = self.path.parent, _number(self.path)
-        for path in [*owners.glob("*.json"), *owners.glob(".*.json.*")]:
-            if _number(path) <= number:
-                path.unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(OSError):  # such as a disk that fails; the next start sees who is gone
+            for path in [*owners.glob("*.json"), *owners.glob(".*.json.*")]:
+                if _number(path) <= number:
+                    path.unlink(missing_ok=True)
             owners.rmdir()
 
 
