@@ -279,3 +279,25 @@ def test_texts_beside_pictures_that_leave_open_what_is_meant(tmp_path: Path):
     assert captions(tmp_path.with_name("out_texts")) == ["B.", "C.", "D."]
     reasons = {n: r for n, (r, _) in rejected(tmp_path.with_name("out_texts")).items()}
     assert reasons == {"a.png": "duplicate", "e.png": "json"}
+
+
+def test_rows_that_say_their_split_and_columns_of_one_name(tmp_path: Path):
+    rows = "1.png,one,train\n2.png,two,TEST\n3.png,three,val\n"
+    pictures: dict[str, bytes | str] = dict.fromkeys(("1.png", "2.png", "3.png"), PICTURE)
+    folder = write_files(tmp_path / "in", pictures | {"metadata.csv": f"image,text,split\n{rows}"})
+    run("captions-folder", folder, tmp_path / "out")
+    assert captions(tmp_path / "out") == ["one"]
+    run("captions-folder", folder, tmp_path / "out", split="test")
+    assert captions(tmp_path / "out", "test") == ["two"]
+    write_files(folder, {"metadata.csv": "image,text,text\n1.png,a,b\n"})
+    with pytest.raises(DataError, match="two of its columns are called text"):
+        run("captions-folder", folder, tmp_path / "other")
+
+
+def test_links_in_a_circle_beside_shards(tmp_path: Path):
+    write_tar(tmp_path / "in" / "a.tar", "A.")
+    (tmp_path / "in" / "circle.tar").symlink_to("circle.tar")
+    (tmp_path / "in" / "again.tar").symlink_to("a.tar")
+    summary = run("webdataset", tmp_path / "in", tmp_path / "out")
+    assert captions(tmp_path / "out") == ["A."] and summary.reasons == {"shard": 1}
+    assert summary.notes[-1].endswith("again.tar, a link to a file that is read")

@@ -91,6 +91,8 @@ def _read_csv(path: Path, raw: bytes) -> Iterator[Row]:
             f"{path}: none of its columns ({', '.join(columns)[:200]}) has the pictures' names; "
             f"expected one of {', '.join(FILE_NAMES)}"
         )
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise DataError(f"{path}: two of its columns are called {twice}; rename one")
     csv.field_size_limit(MAX_TEXT_BYTES)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     next(rows)

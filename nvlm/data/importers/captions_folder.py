@@ -24,7 +24,14 @@ from nvlm.data.importers.records import Keys, Picture, Record, Reject, make_reco
 from nvlm.data.importers.source_files import count_kinds, is_hidden, walk
 from nvlm.data.regular_files import read_regular_file
 from nvlm.data.sample import MAX_TEXT_BYTES, SampleError
-from nvlm.data.splits import choose_split, split_of_file, split_of_folder, split_of_source
+from nvlm.data.splits import (
+    USUAL_SPLITS,
+    choose_split,
+    meant_split,
+    split_of_file,
+    split_of_folder,
+    split_of_source,
+)
 from nvlm.data.text_members import printable
 from nvlm.errors import DataError
 
@@ -117,6 +124,9 @@ class CaptionsReader:
         if isinstance(fields, SampleError):
             return _Entry(prefix + where, split, folder, [], fields)
         names, field = picture_names(fields)
+        said = fields.get("split")
+        if isinstance(said, str) and meant_split(said.strip()) in USUAL_SPLITS:
+            split = meant_split(said.strip())
         if split is None and isinstance(names[0], str) and not PurePath(names[0]).is_absolute():
             split = split_of_folder(PurePath(names[0]).parent, self._wanted)
         return _Entry(prefix + where, split, folder, names, fields, field)

@@ -64,8 +64,9 @@ def import_source(
             disk is full, or something else keeps the shards from being written.
     """
     check_name("--split", options.split)
-    if options.name is not None:
-        check_name("--source", options.name)
+    for option, value in (("--source", options.name), ("--from-split", options.from_split)):
+        if value is not None:
+            check_name(option, value)
     name = clean_key(options.name or options.source.name.split(".")[0] or options.format)
     folder = out / options.split / name
     work = folder.with_name(f".{folder.name}.import")
@@ -113,7 +114,7 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
         try:
             stat = file.stat()
             state = f"{stat.st_size}\0{stat.st_mtime_ns}"
-        except FileNotFoundError:  # a link to nowhere, which is left out when it is read
+        except OSError:  # a link to nowhere or in a circle, which is left out when it is read
             state = "gone"
         digest.update(f"{file}\0{state}\n".encode("utf-8", "surrogateescape"))
     plan = {

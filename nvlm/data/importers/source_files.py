@@ -29,20 +29,22 @@ def find_source_files(
     source, wanted = options.source, options.from_split or options.split
     if not source.is_dir():
         return [source], check_split_of_source(options)
-    found: list[Path] = []
+    named: list[Path] = []
     others: list[Path] = []
-    links: list[Path] = []
-    seen: set[str] = set()
     for _, paths in walk(source):
         for path in paths:
             is_wanted = path.name.lower().endswith(endings)
             if not is_wanted or is_hidden(path.relative_to(source)) or _is_special(path):
                 others.append(path)
-            elif (real := os.path.realpath(path)) in seen:
-                links.append(path)
             else:
-                seen.add(real)
-                found.append(path)
+                named.append(path)
+    found: list[Path] = []
+    links: list[Path] = []
+    seen: set[str] = set()
+    for path in sorted(named, key=lambda path: (path.is_symlink(), path)):
+        real = os.path.realpath(path)
+        (links if real in seen else found).append(path)
+        seen.add(real)
     if not found:
         there = f"; it has {count_kinds(others, source)}" if others else ""
         raise DataError(f"{source} has no {what} ({', '.join(endings)}){there}")
