@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pytest
 from shard_writing import as_json, draw_image, write_shard
@@ -109,3 +110,41 @@ def test_images_that_a_json_names_and_a_tar_has_not(make_config, tmp_path: Path)
     run("webdataset", tmp_path / "data" / "train" / "a", tmp_path / "out")
     assert list(read(tmp_path / "out")) == ["good"]
     assert "cat.jpg" in rejected(tmp_path / "out")["a.tar/it"][1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_member_is_used_listed_or_its_sample_rejected(tmp_path: Path, seed: int):
+    """Random members; nothing is lost, and no image is taken for nothing."""
+    random = Random(seed)
+    names = ["", "0.", "1.", "2.", "left.", "page1.", "page2.", "mask.", "image."]
+    types = ["jpg", "PNG", "jfif", "avif", "img", "bin", "cls", "npy", "wav", "svg", "mp4", "xyz"]
+    contents = [IMAGE, OTHER, b"", b"7", b"\x93NUMPY", b"RIFF", b"\0" * 40]
+    samples = []
+    for number in range(150):
+        members = {
+            random.choice(names) + random.choice(types): random.choice(contents)
+            for _ in range(random.randint(0, 3))
+        }
+        text = {"txt": b"A cat."} if random.random() < 0.5 else {"json": TEXT}
+        samples.append({"__key__": f"{number:03d}", **text, **members})
+    write_shard(tmp_path / "in" / "a.tar", samples)
+    summary = run("webdataset", tmp_path / "in", tmp_path / "out")
+    assert summary.num_samples + summary.num_rejected == len(samples)
+    assert summary.num_samples > 20
+    lost = {name.partition("/")[2] for name in rejected(tmp_path / "out")}
+    others = sum(len(s) - 2 for s in samples if s["__key__"] not in lost)
+    listed = sum(n for name, n in summary.unused_fields.items() if name.startswith("member ."))
+    assert others == summary.num_images + listed
+    # Of samples without an image or a video, none of the members begins as an image does.
+    without = stored_without_images(tmp_path / "out")
+    for sample in samples:
+        pictures = [v for k, v in sample.items() if k not in ("__key__", "txt", "json")]
+        if sample["__key__"] in without:
+            assert IMAGE not in pictures and OTHER not in pictures
+
+
+def stored_without_images(out: Path) -> set[str]:
+    with tarfile.open(next((out / "train" / "it").glob("*.tar"))) as tar:
+        names = tar.getnames()
+    keys = [name.partition(".")[0] for name in names]
+    return {key for key in keys if keys.count(key) == 1}
