@@ -33,8 +33,10 @@ from nvlm.checkpoint_files import read_progress as read_progress
 from nvlm.config.compose import save_config
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError, NvlmError
+from nvlm.failures import explain
 from nvlm.parallel.groups import is_main_process
 from nvlm.platform.in_process_writes import write_in_process
+from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
 from nvlm.safe_loading import DAMAGE, FORMAT_FILE, check_readable, data_only, describe_damage
 
@@ -108,7 +110,7 @@ def _before_replacement(path: Path) -> Path | None:
 
 def _say(line: str) -> None:
     if is_main_process():
-        print(line, file=sys.stderr, flush=True)
+        say(line, sys.stderr)
 
 
 def write_checkpoint(
@@ -210,9 +212,12 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(beside, ignore_errors=True)
             if not target.exists() and replaced.exists():
                 replaced.rename(target)
+        cause = None if isinstance(error, NvlmError) else explain(error)
         if isinstance(error, OSError):
+            cause = error.strerror or str(error)
+        if cause is not None:
             raise CheckpointError(
-                f"{target}: cannot be written: {error.strerror or error}; nothing was left there"
+                f"{target}: cannot be written: {cause}; nothing was left there"
             ) from error
         raise
 

@@ -79,9 +79,19 @@ _MEANINGS = (
         "too many files are open: raise `ulimit -n`, or use fewer data.num_workers",
     ),
     (
+        # How torch's writer says that a file took fewer bytes than it was given.
+        r"inline_container|PytorchStreamWriter failed writing|iostream error",
+        "a file could not be written to its end: the disk is full, or fails",
+    ),
+    (
         r"No space left on device|unable to (write|mmap|resize|open shared memory)|Bus error",
         "a disk or the shared memory (/dev/shm) is full: free some space, give the container more "
         "(`--shm-size`), or use fewer data.num_workers",
+    ),
+    (
+        r"DataLoader worker .* is killed by signal: (Terminated|Hangup|Interrupt)",
+        "a process that reads the data was told to end, as torchrun does when another process of "
+        "the run failed: see what that one says",
     ),
     (
         r"DataLoader worker .* (exited unexpectedly|is killed by signal)",
@@ -140,6 +150,10 @@ def explain(error: BaseException) -> str | None:
         path, found = _file_being_read(error), error.object[error.start]
         return f"{path or 'a file'}: not UTF-8 text: byte {error.start} is {found:#x}"
     if isinstance(error, RuntimeError):
+        # As Megatron-core's writers pass on what the system said to one of them.
+        system = re.search(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]*)')?", str(error))
+        if system is not None:
+            return _explain_system(OSError(int(system[1]), system[2].strip(), system[3]))
         for pattern, meaning in _MEANINGS:
             if re.search(pattern, str(error)):
                 return f"{meaning} ({_first_line(error)})"

@@ -62,6 +62,15 @@ def test_errors_of_libraries():
         "to another process of the run": DistStoreError("wait timeout after 300000ms"),
         "connection to another process": RuntimeError("[..] Connection closed by peer [::1]:2"),
         "fewer data.num_workers": RuntimeError(reader),
+        "another process of the run failed": RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Terminated. "
+        ),
+        "the disk is full": RuntimeError(
+            "Worker failure: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+        ),
+        "/data/x.distcp: File too large: the file system": RuntimeError(
+            "Worker failure: [Errno 27] File too large: '/data/x.distcp'"
+        ),
         "was killed": BrokenProcessPool("terminated abruptly"),
         "nvlm[wandb]": ModuleNotFoundError("No module named 'wandb'", name="wandb"),
         "scripts/install": ModuleNotFoundError("No module named 'rich.x'", name="rich.x"),

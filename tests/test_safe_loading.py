@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,3 +211,19 @@ def test_yaml_of_a_checkpoint_runs_nothing(checkpoint: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="python/object"):
         read_config(checkpoint)
     assert not mark.exists()
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path):
+    """What torch's and Megatron-core's writers make of it is no OSError."""
+    config = load_config(Path("configs/run/tiny/sft.yaml"), [])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))
+    try:
+        with pytest.raises(CheckpointError) as raised:
+            write_checkpoint(tmp_path / "step_00000001", state(), config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path / "step_00000001") in str(raised.value)
+    assert "cannot be written: " in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from nvlm.data.sample import IMAGE_MARK, SampleError
 from nvlm.data.text_members import VIDEO_MARK, checked_text
 from nvlm.errors import DataError
 from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
+from nvlm.printing import say
 
 
 def answer(
@@ -101,5 +102,5 @@ def _read_image(path: Path, max_megapixels: float) -> NDArray[np.uint8]:
             raise DataError(f"--image {path}: {error}") from None
     if repairs and is_main_process():
         for repair in repairs:
-            print(f"--image {path}: {REPAIRS[repair]}", file=sys.stderr)
+            say(f"--image {path}: {REPAIRS[repair]}", sys.stderr)
     return pixels

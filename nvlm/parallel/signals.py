@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 from nvlm.launch import rank_to_speak
+from nvlm.printing import say
 
 # What is open is closed in this time (files, a tracker's connection); then the process ends anyway.
 _SECONDS_TO_END = 10.0
@@ -33,7 +34,7 @@ def stop_on_signals() -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # which says so itself
         if rank_to_speak() == 0:
-            print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+            say(f"stopped by {signal.Signals(number).name}", sys.stderr)
         raise SystemExit(128 + number)
 
     handled = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]

@@ -26,6 +26,7 @@ from nvlm.checkpoint_io import (
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.parallel.groups import Parallel
+from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, Newest, find_newest, list_steps
 from nvlm.safe_loading import check_readable
 from nvlm.train.optim import load_optimizer_state
@@ -155,7 +156,7 @@ def _make_way(target: Path) -> None:
     if os.path.lexists(target):
         why = "damaged" if find_damage(target) else "replaced"
         aside = move_aside(target, why)
-        print(f"{target} is written again: what was there is now {aside.name}", file=sys.stderr)
+        say(f"{target} is written again: what was there is now {aside.name}", sys.stderr)
 
 
 def _remove_older(folder: Path, newest: Path, keep: int, run_id: str | None) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from nvlm.errors import TrainingError
 from nvlm.launch import launched
+from nvlm.printing import say
 
 OWNERS_FOLDER = ".owners"
 STALE_SECONDS = 120.0
@@ -163,7 +164,7 @@ def _take(folder: Path) -> Ownership:
         before = _newest(owners)
         if before is not None:
             gone = _why_gone(before, folder, job)
-            print(f"{folder}: taken over: {gone}", file=sys.stderr, flush=True)
+            say(f"{folder}: taken over: {gone}", sys.stderr)
         mine = owners / f"{_number(before) + 1 if before else 1:08d}.json"
         ownership = Ownership(mine, job)
         try:
