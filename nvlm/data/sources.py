@@ -70,17 +70,19 @@ def find_all_sources(config: RunConfig) -> dict[str, Source]:
     are read as they would be without a blend.
 
     Raises:
-        DataError: there are no shards.
+        DataError: there are no shards, or a folder has only compressed ones.
     """
     root = Path(config.data.root)
     folder = root / config.data.split
     found: dict[str, Source] = {}
     blend = flatten_blend(config.data.blend) if config.data.blend else {}
     for name, (_, settings) in sorted(blend.items()):
-        source = _find(config, folder, name, settings)
-        lies_below = Path(os.path.abspath(source.folder)).is_relative_to(os.path.abspath(folder))
-        if source.shards and lies_below:
-            found[name] = source
+        # An absolute path replaces what stands before it.
+        place = os.path.abspath(folder / (settings.path or name))
+        if Path(place).is_relative_to(os.path.abspath(folder)):
+            source = _find(config, folder, name, settings)
+            if source.shards:
+                found[name] = source
     taken = {shard.resolve() for source in found.values() for shard in source.shards}
     for name, below in _found_below(folder, config.data.split).items():
         shards = [s for s in list_shards(below, config.data.split) if s.resolve() not in taken]
@@ -91,6 +93,7 @@ def find_all_sources(config: RunConfig) -> dict[str, Source]:
         else:
             settings = blend[name][1] if name in blend else SourceConfig()
         found[name] = Source(name, settings, below, shards)
+    _refuse_compressed(folder, found)
     if not found:
         if not root.is_dir():
             raise DataError(f"{root}: {'is a file' if root.exists() else 'no such folder'}")
@@ -203,6 +206,22 @@ def _find(config: RunConfig, split_folder: Path, name: str, settings: SourceConf
         folder = split_folder
     shards = list_shards(folder, config.data.split) if folder.exists() else []
     return Source(name, settings, folder, shards)
+
+
+def _refuse_compressed(folder: Path, found: dict[str, Source]) -> None:
+    """Raise `DataError` where a folder would be passed over because its shards are compressed."""
+    read = {source.folder for source in found.values()}
+    below = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    for place in [folder, *below]:
+        if place in read or not place.is_dir() or place.name.startswith("."):
+            continue
+        for path in place.iterdir():
+            if path.name.endswith(_COMPRESSED):
+                raise DataError(
+                    f"{place} has compressed shards such as {path.name}; samples are read by their "
+                    "place in the file, so unpack the compression first, or import them with "
+                    "--format webdataset"
+                )
 
 
 def _nothing(config: RunConfig, split_folder: Path, source: Source) -> str:

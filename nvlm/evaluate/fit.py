@@ -1,4 +1,4 @@
-"""Questions made to fit: as many tiles per image as training would give the same samples."""
+"""A question made to fit: as many tiles per image as training would give the same sample."""
 
 from __future__ import annotations
 
@@ -10,37 +10,26 @@ from nvlm.data.encode import SampleEncoder
 from nvlm.data.sample import SampleError
 from nvlm.data.tiling import choose_grid
 from nvlm.errors import DataError
-from nvlm.evaluate.heldout import TOO_LONG, HeldOut, Question
+from nvlm.evaluate.heldout import TOO_LONG, Question
 from nvlm.generate.greedy import check_positions
 
 
-def fit_questions(
-    config: RunConfig, encoder: SampleEncoder, found: HeldOut, max_new_tokens: int
-) -> HeldOut:
-    """The questions with the tiles that they get; those too long for the model are left out.
+def fit_question(
+    config: RunConfig, encoder: SampleEncoder, max_new_tokens: int, question: Question
+) -> Question:
+    """The question with the tiles that it gets.
 
     Raises:
-        DataError: none is left.
+        SampleError: it has no room in the model's positions.
     """
-    kept: list[Question] = []
-    for question in found.questions:
-        question = replace(question, max_num_tiles=_most_tiles(config, encoder, question))
-        grids = _grids(config, question, question.max_num_tiles)
-        num_tokens = len(encoder.encode_prompt(question.messages, grids)[0])
-        try:
-            check_positions(config, num_tokens, max_new_tokens)
-        except DataError as error:
-            found.counts[question.source].left_out[TOO_LONG] += 1
-            found.left_out.append(question.left_out(SampleError(TOO_LONG, str(error))))
-            continue
-        kept.append(question)
-    if not kept:
-        raise DataError(
-            f"nothing to ask: all {len(found.questions):,} questions are too long; the first is "
-            f"{found.questions[0].source}/{found.questions[0].sample_id}: "
-            f"{found.left_out[-len(found.questions)].detail}"
-        )
-    return replace(found, questions=kept)
+    question = replace(question, max_num_tiles=_most_tiles(config, encoder, question))
+    grids = _grids(config, question, question.max_num_tiles)
+    num_tokens = len(encoder.encode_prompt(question.messages, grids)[0])
+    try:
+        check_positions(config, num_tokens, max_new_tokens)
+    except DataError as error:
+        raise SampleError(TOO_LONG, str(error)) from None
+    return question
 
 
 def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -> int:

@@ -15,8 +15,8 @@ import json
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -120,23 +120,55 @@ def read_questions(config: RunConfig) -> HeldOut:
     return found
 
 
-def choose_questions(found: HeldOut, limit_per_task: int | None) -> HeldOut:
+def choose_questions(
+    found: HeldOut,
+    limit_per_task: int | None,
+    fit: Callable[[Question], Question] = lambda question: question,
+) -> HeldOut:
     """At most so many questions of each task, the same every time; None: all.
 
     Those whose ids have the lowest CRC-32 are taken: a choice that is fixed, and blind to any
     pattern in the order.
+
+    Args:
+        fit: makes a question fit the model; raises `SampleError` where it cannot be asked.
+
+    Raises:
+        DataError: none can be asked.
     """
     by_task: dict[str, list[tuple[int, Question]]] = {}
     for position, question in enumerate(found.questions):
         by_task.setdefault(question.task, []).append((position, question))
-    chosen = [member for members in by_task.values() for member in _choose(members, limit_per_task)]
+    chosen: list[tuple[int, Question]] = []
+    left_out: list[SkippedSample] = []
+    for members in by_task.values():
+        num_kept = 0
+        for position, question in members if limit_per_task is None else sorted(members, key=_lot):
+            if num_kept == limit_per_task:
+                break
+            try:
+                chosen.append((position, fit(question)))
+                num_kept += 1
+            except SampleError as error:
+                left_out.append(question.left_out(error))
+    if not chosen:
+        first = left_out[0]
+        raise DataError(
+            f"nothing to ask: {len(left_out):,} questions of {len(found.questions):,} were tried; "
+            f"the first is {first.source}/{first.key}: {first.reason}: {first.detail}"
+        )
     questions = [question for _, question in sorted(chosen, key=lambda member: member[0])]
-    numbers = Counter(question.source for question in questions)
+    num_chosen = Counter(question.source for question in questions)
     counts = {
-        source: replace(counts, num_chosen=numbers[source])
+        source: SourceCounts(
+            counts.num_samples,
+            num_chosen[source],
+            counts.num_without_task,
+            counts.left_out + Counter(s.reason for s in left_out if s.source == source),
+        )
         for source, counts in found.counts.items()
     }
-    return replace(found, questions=questions, counts=counts)
+    return HeldOut(questions, counts, [*found.left_out, *left_out])
 
 
 def read_image_files(question: Question, max_megapixels: float) -> list[bytes]:
@@ -224,7 +256,7 @@ def _read_source(config: RunConfig, source: Source, found: HeldOut) -> list[Ques
                 raise DataError(f"{shard}: sample {key}: {error}") from None
             if _has_question(read):
                 asked.append((str(shard), key, read, dict(repairs)))
-                counts.num_without_task += not read.sample.task
+                counts.num_without_task += not read.sample.task.strip()
             else:
                 counts.left_out[NO_QUESTION] += 1
     by_people = _answered_by_ten([read for _, _, read, _ in asked])
@@ -236,7 +268,7 @@ def _read_source(config: RunConfig, source: Source, found: HeldOut) -> list[Ques
             Question(
                 key,
                 source.name,
-                read.sample.task or source.name,
+                read.sample.task.strip() or source.name,
                 messages,
                 _truth(read, answer["content"], by_people),
                 1 if read.num_frames else max_num_tiles,
@@ -306,11 +338,8 @@ def _answered_by_ten(reads: Sequence[ReadSample]) -> bool:
     )
 
 
-def _choose(members: list[tuple[int, Question]], limit: int | None) -> list[tuple[int, Question]]:
-    def lot(member: tuple[int, Question]) -> tuple[int, int]:
-        return zlib.crc32(member[1].sample_id.encode()), member[0]
-
-    return members if limit is None else sorted(members, key=lot)[:limit]
+def _lot(member: tuple[int, Question]) -> tuple[int, int]:
+    return zlib.crc32(member[1].sample_id.encode()), member[0]
 
 
 def _left_out(source: str, shard: Path, key: str, error: SampleError) -> SkippedSample:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nvlm.data.repairs import noting_repairs
 from nvlm.data.sample import SampleError, ShardReader
 from nvlm.data.stored import decode_images
 from nvlm.errors import DataError
-from nvlm.evaluate.fit import fit_questions
+from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.heldout import HeldOut, Question, choose_questions, read_questions, with_data
 from nvlm.evaluate.out_file import OutFile, check_out
 from nvlm.evaluate.report import print_left_out, print_questions, print_repairs, print_scores
@@ -75,8 +76,8 @@ def evaluate_checkpoint(
     check_out(out)
     with OutFile(out) if is_main_process() else nullcontext() as file:
         encoder = SampleEncoder.from_config(config)
-        found = fit_questions(config, encoder, read_questions(config), max_new_tokens)
-        found = choose_questions(found, limit_per_task)
+        fit = partial(fit_question, config, encoder, max_new_tokens)
+        found = choose_questions(read_questions(config), limit_per_task, fit)
         if file is not None:
             print_questions(config, found)
             if file.replaces:
@@ -88,7 +89,11 @@ def evaluate_checkpoint(
                 model, tokenizer, config, encoder, found.questions, max_new_tokens, file
             )
             if not rows:
-                raise DataError(f"no question could be asked; the first: {left_out[0].detail}")
+                first = left_out[0]
+                raise DataError(
+                    f"no question could be asked; the first is {first.source} {first.shard} "
+                    f"{first.key}: {first.reason}: {first.detail}"
+                )
             scores = score_tasks(rows)
 
             def finish() -> None:

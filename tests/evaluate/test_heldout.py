@@ -149,6 +149,20 @@ def test_nothing_to_ask_is_an_error(tmp_path):
         read_questions(tmp_path)
 
 
+def test_no_folder_is_passed_over(root, tmp_path):
+    """Compressed shards are named; what the run's blend has elsewhere is none of this split."""
+    trained = tmp_path / "elsewhere"
+    (trained / ".nv-meta").mkdir(parents=True)
+    (trained / ".nv-meta" / "split.yaml").write_text("split_parts: {train: []}")
+    blend = {"digits": 1, "elsewhere": {"path": str(trained)}, "gone": {"path": "not/there"}}
+    config = load_config("configs/run/tiny/sft.yaml", [f"data.blend={json.dumps(blend)}"])
+    assert read_all(with_data(config, root, "heldout")).counts.keys() == {"digits", "mixed"}
+    (root / "heldout" / "packed").mkdir()
+    (root / "heldout" / "packed" / "a.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"packed has compressed shards such as a\.tar\.gz"):
+        read_questions(root)
+
+
 @pytest.mark.parametrize("split", ["", ".", "..", "../train", "a/b", "/data", "a\0b"])
 def test_a_split_is_a_name(tmp_path, split):
     with pytest.raises(DataError, match="--split"):
@@ -156,12 +170,13 @@ def test_a_split_is_a_name(tmp_path, split):
 
 
 def test_without_a_task_the_source_is_the_task(tmp_path):
-    samples = [_sample(name, "digit", "1") for name in ("a", "b")]
+    samples = [_sample(name, "digit", "1") for name in ("a", "b", "c")]
     del samples[0]["json"]["task"]
+    samples[2]["json"]["task"] = " "
     _write(tmp_path / "heldout/pictures/x-000000.tar", samples)
     found = read_questions(tmp_path)
-    assert [q.task for q in found.questions] == ["pictures", "digit"]
-    assert found.counts["pictures"].num_without_task == 1
+    assert [q.task for q in found.questions] == ["pictures", "digit", "pictures"]
+    assert found.counts["pictures"].num_without_task == 2
 
 
 def _vqa(key: str, answers: list[str], **fields) -> dict:

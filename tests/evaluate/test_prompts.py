@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 
 import av
 import numpy as np
@@ -20,8 +21,8 @@ from nvlm.data.reader import MicroBatchReader
 from nvlm.data.sample import ShardReader
 from nvlm.data.stored import decode_images
 from nvlm.data.windows import Draw
-from nvlm.evaluate.fit import fit_questions
-from nvlm.evaluate.heldout import read_questions, with_data
+from nvlm.evaluate.fit import fit_question
+from nvlm.evaluate.heldout import choose_questions, read_questions, with_data
 
 REGIONS = [{"text": "exit", "box": [0.1, 0.1, 0.4, 0.2]}, {"text": "gate", "box": [0, 0.5, 1, 1]}]
 ASK = {"question": "Is there a cat?"}
@@ -150,7 +151,9 @@ def _trained(config, encoder):
 def test_prompts_are_those_of_training(config):
     encoder = SampleEncoder.from_config(config)
     trained = _trained(config, encoder)
-    asked = fit_questions(config, encoder, read_questions(config), 8)
+    asked = choose_questions(
+        read_questions(config), None, partial(fit_question, config, encoder, 8)
+    )
     assert not asked.left_out
     assert {(q.source, q.sample_id) for q in asked.questions} == trained.keys()
     assert len(trained) == 2 * len(KINDS) + 4 + 1
