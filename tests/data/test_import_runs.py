@@ -221,7 +221,7 @@ def test_an_error_of_ours_is_not_swallowed(source, tmp_path, monkeypatch):
 def test_the_bar_shows_samples_per_second_and_the_time_left(source, tmp_path, monkeypatch):
     shown = io.StringIO()
     terminal = functools.partial(Console, file=shown, force_terminal=True, width=140)
-    monkeypatch.setattr(report, "Console", terminal)
+    monkeypatch.setattr(report, "new_console", terminal)
     report.import_with_progress(options(source), tmp_path)
     line = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.getvalue().replace("\r", "\n"))
     # Share, rate, time spent, time left.
