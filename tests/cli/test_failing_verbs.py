@@ -53,16 +53,14 @@ CASES: dict[str, list[tuple[str, str]]] = {
     ],
     "generate": [
         ("NOTHING --prompt Hi", "no such checkpoint"),
-        ("FILE --prompt Hi", "not a checkpoint"),
+        ("FILE --prompt Hi", "FILE: a file: expected a checkpoint"),
         ("CHECKPOINT --prompt Hi", ".metadata is damaged"),
-        ("CHECKPOINT --prompt Hi --image NOTHING", "NOTHING"),
-        ("CHECKPOINT --prompt Hi --image FOLDER", "FOLDER"),
-        ("CHECKPOINT --prompt Hi --image FILE", "FILE"),
         ("RANK= CHECKPOINT --prompt Hi", "RANK is empty"),
     ],
     "evaluate": [
         ("NOTHING --data-root EMPTY --out RUN/a", "no such checkpoint"),
-        ("CHECKPOINT --data-root EMPTY --out RUN/a", "EMPTY"),
+        ("CHECKPOINT --data-root EMPTY --out RUN/a", ".metadata is damaged"),
+        ("CHECKPOINT --data-root EMPTY --out FOLDER", "error: "),
         ("MASTER_PORT= WORLD_SIZE=2 RANK=1 NOTHING --data-root EMPTY --out RUN/a", "MASTER_ADDR"),
     ],
     "demo": [
