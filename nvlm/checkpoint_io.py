@@ -77,7 +77,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     if damage:
-        raise CheckpointError(f"{path} is damaged: {damage}")
+        raise CheckpointError(f"{path} cannot be used: {damage}")
     return found.resolve()
 
 
@@ -89,7 +89,7 @@ def check_contents(checkpoint: Path) -> None:
     """
     damage = changed(checkpoint)
     if damage:
-        raise CheckpointError(f"{checkpoint} is damaged: {damage}")
+        raise CheckpointError(f"{checkpoint} cannot be used: {damage}")
     if not has_checksums(checkpoint):
         _say(f"{checkpoint} has no {MANIFEST_FILE}: its files cannot be compared with checksums")
 

@@ -98,7 +98,7 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(name, damage, folder
     assert len(notes) == 1
     assert f"step_00000003 is damaged: {name} {damage}" in notes[0]
     assert "step_00000002 is used" in notes[0]
-    with pytest.raises(CheckpointError, match=r"not a checkpoint|is damaged"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint|cannot be used"):
         resolve_checkpoint(folder / "step_00000003")
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 from braceexpand import UnbalancedBracesError, braceexpand
 
+from nvlm.data.regular_files import read_regular_file
 from nvlm.errors import DataError
 
 _META = ".nv-meta"
+_MAX_SETTINGS_BYTES = 64 << 20  # lists of millions of shards and samples
 # Energon's sample type -> our kind (kinds.py), and its fields under our names.
 _SAMPLE_TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "CaptioningSample": ("caption", {"caption": "caption"}),
@@ -148,10 +150,12 @@ def _path(folder: Path, name: str) -> Path:
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = _path(folder, name)
     try:
-        value = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `energon prepare {folder}` writes it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; `energon prepare {folder}` writes it")
+        value = yaml.safe_load(read_regular_file(path, _MAX_SETTINGS_BYTES))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a mapping, found {type(value).__name__}")

@@ -50,7 +50,8 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    return f"CPU ({torch.get_num_threads()} threads)"
+    num_threads = torch.get_num_threads()
+    return f"CPU ({num_threads} thread{'s' * (num_threads != 1)})"
 
 
 def distributed_backend() -> str:

@@ -290,8 +290,9 @@ def _announce(
         origin = f"starting from the weights of {start_from}"
     else:
         origin = "starting from random weights"
+    processes = "1 process" if parallel.world_size == 1 else f"{parallel.world_size} processes"
     console.print(
-        f"{origin}; {parallel.world_size} processes on {platform.current().device_name()}: tensor "
+        f"{origin}; {processes} on {platform.current().device_name()}: tensor "
         f"{parallel.tensor_size} x pipeline {parallel.pipeline_size} x data {parallel.data_size}; "
         f"{config.train.global_batch_size} sequences of {config.stage.sequence_length} tokens a "
         f"step, {config.train.precision}",

@@ -745,6 +745,17 @@ def test_what_is_not_used_is_counted_shown_and_kept(tmp_path: Path, folder: File
     assert "not used: no field of any sample\n" in capsys.readouterr().out
 
 
+def test_a_field_that_weights_the_loss_is_said(tmp_path: Path, folder: FileFolder, capsys):
+    """It may be the weight of goods: what it does must be seen."""
+    source = tmp_path / "data.json"
+    entries = [{"id": n, "image": "1.jpg", "caption": "a", "weight": n} for n in (1, 2, 3)]
+    source.write_text(json.dumps([*entries, {"id": 9, "image": "1.jpg", "caption": "a"}]))
+    options = ImportOptions("llava-json", source, name="it", images=folder.path)
+    assert import_with_progress(options, tmp_path / "out").weighted_by == {"weight": 3}
+    said = capsys.readouterr().out
+    assert "loss: field `weight` multiplies what 3 samples count in the loss;" in said
+
+
 def test_the_count_of_fields_is_bounded(tmp_path: Path):
     entries = [{"text": "words", f"field{n}": 1, f"other{n}": 1} for n in range(400)]
     (tmp_path / "data.json").write_text(json.dumps(entries))

@@ -40,6 +40,7 @@ class Normalised:
     pictures: list[Picture]  # in the order of the marks
     video: Picture | None
     unused: list[str]  # names of fields
+    weighted_by: str = ""  # name of the field that multiplies the sample's loss
 
 
 def normalise(
@@ -65,6 +66,7 @@ def normalise(
     fields = Fields(value)
     fields.refuse()
     media = take_media(fields, given, video, folder)
+    weighted_by = next(iter(fields.found(SPELLINGS["weight in the loss"])), "")
     common = _take_common(fields)
     found = _take_content(fields, media, folder, "kind" in common)
     if found is None:
@@ -96,7 +98,7 @@ def normalise(
             raise SampleError("video", "a video beside images; expected one alone")
         _add_marks(conversation.messages, len(pictures), clip is not None)
         content = {"messages": conversation.messages}
-    return Normalised(common | content, pictures, clip, unused)
+    return Normalised(common | content, pictures, clip, unused, weighted_by)
 
 
 def _take_common(fields: Fields) -> dict[str, Any]:

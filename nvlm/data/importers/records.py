@@ -36,6 +36,7 @@ class Record:
     members: dict[str, bytes]
     # What the source says of it and the record does not hold, such as "source", "messages.name".
     unused: tuple[str, ...] = ()
+    weighted_by: str = ""  # the field that multiplies its loss
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def make_record(
         raise SampleError("text", f"{len(raw):,} bytes, at most {MAX_TEXT_BYTES:,} are read")
     frames = int(sample.video is not None)
     _parser.parse({"json": raw}, len(sample.pictures) + frames, frames)
-    return Record(key, {"json": raw, **members}, tuple(dict.fromkeys(sample.unused)))
+    unused = tuple(dict.fromkeys(sample.unused))
+    return Record(key, {"json": raw, **members}, unused, sample.weighted_by)
 
 
 def _refuse(value: object) -> None:

@@ -56,7 +56,8 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    settings = {"transient": True, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **settings) as bars:
         bar = bars.add_task("importing", total=None, rate="")
         # Samples of an earlier, interrupted run do not count for the rate.
         first: list[int] = []
@@ -90,9 +91,19 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
     if summary.num_rejected:
         rejected = Path(summary.folder) / REJECTED_FILE
         console.print(f"each is named in {rejected}", markup=False, highlight=False, soft_wrap=True)
-    for line in [*summary.notes, *_unused_fields(summary)]:
+    for line in [*summary.notes, *_weights(summary), *_unused_fields(summary)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return summary
+
+
+def _weights(summary: ImportSummary) -> Iterator[str]:
+    """A number called `weight` may be another's, such as that of goods."""
+    for name, count in summary.weighted_by.items():
+        samples = f"{count:,} sample{'s' * (count != 1)}"
+        yield (
+            f"loss: field `{name}` multiplies what {samples} count in the loss; remove it from the "
+            "source if it means something else"
+        )
 
 
 def _unused_fields(summary: ImportSummary) -> Iterator[str]:

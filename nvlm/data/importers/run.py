@@ -46,6 +46,7 @@ class ImportSummary:
     num_rejected: int
     reasons: dict[str, int]
     unused_fields: dict[str, int]  # field of the source -> samples that have it, most first
+    weighted_by: dict[str, int]  # field that multiplies the loss -> samples that have it
     notes: list[str]  # on the files of the source: which were chosen, which were not read
 
 
@@ -231,6 +232,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader)
             totals.num_shards += result.num_shards
             reasons += result.reasons
             add_unused(totals.unused, result.unused)
+            add_unused(totals.weighted, result.weighted)
             for reject in result.rejects:
                 file.write(json.dumps(asdict(reject), ensure_ascii=True) + "\n")
                 if len(examples) < 3:
@@ -251,6 +253,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader)
         sum(reasons.values()),
         dict(reasons.most_common()),
         dict(sorted(totals.unused.items(), key=lambda item: (-item[1], item[0]))),
+        totals.weighted,
         reader.notes,
     )
     (work / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1) + "\n")

@@ -37,6 +37,7 @@ class UnitResult:
     num_shards: int = 0
     rejects: list[Reject] = field(default_factory=list)
     unused: dict[str, int] = field(default_factory=dict)  # field of the source -> samples
+    weighted: dict[str, int] = field(default_factory=dict)  # field that weights -> samples
 
     def save(self, path: Path) -> None:
         beside = path.with_suffix(".tmp")
@@ -99,6 +100,9 @@ def write_unit(
             result.num_images += sum(name != "json" for name in record.members)
             result.num_bytes += size
             add_unused(result.unused, dict.fromkeys(record.unused, 1))
+            if record.weighted_by:
+                name_of_field = record.weighted_by
+                result.weighted[name_of_field] = result.weighted.get(name_of_field, 0) + 1
         if tar is not None:
             _finish(tar, beside, folder / f"{name}-{result.num_shards - 1:03d}.tar")
             tar = None
