@@ -176,7 +176,8 @@ def _compare(path: Path, num_bytes: int, checksum: str) -> str | None:
     if found[0] != num_bytes:
         return _compare_size(path, num_bytes)
     if found[1] != checksum:
-        return f"{path.name} has other bytes than were written (CRC-32 {found[1]}, not {checksum})"
+        detail = f"(CRC-32 {found[1]}, not {checksum}){_advice(path)}"
+        return f"{path.name} has other bytes than were written {detail}"
     return None
 
 
@@ -185,7 +186,16 @@ def _compare_size(path: Path, num_bytes: int) -> str | None:
         found = path.stat().st_size
     except FileNotFoundError:
         return f"{path.name} is missing"
-    return None if found == num_bytes else f"{path.name} has {found:,} bytes, not {num_bytes:,}"
+    if found == num_bytes:
+        return None
+    return f"{path.name} has {found:,} bytes, not {num_bytes:,}{_advice(path)}"
+
+
+def _advice(path: Path) -> str:
+    """People edit configurations, such as where a tokenizer is now."""
+    if path.name != CONFIG_FILE:
+        return ""
+    return f"; if the change is yours, remove {path.with_name(MANIFEST_FILE)}"
 
 
 def _read_manifest(folder: Path) -> Files | str:

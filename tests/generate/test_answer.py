@@ -55,6 +55,9 @@ def test_images_are_held_to_the_rules_of_training(checkpoint, picture, tmp_path,
     config = yaml.safe_load((limited / "config.yaml").read_text())
     config["data"]["max_image_megapixels"] = 0.01
     (limited / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(CheckpointError, match=r"if the change is yours, remove .*files\.json"):
+        answer(limited, "What?", [picture], 1)
+    (limited / "files.json").unlink()
     with pytest.raises(
         DataError, match=r"picture\.png: 300 x 150 pixels, over data\.max_image_meg"
     ):
