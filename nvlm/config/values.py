@@ -131,8 +131,8 @@ NumWorkers = Annotated[int, _whole(0, 1024)]
 # numpy's generators take 32 bits.
 Seed = Annotated[int, _whole(0, 2**32 - 1)]
 # Sums and products of some thousands of these are still finite.
-Positive = Annotated[float, _number(0, 1e30, low_is_in=False)]
-PositiveOrZero = Annotated[float, _number(0, 1e30)]
+Positive = Annotated[float, _number(0, 1e40, low_is_in=False)]
+PositiveOrZero = Annotated[float, _number(0, 1e40)]
 # From 0, below 1.
 Decay = Annotated[float, _number(0, 1, high_is_in=False)]
 Share = Annotated[float, _number(0, 1, low_is_in=False)]

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 from spawn import REPOSITORY, environment
+
+from nvlm import cli
 
 SFT = "configs/run/tiny/sft.yaml"
 
 
 def fail(*arguments: str, extra_environment: dict[str, str] | None = None) -> str:
     """Run `nvlm ARGUMENTS`, require a one-line error, and return it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nvlm", *arguments],
-        cwd=REPOSITORY,
-        env=environment() | (extra_environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(printed):
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", ["nvlm", *arguments])
+        for name, value in (extra_environment or {}).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 2, printed.getvalue()
+    lines = [line for line in printed.getvalue().splitlines() if line.strip()]
+    assert len(lines) == 1, printed.getvalue()
     assert lines[0].startswith("error: ")
     return lines[0]
 
