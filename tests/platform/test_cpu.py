@@ -88,8 +88,7 @@ def test_megatron_fusions_are_not_marked_for_the_compiler():
     """Marking them loads the compiler: seconds of every start. `torch.compile` stays whole."""
     program = """
 import sys, torch
-from nvlm import platform
-platform.current()
+import nvlm.train.trainer
 assert "megatron.core" in sys.modules
 assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
 assert hasattr(torch.compile(lambda x: x), "_torchdynamo_orig_callable")
