@@ -63,12 +63,12 @@ _LARGEST = 2**31 - 1
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def path_of_user(text: str) -> Path:
-    """`~` and `$NAME` put in."""
+def path_of_user(text: str | Path) -> Path:
+    """`~` and `$NAME` put in. Typer hands over defaults, too, which are paths already."""
     from nvlm.config.paths import expand_path
 
     try:
-        return Path(expand_path(text))
+        return Path(expand_path(str(text)))
     except NvlmError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -112,3 +112,10 @@ def test_paths_of_the_command_line(monkeypatch: pytest.MonkeyPatch):
         for name, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "pathlib" in str(hint) and name != "config":  # load_config does it there
                 assert hint.__metadata__[0].parser is cli.path_of_user, (command.callback, name)
+
+
+def test_options_that_are_not_given_have_their_defaults():
+    """`nvlm demo` is what the quickstart calls."""
+    command = typer.main.get_command(cli.app).commands["demo"]  # type: ignore[attr-defined]
+    parsed = command.make_context("demo", []).params
+    assert parsed == {"root": Path("runs/demo"), "fresh": False}
