@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import LanguageConfig
-from nvlm.convert.architectures import language_architecture, vision_values
+from nvlm.convert.hf.architectures import language_architecture, vision_values
 from nvlm.convert.rules import expected_tensors, language_rules, vision_rules
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -23,8 +23,8 @@ from rich.table import Table
 from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 
-from nvlm.data.image import decode_image, read_image_size
-from nvlm.data.tiling import choose_grid, cut_tiles
+from nvlm.data.images.image import decode_image, read_image_size
+from nvlm.data.images.tiling import choose_grid, cut_tiles
 
 TILE = 448
 MAX_NUM_TILES = 6

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "data"))
 from shard_writing import draw_image
 
 from nvlm.config import RunConfig, load_config
-from nvlm.data.encode import SampleEncoder
-from nvlm.data.index import open_indexes
-from nvlm.data.tar import read_members
+from nvlm.data.index.source_index import open_indexes
+from nvlm.data.shards.tar import read_members
+from nvlm.data.text.encode import SampleEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES_PER_SHARD = 5_000

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import RunConfig, load_config
-from nvlm.data.index import open_indexes
-from nvlm.data.loader import build_loader
+from nvlm.data.index.source_index import open_indexes
+from nvlm.data.loading.loader import build_loader
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = "configs/run/tiny/sft.yaml"

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import load_config
-from nvlm.data.balance import CostWeights, deal_out, imbalance, num_steps_together
-from nvlm.data.packing import choose_carried, pack_samples
-from nvlm.data.permutation import shuffled
+from nvlm.data.order.balance import CostWeights, deal_out, imbalance, num_steps_together
+from nvlm.data.order.packing import choose_carried, pack_samples
+from nvlm.data.order.permutation import shuffled
 
 WINDOW = 512
 BUDGETS = {4096: 15, 16384: 58}  # tokens -> tiles
@@ -82,7 +82,7 @@ def first_fit(lengths: list[int], tiles: list[int], max_tokens: int, max_tiles: 
 
 
 def nvlm(lengths: list[int], tiles: list[int], max_tokens: int, max_tiles: int) -> Packs:
-    """As nvlm.data.windows packs the samples that it draws."""
+    """As nvlm.data.order.windows packs the samples that it draws."""
     out: Packs = []
     waiting: list[tuple[int, int]] = []  # (sample, windows waited)
     for number, start in enumerate(range(0, len(lengths), WINDOW)):

@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import load_config
-from nvlm.data.index import open_indexes
-from nvlm.data.permutation import SampleOrder
-from nvlm.data.sample import ShardReader
+from nvlm.data.index.source_index import open_indexes
+from nvlm.data.order.permutation import SampleOrder
+from nvlm.data.shards.shard import ShardReader
 
 SAMPLES_PER_SHARD = 2000
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from nvlm.errors import NvlmError
+from nvlm.errors import DataError, NvlmError
 from nvlm.failures import explain
 
 # More than a file system keeps in its table of files.
@@ -82,3 +82,13 @@ def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def check_name(option: str, name: str) -> None:
+    """Raise `DataError` unless `name` can be that of a folder below another one."""
+    bad = next((sign for sign in name if sign in "/\\" or not sign.isprintable()), None)
+    if bad is not None or not name.strip() or name[0] in ".-" or len(os.fsencode(name)) > 200:
+        raise DataError(
+            f"{option} {name!r}: expected a name such as train: without slashes and control "
+            "characters, not empty, not longer than 200 bytes, and not beginning with . or -"
+        )

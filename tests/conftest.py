@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "tests" / "parallel"))
+pytest_plugins = ["helpers.data_fixtures", "helpers.model_fixtures"]
 
 
 @pytest.fixture(scope="session")

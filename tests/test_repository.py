@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from nvlm.cli import app
 from nvlm.config import load_config
 from nvlm.config.compose import validate
-from nvlm.data.balance import CostWeights
+from nvlm.data.order.balance import CostWeights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from nvlm import platform
 from nvlm.checkpoint_io import read_config, read_progress, read_sharded, write_checkpoint
 from nvlm.config import load_config
-from nvlm.convert.checkpoint_reader import CheckpointReader
+from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.errors import CheckpointError, NvlmError
 
 

@@ -24,7 +24,7 @@ _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 # What `len(str(value))` digits may be converted without further looking.
 _MAX_DIGITS = 400
 LARGEST = 2**31 - 1
-# Tags of larger grids are not measured ahead (nvlm/data/index.py).
+# Tags of larger grids are not measured ahead (nvlm/data/index/source_index.py).
 MAX_NUM_TILES = 128
 
 

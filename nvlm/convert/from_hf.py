@@ -12,11 +12,17 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.checkpoint_io import is_checkpoint, replace_checkpoint
 from nvlm.config.schema import RunConfig
-from nvlm.convert.architectures import notes
 from nvlm.convert.blocks import Buffer, as_dtype, row_blocks
-from nvlm.convert.checkpoint_writer import Chunk, write_chunks
-from nvlm.convert.entries import Entry, in_file_order, is_stack, source_rows
-from nvlm.convert.hf_folder import HfFolder
+from nvlm.convert.hf.architectures import notes
+from nvlm.convert.hf.folder import HfFolder
+from nvlm.convert.hf.sources import (
+    Source,
+    open_parts,
+    open_released,
+    projector_epsilon_difference,
+)
+from nvlm.convert.megatron.entries import Entry, in_file_order, is_stack, source_rows
+from nvlm.convert.megatron.writer import Chunk, write_chunks
 from nvlm.convert.rules import Rule, num_parameters, projector_rules, to_megatron
 from nvlm.convert.session import (
     Stopwatch,
@@ -25,12 +31,6 @@ from nvlm.convert.session import (
     conversion_processes,
     print_note,
     progress_bar,
-)
-from nvlm.convert.sources import (
-    Source,
-    open_parts,
-    open_released,
-    projector_epsilon_difference,
 )
 from nvlm.errors import ConvertError
 
@@ -141,7 +141,7 @@ def _random_chunk(rule: Rule, config: RunConfig, dtype: torch.dtype) -> Chunk:
     """A tensor as training would draw it."""
 
     def make() -> Tensor:
-        from nvlm.model.initialize import initial_tensor
+        from nvlm.model.parts.initialize import initial_tensor
 
         return initial_tensor(config, rule.key, None, rule.shape).to(dtype)
 

@@ -16,12 +16,12 @@ from nvlm.checkpoint_io import (
     replace_folder,
     resolve_checkpoint,
 )
-from nvlm.convert.checkpoint_tensors import CheckpointTensors
-from nvlm.convert.export_config import check_tile_tags, serving_differences
-from nvlm.convert.export_files import write_export_files
-from nvlm.convert.export_shards import parse_size, plan_files, write_files, write_index
-from nvlm.convert.export_tokenizer import load_tokenizer
-from nvlm.convert.hf_folder import CONFIG_FILE
+from nvlm.convert.export.config import check_tile_tags, serving_differences
+from nvlm.convert.export.files import write_export_files
+from nvlm.convert.export.shards import parse_size, plan_files, write_files, write_index
+from nvlm.convert.export.tokenizer import load_tokenizer
+from nvlm.convert.hf.folder import CONFIG_FILE
+from nvlm.convert.megatron.tensors import CheckpointTensors
 from nvlm.convert.rules import export_rules
 from nvlm.convert.session import (
     Stopwatch,

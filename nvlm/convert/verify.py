@@ -15,13 +15,13 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from nvlm.checkpoint_io import is_checkpoint, on_every_rank, read_config, resolve_checkpoint
-from nvlm.convert.architectures import folder_problems, folders_differ
 from nvlm.convert.blocks import row_blocks
-from nvlm.convert.checkpoint_tensors import CheckpointTensors
-from nvlm.convert.hf_folder import CONFIG_FILE, HfFolder
+from nvlm.convert.hf.architectures import folder_problems, folders_differ
+from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
+from nvlm.convert.hf.sources import folder_rules
+from nvlm.convert.megatron.tensors import CheckpointTensors
 from nvlm.convert.rules import export_rules
 from nvlm.convert.session import Processes, Stopwatch, conversion_processes, progress_bar
-from nvlm.convert.sources import folder_rules
 from nvlm.errors import CheckpointError, ConvertError
 from nvlm.printing import new_console, say
 

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nvlm.config.schema import VisionConfig
 from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
 from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
-from nvlm.data.image import to_pixels
-from nvlm.data.tiling import cut_tiles
+from nvlm.data.images.image import to_pixels
+from nvlm.data.images.tiling import cut_tiles
 from nvlm.demo import scenes
 from nvlm.demo.questions import pick
 from nvlm.demo.scenes import Scene

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nvlm.config import RunConfig
-from nvlm.data.image import read_image_size
-from nvlm.data.sample import IMAGE_MARK
-from nvlm.data.tile_tags import TagStyle
-from nvlm.data.tiling import choose_grid
+from nvlm.data.images.image import read_image_size
+from nvlm.data.images.tiling import choose_grid
+from nvlm.data.samples.sample import IMAGE_MARK
+from nvlm.data.text.tile_tags import TagStyle
 from nvlm.demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers

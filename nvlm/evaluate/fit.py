@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nvlm.config import RunConfig
-from nvlm.data.encode import SampleEncoder
-from nvlm.data.sample import SampleError
-from nvlm.data.tiling import choose_grid
+from nvlm.data.images.tiling import choose_grid
+from nvlm.data.samples.sample import SampleError
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.evaluate.heldout import TOO_LONG, Question
 from nvlm.generate.greedy import check_positions

@@ -23,26 +23,19 @@ from PIL import Image
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
-from nvlm.data.conversations import count_image_marks, keep_turns
-from nvlm.data.energon import excluded_samples, read_field_map
-from nvlm.data.image import image_type
-from nvlm.data.importers.formats import check_name
-from nvlm.data.kinds import SampleParser
-from nvlm.data.prompts import load_prompt_pools
-from nvlm.data.repairs import noting_repairs
-from nvlm.data.sample import (
-    IMAGE_MARK,
-    ByteRange,
-    Messages,
-    SampleError,
-    ShardReader,
-    StoredSample,
-    scan_shard,
-)
-from nvlm.data.sources import Source, find_all_sources
-from nvlm.data.stored import ReadSample, decode_images, read_sample
+from nvlm.data.images.image import image_type
+from nvlm.data.index.stored import ReadSample, decode_images, read_sample
+from nvlm.data.samples.conversations import count_image_marks, keep_turns
+from nvlm.data.samples.kinds import SampleParser
+from nvlm.data.samples.prompts import load_prompt_pools
+from nvlm.data.samples.repairs import noting_repairs
+from nvlm.data.samples.sample import IMAGE_MARK, Messages, SampleError
+from nvlm.data.shards.energon import excluded_samples, read_field_map
+from nvlm.data.shards.shard import ByteRange, ShardReader, StoredSample, scan_shard
+from nvlm.data.shards.sources import Source, find_all_sources
 from nvlm.errors import DataError
 from nvlm.evaluate.score import NUM_ANNOTATORS, Truth
+from nvlm.places import check_name
 
 SAMPLES_FILE = "samples.jsonl"
 # Reasons of what is left out although nothing is wrong with it, or with the sample alone.

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from nvlm.batch import SkippedSample, too_many_skipped
 from nvlm.checkpoint_io import on_main_rank, read_config, resolve_checkpoint
 from nvlm.config.schema import ParallelConfig, RunConfig
-from nvlm.data.encode import SampleEncoder, prepare_prompt
-from nvlm.data.repairs import noting_repairs
-from nvlm.data.sample import SampleError, ShardReader
-from nvlm.data.stored import decode_images
+from nvlm.data.index.stored import decode_images
+from nvlm.data.samples.repairs import noting_repairs
+from nvlm.data.samples.sample import SampleError
+from nvlm.data.shards.shard import ShardReader
+from nvlm.data.text.encode import SampleEncoder, prepare_prompt
 from nvlm.errors import DataError
 from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.heldout import HeldOut, Question, choose_questions, read_questions, with_data

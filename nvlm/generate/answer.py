@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from nvlm.checkpoint_io import read_config, resolve_checkpoint
 from nvlm.config.schema import ParallelConfig
-from nvlm.data.image import decode_image
-from nvlm.data.regular_files import MAX_IMAGE_BYTES, read_regular_file
-from nvlm.data.repairs import REPAIRS, noting_repairs
-from nvlm.data.sample import IMAGE_MARK, SampleError
-from nvlm.data.text_members import VIDEO_MARK, checked_text
+from nvlm.data.images.image import decode_image
+from nvlm.data.samples.repairs import REPAIRS, noting_repairs
+from nvlm.data.samples.sample import IMAGE_MARK, SampleError
+from nvlm.data.samples.text_members import VIDEO_MARK, checked_text
+from nvlm.data.shards.regular_files import MAX_IMAGE_BYTES, read_regular_file
 from nvlm.errors import DataError
 from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
 from nvlm.printing import say
@@ -53,7 +53,7 @@ def answer(
     text = _with_marks(prompt, len(pictures))
     import torch
 
-    from nvlm.data.encode import SampleEncoder, prepare_prompt
+    from nvlm.data.text.encode import SampleEncoder, prepare_prompt
     from nvlm.generate.greedy import check_positions, generate_greedy
     from nvlm.generate.load import config_for_generation, load_for_generation
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nvlm.checkpoint_io import check_contents, read_config, read_sharded, resolve_checkpoint
 from nvlm.config.checks import check_config, check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
-from nvlm.data.chat import open_tokenizer
+from nvlm.data.text.chat import open_tokenizer
 from nvlm.parallel.groups import initialize, world_size_from_environment
 from nvlm.safe_loading import check_readable
 

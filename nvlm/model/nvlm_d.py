@@ -17,17 +17,17 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
-from nvlm.model.internvit import InternViT
-from nvlm.model.language import build_language_model
-from nvlm.model.layers import layer_parts, recomputable
-from nvlm.model.projector import VisionProjection, pixel_shuffle
-from nvlm.model.splice import splice
-from nvlm.model.stage import check_stage
-from nvlm.model.transformer_config import (
+from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
+from nvlm.model.decoders.qwen2 import build_language_model
+from nvlm.model.encoders.internvit import InternViT
+from nvlm.model.parts.layers import layer_parts, recomputable
+from nvlm.model.parts.transformer_config import (
     language_transformer_config,
     projector_transformer_config,
     vision_transformer_config,
 )
+from nvlm.model.placement import check_stage
+from nvlm.model.splice import splice
 from nvlm.parallel.groups import Parallel
 
 
@@ -35,7 +35,7 @@ def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
     """This process's parts of the model, on its device, in `train.precision`.
 
     One part, or `parallel.virtual_pipeline` of them. Weights are left unset: fill them with
-    `nvlm.model.initialize.initialize_weights` or from a checkpoint.
+    `nvlm.model.parts.initialize.initialize_weights` or from a checkpoint.
 
     Raises:
         ConfigError: `model.layer_implementation` asks for what this machine does not have.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nvlm.batch import MicroBatch
 from nvlm.errors import TrainingError
-from nvlm.model.names import named_modules, named_parameters
+from nvlm.model.parts.names import named_modules, named_parameters
 from nvlm.parallel.groups import Parallel
 
 # Longer lists are cut, with the number of what was left out.

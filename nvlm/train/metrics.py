@@ -13,8 +13,8 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import TrainingError
 from nvlm.printing import printable
 from nvlm.tables import print_table
+from nvlm.train.freezing import ModuleRow
 from nvlm.train.run_folder import METRICS_FILE, SKIPPED_FILE, open_records, read_run_id
-from nvlm.train.stages import ModuleRow
 
 # Of a step; the file has all.
 _NUM_SKIPPED_PRINTED = 10

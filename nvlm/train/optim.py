@@ -8,10 +8,10 @@ import torch
 
 from nvlm import platform
 from nvlm.config.schema import RunConfig
-from nvlm.model.names import named_parameters
+from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.train.freezing import Multiplier, has_weight_decay
 from nvlm.train.optimizer_state import keep_padding_between_buckets
-from nvlm.train.stages import Multiplier, has_weight_decay
 
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -43,7 +43,7 @@ def build_optimizer(
     """Distributed AdamW over the trainable parameters of the wrapped `chunks`.
 
     Biases, norms and other vectors have no weight decay, as is standard in Megatron-core.
-    `factors` maps names of `nvlm.model.names` to factors on learning rate and weight decay.
+    `factors` maps names of `nvlm.model.parts.names` to factors on learning rate and weight decay.
     """
     from megatron.core.optimizer import (
         OptimizerConfig,

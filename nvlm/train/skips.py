@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from nvlm.batch import SkippedSample, too_many_skipped
-from nvlm.data.index import SourceIndex
+from nvlm.data.index.source_index import SourceIndex
 from nvlm.errors import DataError
 
 _NUM_NAMED = 5

@@ -21,12 +21,12 @@ from nvlm.checkpoint_files import (
 from nvlm.checkpoint_io import on_main_rank
 from nvlm.config import RunConfig
 from nvlm.config.checks import check_world_size
-from nvlm.data.index import SourceIndex, open_indexes
-from nvlm.data.loader import build_loader
-from nvlm.data.order import check_state, data_changes
+from nvlm.data.index.source_index import SourceIndex, open_indexes
+from nvlm.data.loading.loader import build_loader
+from nvlm.data.order.planner import check_state, data_changes
 from nvlm.errors import DataError
-from nvlm.model.initialize import initialize_weights
 from nvlm.model.nvlm_d import build_model_chunks
+from nvlm.model.parts.initialize import initialize_weights
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import (
     Parallel,
@@ -46,6 +46,7 @@ from nvlm.train.checkpoint import (
     save_training_state,
 )
 from nvlm.train.diagnose import check_parameters
+from nvlm.train.freezing import freeze, module_table, multipliers
 from nvlm.train.metrics import MetricsWriter, print_module_table
 from nvlm.train.optim import (
     build_optimizer,
@@ -57,7 +58,6 @@ from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.rates import rate_changes
 from nvlm.train.run_folder import open_run_folder
 from nvlm.train.skips import add_counts, check_index, check_run, count_skipped
-from nvlm.train.stages import freeze, module_table, multipliers
 from nvlm.train.step import train_step
 
 

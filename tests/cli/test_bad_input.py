@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-from spawn import REPOSITORY, environment
+from helpers.spawn import REPOSITORY, environment
 
 from nvlm import cli
 

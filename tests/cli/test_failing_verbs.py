@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from spawn import REPOSITORY
+from helpers.spawn import REPOSITORY
 
 from nvlm import cli
 from nvlm.config import load_config

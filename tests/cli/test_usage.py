@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from nvlm import cli
+from nvlm.cli.arguments import path_of_user
 from nvlm.errors import ConfigError
 
 
@@ -104,14 +105,14 @@ def test_completion_imports_no_torch():
 
 def test_paths_of_the_command_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert cli.path_of_user("~/x") == Path("/home/somebody/x")
-    assert cli.path_of_user("${HOME}/x") == Path("/home/somebody/x")
-    assert cli.path_of_user("x") == Path("x")
+    assert path_of_user("~/x") == Path("/home/somebody/x")
+    assert path_of_user("${HOME}/x") == Path("/home/somebody/x")
+    assert path_of_user("x") == Path("x")
     groups = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
     for command in [command for group in groups for command in group.registered_commands]:
         for name, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "pathlib" in str(hint) and name != "config":  # load_config does it there
-                assert hint.__metadata__[0].parser is cli.path_of_user, (command.callback, name)
+                assert hint.__metadata__[0].parser is path_of_user, (command.callback, name)
 
 
 def test_options_that_are_not_given_have_their_defaults():

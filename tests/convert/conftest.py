@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import small_folders
+from helpers import small_folders
 
 from nvlm.config import RunConfig
 

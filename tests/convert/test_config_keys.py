@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_folders
 import torch
+from helpers import small_folders
 
 from nvlm.config.schema import LanguageConfig, RunConfig
-from nvlm.convert.architectures import (
+from nvlm.convert.export.config import model_config
+from nvlm.convert.hf.architectures import (
     folders_differ,
     language_problems,
     language_values,
@@ -23,9 +24,8 @@ from nvlm.convert.architectures import (
     vision_problems,
     vision_values,
 )
-from nvlm.convert.config_keys import INTERN_VIT, LLAMA, NVLM_D, QWEN2, Keys
-from nvlm.convert.export_config import model_config
-from nvlm.convert.hf_folder import FolderPart
+from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, NVLM_D, QWEN2, Keys
+from nvlm.convert.hf.folder import FolderPart
 
 KEYS = {"qwen2": QWEN2, "llama": LLAMA, "intern_vit": INTERN_VIT, "nvlm_d": NVLM_D}
 

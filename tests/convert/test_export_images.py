@@ -11,8 +11,8 @@ import torch
 from PIL import ExifTags, Image
 
 import nvlm.convert
-from nvlm.data.image import decode_image
-from nvlm.data.tiling import cut_tiles
+from nvlm.data.images.image import decode_image
+from nvlm.data.images.tiling import cut_tiles
 
 CODE = Path(nvlm.convert.__file__).with_name("hf_files") / "image_tiling.py"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_folders
+from helpers import small_folders
 from safetensors.torch import load_file, save_file
 
 from nvlm.checkpoint_io import read_config
 from nvlm.config import save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
-from nvlm.convert.hf_folder import HfFolder, read_json
-from nvlm.convert.safetensors_file import SafetensorsFile
-from nvlm.data.chat import load_chat_tokenizer
+from nvlm.convert.hf.folder import HfFolder, read_json
+from nvlm.convert.hf.safetensors_file import SafetensorsFile
+from nvlm.data.text.chat import load_chat_tokenizer
 from nvlm.errors import ConvertError, DataError
 
 # A module that leaves a mark when it is imported.

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import published_models
 import pytest
-import small_folders
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers import published_models, small_folders
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -173,7 +172,7 @@ def test_export_computes_what_megatron_computes(case, converted, measure):
     """Logits of text around two tiles, by the modelling files from the export's folder."""
     from nvlm.convert.hf_files.modeling_nvlm_d import NVLM_D_Model
     from nvlm.generate.load import load_for_generation
-    from nvlm.model.internvit import normalize_tiles
+    from nvlm.model.encoders.internvit import normalize_tiles
     from nvlm.parallel.groups import shut_down
 
     vision, language = case.config.model.vision, case.config.model.language

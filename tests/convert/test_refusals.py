@@ -9,15 +9,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_folders
 import torch
+from helpers import small_folders
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nvlm.checkpoint_io import read_config
 from nvlm.config import save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
-from nvlm.convert.export_shards import parse_size
+from nvlm.convert.export.shards import parse_size
 from nvlm.errors import CheckpointError, ConvertError
 
 NORM = "encoder.layers.1.norm1.weight"

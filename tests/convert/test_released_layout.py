@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_folders
+from helpers import small_folders
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 

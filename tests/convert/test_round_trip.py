@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import small_folders
 import torch
+from helpers import small_folders
 
 from nvlm.convert import convert_to_hf
 from nvlm.convert.rules import expected_tensors, export_rules

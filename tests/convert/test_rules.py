@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-import small_folders
 import torch
+from helpers import small_folders
 
-from nvlm.config.derived import parameter_shapes
 from nvlm.convert.rules import (
     expected_tensors,
     export_rules,
@@ -19,6 +18,7 @@ from nvlm.convert.rules import (
     vision_rules,
 )
 from nvlm.errors import ConvertError
+from nvlm.sizes.parameters import parameter_shapes
 
 
 def _numbered(shape: tuple[int, ...]) -> torch.Tensor:

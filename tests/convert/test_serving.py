@@ -7,21 +7,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import export_runs
 import numpy as np
 import pytest
-import small_folders
 import torch
-import vllm_expectations
-from export_runs import Exported, make_export
+from helpers import export_runs, small_folders, vllm_expectations
+from helpers.export_runs import Exported, make_export
 from PIL import Image
 
 from nvlm.config import load_config
-from nvlm.convert.export_config import model_config, serving_differences
+from nvlm.convert.export.config import model_config, serving_differences
 from nvlm.convert.rules import expected_tensors, export_rules
-from nvlm.data.encode import SampleEncoder
-from nvlm.data.image import to_pixels
-from nvlm.data.tiling import cut_tiles
+from nvlm.data.images.image import to_pixels
+from nvlm.data.images.tiling import cut_tiles
+from nvlm.data.text.encode import SampleEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What a model needs so that every program opens its export with no difference: tiles of 448 pixels

@@ -12,33 +12,31 @@ from contextlib import contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
 
-import measure_memory
 import pytest
-import small_folders
-import spawn
 import torch
+from helpers import measure_memory, small_folders, spawn
 from safetensors.torch import save_file
 
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.convert.blocks import all_finite, row_blocks
-from nvlm.convert.checkpoint_reader import CheckpointReader
-from nvlm.convert.entries import is_stack, source_rows
+from nvlm.convert.hf.safetensors_file import SafetensorsOutput
+from nvlm.convert.megatron.entries import is_stack, source_rows
+from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import export_rules, to_megatron
-from nvlm.convert.safetensors_file import SafetensorsOutput
 from nvlm.convert.session import Processes
 from nvlm.convert.verify import verify
 from nvlm.errors import CheckpointError
 
 
 def _start(script: str, *arguments: str | Path, processes: int = 1) -> subprocess.Popen:
-    path = str(Path(__file__).with_name(script))
+    path = str(spawn.REPOSITORY / "tests" / "helpers" / script)
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(processes)]
     return subprocess.Popen(
         [*launcher, path, *map(str, arguments)],
-        env={**spawn.environment(), "PYTHONPATH": str(spawn.REPOSITORY)},
+        env=spawn.environment(),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_folders
 import torch
+from helpers import small_folders
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nvlm.config import RunConfig, load_config
-from nvlm.data.prompts import load_prompt_pools
-from nvlm.data.sources import flatten_blend
+from nvlm.data.samples.prompts import load_prompt_pools
+from nvlm.data.shards.sources import flatten_blend
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Sources of the paper's tables 4 and 6, those with several parts counted by part.

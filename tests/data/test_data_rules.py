@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hostile_images
-import hostile_text
+from helpers import hostile_images, hostile_text
 
-from nvlm.data.repairs import REPAIRS
+from nvlm.data.samples.repairs import REPAIRS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data_rules.md"
 _BEGIN, _END = "<!-- {} begins -->\n", "<!-- {} ends -->\n"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nvlm.config import load_config
-from nvlm.data.sample import ByteRange
+from nvlm.data.shards.shard import ByteRange
 from nvlm.demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
 from nvlm.errors import NvlmError
 from nvlm.evaluate.heldout import Question

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.walkthrough import REPOSITORY, blocks_of, prepare, run
 from PIL import Image
-from walkthrough import REPOSITORY, blocks_of, prepare, run
 
 PAGE = REPOSITORY / "docs" / "convert.md"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from walkthrough import REPOSITORY, blocks_of, prepare, run
+from helpers.walkthrough import REPOSITORY, blocks_of, prepare, run
 
 from nvlm.config.schema import DataConfig, SourceConfig, StageConfig, TrainConfig
-from nvlm.data.kinds import KINDS
+from nvlm.data.samples.kinds import KINDS
 
 PAGE = REPOSITORY / "docs" / "data.md"
 

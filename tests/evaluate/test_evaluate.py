@@ -36,7 +36,7 @@ def _rows(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    _run(Path(__file__).with_name("random_checkpoints.py"), folder)
+    _run(REPOSITORY / "tests" / "helpers" / "random_checkpoints.py", folder)
     return folder
 
 

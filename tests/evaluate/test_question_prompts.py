@@ -10,17 +10,17 @@ import av
 import numpy as np
 import pytest
 import yaml
-from shard_writing import as_json, draw_image, write_shard
+from helpers.shard_writing import as_json, draw_image, write_shard
 
 from nvlm.config import load_config
-from nvlm.data.encode import SampleEncoder, prepare_prompt
-from nvlm.data.index import open_indexes
-from nvlm.data.lengths import PlannedSource
-from nvlm.data.loader import sample_request
-from nvlm.data.reader import MicroBatchReader
-from nvlm.data.sample import ShardReader
-from nvlm.data.stored import decode_images
-from nvlm.data.windows import Draw
+from nvlm.data.index.source_index import open_indexes
+from nvlm.data.index.stored import decode_images
+from nvlm.data.loading.loader import sample_request
+from nvlm.data.loading.reader import MicroBatchReader
+from nvlm.data.order.lengths import PlannedSource
+from nvlm.data.order.windows import Draw
+from nvlm.data.shards.shard import ShardReader
+from nvlm.data.text.encode import SampleEncoder, prepare_prompt
 from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.heldout import choose_questions, read_questions, with_data
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-import generate_case
 import pytest
-import small_model
-from shard_writing import as_json, draw_image, write_shard
+from helpers import generate_case, small_model
+from helpers.shard_writing import as_json, draw_image, write_shard
 from typer.testing import CliRunner
 
 from nvlm.cli import app

@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import generate_case
 import numpy as np
 import pytest
-import small_model
 import yaml
+from helpers import generate_case, small_model
 from PIL import Image
 
 from nvlm.errors import CheckpointError, DataError

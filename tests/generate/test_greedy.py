@@ -6,11 +6,9 @@ import json
 import subprocess
 import sys
 
-import generate_case
 import pytest
-import small_model
-import spawn
 import torch
+from helpers import generate_case, small_model, spawn
 
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import ParallelConfig

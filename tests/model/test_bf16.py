@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import small_model
 import test_internvit
 import torch
+from helpers import small_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from nvlm.batch import StepBatch
-from nvlm.model import norms
-from nvlm.model.internvit import LayerScale
-from nvlm.model.names import named_parameters
-from nvlm.model.transformer_config import vision_transformer_config
+from nvlm.model.encoders.internvit import LayerScale
+from nvlm.model.parts import norms
+from nvlm.model.parts.names import named_parameters
+from nvlm.model.parts.transformer_config import vision_transformer_config
 
 TRUTH = "transformers InternVL, bf16"
 TRAINING = [
@@ -168,10 +168,10 @@ class Training:
     """The training loop's own model, optimizer and steps, on the same two micro-batches."""
 
     def __init__(self, parallel, *overrides: str):
-        from nvlm.model.initialize import initialize_weights
         from nvlm.model.nvlm_d import build_model_chunks
+        from nvlm.model.parts.initialize import initialize_weights
+        from nvlm.train.freezing import multipliers
         from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
-        from nvlm.train.stages import multipliers
 
         self.config = small_model.small_config(*TRAINING, *overrides)
         self.parallel = parallel

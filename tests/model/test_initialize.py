@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import small_model
 import torch
+from helpers import small_model
 
-from nvlm.model.initialize import initial_tensor, initialize_weights, sharded_tensors
 from nvlm.model.nvlm_d import build_model
+from nvlm.model.parts.initialize import initial_tensor, initialize_weights, sharded_tensors
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import published_models
 import pytest
-import small_model
 import torch
-import variants
+from helpers import published_models, small_model, variants
 from torch import Tensor
 
 

@@ -11,12 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import layout_steps
 import pytest
-import small_model
-import spawn
 import torch
-from layout_steps import RESUMED, STEPS
+from helpers import layout_steps, small_model, spawn
+from helpers.layout_steps import RESUMED, STEPS
 
 from nvlm.parallel.groups import initialize
 

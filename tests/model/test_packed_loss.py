@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import math
 
-import layout_steps
 import numpy as np
 import pytest
-import small_model
 import torch
+from helpers import layout_steps, small_model
 from torch import Tensor
 
 from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
 from nvlm.config import RunConfig
-from nvlm.data.collate import PackedSample, build_micro_batch
-from nvlm.data.encode import EncodedSample
+from nvlm.data.loading.collate import PackedSample, build_micro_batch
+from nvlm.data.text.encode import EncodedSample
 from nvlm.train.loss_weights import normalize_loss_weights
 
 # (tokens, tiles, trained tokens at the end, weight of the source)

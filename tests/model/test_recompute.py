@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-import layout_steps
 import pytest
-import small_model
 import torch
+from helpers import layout_steps, small_model
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from nvlm.model.attention import SdpaAttention
-from nvlm.model.names import named_modules
+from nvlm.model.parts.attention import SdpaAttention
+from nvlm.model.parts.names import named_modules
 from nvlm.parallel.groups import Parallel
 
 NUM_LAYERS = 2  # of each component

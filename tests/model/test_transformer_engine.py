@@ -12,12 +12,12 @@ from pathlib import Path
 
 import megatron.core
 import pytest
-import small_model
 import test_bf16
 import torch
+from helpers import small_model
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from nvlm.model.layers import LayerParts, layer_parts
+from nvlm.model.parts.layers import LayerParts, layer_parts
 
 WRAPPERS = Path(megatron.core.__file__).parent / "extensions" / "transformer_engine.py"
 
@@ -168,8 +168,8 @@ def test_losses_and_gradients_in_bf16(parallel, measure):
 def test_vision_encoder_in_fp32(parallel, measure):
     """The decoder's packed attention has no fp32 in Transformer Engine; the encoder's has."""
     from nvlm import platform
-    from nvlm.model.internvit import InternViT
-    from nvlm.model.transformer_config import vision_transformer_config
+    from nvlm.model.encoders.internvit import InternViT
+    from nvlm.model.parts.transformer_config import vision_transformer_config
 
     config = config_of("local", "fp32")
     local = small_model.build(config, parallel).vision_model

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import small_model
 import torch
-import variants
+from helpers import small_model, variants
 
 from nvlm.batch import StepBatch
-from nvlm.config.derived import num_padding_parameters, parameter_shapes
 from nvlm.convert.rules import Rule, to_hugging_face, vision_rules
 from nvlm.model.nvlm_d import build_model
+from nvlm.sizes.parameters import num_padding_parameters, parameter_shapes
 
 ALL = variants.VISION | variants.LANGUAGE
 
@@ -43,8 +42,8 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
     head. Its norm weights see queries and keys of zero. Adam moves nothing whose gradient has
     always been zero, and decay multiplies zero.
     """
+    from nvlm.train.freezing import multipliers
     from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
-    from nvlm.train.stages import multipliers
     from nvlm.train.step import train_step
 
     config = small_model.small_config(
@@ -84,7 +83,7 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
 @pytest.mark.parametrize("variant", variants.VISION)
 def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     """modeling_intern_vit.py with our weights: outputs, and gradients of every tensor."""
-    from nvlm.convert.architectures import vision_values
+    from nvlm.convert.hf.architectures import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 

@@ -8,20 +8,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from helpers.shard_writing import corrupt_members
+from helpers.spawn import metrics, run_or_fail
 from PIL import Image
-from spawn import metrics, run_or_fail
-
-
-def corrupt_members(shard: Path, suffix: str, count: int) -> list[str]:
-    """Overwrite the middle of the first `count` members ending in `suffix`; returns their keys."""
-    with tarfile.open(shard) as tar:
-        members = [m for m in tar if m.name.endswith(suffix)][:count]
-    with shard.open("r+b") as file:
-        for member in members:
-            file.seek(member.offset_data + member.size // 3)
-            file.write(b"\xff\x00" * (member.size // 4))
-    assert members
-    return [member.name.partition(".")[0] for member in members]
 
 
 def copy_with_alpha(shard: Path, to: Path) -> None:

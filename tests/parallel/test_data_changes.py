@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from spawn import metrics, run, run_or_fail
-from test_bad_samples import corrupt_members
+from helpers.shard_writing import corrupt_members
+from helpers.spawn import metrics, run, run_or_fail
 
 
 def arguments(folder: Path, data: Path, *overrides: str) -> list[str]:

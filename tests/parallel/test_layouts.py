@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from spawn import REPOSITORY, metrics, run_or_fail
+from helpers.spawn import REPOSITORY, metrics, run_or_fail
 
 STEPS = 10
 # The layouts stop half-way: all ten are warm-up, so the rates are the same.

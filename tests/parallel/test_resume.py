@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spawn import kill, metrics, run_or_fail, start
+from helpers.spawn import kill, metrics, run_or_fail, start
 
 STEPS = 8
 

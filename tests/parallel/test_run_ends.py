@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from spawn import kill, metrics, start
+from helpers.spawn import kill, metrics, start
 
 STEPS = 40
 

@@ -7,7 +7,7 @@ import math
 import sys
 
 import pytest
-import spawn
+from helpers import spawn
 
 
 def run_arguments(demo_data, folder, *overrides: str) -> list[str]:

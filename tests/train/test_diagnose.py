@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 
 import pytest
-import small_model
 import torch
+from helpers import small_model
 
 from nvlm.batch import StepBatch
 from nvlm.errors import TrainingError
 from nvlm.train.diagnose import check_parameters
+from nvlm.train.freezing import multipliers
 from nvlm.train.optim import build_optimizer, wrap_data_parallel
-from nvlm.train.stages import multipliers
 from nvlm.train.step import train_step
 
 CONFIG = small_model.small_config()

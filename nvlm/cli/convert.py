@@ -1,0 +1,117 @@
+"""`nvlm convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from nvlm.cli.app import convert_app
+from nvlm.cli.arguments import Overrides, path_of_user
+from nvlm.launch import launched, rank_to_speak
+from nvlm.places import check_folder
+
+
+def check_beside(out: Path) -> None:
+    """A folder that is written beside `out` and renamed."""
+    if launched().rank == 0:
+        check_folder(out.parent, "OUT")
+
+
+@convert_app.command("from-hf", short_help="Make a checkpoint from Hugging Face folders.")
+def convert_from_hf_command(
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="OUT", help="The checkpoint folder to write."),
+    ],
+    config: Annotated[Path, typer.Option(metavar="FILE", help="A run's YAML file.")],
+    vision: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Hugging Face folder of an InternViT; goes with --language.",
+        ),
+    ] = None,
+    language: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Hugging Face folder of a Qwen2; goes with --vision.",
+        ),
+    ] = None,
+    nvlm: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Folder of an NVLM-D as released, or an export; instead of the two.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2, or from an NVLM-D."""
+    launched()
+    from nvlm.config import load_config
+    from nvlm.errors import ConvertError
+
+    checked = load_config(config, overrides or [])
+    check_beside(out)
+    from nvlm.convert import convert_from_hf, convert_from_nvlm
+
+    if nvlm is not None and vision is None and language is None:
+        convert_from_nvlm(nvlm, checked, out)
+    elif nvlm is None and vision is not None and language is not None:
+        convert_from_hf(vision, language, checked, out)
+    else:
+        raise ConvertError("give either --vision and --language, or --nvlm")
+
+
+@convert_app.command("to-hf", short_help="Write a checkpoint as a Hugging Face folder.")
+def convert_to_hf_command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The folder to write.")
+    ],
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="bf16 or fp32; the checkpoint's own where not given."),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that transformers opens."""
+    launched()
+    check_beside(out)
+    from nvlm.convert.to_hf import convert_to_hf
+
+    convert_to_hf(checkpoint, out, dtype, shard_size)
+
+
+@convert_app.command("verify", short_help="Compare two models bit by bit.")
+def convert_verify_command(
+    a: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="A", help="Hugging Face, checkpoint or run folder."
+        ),
+    ],
+    b: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="B", help="Another one, of either kind.")
+    ],
+) -> None:
+    """Compare two models bit by bit; exit code 0: equal, 1: different, 2: not comparable."""
+    launched()
+    from nvlm.convert.verify import print_report, verify
+
+    report = verify(a, b)
+    if rank_to_speak() == 0:
+        print_report(report)
+    if not report.is_equal:
+        raise typer.Exit(1)

@@ -1,0 +1,34 @@
+"""`nvlm config` and `nvlm model`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nvlm.cli.app import config_app, model_app
+from nvlm.cli.arguments import ConfigFile, Overrides
+from nvlm.launch import planned_world_size
+
+
+@config_app.command("show", short_help="Print the resolved configuration and its numbers.")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved configuration and the numbers that follow from it."""
+    from nvlm.views.config import show
+
+    show(config, overrides or [], planned_world_size())
+
+
+@model_app.command("summary", short_help="Count parameters by part and pipeline stage.")
+def model_summary(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Build the model without memory for it, and count its parameters by part and stage."""
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.views.model import print_summary
+
+    print_summary(checked, as_json)

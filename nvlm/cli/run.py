@@ -1,0 +1,130 @@
+"""`nvlm train`, `generate`, `evaluate`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from nvlm.cli.app import app
+from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, Pipeline, Tensor, path_of_user
+from nvlm.launch import launched, rank_to_speak
+from nvlm.printing import say
+
+
+@app.command("train", short_help="Train a stage; run again to resume.")
+def train_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    allow_data_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-data-change",
+            help="Resume although seed, blend, samples or template changed; says where each source "
+            "goes on.",
+        ),
+    ] = False,
+) -> None:
+    """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
+    launched()
+    from nvlm.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from nvlm.train.preflight import check_before_start
+
+    if launched().rank == 0:
+        check_before_start(checked)
+    from nvlm.train.ownership import own_run_folder
+
+    owning = own_run_folder(Path(checked.run.dir)) if launched().rank == 0 else nullcontext()
+    with owning as ownership:
+        from nvlm.train.trainer import train
+
+        train(checked, allow_data_change, ownership)
+
+
+@app.command("generate", short_help="Answer a prompt about images.")
+def generate_command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            parser=path_of_user,
+            metavar="FILE",
+            help="An image file; repeat for several, in the order of their marks.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Most tokens to answer with.")
+    ] = 64,
+    tensor: Tensor = None,
+    pipeline: Pipeline = None,
+) -> None:
+    """Answer a prompt about images with a Megatron checkpoint (greedy decoding).
+
+    Several processes take the layout that the checkpoint was trained with, unless --tensor or
+    --pipeline say another.
+    """
+    launched()
+    from nvlm.generate.answer import answer
+
+    text = answer(checkpoint, prompt, image or [], max_new_tokens, tensor, pipeline)
+    if rank_to_speak() == 0:
+        say(text)
+
+
+@app.command("evaluate", short_help="Answer a split's questions and score the answers.")
+def evaluate_command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
+        ),
+    ],
+    data_root: Annotated[
+        Path,
+        typer.Option(parser=path_of_user, metavar="DIR", help="Folder with the split's shards."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=path_of_user, metavar="FILE", help="JSON lines to write, one per sample."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
+    limit_per_task: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=LARGEST, help="At most so many samples of each task."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Most tokens to answer with.")
+    ] = 32,
+    tensor: Tensor = None,
+    pipeline: Pipeline = None,
+) -> None:
+    """Answer a split's questions and print the share that is right, per task.
+
+    Under torchrun every --tensor x --pipeline processes (1 x 1 where not given) hold the model and
+    answer their share.
+    """
+    launched()
+    from nvlm.evaluate.run import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        data_root,
+        split,
+        out,
+        limit_per_task,
+        max_new_tokens,
+        tensor or 1,
+        pipeline or 1,
+    )

@@ -1,0 +1,1 @@
+"""What an exported folder holds beside its rules: shards, configuration, tokenizer, model card."""

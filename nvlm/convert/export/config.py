@@ -1,0 +1,189 @@
+"""The JSON files of an export: what the model is, how it generates, how images are prepared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvlm.config.schema import RunConfig
+from nvlm.convert.hf.architectures import (
+    language_architecture,
+    language_values,
+    prompt_values,
+    vision_values,
+)
+from nvlm.errors import ConvertError
+
+# What servers for the released NVLM-D build without being told (docs/serving.md has the sources).
+RELEASED_PROJECTOR_EPSILON = 1e-5
+RELEASED_NUM_DUMMY_HEADS = 7
+RELEASED_IMAGE_TOKEN = "<|vision_pad|>"
+RELEASED_IMAGE_SIZE = 448
+RELEASED_MAX_NUM_TILES = 6
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+def model_config(
+    config: RunConfig, dtype: str, image_token_id: int, eos_token_id: int, pad_token_id: int | None
+) -> dict[str, Any]:
+    """`config.json`, with the released model's keys and ours (see configuration_nvlm_d.py).
+
+    Args:
+        dtype: `float32` or `bfloat16`.
+        image_token_id: id of `model.image_token`.
+        eos_token_id: id of the token that ends a turn.
+        pad_token_id: the tokenizer's padding id, if it has one.
+    """
+    vision, language = config.model.vision, config.model.language
+    architecture = language_architecture(language)
+    # The data type twice: transformers reads `dtype` from 4.56 on, `torch_dtype` before.
+    dtypes = {"dtype": dtype, "torch_dtype": dtype}
+    return {
+        "architectures": ["NVLM_D"],
+        "auto_map": {
+            "AutoConfig": "configuration_nvlm_d.NVLM_D_Config",
+            "AutoModel": "modeling_nvlm_d.NVLM_D_Model",
+            "AutoModelForCausalLM": "modeling_nvlm_d.NVLM_D_Model",
+        },
+        "model_type": "NVLM_D",
+        **dtypes,
+        "downsample_ratio": 0.5,
+        "force_image_size": vision.image_size,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "tie_word_embeddings": language.share_embeddings_and_output_weights,
+        "img_context_token_id": image_token_id,
+        "projector_hidden_size": config.model.projector.ffn_hidden_size,
+        "projector_layer_norm_eps": config.model.projector.norm_epsilon,
+        **prompt_values(config),
+        "llm_config": {
+            "architectures": [architecture],
+            "model_type": "qwen2" if language.qkv_bias else "llama",
+            "attention_dropout": 0.0,
+            "bos_token_id": None,
+            **dtypes,
+            "eos_token_id": eos_token_id,
+            "initializer_range": 0.02,
+            "pad_token_id": pad_token_id,
+            "use_cache": True,
+            **language_values(language),
+        },
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "model_type": "intern_vit_6b",
+            "attention_dropout": 0.0,
+            "drop_path_rate": 0.0,
+            "dropout": 0.0,
+            **dtypes,
+            "initializer_factor": vision.layer_scale_init,
+            "initializer_range": vision.init_std,
+            "num_channels": 3,
+            "num_stored_attention_heads": vision.num_stored_attention_heads,
+            **vision_values(vision),
+        },
+    }
+
+
+def generation_config(eos_token_id: int, pad_token_id: int | None) -> dict[str, Any]:
+    """`generation_config.json`: greedy."""
+    return {"do_sample": False, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+
+
+def preprocessor_config(image_size: int) -> dict[str, Any]:
+    """`preprocessor_config.json`, as the released model has it: one tile's preparation."""
+    return {
+        "crop_size": image_size,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "resample": 3,
+        "size": image_size,
+    }
+
+
+def check_tile_tags(config: RunConfig) -> None:
+    """Raise `ConvertError` for tags that the exported modelling files cannot write."""
+    if config.stage.tile_tags not in ("none", "1d"):
+        raise ConvertError(
+            f"stage.tile_tags {config.stage.tile_tags}: exported models know `none` and `1d`, "
+            "since they are told how many tiles an image has and not in what grid; use this "
+            "checkpoint with `nvlm generate` and `nvlm evaluate`"
+        )
+
+
+def serving_differences(config: RunConfig) -> list[str]:
+    """What servers for the released NVLM-D assume that is not so of this model, a clause each.
+
+    The modelling files inside the export follow the training in all of these, so transformers does,
+    and VLMEvalKit wherever it leaves the matter to them.
+    """
+    return [*_load_differences(config), *_prompt_differences(config)]
+
+
+def _load_differences(config: RunConfig) -> list[str]:
+    """What vLLM cannot load, or computes otherwise."""
+    vision, projector = config.model.vision, config.model.projector
+    width = config.model.language.ffn_hidden_size
+    differences = []
+    expected_heads = vision.num_attention_heads + RELEASED_NUM_DUMMY_HEADS
+    if vision.num_stored_attention_heads != expected_heads:
+        differences.append(
+            f"vLLM cannot load it: the vision encoder stores {vision.num_stored_attention_heads} "
+            f"heads, and vLLM's NVLM_D expects {expected_heads}, {RELEASED_NUM_DUMMY_HEADS} more "
+            "than the real ones"
+        )
+    if projector.ffn_hidden_size != width:
+        differences.append(
+            f"vLLM cannot load it: the projector is {projector.ffn_hidden_size} wide, and vLLM "
+            f"builds it as wide as the language model's feed-forward, {width}"
+        )
+    if projector.norm_epsilon != RELEASED_PROJECTOR_EPSILON:
+        differences.append(
+            f"the projector's LayerNorm was trained with epsilon {projector.norm_epsilon:g}; "
+            f"vLLM computes with {RELEASED_PROJECTOR_EPSILON:g}"
+        )
+    return differences
+
+
+def _prompt_differences(config: RunConfig) -> list[str]:
+    """What of images and their tags servers write otherwise."""
+    stage, image_size = config.stage, config.model.vision.image_size
+    differences = []
+    if config.model.image_token != RELEASED_IMAGE_TOKEN:
+        differences.append(
+            f"vLLM cannot place images: its placeholder is {RELEASED_IMAGE_TOKEN}, this model's is "
+            f"{config.model.image_token}"
+        )
+    if stage.tile_tags != "1d":
+        differences.append("trained without tile tags; vLLM writes 1-D tags")
+    if stage.tile_tags == "1d" and stage.max_num_tiles > 9:
+        digits = len(str(stage.max_num_tiles))
+        differences.append(
+            f"trained with tags of {digits} digits, as `<tile_{1:0{digits}}>`; vLLM writes "
+            "`<tile_1>`"
+        )
+    if not stage.use_thumbnail and stage.max_num_tiles > 1:
+        differences.append(
+            "trained without thumbnails; vLLM writes no tag for the last tile then and refuses the "
+            "image, VLMEvalKit adds a thumbnail"
+        )
+    if stage.image_boundary != "merged":
+        differences.append(
+            "`<Image>` and the first tile tag were tokenised apart; vLLM tokenises "
+            "`<Image><tile_1>` as one text"
+        )
+    if image_size != RELEASED_IMAGE_SIZE:
+        differences.append(
+            f"VLMEvalKit cannot feed it: it cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model "
+            f"reads tiles of {image_size}"
+        )
+    if stage.max_num_tiles != RELEASED_MAX_NUM_TILES:
+        differences.append(
+            f"VLMEvalKit cuts an image into at most {RELEASED_MAX_NUM_TILES} tiles, this model was "
+            f"trained with {stage.max_num_tiles}"
+        )
+    return differences

@@ -1,0 +1,54 @@
+"""What an export holds beside its weights: settings, tokenizer, modelling files, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvlm.config.schema import RunConfig
+from nvlm.convert.export.config import generation_config, model_config, preprocessor_config
+from nvlm.convert.export.model_card import model_card
+from nvlm.convert.export.tokenizer import TURN_END, save_tokenizer
+from nvlm.convert.hf.folder import CONFIG_FILE
+from nvlm.convert.rules import Rule, export_rules, num_parameters
+
+MODELING_FILES = (
+    "chat.py",
+    "configuration_intern_vit.py",
+    "configuration_nvlm_d.py",
+    "image_tiling.py",
+    "modeling_intern_vit.py",
+    "modeling_nvlm_d.py",
+    "prompts.py",
+)
+
+
+def write_export_files(
+    folder: Path, config: RunConfig, progress: dict | None, tokenizer: Any, dtype: torch.dtype
+) -> None:
+    """Write all but the weights of an export into `folder`."""
+    dtype_name = str(dtype).removeprefix("torch.")
+    image_token_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    eos_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(TURN_END), tokenizer.pad_token_id
+    if pad_token_id is None:
+        pad_token_id = eos_token_id
+    save_tokenizer(tokenizer, config.stage.system_message, folder)
+    files = {
+        CONFIG_FILE: model_config(config, dtype_name, image_token_id, eos_token_id, pad_token_id),
+        "generation_config.json": generation_config(eos_token_id, pad_token_id),
+        "preprocessor_config.json": preprocessor_config(config.model.vision.image_size),
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    for name in MODELING_FILES:
+        shutil.copyfile(Path(__file__).parents[1] / "hf_files" / name, folder / name)
+
+    components: dict[str, list[Rule]] = {}
+    for rule in export_rules(config.model):
+        components.setdefault(rule.key.partition(".")[0], []).append(rule)
+    sizes = {name: num_parameters(rules) for name, rules in components.items()}
+    (folder / "README.md").write_text(model_card(config, progress, sizes, dtype_name))

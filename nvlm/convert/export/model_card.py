@@ -1,0 +1,212 @@
+"""`README.md` of an export."""
+
+from __future__ import annotations
+
+import textwrap
+
+from nvlm.config.compose import to_yaml
+from nvlm.config.schema import RunConfig
+from nvlm.convert.export.config import serving_differences
+from nvlm.convert.hf.architectures import language_architecture
+
+_TEMPLATE = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [nvlm-d, multimodal]
+---
+
+# {name}
+
+{introduction}
+
+| component | parameters |
+|---|---|
+{parameters}
+
+{weights}
+
+## Use
+
+With transformers (tried with 4.49 to 5.23):
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+folder = "."  # this folder
+model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.{dtype}).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+settings = dict(max_new_tokens=128, do_sample=False)
+
+pixel_values = model.load_image("image.png")
+print(model.chat(tokenizer, pixel_values, "<image>\\nWhat is shown?", settings))
+
+# Several images: tiles one after another, and how many belong to each.
+images = [model.load_image(name) for name in ("first.png", "second.png")]
+question = "<image>\\n<image>\\nWhat differs?"
+num_patches = [len(image) for image in images]
+print(model.chat(tokenizer, torch.cat(images), question, settings, num_patches_list=num_patches))
+
+# Text only, and a second turn.
+answer, history = model.chat(tokenizer, None, "Hello!", settings, return_history=True)
+print(model.chat(tokenizer, None, "And again?", settings, history=history))
+```
+
+Before transformers 4.56, write `torch_dtype` for `dtype`. `chat` takes the released NVLM-D-72B's
+arguments. With `device_map="auto"` (needs accelerate) the model spreads over all devices.
+
+{vlmevalkit}
+
+{vllm}
+
+## Prompt
+
+{prompt}
+
+## Limits
+
+{lengths}
+- Single images, several images and text; no video.
+- Its answers can be wrong or harmful like those of the language model it was made from. This card
+  reports no evaluation: whoever publishes the model should add what was measured.
+{differences}
+## Provenance and licence
+
+{provenance}
+
+The weights stand under the licences of the models that they started from and of the data they were
+trained on. Neither is recorded here: name both, and add `license:` to the head of this file, before
+you publish it. (InternViT-6B and 300M are MIT; Qwen2-72B has Qwen's own licence, smaller Qwen2 are
+Apache-2.0; the released NVLM-D-72B is CC BY-NC 4.0. Check the ones you used.) The Python files in
+this folder are Apache-2.0.
+
+## Training configuration
+
+```yaml
+{config}```
+"""
+
+_VLMEVALKIT = "With VLMEvalKit: class `NVLM`, `model_path` this folder."
+_VLLM = """\
+With vLLM, which has its own code for this architecture:
+
+```bash
+vllm serve . --trust-remote-code
+```"""
+
+
+def model_card(
+    config: RunConfig, progress: dict | None, num_parameters: dict[str, int], dtype: str
+) -> str:
+    """Markdown for the export of a checkpoint.
+
+    Args:
+        progress: what the training run noted beside its weights; None for converted weights.
+        num_parameters: component -> parameters, zero heads counted.
+        dtype: `float32` or `bfloat16`.
+    """
+    rows = {**num_parameters, "total": sum(num_parameters.values())}
+    differences = serving_differences(config)
+    vlmevalkit, differences = _how_to(_VLMEVALKIT, "VLMEvalKit cannot feed it: ", differences)
+    vllm, differences = _how_to(_VLLM, "vLLM cannot load it: ", differences)
+    return _TEMPLATE.format(
+        name=config.run.name,
+        introduction=_introduction(config, progress),
+        parameters="\n".join(f"| {name} | {number:,} |" for name, number in rows.items()),
+        weights=_weights(config, dtype),
+        dtype=dtype,
+        vlmevalkit=vlmevalkit,
+        vllm=vllm,
+        prompt=_prompt(config),
+        lengths=_lengths(config),
+        differences=_differences(differences),
+        provenance=_provenance(config, progress),
+        config=to_yaml(config),
+    )
+
+
+def _introduction(config: RunConfig, progress: dict | None) -> str:
+    vision = config.model.vision
+    return _paragraph(
+        "A multimodal language model of NVLM-D's design (https://arxiv.org/abs/2409.11402): "
+        f"InternViT reads tiles of {vision.image_size} x {vision.image_size} pixels cut "
+        "dynamically from each image, a two-layer projector turns each tile into "
+        f"{vision.num_tokens_per_tile} tokens, and a decoder-only language model reads them "
+        "between text tile tags.",
+        "Its weights were converted, not trained, with the configuration below."
+        if progress is None
+        else f"Trained with Megatron-core: stage `{config.stage.name}`, step {progress['step']}.",
+    )
+
+
+def _weights(config: RunConfig, dtype: str) -> str:
+    vision = config.model.vision
+    num_zero_heads = vision.num_stored_attention_heads - vision.num_attention_heads
+    if not num_zero_heads:
+        return f"Weights are {dtype}."
+    return _paragraph(
+        f"Weights are {dtype}. The vision encoder stores {num_zero_heads} heads of zeros behind",
+        f"its {vision.num_attention_heads} real ones; they are counted.",
+    )
+
+
+def _prompt(config: RunConfig) -> str:
+    stage = config.stage
+    if stage.system_message is None:
+        system = "without a system turn of its own"
+    else:
+        system = f"with the system message `{stage.system_message}` where a conversation has none"
+    tag = "" if stage.tile_tags == "none" else "a tag (`<tile_1>`, ..., `<tile_global_thumbnail>`) "
+    return _paragraph(
+        f"ChatML, {system}, a newline after each `<|im_end|>`. An image in a question is the mark",
+        f"`<image>`; it becomes `<Image>`, for each tile {tag}{'and ' if tag else ''}"
+        f"{config.model.vision.num_tokens_per_tile} times `{config.model.image_token}`, "
+        "`</Image>`.",
+        "The tokenizer's chat template writes the same, with the mark as it stands.",
+    )
+
+
+def _lengths(config: RunConfig) -> str:
+    stage = config.stage
+    thumbnail = " and a thumbnail" if stage.use_thumbnail and stage.max_num_tiles > 1 else ""
+    return _bullet(
+        f"Trained on images of at most {stage.max_num_tiles} tiles{thumbnail}, and on sequences of "
+        f"{stage.sequence_length} tokens; the language model's positions end at "
+        f"{config.model.language.max_position_embeddings}."
+    )
+
+
+def _differences(differences: list[str]) -> str:
+    if not differences:
+        return ""
+    bullets = "\n".join(_bullet(f"{text}.") for text in differences)
+    return f"\nWhat other programs assume and is not so of this model:\n\n{bullets}\n"
+
+
+def _provenance(config: RunConfig, progress: dict | None) -> str:
+    model = config.model
+    language = language_architecture(model.language).removesuffix("ForCausalLM")
+    return _paragraph(
+        f"An InternViT of {model.vision.num_layers} layers, a {language} of "
+        f"{model.language.num_layers}, tokenizer `{model.tokenizer}`.",
+        "" if progress is None else f"Training started from `{config.checkpoint.load}`.",
+    )
+
+
+def _how_to(text: str, obstacle: str, differences: list[str]) -> tuple[str, list[str]]:
+    """(`text`, or why it is not possible; the other differences)"""
+    reasons = [one.removeprefix(obstacle) for one in differences if one.startswith(obstacle)]
+    others = [one for one in differences if not one.startswith(obstacle)]
+    return (_paragraph(obstacle + "; ".join(reasons) + ".") if reasons else text), others
+
+
+def _paragraph(*sentences: str) -> str:
+    text = " ".join(sentences).strip()
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _bullet(text: str) -> str:
+    return textwrap.fill(
+        f"- {text}", 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )

@@ -1,0 +1,1 @@
+"""Hugging Face folders: their tensors, and whether their configuration describes our model."""

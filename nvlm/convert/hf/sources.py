@@ -1,0 +1,118 @@
+"""The Hugging Face folders that a checkpoint is made of, checked, with the rules that read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvlm.config.schema import ModelConfig
+from nvlm.convert.export.config import RELEASED_PROJECTOR_EPSILON
+from nvlm.convert.hf.architectures import (
+    architecture_of,
+    check_language,
+    check_released,
+    check_vision,
+)
+from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
+from nvlm.convert.rules import (
+    Rule,
+    expected_tensors,
+    language_rules,
+    projector_rules,
+    vision_rules,
+)
+from nvlm.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder and the rules that read it."""
+
+    folder: HfFolder
+    rules: list[Rule]
+
+
+def open_parts(vision: str | Path, language: str | Path, model: ModelConfig) -> list[Source]:
+    """Open an InternViT and a language model. Reads names and shapes, no weights.
+
+    Raises:
+        ConvertError: a folder is missing, not whole, or of another architecture or size; tensors
+            are missing, extra, or of another shape.
+    """
+    vision_folder, language_folder = HfFolder(vision), HfFolder(language)
+    check_vision(vision_folder, model.vision)
+    check_language(language_folder, model.language)
+    return [_fitting(folder, model) for folder in (vision_folder, language_folder)]
+
+
+def open_released(nvlm: str | Path, model: ModelConfig) -> list[Source]:
+    """Open an NVLM-D in the released layout, the ViT's heads padded or not.
+
+    Raises:
+        ConvertError: as `open_parts`.
+    """
+    folder = HfFolder(nvlm)
+    check_released(folder, model)
+    return [_fitting(folder, model)]
+
+
+def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
+    """The rules that read `folder`, by the architecture that it says it has.
+
+    Raises:
+        ConvertError: none of ours.
+    """
+    architecture = architecture_of(folder.config)
+    vision, language = model.vision, model.language
+    if architecture == "InternVisionModel":
+        return vision_rules(vision, _num_heads(folder, "", model))
+    if architecture in ("Qwen2ForCausalLM", "LlamaForCausalLM"):
+        return language_rules(language)
+    if architecture == "NVLM_D":
+        return [
+            *vision_rules(vision, _num_heads(folder, "vision_model.", model), "vision_model."),
+            *projector_rules(model.projector, vision, language),
+            *language_rules(language, "language_model."),
+        ]
+    raise ConvertError(
+        f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
+        "Qwen2ForCausalLM, LlamaForCausalLM, NVLM_D"
+    )
+
+
+def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | None:
+    """What to know where the projector of a released layout computes otherwise than `model`."""
+    ours = model.projector.norm_epsilon
+    # A stated one is equal, or was refused.
+    if folder.config.get("projector_layer_norm_eps") is not None:
+        return None
+    if ours == RELEASED_PROJECTOR_EPSILON:
+        return None
+    return (
+        f"the modelling files of {folder.path} compute the projector's LayerNorm with epsilon "
+        f"{RELEASED_PROJECTOR_EPSILON:g}, this configuration with {ours:g} "
+        "(model.projector.norm_epsilon)"
+    )
+
+
+def _fitting(folder: HfFolder, model: ModelConfig) -> Source:
+    rules = folder_rules(folder, model)
+    folder.check_tensors(expected_tensors(rules))
+    return Source(folder, rules)
+
+
+def _num_heads(folder: HfFolder, prefix: str, model: ModelConfig) -> int:
+    """Heads in the ViT's tensors: the real ones, or zero ones after them."""
+    vision = model.vision
+    name = f"{prefix}encoder.layers.0.attn.qkv.weight"
+    if name not in folder.names():
+        return vision.num_attention_heads  # the missing tensor is reported with all others
+    num_heads, rest = divmod(folder.shape(name)[0], 3 * vision.head_dim)
+    if rest or num_heads < vision.num_attention_heads:
+        return vision.num_attention_heads  # another shape, reported with all others
+    if num_heads > vision.num_stored_attention_heads:
+        raise ConvertError(
+            f"{folder.path}: stores {num_heads} heads, more than "
+            f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads}"
+        )
+    return num_heads

@@ -1,0 +1,1 @@
+"""Megatron-core checkpoints tensor by tensor, without a model or process group."""

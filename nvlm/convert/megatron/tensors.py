@@ -1,0 +1,123 @@
+"""A checkpoint seen as Hugging Face tensors: names, shapes, and rows read on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nvlm.convert.blocks import Buffer, row_blocks
+from nvlm.convert.megatron.entries import in_file_order, is_stack, source_rows
+from nvlm.convert.megatron.reader import CheckpointReader
+from nvlm.convert.rules import Rule, to_hugging_face
+from nvlm.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a Hugging Face tensor is; `rows` of the Megatron-core tensor if that is a stack."""
+
+    rule: Rule
+    layer: int | None
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None
+
+
+class CheckpointTensors:
+    """The tensors that `rules` make of a checkpoint, under their Hugging Face names.
+
+    Raises:
+        CheckpointError: the checkpoint's table of contents is not readable.
+        ConvertError: tensors are missing there or of another shape.
+    """
+
+    def __init__(self, checkpoint: Path, rules: Sequence[Rule]):
+        self.path = checkpoint
+        self._reader = CheckpointReader(checkpoint)
+        self._check_shapes(rules)
+        self._places = {
+            name.format(layer=layer): place
+            for rule, layer in in_file_order(rules)
+            for name, place in _places(rule, layer)
+        }
+        self._rows = Buffer()
+        # What was split last: the tensors of one rule are asked for one after the other.
+        self._whole = Buffer()
+        self._split_key: tuple[str, int | None] | None = None
+        self._split: dict[str, Tensor] = {}
+
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._reader.dtype(self._places[name].rule.key)
+
+    def row_blocks(self, name: str) -> list[tuple[int, int]]:
+        """The ranges of rows to read one after the other: none reads a stored piece twice."""
+        place = self._places[name]
+        if place.rows is None:
+            return [(0, place.shape[0])]
+        first, last = place.rows
+        blocks = self._reader.row_blocks(place.rule.key, place.layer, first, last)
+        return _merged([(start - first, stop - first) for start, stop in blocks], self, name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of the first axis; valid until the next call.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+            ConvertError: a value is NaN or infinite, or stored heads that should be zero are not.
+        """
+        place = self._places[name]
+        rule, layer = place.rule, place.layer
+        if place.rows is not None:
+            first = place.rows[0]
+            return self._reader.read(rule.key, layer, first + start, first + stop, self._rows)
+        if self._split_key != (rule.key, layer):
+            self._split_key, self._split = None, {}
+            whole = self._reader.read(rule.key, layer, 0, rule.shape[0], self._whole)
+            self._split = to_hugging_face(rule, layer, whole)
+            self._split_key = (rule.key, layer)
+        return self._split[name][start:stop]
+
+    def _check_shapes(self, rules: Sequence[Rule]) -> None:
+        problems = []
+        for rule in rules:
+            expected = rule.shape if rule.num_layers is None else (rule.num_layers, *rule.shape)
+            if rule.key not in self._reader:
+                problems.append(f"{rule.key} {list(expected)} is missing")
+            elif self._reader.shape(rule.key) != expected:
+                problems.append(
+                    f"{rule.key} is {list(self._reader.shape(rule.key))}, expected {list(expected)}"
+                )
+        if problems:
+            raise ConvertError(f"{self.path}: tensors do not fit its config: {'; '.join(problems)}")
+
+
+def _places(rule: Rule, layer: int | None) -> list[tuple[str, _Place]]:
+    if is_stack(rule):
+        return [
+            (name, _Place(rule, layer, rule.sources[name], (first, last)))
+            for name, first, last in source_rows(rule)
+        ]
+    return [(name, _Place(rule, layer, shape, None)) for name, shape in rule.sources.items()]
+
+
+def _merged(
+    blocks: list[tuple[int, int]], tensors: CheckpointTensors, name: str
+) -> list[tuple[int, int]]:
+    """Neighbouring blocks joined while they stay small: a checkpoint's pieces can be tiny."""
+    most = row_blocks(tensors.shape(name), tensors.dtype(name))[0][1]
+    merged: list[tuple[int, int]] = []
+    for start, stop in blocks:
+        if merged and stop - merged[-1][0] <= most:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged

@@ -1,0 +1,1 @@
+"""All samples of a source measured once: byte ranges, image sizes, token counts as mapped files."""

@@ -1,0 +1,281 @@
+"""Building an index: shards are read once each, by several processes, into parts that are joined.
+
+A part is a parquet file with the rows of one shard; it is valid for the shard's name, size and
+modification time and for all settings that decide its rows. Parts are written beside and renamed,
+so an interrupted build goes on where it was, and added shards are the only ones read. Joining
+copies the parts' columns one after another into files that are mapped into memory
+(source_index.py). Memory is bounded by a shard, not by the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvlm.data.index.stored import read_sample
+from nvlm.data.samples.kinds import Sample, SampleParser
+from nvlm.data.samples.sample import SampleError
+from nvlm.data.shards.shard import ShardReader, StoredSample, scan_shard
+from nvlm.data.text.encode import SampleEncoder
+from nvlm.errors import DataError
+from nvlm.parallel.orphans import end_with_parent
+
+# Samples whose texts are tokenised together; bounds the texts held in memory.
+_NUM_SAMPLES_PER_BATCH = 1024
+
+# Columns with one value per sample, and per group of columns those with a list per sample.
+SAMPLE_COLUMNS = {
+    "key_hash": np.uint64,
+    "shard": np.int32,
+    "task_number": np.int32,
+    "kind_number": np.uint8,
+    "num_frames": np.uint16,
+    "loss_weight": np.float32,
+}
+LIST_COLUMNS = {
+    "text": {"text_member": np.uint16, "text_offset": np.int64, "text_size": np.int32},
+    "image": {
+        "image_offset": np.int64,
+        "image_size": np.int64,  # bytes
+        "image_width": np.int32,  # pixels
+        "image_height": np.int32,
+        "lead_single": np.int32,  # tokens; see encode.TextLengths
+        "lead_multiple": np.int32,
+    },
+    "turn": {"turn_tokens": np.int32, "turn_images": np.int32, "turn_trained": np.int32},
+    "choice": {
+        "choice_tokens": np.int32,
+        "choice_weight": np.float32,
+        "choice_trained": np.int32,
+    },
+}
+# For statistics: no sample is chosen or planned by these.
+STATISTICS_COLUMNS = ("turn_trained", "choice_trained", "loss_weight")
+_TYPES = {np.uint16: pa.string(), np.float32: pa.float32()}
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("key_hash", pa.uint64()),
+        ("task", pa.string()),
+        ("kind", pa.string()),
+        ("num_frames", pa.int64()),
+        ("loss_weight", pa.float32()),
+    ]
+    + [
+        (name, pa.list_(_TYPES.get(dtype, pa.int64())))
+        for columns in LIST_COLUMNS.values()
+        for name, dtype in columns.items()
+    ]
+)
+PART_KEY = b"nvlm"
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far the building of a source's index is."""
+
+    source: str
+    num_shards: int
+    num_shards_done: int
+    num_bytes: int  # of all shards to read
+    num_bytes_done: int
+    num_samples: int  # read so far
+    num_rejected: int
+    seconds: float
+
+
+ShowProgress = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True)
+class ShardReading:
+    """What decides the rows of a shard, beside its content."""
+
+    encoder: SampleEncoder
+    parser: SampleParser
+    max_megapixels: float
+    max_frames: int  # of a video
+    excluded: frozenset[str]  # SHARD/KEY of what a folder's Energon settings leave out
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard and the place of its part."""
+
+    path: Path
+    name: str  # relative to the source's folder
+    num_bytes: int
+    part: Path
+
+
+def build_parts(
+    source: str, shards: list[Shard], reading: ShardReading, show: ShowProgress | None
+) -> None:
+    """Write the parts that are missing."""
+    missing = [shard for shard in shards if not shard.part.is_file()]
+    num_bytes = sum(shard.num_bytes for shard in missing)
+    num_processes = min(len(os.sched_getaffinity(0)), len(missing))
+    start = time.monotonic()
+    done_bytes = num_samples = num_rejected = 0
+    for num_done, (shard, counts) in enumerate(_build_each(missing, reading, num_processes), 1):
+        done_bytes += shard.num_bytes
+        num_samples += counts[0]
+        num_rejected += counts[1]
+        if show is not None:
+            seconds = time.monotonic() - start
+            show(
+                BuildProgress(
+                    source, len(missing), num_done, num_bytes, done_bytes, num_samples,
+                    num_rejected, seconds,
+                )
+            )  # fmt: skip
+
+
+def _build_each(
+    shards: list[Shard], reading: ShardReading, num_processes: int
+) -> Iterator[tuple[Shard, tuple[int, int]]]:
+    """(shard, (its samples, its rejected ones)), in whatever order they are done."""
+    if num_processes <= 1:
+        for shard in shards:
+            yield shard, build_part(shard, reading)
+        return
+    # Forked: the processes have the tokenizer without loading it. Its threads do not survive that.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ProcessPoolExecutor(
+        num_processes, get_context("fork"), initializer=_keep_reading, initargs=(reading,)
+    ) as pool:
+        running: dict[Future, Shard] = {pool.submit(_build_part_here, s): s for s in shards}
+        try:
+            for future in as_completed(running):
+                yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{shards[0].part.parent}: a process that indexed shards was killed, perhaps for "
+                "want of memory; give the same command again to go on"
+            ) from None
+        finally:
+            # An error or an interrupt: what runs is finished, what waits is not started.
+            pool.shutdown(cancel_futures=True)
+
+
+_reading: ShardReading | None = None
+
+
+def _keep_reading(reading: ShardReading) -> None:
+    global _reading
+    _reading = reading
+    end_with_parent()
+
+
+def _build_part_here(shard: Shard) -> tuple[int, int]:
+    assert _reading is not None
+    return build_part(shard, _reading)
+
+
+def build_part(shard: Shard, reading: ShardReading) -> tuple[int, int]:
+    """Write a shard's part. Returns its samples and its rejected ones."""
+    rejected: list[tuple[str, str, str]] = []
+    stored, damage = scan_shard(shard.path)
+    beside = shard.part.with_name(f"{shard.part.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    num_samples = 0
+    try:
+        with (
+            pq.ParquetWriter(beside, _SCHEMA, compression="zstd") as writer,
+            ShardReader() as reader,
+        ):
+            for start in range(0, len(stored), _NUM_SAMPLES_PER_BATCH):
+                batch = stored[start : start + _NUM_SAMPLES_PER_BATCH]
+                columns = _read_batch(batch, shard, reader, reading, rejected)
+                writer.write_table(pa.table(columns, schema=_SCHEMA))
+                num_samples += len(columns["key"])
+            if damage is not None:
+                rejected.append(("", damage.reason, damage.detail))
+            writer.add_key_value_metadata({PART_KEY: json.dumps(rejected)})
+        beside.replace(shard.part)
+    finally:
+        beside.unlink(missing_ok=True)
+    return num_samples, len(rejected)
+
+
+def _read_batch(
+    batch: list[StoredSample],
+    shard: Shard,
+    reader: ShardReader,
+    reading: ShardReading,
+    rejected: list[tuple[str, str, str]],
+) -> dict[str, list]:
+    columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
+    samples: list[Sample] = []
+    for stored in batch:
+        if f"{shard.name}/{stored.key}" in reading.excluded:
+            continue
+        try:
+            sample, values = _read_sample(reader, str(shard.path), stored, reading)
+        except SampleError as error:
+            rejected.append((_printable(stored.key), error.reason, error.detail))
+            continue
+        except DataError as error:  # not the sample's fault but its source's settings'
+            raise DataError(f"{shard.path}: sample {_printable(stored.key)}: {error}") from None
+        samples.append(sample)
+        for name, value in values.items():
+            columns[name].append(value)
+    for sample, lengths in zip(samples, reading.encoder.measure(samples), strict=True):
+        columns["lead_single"].append(lengths.leads_single)
+        columns["lead_multiple"].append(lengths.leads_multiple)
+        columns["turn_tokens"].append(lengths.turn_tokens)
+        columns["turn_images"].append(lengths.turn_images)
+        columns["turn_trained"].append(lengths.turn_trained)
+        columns["choice_tokens"].append(lengths.choice_tokens)
+        columns["choice_trained"].append(lengths.choice_trained)
+        has_choices = len(lengths.choice_tokens) > 0
+        weights = sample.weights or [1.0] * len(lengths.choice_tokens)
+        columns["choice_weight"].append(weights if has_choices else [])
+    return columns
+
+
+def _read_sample(
+    reader: ShardReader, shard: str, stored: StoredSample, reading: ShardReading
+) -> tuple[Sample, dict[str, Any]]:
+    """The sample, and its values in the columns that need no tokenizer."""
+    read = read_sample(
+        reader, shard, stored, reading.parser, reading.max_megapixels, reading.max_frames
+    )
+    sample, images = read.sample, read.images
+    values = {
+        "key": stored.key,
+        "key_hash": hash_key(stored.key),
+        "task": sample.task,
+        "kind": sample.kind,
+        "num_frames": read.num_frames,
+        "loss_weight": sample.loss_weight,
+        "text_member": list(read.texts),
+        "text_offset": [where.offset for where in read.texts.values()],
+        "text_size": [where.size for where in read.texts.values()],
+        "image_offset": [where.offset for where in images],
+        "image_size": [where.size for where in images],
+        "image_width": [width for width, _ in read.sizes],
+        "image_height": [height for _, height in read.sizes],
+    }
+    return sample, values
+
+
+def hash_key(key: str) -> int:
+    """64 bits of a sample's key, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def _printable(key: str) -> str:
+    return key.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""The planned micro-batches read, decoded, encoded and collated by worker processes."""

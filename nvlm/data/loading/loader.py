@@ -1,0 +1,226 @@
+"""The loader: packs of the planner read, decoded and encoded by worker processes.
+
+Every rank runs the same planner (order/planner.py) and reads only its own packs. Workers run ahead
+of training, and a thread plans and collects the next step while one is trained; the position that
+travels with a step is the one after that step, whatever is already prepared.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter, deque
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from nvlm.batch import MicroBatch, SkippedSample, StepBatch
+from nvlm.config import RunConfig
+from nvlm.data.index.source_index import SourceIndex
+from nvlm.data.loading.ahead import one_ahead
+from nvlm.data.loading.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
+from nvlm.data.order.lengths import PlannedSource
+from nvlm.data.order.planner import Planner
+from nvlm.data.order.windows import Draw, Pack
+from nvlm.data.text.encode import SampleEncoder
+from nvlm.errors import DataError
+from nvlm.failures import explain
+from nvlm.parallel.orphans import end_with_parent
+
+# Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
+_MAX_PREFETCHED = 4
+_MAX_PREFETCHED_BYTES = 2**30
+
+
+class Loader:
+    """Iterator of `StepBatch`, one per global step; endless, unless `max_epochs` ends every source.
+
+    See `build_loader`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        indexes: list[SourceIndex],
+        data_rank: int,
+        data_size: int,
+        state: dict | None,
+        allow_change: bool,
+    ):
+        batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
+        assert batch % (data_size * micro_batch) == 0, "check_world_size was not called"
+        assert 0 <= data_rank < data_size
+        self._config = config
+        self._planner = Planner(config, indexes)
+        self._num_packs = batch // data_size
+        self._first_pack = data_rank * self._num_packs
+        if state is not None and allow_change:
+            self._planner.continue_from(state)
+        elif state is not None:
+            self._planner.load_state(state)
+        # Of the steps that were requested: batches to be filled.
+        self._requested: deque[StepBatch] = deque()
+        self._is_used = False
+        parsers = {index.source: index.parser for index in indexes}
+        self._reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        # A second pass would start behind what the workers of the first had requested.
+        assert not self._is_used, "a loader is iterated once; build another from a state"
+        self._is_used = True
+        steps = self._steps()
+        return one_ahead(steps) if self._config.data.num_workers else steps
+
+    def _steps(self) -> Generator[StepBatch, None, None]:
+        num_micro_batches = self._num_packs // self._config.train.micro_batch_size
+        read: list[MicroBatch] = []
+        skipped: list[SkippedSample] = []
+        repaired: Counter[str] = Counter()
+        try:
+            for result in self._micro_batches():
+                if isinstance(result, str):
+                    raise DataError(result)
+                travelled, newly_skipped, newly_repaired = result
+                read.append(unpack(travelled))
+                skipped += newly_skipped
+                repaired += newly_repaired
+                if len(read) == num_micro_batches:
+                    step = self._requested.popleft()
+                    yield replace(
+                        step,
+                        micro_batches=read,
+                        skipped=step.skipped + skipped,
+                        repaired=dict(sorted(repaired.items())),
+                    )
+                    read, skipped, repaired = [], [], Counter()
+        except RuntimeError as error:  # a worker that was killed, or shared memory that is full
+            message = explain(error)
+            if message is None:
+                raise
+            raise DataError(message) from None
+        finally:
+            gc.unfreeze()
+
+    def _micro_batches(self) -> DataLoader:
+        num_workers = self._config.data.num_workers
+        if num_workers:
+            # Workers are forked; the tokenizer's own threads do not survive that.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            # They share this process's memory until someone writes to it, and a full garbage
+            # collection writes to every object: those that exist now are left out of it.
+            gc.collect()
+            gc.freeze()
+        return DataLoader(
+            self._reader,
+            sampler=_Requests(self._requests),
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=num_prefetched(self._config) if num_workers else None,
+            collate_fn=_unchanged,
+            worker_init_fn=_end_with_parent,
+            # Its own generator: the DataLoader would draw from the training's otherwise.
+            generator=torch.Generator(),
+        )
+
+    def _requests(self) -> Iterator[MicroBatchRequest]:
+        """This rank's micro-batches; leaves what else there is to a step in `_requested`."""
+        per_micro_batch = self._config.train.micro_batch_size
+        while (packs := self._planner.next_step()) is not None:
+            own = packs[self._first_pack : self._first_pack + self._num_packs]
+            skipped = [self._planner.skipped(draw) for pack in own for draw in pack.dropped]
+            shortened = self._count_shortened(packs)
+            self._requested.append(StepBatch([], skipped, self._planner.state(), shortened))
+            for start in range(0, len(own), per_micro_batch):
+                sequences = own[start : start + per_micro_batch]
+                yield [
+                    [sample_request(self._planner.sources[d.source], d) for d in pack.draws]
+                    for pack in sequences
+                ]
+
+    def _count_shortened(self, packs: list[Pack]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for pack in packs:
+            for draw in pack.draws:
+                name = self._planner.sources[draw.source].index.source
+                if draw.shortened_tiles:
+                    counts[f"shortened_tiles/{name}"] += 1
+                if draw.cut_turns:
+                    counts[f"cut_turns/{name}"] += 1
+        return dict(sorted(counts.items()))
+
+
+def build_loader(
+    config: RunConfig,
+    indexes: list[SourceIndex],
+    data_rank: int,
+    data_size: int,
+    state: dict | None = None,
+    allow_change: bool = False,
+) -> Loader:
+    """The training data of one data-parallel rank, from the beginning or from `state` on.
+
+    Of the `g` packs of a global step, rank r of d gets packs r*g/d up to (r+1)*g/d, in as many
+    micro-batches as every other rank.
+
+    Args:
+        indexes: from `open_indexes`.
+        state: `StepBatch.data_state` of the last step trained, taken at any data-parallel size and
+            with any number of workers.
+        allow_change: `state` belongs to other data or settings: go on as `Planner.continue_from`
+            says.
+
+    Raises:
+        DataError: no usable sample, or `state` belongs to other data or settings.
+    """
+    return Loader(config, indexes, data_rank, data_size, state, allow_change)
+
+
+def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:
+    """What a worker needs to read a draw of `source`."""
+    index, row = source.index, draw.row
+    return SampleRequest(
+        source=index.source,
+        shard=str(index.shard_path(row)),
+        key=index.key(row),
+        texts=index.text_ranges(row),
+        images=index.image_ranges(row),
+        num_frames=int(index.num_frames[row]),
+        epoch=draw.epoch,
+        variant=draw.variant,
+        num_turns=draw.num_turns,
+        max_num_tiles=draw.max_num_tiles,
+        grids=source.grids(row, draw.max_num_tiles, draw.num_turns),
+        length=draw.length,
+        loss_weight=source.settings.loss_weight * float(index.loss_weight[row]),
+    )
+
+
+def num_prefetched(config: RunConfig) -> int:
+    """Micro-batches that each worker may have ready, so that their tiles stay in bounds."""
+    stage, vision = config.stage, config.model.vision
+    max_tiles = stage.sequence_length // vision.num_tokens_per_tile
+    if stage.max_tiles_per_sequence is not None:
+        max_tiles = min(max_tiles, stage.max_tiles_per_sequence)
+    num_bytes = config.train.micro_batch_size * max_tiles * 3 * vision.image_size**2
+    affordable = _MAX_PREFETCHED_BYTES // max(1, num_bytes * config.data.num_workers)
+    return max(1, min(_MAX_PREFETCHED, affordable))
+
+
+class _Requests(Sampler):
+    """A sampler over a generator; runs in the main process."""
+
+    def __init__(self, generate):
+        self._generate = generate
+
+    def __iter__(self):
+        return self._generate()
+
+
+def _end_with_parent(_worker: int) -> None:
+    end_with_parent()
+
+
+def _unchanged(value):
+    return value

@@ -1,0 +1,88 @@
+"""The decoder: Megatron-core's GPTModel with a Qwen2-style layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+from nvlm.config.schema import LanguageConfig
+from nvlm.model.parts.layers import LayerParts, follow_gradient_mode, mlp_spec
+from nvlm.model.parts.norms import RMSNorm
+from nvlm.parallel.groups import Parallel
+
+
+def build_language_model(
+    language: LanguageConfig,
+    config: TransformerConfig,
+    parts: LayerParts,
+    parallel: Parallel,
+    vp_stage: int | None = None,
+) -> GPTModel:
+    """One chunk's layers; embeddings in the first of all chunks, output layer in the last.
+
+    Args:
+        vp_stage: number of the chunk within its pipeline stage; None without virtual stages.
+    """
+    num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
+    layers = TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(parts, config)] * num_layers,
+        layer_norm=RMSNorm,  # type: ignore[arg-type]
+    )
+    model = GPTModel(
+        config,
+        layers,  # type: ignore[arg-type]
+        vocab_size=language.vocab_size,
+        max_sequence_length=language.max_position_embeddings,
+        pre_process=parallel.holds_embedding(vp_stage),
+        post_process=parallel.holds_output_layer(vp_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=language.share_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=language.rope_base,  # type: ignore[arg-type]
+        # Image embeddings are spliced in over the whole sequence, before it is split.
+        scatter_embedding_sequence_parallel=False,
+        pg_collection=parallel.groups,
+        vp_stage=vp_stage,
+    )
+    follow_gradient_mode(model.decoder)
+    return model
+
+
+def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
+    bias_dropout_add: Any = get_bias_dropout_add
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=parts.column_linear,
+                    core_attention=parts.core_attention,
+                    linear_proj=parts.row_linear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp_spec(parts, config),
+            mlp_bda=bias_dropout_add,
+        ),
+    )

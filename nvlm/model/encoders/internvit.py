@@ -1,0 +1,167 @@
+"""InternViT: patches and a class token through transformer blocks with LayerScale.
+
+References: the published InternViT-6B-448px-V1-5 (hidden 3200, 45 layers, 25 heads of 128; RMSNorm,
+QK-norm, no bias on q, k and v) and InternViT-300M-448px (hidden 1024, 24 layers, 16 heads of 64;
+LayerNorm, no QK-norm, that bias). Heads are stored padded with zero heads (the 6B's 25 as 32), so
+no shape depends on the tensor-parallel size.
+
+Shape suffixes: n tiles, p patches of a tile, s = 1 + p tokens, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+from torch import Tensor, nn
+
+from nvlm.config.schema import VisionConfig
+from nvlm.model.parts.layers import LayerParts, follow_gradient_mode, mlp_spec, recomputable
+from nvlm.model.parts.norms import QueryKeyNorm, norm_class
+
+# ImageNet statistics of RGB values in 0..1, which InternViT was trained with.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+class LayerScale(nn.Module):
+    """residual + scale * (branch + bias), in the place of Megatron-core's bias-dropout-add."""
+
+    def __init__(self, size: int, dtype: torch.dtype):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(size, dtype=dtype))
+
+    def forward(self, training: bool, fused: bool) -> Callable:
+        def add(
+            branch_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float
+        ) -> Tensor:
+            assert dropout == 0, "InternViT is built without dropout"
+            branch, bias = branch_and_bias
+            return residual + self.scale * (branch if bias is None else branch + bias)
+
+        return add
+
+
+class PatchEmbedding(nn.Module):
+    """Tiles to patch embeddings, a class token in front, learned positions added."""
+
+    def __init__(self, vision: VisionConfig, dtype: torch.dtype):
+        super().__init__()
+        width, num_tokens = vision.hidden_size, 1 + vision.num_patches
+        self.patch_embedding = nn.Conv2d(
+            3, width, kernel_size=vision.patch_size, stride=vision.patch_size, dtype=dtype
+        )
+        self.class_embedding = nn.Parameter(torch.empty(1, 1, width, dtype=dtype))
+        self.position_embedding = nn.Parameter(torch.empty(1, num_tokens, width, dtype=dtype))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [n, 3, size, size] normalised -> [n, s, c], patches row by row."""
+        patches_npc = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        class_n1c = self.class_embedding.expand(pixels.shape[0], -1, -1)
+        return torch.cat([class_n1c, patches_npc], dim=1) + self.position_embedding
+
+
+class InternViT(MegatronModule):
+    """The vision encoder. Without a final norm, and without its class token in the output."""
+
+    def __init__(
+        self,
+        vision: VisionConfig,
+        config: TransformerConfig,
+        parts: LayerParts,
+        groups: ProcessGroupCollection,
+    ):
+        super().__init__(config)
+        self.tp_group = groups.tp
+        self.embeddings = PatchEmbedding(vision, config.params_dtype)
+        spec = _layer_spec(vision, config, parts, groups)
+        self.decoder = TransformerBlock(
+            config,
+            TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers),
+            post_layer_norm=False,
+            pg_collection=groups,
+        )
+        follow_gradient_mode(self.decoder)
+
+    @property
+    def is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """tiles [n, 3, size, size] uint8 -> [n, p, c], patches row by row."""
+        # A frozen encoder keeps no activations.
+        with torch.no_grad() if self.is_frozen else nullcontext():
+            pixels = normalize_tiles(tiles).to(self.config.params_dtype)
+            embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
+            embedded_snc = recomputable(embedded_snc, self.config)
+            encoded_snc = self.decoder(embedded_snc, attention_mask=None)
+            return encoded_snc[1:].transpose(0, 1)
+
+
+def normalize_tiles(tiles: Tensor) -> Tensor:
+    """uint8 RGB [n, 3, h, w] -> float32 with ImageNet's mean and deviation."""
+    mean = torch.tensor(PIXEL_MEAN, device=tiles.device).view(1, 3, 1, 1)
+    deviation = torch.tensor(PIXEL_STD, device=tiles.device).view(1, 3, 1, 1)
+    return (tiles.float() / 255 - mean) / deviation
+
+
+def _layer_spec(
+    vision: VisionConfig,
+    config: TransformerConfig,
+    parts: LayerParts,
+    groups: ProcessGroupCollection,
+) -> ModuleSpec:
+    norm: Any = norm_class(vision.normalization)
+    query_key_norm: Any = IdentityOp
+    if vision.qk_layernorm:
+        query_key_norm = ModuleSpec(
+            module=QueryKeyNorm,
+            params={"num_real_heads": vision.num_attention_heads, "tensor_group": groups.tp},
+        )
+    layer_scale = ModuleSpec(
+        module=LayerScale, params={"size": config.hidden_size, "dtype": config.params_dtype}
+    )
+
+    def linear_qkv(*args: Any, **kwargs: Any) -> Any:
+        # Megatron-core gives this layer a bias wherever the other linears have one: here its
+        # presence is a choice of its own.
+        return parts.column_linear(*args, **{**kwargs, "bias": config.add_qkv_bias})
+
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.no_mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=linear_qkv,
+                    core_attention=parts.core_attention,
+                    linear_proj=parts.row_linear,
+                    q_layernorm=query_key_norm,
+                    k_layernorm=query_key_norm,
+                ),
+            ),
+            self_attn_bda=layer_scale,
+            pre_mlp_layernorm=norm,
+            mlp=mlp_spec(parts, config),
+            mlp_bda=layer_scale,
+        ),
+    )

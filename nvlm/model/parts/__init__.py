@@ -1,0 +1,1 @@
+"""What encoders, connectors and decoders are built of."""

@@ -1,0 +1,148 @@
+"""From our configuration to Megatron-core's `TransformerConfig`, one function per component.
+
+Everything that Megatron-core would initialise is left untouched (`_leave_as_is`): weights come from
+`nvlm.model.parts.initialize` or from a checkpoint, and neither depends on the process layout.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional
+
+from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def parameter_dtype(config: RunConfig) -> torch.dtype:
+    return _DTYPES[config.train.precision]
+
+
+def language_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
+    """A Qwen2-style decoder: RMSNorm, SwiGLU, grouped queries, biases on q, k and v only."""
+    language = config.model.language
+    return TransformerConfig(
+        num_layers=language.num_layers,
+        hidden_size=language.hidden_size,
+        ffn_hidden_size=language.ffn_hidden_size,
+        num_attention_heads=language.num_attention_heads,
+        num_query_groups=language.num_query_groups,
+        kv_channels=language.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=language.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=language.qkv_bias,
+        pipeline_model_parallel_size=config.parallel.pipeline,
+        **_schedule(config),
+        sequence_parallel=config.parallel.sequence,
+        pipeline_dtype=parameter_dtype(config),
+        **_recompute(
+            config.train.recompute.language,
+            language.num_layers // config.parallel.pipeline,
+            config.parallel.virtual_pipeline,
+        ),
+        **_common(config, layer_implementation),
+    )
+
+
+def vision_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
+    """InternViT over its stored heads, whole on the first pipeline stage.
+
+    The head dimension comes from the real heads: the stored ones beyond them are zero everywhere
+    and exist so that any tensor-parallel size up to 8 divides their number.
+    """
+    vision = config.model.vision
+    return TransformerConfig(
+        num_layers=vision.num_layers,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.ffn_hidden_size,
+        num_attention_heads=vision.num_stored_attention_heads,
+        kv_channels=vision.head_dim,
+        normalization=vision.normalization,
+        layernorm_epsilon=vision.norm_epsilon,
+        activation_func=functional.gelu,
+        add_bias_linear=True,
+        add_qkv_bias=vision.qkv_bias,
+        # Its tokens are not split over the tensor-parallel group: 1025 has few divisors, and the
+        # class token is dropped before the language model's sequence begins.
+        sequence_parallel=False,
+        **_recompute(config.train.recompute.vision, vision.num_layers, num_chunks=1),
+        **_common(config, layer_implementation),
+    )
+
+
+def projector_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
+    """The two linear layers between encoder and decoder: GELU, no biases (paper section 4.5)."""
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=config.model.language.hidden_size,
+        ffn_hidden_size=config.model.projector.ffn_hidden_size,
+        # Required, and unused: there is no attention here.
+        num_attention_heads=config.model.language.num_attention_heads,
+        layernorm_epsilon=config.model.projector.norm_epsilon,
+        activation_func=functional.gelu,
+        add_bias_linear=False,
+        sequence_parallel=False,
+        **_common(config, layer_implementation),
+    )
+
+
+def _schedule(config: RunConfig) -> dict:
+    """How Megatron-core's pipeline schedule sends hidden states to the next stage.
+
+    With virtual stages the next stage and the one before may be the same process
+    (`parallel.pipeline` 2). Batched sends and receives would then be paired in the wrong order; the
+    overlapped ones, single and ordered by the parity of the rank, are not. What they send stays
+    until its backward pass: freed at once, it was freed before it was read (seen with four
+    processes on CPU).
+    """
+    if config.parallel.virtual_pipeline == 1:
+        return {"deallocate_pipeline_outputs": True}
+    return {
+        "virtual_pipeline_model_parallel_size": config.parallel.virtual_pipeline,
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
+
+
+def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) -> dict:
+    """Settings of activation recomputation; `num_layers` are those of the pipeline stage.
+
+    Megatron-core counts the layers of each model chunk of a stage by themselves.
+    """
+    if wanted.granularity == "none":
+        return {}
+    if wanted.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": (wanted.num_layers or num_layers) // num_chunks,
+    }
+
+
+def _common(config: RunConfig, layer_implementation: str) -> dict:
+    dtype = parameter_dtype(config)
+    return {
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": config.parallel.tensor,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "init_method": _leave_as_is,
+        "output_layer_init_method": _leave_as_is,
+        "embedding_init_method": _leave_as_is,
+        # The loss is a mean over the trained tokens of the whole step, not a mean of means.
+        "calculate_per_token_loss": True,
+        "attention_softmax_in_fp32": True,
+        "gradient_accumulation_fusion": False,
+        "transformer_impl": layer_implementation,
+    }
+
+
+def _leave_as_is(tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,1 @@
+"""Facts of the model that follow from its configuration: parameters, FLOPs, stages. No torch."""

@@ -1,0 +1,178 @@
+"""What a stage trains: freezing and per-module rates by name patterns, and the table of them.
+
+Patterns are matched with whole-model parameter names (`model/parts/names.py`): a pattern means the
+same at every process layout. `chunks` are this pipeline stage's parts of the bare model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch.distributed as dist
+from torch import nn
+
+from nvlm.config.schema import RunConfig
+from nvlm.errors import ConfigError
+from nvlm.model.parts.names import named_parameters
+from nvlm.parallel.groups import Parallel
+
+LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
+WEIGHT_DECAY_MULTIPLIERS = "train.optimizer.weight_decay_multipliers"
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A parameter's factors on `train.optimizer.lr` (and `min_lr`) and `weight_decay`."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
+@dataclass
+class ModuleRow:
+    """A line of the start-up table; counts are of the whole model, over all processes.
+
+    A part of the model has one row for each pair of factors that its parameters have.
+    """
+
+    name: str
+    multiplier: Multiplier
+    num_parameters: int = 0
+    num_trainable: int = 0
+
+
+def freeze(chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel) -> None:
+    """Turn off gradients of the parameters that `stage.freeze` names.
+
+    Raises:
+        ConfigError: a pattern matches no parameter on any pipeline stage, or nothing is left.
+    """
+    parameters = list(named_parameters(chunks))
+    frozen = _match(parameters, config.stage.freeze, "stage.freeze", parallel)
+    num_trainable = 0
+    for name, parameter in parameters:
+        if any(name in names for names in frozen.values()):
+            parameter.requires_grad_(False)
+        num_trainable += parameter.requires_grad
+    if sum(_gather(num_trainable, parallel)) == 0:
+        raise ConfigError(f"stage.freeze {config.stage.freeze} leaves nothing to train")
+
+
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Megatron-core's rule: biases, norms and other vectors have none."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def multipliers(
+    chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel
+) -> dict[str, Multiplier]:
+    """Parameter name -> its factors; of each kind, the last matching pattern wins.
+
+    The factor on weight decay of a vector stays 1 here; it has no weight decay to multiply.
+
+    Raises:
+        ConfigError: a pattern matches no parameter on any pipeline stage, or a pattern for weight
+            decay matches nothing that has weight decay.
+    """
+    optimizer = config.train.optimizer
+    parameters = list(named_parameters(chunks))
+    lr = _match(parameters, optimizer.lr_multipliers, LR_MULTIPLIERS, parallel)
+    decaying = [(name, p) for name, p in parameters if has_weight_decay(name, p)]
+    # First against all parameters: "matches no parameter" is another mistake than "no matrix".
+    _match(parameters, optimizer.weight_decay_multipliers, WEIGHT_DECAY_MULTIPLIERS, parallel)
+    weight_decay = _match(
+        decaying,
+        optimizer.weight_decay_multipliers,
+        WEIGHT_DECAY_MULTIPLIERS,
+        parallel,
+        kind="parameter that has weight decay (biases, norms and other vectors have none)",
+    )
+    return {
+        name: Multiplier(
+            _last_match(name, lr, optimizer.lr_multipliers),
+            _last_match(name, weight_decay, optimizer.weight_decay_multipliers),
+        )
+        for name, _ in parameters
+    }
+
+
+def module_table(
+    chunks: Sequence[nn.Module], factors: Mapping[str, Multiplier], parallel: Parallel
+) -> list[ModuleRow]:
+    """Parameters per part of the model, summed over tensor ranks and pipeline stages."""
+    rows: dict[tuple[str, Multiplier], ModuleRow] = {}
+    # A vector goes with the matrices of its part that have its learning rate.
+    decay_of_part: dict[tuple[str, float], float] = {}
+    parameters = sorted(named_parameters(chunks), key=lambda item: not has_weight_decay(*item))
+    for name, parameter in parameters:
+        if getattr(parameter, "shared", False):
+            continue  # the last stage's copy of the embedding, counted on the first
+        part, factor = _part_of(name), factors[name]
+        if has_weight_decay(name, parameter):
+            decay_of_part.setdefault((part, factor.lr), factor.weight_decay)
+        else:
+            factor = Multiplier(factor.lr, decay_of_part.get((part, factor.lr), 1.0))
+        row = rows.setdefault((part, factor), ModuleRow(part, factor))
+        copies = parallel.tensor_size if getattr(parameter, "tensor_model_parallel", False) else 1
+        row.num_parameters += parameter.numel() * copies
+        row.num_trainable += parameter.numel() * copies if parameter.requires_grad else 0
+    merged: dict[tuple[str, Multiplier], ModuleRow] = {}
+    for stage in _gather(list(rows.values()), parallel):
+        for row in stage:
+            key = (row.name, row.multiplier)
+            total = merged.setdefault(key, ModuleRow(*key))
+            total.num_parameters += row.num_parameters
+            total.num_trainable += row.num_trainable
+    by_part: dict[str, list[ModuleRow]] = {}
+    for row in merged.values():
+        by_part.setdefault(row.name, []).append(row)
+    return [row for rows in by_part.values() for row in _with_frozen_in_one_row(rows)]
+
+
+def _with_frozen_in_one_row(rows: list[ModuleRow]) -> list[ModuleRow]:
+    """Factors mean nothing where nothing trains: such rows of a part go into its first one."""
+    trainable = [row for row in rows if row.num_trainable]
+    kept = trainable or [ModuleRow(rows[0].name, Multiplier())]
+    kept[0].num_parameters += sum(row.num_parameters for row in rows if not row.num_trainable)
+    return kept
+
+
+def _last_match(
+    name: str, matches: Mapping[str, set[str]], factor_of: Mapping[str, float]
+) -> float:
+    found = [factor for pattern, factor in factor_of.items() if name in matches[pattern]]
+    return found[-1] if found else 1.0
+
+
+def _part_of(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
+
+
+def _match(
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    patterns: Sequence[str] | Mapping[str, float],
+    key: str,
+    parallel: Parallel,
+    kind: str = "parameter",
+) -> dict[str, set[str]]:
+    names = [name for name, _ in parameters]
+    matches = {p: {name for name in names if fnmatchcase(name, p)} for p in patterns}
+    found = [set(hits) for hits in _gather([p for p in patterns if matches[p]], parallel)]
+    unmatched = [pattern for pattern in patterns if not any(pattern in hits for hits in found)]
+    if unmatched:
+        parts = sorted(set().union(*_gather({_part_of(name) for name in names}, parallel)))
+        raise ConfigError(
+            f"{key}: {', '.join(map(repr, unmatched))} matches no {kind}; "
+            f"the model has {', '.join(part + '.*' for part in parts)}"
+        )
+    return matches
+
+
+def _gather(value, parallel: Parallel) -> list:
+    """`value` of every pipeline stage, the same list on all of them."""
+    gathered = [None] * parallel.pipeline_size
+    dist.all_gather_object(gathered, value, group=parallel.groups.pp)
+    return gathered

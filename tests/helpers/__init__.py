@@ -1,0 +1,1 @@
+"""What tests share: small models, folders and shards, and real jobs to start."""

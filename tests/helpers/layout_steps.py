@@ -1,0 +1,273 @@
+"""Real training steps of the small model: what a layout must not change, collected for comparison.
+
+As a script under torchrun it goes through several layouts, one after another, with the same
+processes, and writes each rank's results to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helpers import small_model, variants
+from nvlm.batch import MicroBatch, StepBatch
+from nvlm.config import RunConfig
+from nvlm.config.schema import RunSection
+from nvlm.parallel.groups import Parallel, initialize, shut_down
+
+# Four layers: one for each stage of four, or for each chunk of two stages with two.
+SIZES = ["model.language.num_layers=4"]
+# As configs/model/internvit_300m_qwen2_0_5b.yaml, and zero heads besides.
+SMALL = [*variants.INTERNVIT_300M, *variants.SHARED_EMBEDDINGS]
+PROJECTOR_ONLY = [
+    'stage.freeze=["vision_model.*","language_model.*"]',
+    "train.recompute.vision.granularity=none",
+]
+# Well above the rounding of a gradient: Adam divides by its size, so an element that ought to be
+# zero would otherwise move by a whole step in a direction that rounding decides.
+OPTIMIZER = ["train.optimizer.epsilon=1e-4", "train.schedule.warmup_steps=0"]
+
+# Results of two optimizer steps, and of the second one on another layout's checkpoint.
+STEPS = "two steps, InternViT-300M, shared embeddings"
+RESUMED = "resumed, InternViT-300M, shared embeddings"
+# Run folder of the one process that is the truth.
+SINGLE = "single"
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return small_model.small_config(*SIZES, *overrides)
+
+
+def with_images(config: RunConfig) -> list[MicroBatch]:
+    """The first and third have images; with two data ranks, the second one has none at all."""
+    return [
+        small_model.batch(config, 1, [60, 20], num_tiles=2),
+        small_model.batch(config, 2, [30, 50], num_tiles=0),
+        small_model.batch(config, 3, [56, 8, 16], num_tiles=3),
+        small_model.batch(config, 4, [80], num_tiles=0),
+    ]
+
+
+def without_images(config: RunConfig) -> list[MicroBatch]:
+    return [small_model.batch(config, seed, [40, 40], num_tiles=0) for seed in range(5, 9)]
+
+
+def all_cases(
+    overrides: list[str], save_to: Path | None = None, resume_from: Path | None = None
+) -> dict:
+    """Every result of one layout on this process. `overrides` name the layout.
+
+    Args:
+        save_to: run folder for a checkpoint of the first of two optimizer steps.
+        resume_from: such a folder; the second step is then also taken from there.
+    """
+    config, small = config_of(*overrides), config_of(*overrides, *SMALL, *OPTIMIZER)
+    small = small.model_copy(update={"run": RunSection(name="layout", dir=str(save_to))})
+    projector_only = config_of(*overrides, *PROJECTOR_ONLY)
+    parallel = initialize(config)
+    chunks = wrapped(small_model.build_chunks(config, parallel))
+    small_chunks = wrapped(small_model.build_chunks(small, parallel))
+    projector_chunks = small_model.build_chunks(projector_only, parallel)
+    freeze(projector_chunks, projector_only, parallel)
+    projector_chunks = wrapped(projector_chunks)
+    results = {
+        "with images": losses_and_gradients(chunks, with_images(config), parallel),
+        "without images": losses_and_gradients(chunks, without_images(config), parallel),
+        "InternViT-300M, shared embeddings": losses_and_gradients(
+            small_chunks, with_images(config), parallel
+        ),
+        "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
+        STEPS: two_steps(small, parallel, save=save_to is not None),
+    }
+    if resume_from:
+        results[RESUMED] = second_step(small, parallel, resume_from)
+    return results
+
+
+def freeze(chunks: list, config: RunConfig, parallel: Parallel) -> None:
+    from nvlm.train.freezing import freeze
+
+    freeze(chunks, config, parallel)
+
+
+def wrapped(chunks: list) -> list:
+    """In Megatron-core's data-parallel wrapper, with whole gradients on every rank."""
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=False
+    )
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = finalize_model_grads
+    return [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
+
+
+def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel: Parallel) -> dict:
+    """One step on Megatron-core's schedule and gradient finalisation, without the optimizer.
+
+    Returns:
+        `losses`: micro-batch -> its per-token losses, for those of this data rank (empty on all
+        pipeline stages but the last).
+        `tensors`: the gradients, a list of (sharded key, layer, slices of the global tensor,
+        global shape, values).
+    """
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    losses: dict[int, Tensor] = {}
+
+    def forward(iterator, chunk):
+        index, micro_batch = next(iterator)
+
+        def loss(per_token: Tensor):
+            mask = micro_batch.loss_mask()
+            losses[index] = (per_token * mask).detach().clone()
+            return (per_token * micro_batch.weights()).sum(), mask.sum().int(), {}
+
+        return chunk(micro_batch), loss
+
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    mine = list(enumerate(micro_batches))[parallel.data_rank :: parallel.data_size]
+    get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=[iter(mine) for _ in chunks],
+        model=chunks,
+        num_microbatches=len(mine),
+        seq_length=micro_batches[0].tokens.shape[1],
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    gradients = _shards(chunks, lambda parameter: parameter.main_grad)
+    return {"losses": losses, "tensors": gradients}
+
+
+class TwoSteps:
+    """The training loop's own optimizer, steps and checkpoints, for two steps of the model."""
+
+    def __init__(self, config: RunConfig, parallel: Parallel):
+        from nvlm.train.freezing import multipliers
+        from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
+
+        self.config, self.parallel = config, parallel
+        chunks = small_model.build_chunks(config, parallel)
+        self.start = {id(p): p.detach().clone() for chunk in chunks for p in chunk.parameters()}
+        factors = multipliers(chunks, config, parallel)
+        self.chunks = wrap_data_parallel(chunks, parallel)
+        self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        self.losses: dict[int, Tensor] = {}
+
+    def take(self, step: int) -> None:
+        """Step 0 or 1; the second has no images."""
+        from nvlm.train.step import train_step
+
+        micro_batches = (with_images, without_images)[step](self.config)
+        mine = micro_batches[self.parallel.data_rank :: self.parallel.data_size]
+        self.scheduler.step(increment=1)
+        batch = StepBatch(mine, [], {})
+        result = train_step(self.chunks, self.optimizer, batch, self.parallel, step)
+        self.losses[step] = torch.tensor([result.loss, result.grad_norm])
+
+    def save(self) -> None:
+        """Write a checkpoint of step 0 to `run.dir`."""
+        from nvlm.train.checkpoint import save_training_state
+
+        optimizer, scheduler = self.optimizer, self.scheduler
+        save_training_state(
+            self.config, 0, self.chunks, optimizer, scheduler, {}, {}, self.parallel
+        )
+
+    def load(self, run_folder: Path) -> None:
+        """Take everything from the checkpoint that another layout wrote, and keep nothing."""
+        from nvlm.checkpoint_io import resolve_checkpoint
+        from nvlm.train.checkpoint import load_training_state
+
+        with torch.no_grad():
+            for chunk in self.chunks:
+                for parameter in chunk.parameters():
+                    parameter.fill_(torch.nan)
+        checkpoint = resolve_checkpoint(run_folder)
+        load_training_state(checkpoint, self.chunks, self.optimizer, self.scheduler, self.parallel)
+
+    def result(self) -> dict:
+        """`losses`: step -> (mean loss, gradient norm). `tensors`: how far the weights moved."""
+        return {
+            "losses": self.losses,
+            "tensors": _shards(self.chunks, lambda p: p - self.start[id(p)]),
+        }
+
+
+def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
+    run = TwoSteps(config, parallel)
+    run.take(0)
+    if save:
+        run.save()
+    run.take(1)
+    return run.result()
+
+
+def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dict:
+    """What `two_steps` gives, with the first step read from another layout's checkpoint."""
+    run = TwoSteps(config, parallel)
+    run.load(resume_from)
+    run.take(1)
+    return run.result()
+
+
+def _shards(chunks: list, values_of) -> list[tuple]:
+    """`values_of` every trainable parameter, with their place in the global tensors."""
+    from nvlm.model.parts.initialize import sharded_tensors
+
+    shards = []
+    for chunk in chunks:
+        for name, entry in chunk.module.sharded_state_dict().items():
+            if not entry.data.requires_grad:
+                continue
+            values = values_of(entry.data).detach().clone()
+            for shard in sharded_tensors({name: replace(entry, data=values)}):
+                layer = shard.global_offset[0] if shard.prepend_axis_num else None
+                slices = shard.global_slice()[shard.prepend_axis_num :]
+                shape = shard.global_shape[shard.prepend_axis_num :]
+                shards.append((shard.key, layer, slices, shape, shard.data))
+    return shards
+
+
+def assemble(results: list[dict]) -> dict[tuple[str, int | None], Tensor]:
+    """The global tensors from all ranks' shards; copies of one on several ranks must agree."""
+    whole: dict[tuple[str, int | None], Tensor] = {}
+    for result in results:
+        for key, layer, slices, shape, values in result["tensors"]:
+            target = whole.setdefault((key, layer), torch.full(shape, torch.nan))
+            if not target[slices].isnan().any():
+                torch.testing.assert_close(target[slices], values, rtol=1e-5, atol=1e-7, msg=key)
+            target[slices] = values
+    return whole
+
+
+def main() -> None:
+    """Arguments: folder, layouts by name, and which of them checkpoint, each for the next one."""
+    folder, layouts, checkpointing = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+    resume_from = folder / SINGLE
+    for name, overrides in layouts.items():
+        print(f"layout {name}", flush=True)
+        if name in checkpointing:
+            results = all_cases(overrides, folder / name, resume_from)
+            resume_from = folder / name
+        else:
+            results = all_cases(overrides)
+        rank = torch.distributed.get_rank()
+        torch.save(results, folder / f"{name} rank{rank}.pt")
+    shut_down()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A small NVLM-D, and batches for it. `layout_steps.py` trains it at many process layouts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+
+from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
+from nvlm.config import RunConfig, load_config
+from nvlm.parallel.groups import Parallel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES = ["model.vision.num_layers=2", "model.language.num_layers=2", "train.precision=fp32"]
+_HAS_ZERO_HEADS = re.compile(r"vision_model\..*\.([qk]_layernorm\.weight|linear_qkv\.bias)")
+
+
+def small_config(*overrides: str) -> RunConfig:
+    return load_config(REPOSITORY / "configs/run/tiny/sft.yaml", [*SIZES, *overrides])
+
+
+def build(config: RunConfig, parallel: Parallel):
+    """The model with every parameter random, so that no term of a gradient vanishes."""
+    (model,) = build_chunks(config, parallel)
+    return model
+
+
+def build_chunks(config: RunConfig, parallel: Parallel) -> list:
+    """`build` where a process holds several parts (virtual pipeline stages)."""
+    from nvlm.model.nvlm_d import build_model_chunks
+
+    chunks = build_model_chunks(config, parallel)
+    for chunk in chunks:
+        _make_random(chunk, config)
+    return chunks
+
+
+def _make_random(model, config: RunConfig) -> None:
+    from nvlm.model.parts.initialize import initialize_weights, sharded_tensors, without_dummy_heads
+
+    initialize_weights(model, config)
+    for shard in sharded_tensors(model.sharded_state_dict()):
+        layer = shard.global_offset[0] if shard.prepend_axis_num else None
+        shape = shard.global_shape[shard.prepend_axis_num :]
+        if len(shape) > 1:
+            continue
+        seed = hashlib.sha256(f"{shard.key} {layer}".encode()).digest()[:4]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
+        noise = 0.3 * torch.randn(shape, generator=generator)
+        if _HAS_ZERO_HEADS.fullmatch(shard.key):
+            noise = without_dummy_heads(noise, config.model.vision)
+        with torch.no_grad():
+            shard.data.add_(noise[shard.global_slice()[shard.prepend_axis_num :]])
+
+
+def batch(config: RunConfig, seed: int, documents: list[int], num_tiles: int) -> MicroBatch:
+    """Documents of the given lengths; all tiles stand at the start of the first one."""
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens, size = sum(documents), config.model.vision.image_size
+    starts = torch.tensor([0, *documents]).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(length) for length in documents])
+    image_mask = torch.zeros(1, num_tokens, dtype=torch.bool)
+    num_placeholders = num_tiles * config.model.vision.num_tokens_per_tile
+    image_mask[:, 2 : 2 + num_placeholders] = True
+    vocabulary = config.model.language.vocab_size
+    tokens = torch.randint(0, vocabulary, (1, num_tokens), generator=generator)
+    labels = torch.randint(0, vocabulary, (1, num_tokens), generator=generator)
+    labels[image_mask] = IGNORED_LABEL
+    micro_batch = MicroBatch(
+        tokens=tokens,
+        labels=labels,
+        position_ids=positions[None],
+        image_mask=image_mask,
+        cu_seqlens=starts,
+        tiles=torch.randint(
+            0, 256, (num_tiles, 3, size, size), generator=generator, dtype=torch.uint8
+        ),
+    )
+    check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
+    return micro_batch

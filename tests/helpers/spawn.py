@@ -1,0 +1,71 @@
+"""Start real `torchrun` jobs for tests, with a hard time limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def command(num_processes: int, *arguments: str) -> list[str]:
+    """`nvlm ARGUMENTS` alone, or under torchrun with `num_processes` processes on this machine."""
+    module = ["-m", "nvlm", *arguments]
+    if num_processes == 1:
+        return [sys.executable, *module]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, "--nproc-per-node", str(num_processes), *module]
+
+
+def environment() -> dict[str, str]:
+    """Of a job that may be a script of this package: it imports its neighbours as `helpers`."""
+    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH")]
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def start(num_processes: int, *arguments: str, log: Path) -> subprocess.Popen:
+    """Start a job in its own process group, its output going to `log`."""
+    return subprocess.Popen(
+        command(num_processes, *arguments),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run(num_processes: int, *arguments: str, log: Path, timeout_seconds: float = 240) -> int:
+    """Run a job to its end and return its exit code; kill all of it at the time limit."""
+    process = start(num_processes, *arguments, log=log)
+    try:
+        return process.wait(timeout_seconds)
+    finally:
+        kill(process)
+
+
+def run_or_fail(num_processes: int, *arguments: str, log: Path, timeout_seconds: float = 240):
+    """`run`, failing the test with the end of the log unless the job succeeds."""
+    code = run(num_processes, *arguments, log=log, timeout_seconds=timeout_seconds)
+    assert code == 0, f"exit code {code}\n{log.read_text()[-4000:]}"
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a job and every process it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,149 @@
+"""The decoder against transformers' Qwen2, and packed documents against each run alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from helpers import published_models, small_model
+
+from nvlm.batch import MicroBatch
+
+DOCUMENTS = [40, 3, 50, 1, 2]
+
+
+def published_language_model(language):
+    model = published_models.language_model(language)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.08 * noise)
+    return model
+
+
+def copy_weights(source, target, language) -> None:
+    groups = language.num_query_groups
+
+    def interleaved(attention, kind: str):
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        by_group = [getattr(part, kind).unflatten(0, (groups, -1)) for part in parts]
+        return torch.cat(by_group, dim=1).flatten(0, 1)
+
+    weights = {
+        "embedding.word_embeddings.weight": source.model.embed_tokens.weight,
+        "decoder.final_layernorm.weight": source.model.norm.weight,
+        "output_layer.weight": source.lm_head.weight,
+    }
+    for index, layer in enumerate(source.model.layers):
+        prefix = f"decoder.layers.{index}."
+        weights |= {
+            prefix + "input_layernorm.weight": layer.input_layernorm.weight,
+            prefix + "self_attention.linear_qkv.weight": interleaved(layer.self_attn, "weight"),
+            prefix + "self_attention.linear_qkv.bias": interleaved(layer.self_attn, "bias"),
+            prefix + "self_attention.linear_proj.weight": layer.self_attn.o_proj.weight,
+            prefix + "pre_mlp_layernorm.weight": layer.post_attention_layernorm.weight,
+            prefix + "mlp.linear_fc1.weight": torch.cat(
+                [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
+            ),
+            prefix + "mlp.linear_fc2.weight": layer.mlp.down_proj.weight,
+        }
+    parameters = dict(target.named_parameters())
+    assert parameters.keys() == weights.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def documents_of(micro_batch: MicroBatch) -> list[torch.Tensor]:
+    starts = micro_batch.cu_seqlens.tolist()
+    return [micro_batch.tokens[:, a:b] for a, b in pairwise(starts)]
+
+
+def test_equals_transformers_document_by_document(parallel):
+    config = small_model.small_config()
+    language = config.model.language
+    published = published_language_model(language)
+    model = small_model.build(config, parallel)
+    copy_weights(published, model.language_model, language)
+    micro_batch = small_model.batch(config, 0, DOCUMENTS, num_tiles=0)
+    with torch.no_grad():
+        logits = model(micro_batch, return_logits=True)
+        expected = torch.cat(
+            [published(document).logits for document in documents_of(micro_batch)], dim=1
+        )
+        losses = model(micro_batch)
+    error = float((logits - expected).abs().max())
+    print(
+        f"largest error of the logits {error:.2e}, largest logit {float(expected.abs().max()):.1f}"
+    )
+    # Measured: 4.8e-6.
+    assert expected.abs().max() > 1
+    assert error < 1e-4
+    expected_losses = torch.nn.functional.cross_entropy(
+        expected[0], micro_batch.labels[0], reduction="none"
+    )
+    torch.testing.assert_close(losses[0], expected_losses, rtol=1e-5, atol=1e-4)
+
+
+def test_packed_documents_equal_separate_runs(parallel):
+    config = small_model.small_config()
+    model = small_model.build(config, parallel)
+    packed = small_model.batch(config, 0, [60, 20, 1, 30], num_tiles=2)
+    with torch.no_grad():
+        together = model(packed, return_logits=True)
+        apart = []
+        for start, tokens in zip(packed.cu_seqlens.tolist(), documents_of(packed), strict=False):
+            length = tokens.shape[1]
+            mask = packed.image_mask[:, start : start + length]
+            document = MicroBatch(
+                tokens=tokens,
+                labels=packed.labels[:, start : start + length],
+                position_ids=torch.arange(length)[None],
+                image_mask=mask,
+                cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+                tiles=packed.tiles if mask.any() else packed.tiles[:0],
+            )
+            apart.append(model(document, return_logits=True))
+    error = float((together - torch.cat(apart, dim=1)).abs().max())
+    print(f"largest error of packing {error:.2e}")
+    # Measured: 3.0e-7.
+    assert error < 1e-5
+
+
+def test_bf16_loss_is_close_to_fp32(parallel):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = small_model.small_config(f"train.precision={precision}")
+        model = small_model.build(config, parallel)
+        expected_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        assert {parameter.dtype for parameter in model.parameters()} == {expected_dtype}
+        micro_batch = small_model.batch(config, 0, [60, 20], num_tiles=2)
+        losses[precision] = model(micro_batch)
+        losses[precision].mean().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert losses["bf16"].dtype == torch.float32
+    error = float((losses["bf16"] - losses["fp32"]).abs().max())
+    print(f"largest error of a token's loss in bf16 {error:.3f}")
+    # Measured: 0.004.
+    assert 0 < error < 0.1
+
+
+def test_text_only_batch_does_not_touch_the_encoder(parallel):
+    config = small_model.small_config()
+    model = small_model.build(config, parallel)
+    expected = model(small_model.batch(config, 0, [30, 10], num_tiles=0))
+    with torch.no_grad():
+        for module in (model.vision_model, model.vision_projection):
+            for parameter in module.parameters():
+                # Times zero this would still be no number.
+                parameter.fill_(torch.inf)
+    losses = model(small_model.batch(config, 0, [30, 10], num_tiles=0))
+    assert torch.equal(losses, expected)
+    losses.mean().backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("vision_"):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad.isfinite().all(), name
+    assert model.language_model.output_layer.weight.grad.abs().sum() > 0

@@ -1,0 +1,253 @@
+"""`nvlm model summary`: the built model against counts by hand, transformers, and the config's own.
+
+Nothing here takes the memory of a model: 72 billion parameters are shapes on the meta device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import published_models, small_model
+
+from nvlm.config import RunConfig, load_config
+from nvlm.errors import ConfigError
+from nvlm.sizes.parameters import derive
+from nvlm.views.model import print_summary, summarize
+
+
+def load(name: str, *overrides: str) -> RunConfig:
+    return load_config(small_model.REPOSITORY / f"configs/run/{name}/sft.yaml", overrides)
+
+
+# By hand. InternViT, width w, ffn f, h stored heads of d channels, per layer: qkv 3hd x w, proj
+# w x hd and w, MLP 2wf + f + w, LayerScale 2w; the 6B has norms of 2w and QK-norm of 2hd, the 300M
+# norms of 4w and qkv biases of 3hd. Besides the layers: patches 3 x 14 x 14 x w + w, class token
+# w, 1025 positions of w.
+#   6B: 45 x 134,388,992 + 5,168,000; with 25 heads in place of 32: 45 x 122,918,400 + 5,168,000.
+#   300M: 24 x 12,598,272 + 1,653,760.
+# Projector, 4w -> p -> l: norm 8w, two matrices (4w + l) p.
+# Language model, width l, ffn f, n heads and g groups of d channels, per layer: q, k and v
+# (n + 2g) d x l (Qwen2: and as many biases), output l x l, SwiGLU 3lf, norms 2l. Besides: the
+# embedding v x l, the output layer as large (the 0.5B shares it), the last norm l.
+#   Qwen2-72B: 80 x 877,684,736 + 2 x 152,064 x 8192 + 8192
+#   Yi-34B:    60 x 557,856,768 + 2 x 64,000 x 7168 + 7168
+#   Qwen2-7B:  28 x 233,057,792 + 2 x 152,064 x 3584 + 3584
+#   Qwen2-0.5B: 24 x 14,912,384 + 151,936 x 896 + 896
+COUNTS = {
+    "nvlm_d_72b": {
+        "vision_model": 6_052_672_640,
+        "vision_projection": 620_717_056,
+        "language_model": 72_706_203_648,
+        "total": 79_379_593_344,
+        "without zero heads": 78_863_416_704,
+    },
+    "nvlm_d_34b": {
+        "vision_model": 6_052_672_640,
+        "vision_projection": 408_970_240,
+        "language_model": 34_388_917_248,
+        "total": 40_850_560_128,
+        "without zero heads": 40_334_383_488,
+    },
+    "internvit_6b_qwen2_7b": {
+        "vision_model": 6_052_672_640,
+        "vision_projection": 310_404_096,
+        "language_model": 7_615_616_512,
+        "total": 13_978_693_248,
+        "without zero heads": 13_462_516_608,
+    },
+    "internvit_300m_qwen2_0_5b": {
+        "vision_model": 304_012_288,
+        "vision_projection": 24_289_280,
+        "language_model": 494_032_768,
+        "total": 822_334_336,
+        "without zero heads": 822_334_336,
+    },
+}
+
+
+def test_the_counts_by_hand_are_calculated_right():
+    def vision(width, ffn, heads, channels, num_layers, norms_and_biases):
+        attention = 4 * heads * channels * width + width
+        mlp = 2 * width * ffn + ffn + width
+        layer = attention + mlp + 2 * width + norms_and_biases
+        return num_layers * layer + (3 * 14 * 14 + 1 + 1 + 1025) * width
+
+    def language(vocab, width, ffn, heads, groups, channels, num_layers, has_bias, num_matrices):
+        qkv = (heads + 2 * groups) * channels * (width + has_bias)
+        layer = qkv + width * width + 3 * width * ffn + 2 * width
+        return num_layers * layer + num_matrices * vocab * width + width
+
+    def projector(vision_width, ffn, language_width):
+        return 8 * vision_width + (4 * vision_width + language_width) * ffn
+
+    padded = vision(3200, 12800, 32, 128, 45, 2 * 3200 + 2 * 4096)
+    real = vision(3200, 12800, 25, 128, 45, 2 * 3200 + 2 * 3200)
+    small = vision(1024, 4096, 16, 64, 24, 4 * 1024 + 3 * 1024)
+    calculated = {
+        "nvlm_d_72b": (padded, projector(3200, 29568, 8192),
+                       language(152064, 8192, 29568, 64, 8, 128, 80, 1, 2)),
+        "nvlm_d_34b": (padded, projector(3200, 20480, 7168),
+                       language(64000, 7168, 20480, 56, 8, 128, 60, 0, 2)),
+        "internvit_6b_qwen2_7b": (padded, projector(3200, 18944, 3584),
+                                  language(152064, 3584, 18944, 28, 4, 128, 28, 1, 2)),
+        "internvit_300m_qwen2_0_5b": (small, projector(1024, 4864, 896),
+                                      language(151936, 896, 4864, 14, 2, 64, 24, 1, 1)),
+    }  # fmt: skip
+    for name, parts in calculated.items():
+        assert list(COUNTS[name].values())[:4] == [*parts, sum(parts)]
+        zero = 0 if name == "internvit_300m_qwen2_0_5b" else padded - real
+        assert COUNTS[name]["without zero heads"] == sum(parts) - zero
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_built_model_has_these_parameters(name):
+    config = load(name)
+    summary = summarize(config)
+    assert {
+        **{component: count.total for component, count in summary.parameters.items()},
+        "total": summary.total.total,
+        "without zero heads": summary.total.total - summary.num_zero,
+    } == COUNTS[name]
+    # Counted once more, from the configuration alone.
+    numbers = derive(config)
+    assert summary.parameters == numbers.parameters
+    assert summary.total == numbers.total
+    assert summary.num_zero == numbers.num_padding_parameters
+
+
+def test_the_documentation_has_these_counts():
+    page = (small_model.REPOSITORY / "docs/models.md").read_text()
+    for counts in COUNTS.values():
+        assert all(f"{count:,}" in page for count in counts.values())
+
+
+def test_stages_of_the_72b_at_tensor_8_pipeline_4():
+    """20 layers of 877,684,736 each; the embedding and the output layer have 152,064 x 8192."""
+    stages = summarize(load("nvlm_d_72b")).stages
+    layers, vocabulary = 20 * 877_684_736, 152_064 * 8192
+    vision, projector = 6_052_672_640, 620_717_056
+    totals = [vision + projector + vocabulary + layers, layers, layers, layers + 8192 + vocabulary]
+    assert [stage.total.total for stage in stages] == totals
+    assert [stage.parameters["vision_model"].total for stage in stages] == [vision, 0, 0, 0]
+    assert [stage.parameters["vision_projection"].total for stage in stages] == [projector, 0, 0, 0]
+    assert [stage.total.frozen for stage in stages] == [vision, 0, 0, 0]
+    assert [stage.layers for stage in stages] == [
+        [list(range(start, start + 20))] for start in (0, 20, 40, 60)
+    ]
+    # A layer on one of eight processes: the norms are whole on each, the rest is split.
+    norms = 20 * 2 * 8192
+    assert stages[1].num_per_process == (layers - norms) // 8 + norms
+
+
+def test_virtual_stages_hold_the_same_in_other_places():
+    interleaved = summarize(load("nvlm_d_72b", "parallel.virtual_pipeline=2"))
+    contiguous = summarize(load("nvlm_d_72b"))
+    assert interleaved.parameters == contiguous.parameters
+    assert [s.total for s in interleaved.stages] == [s.total for s in contiguous.stages]
+    assert interleaved.stages[1].layers == [list(range(10, 20)), list(range(50, 60))]
+
+
+def test_shared_embedding_is_copied_to_the_last_stage_and_counted_once():
+    summary = summarize(load("internvit_300m_qwen2_0_5b", "parallel.pipeline=2"))
+    assert summary.total.total == COUNTS["internvit_300m_qwen2_0_5b"]["total"]
+    embedding = 151_936 * 896
+    assert [stage.num_copied for stage in summary.stages] == [0, embedding]
+    assert summary.stages[1].total.total == 12 * 14_912_384 + 896 + embedding
+    assert sum(stage.total.total for stage in summary.stages) == summary.total.total + embedding
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [[], ["parallel.tensor=2"], ["parallel.pipeline=4"],
+     ["parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2"]],
+)  # fmt: skip
+def test_layouts_and_freezing_change_no_sum(layout):
+    freeze = "stage.freeze=['vision_model.*', 'language_model.decoder.layers.3.*']"
+    config = load("tiny", freeze, *layout)
+    summary, numbers = summarize(config), derive(config)
+    assert summary.parameters == numbers.parameters
+    assert sum(stage.total.trainable for stage in summary.stages) == numbers.total.trainable
+
+
+def _count(model: torch.nn.Module) -> int:
+    """Tied parameters count once."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_transformers_builds_language_models_of_the_same_size(name):
+    with torch.device("meta"):
+        model = published_models.language_model(load(name).model.language)
+        model.tie_weights()
+    assert _count(model) == COUNTS[name]["language_model"]
+
+
+@pytest.mark.parametrize(
+    "name, without_zero_heads",
+    [("internvit_300m_qwen2_0_5b", 304_012_288), ("nvlm_d_72b", 5_536_496_000)],
+)
+def test_transformers_builds_vision_models_of_the_same_size(name, without_zero_heads):
+    with torch.device("meta"):
+        model = published_models.vision_model(load(name).model.vision)
+    num_zero = derive(load(name)).num_padding_parameters
+    assert _count(model) == COUNTS[name]["vision_model"] - num_zero == without_zero_heads
+
+
+# The kernel's own peak of the process: what `wait4` reports begins with the parent's.
+COMMAND_AND_PEAK_MEMORY = """
+import sys
+from nvlm.cli import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
+
+def test_command_prints_json_and_takes_little_memory():
+    arguments = ["model", "summary", "configs/run/nvlm_d_72b/sft.yaml", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND_AND_PEAK_MEMORY, *arguments],
+        cwd=small_model.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    summary = json.loads(done.stdout)
+    assert summary["total"] == {
+        "parameters": 79_379_593_344,
+        "trainable": 73_326_920_704,
+        "frozen": 6_052_672_640,
+        "zero_heads": 516_176_640,
+        "without_zero_heads": 78_863_416_704,
+    }
+    assert summary["layout"] == {"tensor": 8, "pipeline": 4, "virtual_pipeline": 1}
+    assert [stage["parameters"] for stage in summary["pipeline_stages"]] == [
+        25_472_792_704, 17_553_694_720, 17_553_694_720, 18_799_411_200,
+    ]  # fmt: skip
+    # Measured: 0.4 GB, nearly all of it the imported libraries.
+    assert int(done.stderr.split()[-1]) * 1024 < 1e9
+
+
+def test_tables_hold_whole_numbers(capsys):
+    print_summary(load("internvit_300m_qwen2_0_5b", "parallel.pipeline=2"))
+    printed = capsys.readouterr().out
+    for number in ("822,334,336", "304,012,288", "643,384,832", "315,084,160", "136,134,656"):
+        assert number in printed
+    assert "zero heads" not in printed
+    print_summary(load("nvlm_d_72b"))
+    printed = capsys.readouterr().out
+    for number in ("79,379,593,344", "78,863,416,704", "25,472,792,704", "3,189,686,208", "60-79"):
+        assert number in printed
+
+
+def test_a_freeze_pattern_without_a_match_is_refused():
+    with pytest.raises(ConfigError, match=r"'vison\.\*' matches no parameter; .*vision_model\.\*"):
+        summarize(load("tiny", "stage.freeze=['vison.*']", "parallel.pipeline=2"))
