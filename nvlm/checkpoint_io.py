@@ -34,8 +34,8 @@ from nvlm.config.compose import save_config
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
+from nvlm.megatron.in_process_writes import write_in_process
 from nvlm.parallel.groups import is_main_process
-from nvlm.platform.in_process_writes import write_in_process
 from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
 from nvlm.safe_loading import DAMAGE, FORMAT_FILE, check_readable, data_only, describe_damage

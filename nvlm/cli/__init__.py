@@ -12,9 +12,9 @@ import typer
 from nvlm.cli.app import Ended, app
 from nvlm.errors import ConfigError
 from nvlm.failures import end
+from nvlm.megatron.known_warnings import ignore_known_warnings
 from nvlm.parallel.orphans import end_with_launcher
 from nvlm.parallel.signals import stop_on_signals
-from nvlm.platform.known_warnings import ignore_known_warnings
 from nvlm.printing import forgive_encoding, say
 
 # Each adds its verbs, in the order of the help text.

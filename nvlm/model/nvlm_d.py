@@ -17,10 +17,12 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
+from nvlm.megatron.extra_state import is_extra_state, without_extra_state
+from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
-from nvlm.model.parts.layers import layer_parts, recomputable
+from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.transformer_config import (
     language_transformer_config,
     projector_transformer_config,
@@ -193,11 +195,9 @@ class NVLMD(MegatronModule):
     ) -> dict:
         """Megatron-core's sharded tensors of this rank; their global shapes depend on no layout.
 
-        `_extra_state` entries (scaling factors of 8-bit training, which is not used) are left out,
-        so that a checkpoint does not depend on the layers' implementation either.
+        They depend on no implementation of the layers either.
         """
-        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        return {key: value for key, value in entries.items() if not _is_extra_state(key)}
+        return without_extra_state(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As in torch, except that `_extra_state` may be missing.
@@ -206,14 +206,10 @@ class NVLMD(MegatronModule):
             AssertionError: other keys are missing or unexpected.
         """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [key for key in result.missing_keys if not _is_extra_state(key)]
-        unexpected = [key for key in result.unexpected_keys if not _is_extra_state(key)]
+        missing = [key for key in result.missing_keys if not is_extra_state(key)]
+        unexpected = [key for key in result.unexpected_keys if not is_extra_state(key)]
         assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
         return result._replace(missing_keys=missing, unexpected_keys=unexpected)
-
-
-def _is_extra_state(key: str) -> bool:
-    return key.endswith("_extra_state")
 
 
 def _packed_documents(micro_batch: MicroBatch) -> PackedSeqParams:

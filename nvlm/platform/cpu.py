@@ -2,9 +2,9 @@
 
 Megatron-core names the CUDA device in hundreds of places. `activate` makes them land on the CPU:
 a `TorchFunctionMode` rewrites the device in factory calls, `.to` and `.cuda`; streams and
-synchronisation do nothing; random-number state comes from the CPU generator; and the optimizer is
-an AdamW that keeps `step` in its parameter groups, as NVIDIA's fused ones do (the distributed
-optimizer's checkpoints rely on it). Nothing here runs where CUDA is available.
+synchronisation do nothing; and random-number state comes from the CPU generator. Corrections that
+only a CPU needs are put in place as well (nvlm/megatron/). Nothing here runs where CUDA is
+available.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import contextlib
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from nvlm.megatron.group_step_adam import use_group_step_adam
+from nvlm.megatron.uncompiled_import import nothing_compiled
 
 _mode: _CudaLandsOnCpu | None = None
 
@@ -164,61 +166,9 @@ def _patch_torch_cuda() -> None:
 
 
 def _patch_megatron() -> None:
-    with _nothing_compiled():
-        import megatron.core.optimizer as optimizer
-        import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
+    with nothing_compiled():
         import megatron.core.tensor_parallel.random as random
 
+        use_group_step_adam()
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    optimizer.Adam = distrib_optimizer.Adam = GroupStepAdamW
-    optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-
-
-@contextlib.contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Functions that are marked for `torch.compile` meanwhile stay as they are.
-
-    Megatron-core marks its fusions when it is imported. They are for GPUs, and marking one loads
-    the compiler: 3 of the 8 seconds of processor time in which a process starts.
-    """
-    compile = torch.compile
-    torch.compile = lambda function, **_: function
-    try:
-        yield
-    finally:
-        torch.compile = compile
-
-
-class GroupStepAdamW(torch.optim.Optimizer):
-    """AdamW (decoupled weight decay) with the step count in the parameter group.
-
-    The same arithmetic as `torch.optim.AdamW`; that one keeps `step` per parameter, which the
-    distributed optimizer's resharding cannot carry over.
-    """
-
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **_: Any):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        assert closure is None, "closures are not supported"
-        for group in self.param_groups:
-            group["step"] = step = group.get("step", 0) + 1
-            beta1, beta2 = group["betas"]
-            bias1, bias2 = 1 - beta1**step, 1 - beta2**step
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-                gradient = parameter.grad
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                state["exp_avg"].lerp_(gradient, 1 - beta1)
-                state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                denominator = (state["exp_avg_sq"] / bias2).sqrt_().add_(group["eps"])
-                parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / bias1)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -25,16 +24,14 @@ from nvlm.checkpoint_io import (
 )
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
+from nvlm.megatron.idle_stage import without_empty_state
+from nvlm.megatron.optimizer_settings import load_optimizer_state
+from nvlm.megatron.sharding_metadata import sharding_metadata
 from nvlm.parallel.groups import Parallel
 from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, Newest, find_newest, list_steps
 from nvlm.safe_loading import check_readable
-from nvlm.train.optim import load_optimizer_state
 from nvlm.train.run_folder import check_nothing_is_missing, read_run_id
-
-# The distributed optimizer's state in a form that loads at any data-, tensor- or pipeline-parallel
-# size.
-SHARDING = MappingProxyType({"distrib_optim_sharding_type": "fully_reshardable"})
 
 
 def checkpoints_folder(config: RunConfig) -> Path:
@@ -140,7 +137,7 @@ def save_training_state(
             "layout": _layout(parallel),
             "data_state": data_state,
         },
-        content_metadata=dict(SHARDING),
+        content_metadata=sharding_metadata(),
     )
 
     def publish() -> None:
@@ -229,20 +226,16 @@ def _sharded_state(
 ) -> dict:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-    # Megatron-core writes process groups into what it is given: a copy for each use.
     weights = {
-        _chunk_key(index): chunk.module.sharded_state_dict(metadata=dict(SHARDING))
+        _chunk_key(index): chunk.module.sharded_state_dict(metadata=sharding_metadata())
         for index, chunk in enumerate(chunks)
     }
     optimizer_state = optimizer.sharded_state_dict(
-        weights, is_loading=is_loading, metadata=dict(SHARDING)
+        weights, is_loading=is_loading, metadata=sharding_metadata()
     )
-    if not optimizer_state.get("param_state"):
-        # A pipeline stage where nothing trains, as the later ones while the projector is trained.
-        optimizer_state.pop("param_state", None)
     return {
         **weights,
-        "optimizer": optimizer_state,
+        "optimizer": without_empty_state(optimizer_state),
         "scheduler": scheduler.state_dict(),
         "rng": ShardedObject(
             "rng", torch.get_rng_state(), (dist.get_world_size(),), (parallel.rank,)

@@ -8,10 +8,11 @@ import torch
 
 from nvlm import platform
 from nvlm.config.schema import RunConfig
+from nvlm.megatron.bucket_padding import keep_padding_between_buckets
+from nvlm.megatron.group_identity import rate_override
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.train.freezing import Multiplier, has_weight_decay
-from nvlm.train.optimizer_state import keep_padding_between_buckets
 
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -101,12 +102,7 @@ def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multi
         return ParamKey(predicate=ParamPredicate(what, lambda p: id(p) in parameters))
 
     return {
-        key(f"lr x {factor}", parameters): {
-            "max_lr": wanted.lr * factor,
-            "min_lr": wanted.min_lr * factor,
-            # Tells groups apart in a checkpoint; without it a resumed run mixes them up.
-            "lr_mult": factor,
-        }
+        key(f"lr x {factor}", parameters): rate_override(wanted.lr, wanted.min_lr, factor)
         for factor, parameters in lr.items()
         if factor != 1.0
     } | {
@@ -114,21 +110,6 @@ def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multi
         for factor, parameters in weight_decay.items()
         if factor != 1.0
     }
-
-
-def load_optimizer_state(optimizer, state: dict) -> None:
-    """Restore moments and step counts; rates and the like stay as this run's configuration says.
-
-    Megatron-core would take all of a parameter group's settings from the checkpoint.
-    """
-    restored = ("params", "step")
-    own = [
-        {key: value for key, value in group.items() if key not in restored}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
 
 
 def build_scheduler(optimizer, config: RunConfig):

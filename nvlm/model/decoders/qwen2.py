@@ -21,7 +21,8 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from nvlm.config.schema import LanguageConfig
-from nvlm.model.parts.layers import LayerParts, follow_gradient_mode, mlp_spec
+from nvlm.megatron.residual_gradients import follow_gradient_mode
+from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import RMSNorm
 from nvlm.parallel.groups import Parallel
 

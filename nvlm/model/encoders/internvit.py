@@ -33,7 +33,10 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from nvlm.config.schema import VisionConfig
-from nvlm.model.parts.layers import LayerParts, follow_gradient_mode, mlp_spec, recomputable
+from nvlm.megatron.qkv_bias import with_qkv_bias
+from nvlm.megatron.recomputed_inputs import recomputable
+from nvlm.megatron.residual_gradients import follow_gradient_mode
+from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import QueryKeyNorm, norm_class
 
 # ImageNet statistics of RGB values in 0..1, which InternViT was trained with.
@@ -138,12 +141,6 @@ def _layer_spec(
     layer_scale = ModuleSpec(
         module=LayerScale, params={"size": config.hidden_size, "dtype": config.params_dtype}
     )
-
-    def linear_qkv(*args: Any, **kwargs: Any) -> Any:
-        # Megatron-core gives this layer a bias wherever the other linears have one: here its
-        # presence is a choice of its own.
-        return parts.column_linear(*args, **{**kwargs, "bias": config.add_qkv_bias})
-
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -152,7 +149,7 @@ def _layer_spec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.no_mask},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=linear_qkv,
+                    linear_qkv=with_qkv_bias(parts.column_linear, config.add_qkv_bias),
                     core_attention=parts.core_attention,
                     linear_proj=parts.row_linear,
                     q_layernorm=query_key_norm,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
 
 from nvlm.model.parts.attention import SdpaAttention
 
@@ -53,25 +49,3 @@ def mlp_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
         params={"ffn_hidden_size": config.ffn_hidden_size},
         submodules=MLPSubmodules(linear_fc1=parts.column_linear, linear_fc2=parts.row_linear),
     )
-
-
-def follow_gradient_mode(block: TransformerBlock) -> None:
-    """Let a caller's `no_grad` reach the residual additions of `block`.
-
-    Megatron-core turns gradients on for them, whatever the caller said: a frozen encoder, or
-    generation, would then keep every residual of every layer alive.
-    """
-    for layer in block.layers:
-        layer.bias_dropout_add_exec_handler = nullcontext  # type: ignore[assignment]
-
-
-def recomputable(hidden: Tensor, config: TransformerConfig) -> Tensor:
-    """`hidden` as a block of layers may take it in under full recomputation.
-
-    Recomputed layers are a single operation to autograd, and their parameters are reached through
-    its input alone: behind frozen embeddings, which need no gradient, they would not train.
-    """
-    reaches_layers = hidden.requires_grad or not torch.is_grad_enabled()
-    if config.recompute_granularity != "full" or reaches_layers:
-        return hidden
-    return hidden.detach().requires_grad_()

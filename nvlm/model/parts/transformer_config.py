@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
+from nvlm.megatron.interleaved_stages import message_settings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,7 +38,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         pipeline_model_parallel_size=config.parallel.pipeline,
-        **_schedule(config),
+        **message_settings(config.parallel.virtual_pipeline),
         sequence_parallel=config.parallel.sequence,
         pipeline_dtype=parameter_dtype(config),
         **_recompute(
@@ -89,24 +90,6 @@ def projector_transformer_config(config: RunConfig, layer_implementation: str) -
         sequence_parallel=False,
         **_common(config, layer_implementation),
     )
-
-
-def _schedule(config: RunConfig) -> dict:
-    """How Megatron-core's pipeline schedule sends hidden states to the next stage.
-
-    With virtual stages the next stage and the one before may be the same process
-    (`parallel.pipeline` 2). Batched sends and receives would then be paired in the wrong order; the
-    overlapped ones, single and ordered by the parity of the rank, are not. What they send stays
-    until its backward pass: freed at once, it was freed before it was read (seen with four
-    processes on CPU).
-    """
-    if config.parallel.virtual_pipeline == 1:
-        return {"deallocate_pipeline_outputs": True}
-    return {
-        "virtual_pipeline_model_parallel_size": config.parallel.virtual_pipeline,
-        "overlap_p2p_comm": True,
-        "batch_p2p_comm": False,
-    }
 
 
 def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) -> dict:

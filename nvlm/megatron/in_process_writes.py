@@ -1,10 +1,13 @@
 """Files of a checkpoint written by threads of the process that has the values.
 
-Megatron-core 0.16 forks a process for each file and starts a further one, with a tracker of its
-own, to hand the results over, also where the caller waits for them. What is left of these when a
-rank is killed stays for ever; a writer that is killed leaves its rank waiting; and forking a
-process that has threads is not safe. Its own writing function runs in threads as well: it takes
-any queues, and the work is in system calls, which do not hold Python's lock.
+What is wrong: Megatron-core 0.16.1 forks a process for each file and starts a further one, with a
+tracker of its own, to hand the results over, also where the caller waits for them. What is left of
+these when a rank is killed stays for ever; a writer that is killed leaves its rank waiting; and
+forking a process that has threads is not safe.
+What is done: its own writing function runs in threads. It takes any queues, and the work is in
+system calls, which do not hold Python's lock.
+When the pin moves: the arguments of `write_preloaded_data` and `write_preloaded_data_multiproc`,
+and whether synchronous saves still pass through the latter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,14 @@
-"""The optimizer's state on its way to a checkpoint, where Megatron-core would misplace it."""
+"""Optimizer state of gradient buffers with several buckets, on its way to a checkpoint.
+
+What is wrong: Megatron-core 0.16.1 joins the state of a buffer's buckets without the padding
+between them, then cuts parameters out by positions that count it: all that comes after the first
+padding is written shifted, and a resumed run starts from another parameter's values.
+What is done: the padding is put back between the two steps. Buffers have one bucket, and nothing to
+misplace, except on the first and the last stage of a pipeline when embeddings are shared: the
+shared matrix has a bucket of its own. Overlapped gradient reduction makes several everywhere.
+When the pin moves: `get_parameter_state_dp_zero` and `sharded_param_state_fully_reshardable` of the
+distributed optimizer.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +19,7 @@ from torch import Tensor
 
 
 def keep_padding_between_buckets(optimizer) -> None:
-    """Correct what `optimizer` hands to a checkpoint when its buffers have several buckets.
-
-    Megatron-core 0.16 joins the state of a gradient buffer's buckets without the padding between
-    them, then cuts parameters out by positions that count it: all that comes after the first
-    padding is written shifted, and a resumed run starts from another parameter's values. Buffers
-    have one bucket, and nothing to misplace, except on the first and the last stage of a pipeline
-    when embeddings are shared: the shared matrix has a bucket of its own.
-    """
+    """Correct what `optimizer` (a MegatronOptimizer) hands to a checkpoint."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner.get_parameter_state_dp_zero = _with_padding(inner)
 

@@ -1,0 +1,20 @@
+"""Checkpoints that do not depend on the implementation of the layers.
+
+What is wrong: in Megatron-core 0.16.1 linear layers have an entry `_extra_state` (scaling factors
+of 8-bit training, which is not used here): Transformer Engine's write it, the local ones expect it.
+What is done: it is left out of what is saved, and may be missing in what is loaded.
+When the pin moves: whether the local layers still list the key; with 8-bit training, all of this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_extra_state(key: str) -> bool:
+    return key.endswith("_extra_state")
+
+
+def without_extra_state(entries: dict[str, Any]) -> dict[str, Any]:
+    """`entries` of a (sharded) state dict, but for those of no use here."""
+    return {key: value for key, value in entries.items() if not is_extra_state(key)}

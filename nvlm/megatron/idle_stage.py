@@ -1,0 +1,17 @@
+"""The optimizer of a pipeline stage where nothing trains, as a checkpoint can hold it.
+
+What is wrong: Megatron-core 0.16.1 gives such a stage (the later ones, while the projector alone is
+trained) an empty `param_state`, which its checkpoints refuse or lose: a stage could not be resumed.
+What is done: the empty entry is left out.
+When the pin moves: what `sharded_state_dict` of an optimizer without parameters returns, and
+whether saving and loading it works.
+"""
+
+from __future__ import annotations
+
+
+def without_empty_state(optimizer_state: dict) -> dict:
+    """The sharded state of an optimizer, without an entry for parameters that it does not have."""
+    if optimizer_state.get("param_state"):
+        return optimizer_state
+    return {key: value for key, value in optimizer_state.items() if key != "param_state"}

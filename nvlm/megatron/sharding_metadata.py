@@ -1,0 +1,14 @@
+"""How the distributed optimizer's state is laid out in a checkpoint, said anew each time.
+
+What is wrong: Megatron-core 0.16.1 writes process groups into the dictionary that it is given. A
+constant handed to it twice brings back groups that no longer exist.
+What is done: every call gets a dictionary of its own.
+When the pin moves: `ensure_metadata_has_dp_cp_group` in megatron/core/transformer/utils.py.
+"""
+
+from __future__ import annotations
+
+
+def sharding_metadata() -> dict[str, str]:
+    """For a form that loads at any data-, tensor- or pipeline-parallel size."""
+    return {"distrib_optim_sharding_type": "fully_reshardable"}
