@@ -13,7 +13,8 @@ from nvlm.data.text.tile_tags import TagStyle
 from nvlm.demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
-from nvlm.evaluate.heldout import Question, read_image_files
+from nvlm.evaluate.question_files import read_image_files
+from nvlm.evaluate.questions import Question
 from nvlm.evaluate.score import TaskScore, score_tasks
 
 # The tasks are the sources of build_data.py.

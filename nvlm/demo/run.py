@@ -23,7 +23,8 @@ from nvlm.demo.report import Report, StepRecord, format_seconds, write_report
 from nvlm.demo.results import StageOutcome, build_report
 from nvlm.demo.steps import STATE_FILE, Look, Step, StepRunner, count_lines
 from nvlm.errors import NvlmError
-from nvlm.evaluate.heldout import choose_questions, read_questions, with_data, write_questions
+from nvlm.evaluate.question_files import write_questions
+from nvlm.evaluate.questions import choose_questions, read_questions, with_data
 from nvlm.printing import new_console
 
 PRETRAIN_CONFIG = Path("configs/run/tiny/pretrain.yaml")

@@ -10,7 +10,7 @@ from nvlm.data.images.tiling import choose_grid
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
-from nvlm.evaluate.heldout import TOO_LONG, Question
+from nvlm.evaluate.questions import TOO_LONG, Question
 from nvlm.generate.greedy import check_positions
 
 

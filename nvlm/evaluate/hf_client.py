@@ -3,7 +3,7 @@
     python -m nvlm.evaluate.hf_client EXPORT QUESTIONS OUT
 
 loads the export folder as any user would (`trust_remote_code`), answers each question of the
-folder written by `nvlm.evaluate.heldout.write_questions` greedily through the export's own
+folder written by `nvlm.evaluate.questions.write_questions` greedily through the export's own
 `load_image` and `chat`, and writes one JSON line per question: sample_id, source, answer,
 prompt_token_ids and answer_token_ids (the end-of-turn token included, if it came).
 """

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
-from nvlm.evaluate.heldout import HeldOut
+from nvlm.evaluate.questions import HeldOut
 from nvlm.evaluate.score import TaskScore
 from nvlm.printing import new_console, printable, say
 

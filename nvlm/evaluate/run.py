@@ -11,26 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from nvlm.batch import SkippedSample, too_many_skipped
-from nvlm.checkpoint_io import on_main_rank, read_config, resolve_checkpoint
+from nvlm.checkpoint_io import on_main_rank
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.index.stored import decode_images
 from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
-from nvlm.data.text.encode import SampleEncoder, prepare_prompt
 from nvlm.errors import DataError
 from nvlm.evaluate.fit import fit_question
-from nvlm.evaluate.heldout import HeldOut, Question, choose_questions, read_questions, with_data
 from nvlm.evaluate.out_file import OutFile, check_out
+from nvlm.evaluate.questions import HeldOut, Question, choose_questions, read_questions, with_data
 from nvlm.evaluate.report import print_left_out, print_questions, print_repairs, print_scores
 from nvlm.evaluate.score import TaskScore, score_answer, score_tasks
-from nvlm.generate.greedy import generate_greedy
-from nvlm.generate.load import config_for_generation, load_for_generation
-from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
+from nvlm.generate.engine import Engine
+from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 
 MAX_NEW_TOKENS = 32
@@ -70,25 +67,19 @@ def evaluate_checkpoint(
             not fit. All but the images' decoding is checked before the model is loaded.
     """
     out = Path(out)
-    checkpoint = resolve_checkpoint(checkpoint)
-    config = with_data(read_config(checkpoint), data_root, split)
-    layout = ParallelConfig(tensor=tensor, pipeline=pipeline)
-    config_for_generation(config, layout, world_size_from_environment())
-    check_out(out)
-    with OutFile(out) if is_main_process() else nullcontext() as file:
-        encoder = SampleEncoder.from_config(config)
-        fit = partial(fit_question, config, encoder, max_new_tokens)
-        found = choose_questions(read_questions(config), limit_per_task, fit)
-        if file is not None:
-            print_questions(config, found)
-            if file.replaces:
-                say(f"{out} has answers: they are replaced when all new ones are there")
-        _check_share(config, found, [])
-        model, tokenizer, _ = load_for_generation(checkpoint, layout)
-        try:
-            rows, left_out = _answer_share(
-                model, tokenizer, config, encoder, found.questions, max_new_tokens, file
-            )
+    with Engine(checkpoint, ParallelConfig(tensor=tensor, pipeline=pipeline)) as engine:
+        config = with_data(engine.config, data_root, split)
+        check_out(out)
+        with OutFile(out) if is_main_process() else nullcontext() as file:
+            fit = partial(fit_question, config, engine.encoder, max_new_tokens)
+            found = choose_questions(read_questions(config), limit_per_task, fit)
+            if file is not None:
+                print_questions(config, found)
+                if file.replaces:
+                    say(f"{out} has answers: they are replaced when all new ones are there")
+            _check_share(config, found, [])
+            engine.load()
+            rows, left_out = _answer_share(engine, found.questions, max_new_tokens, file)
             if not rows:
                 first = left_out[0]
                 raise DataError(
@@ -96,66 +87,53 @@ def evaluate_checkpoint(
                     f"{first.key}: {first.reason}: {first.detail}"
                 )
             scores = score_tasks(rows)
-
-            def finish() -> None:
-                assert file is not None
-                file.finish(rows)
-                print_left_out(left_out)
-                print_repairs(rows)
-                print_scores(scores)
-                say(f"answers: {out}")
-
-            on_main_rank(finish)
-        finally:
-            shut_down()
+            on_main_rank(lambda: file and _finish(file, out, rows, left_out, scores))
     _check_share(config, found, left_out)
     return scores
 
 
+def _finish(
+    file: OutFile,
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    left_out: Sequence[SkippedSample],
+    scores: Sequence[TaskScore],
+) -> None:
+    file.finish(rows)
+    print_left_out(left_out)
+    print_repairs(rows)
+    print_scores(scores)
+    say(f"answers: {out}")
+
+
 def _answer_share(
-    model,
-    tokenizer,
-    config: RunConfig,
-    encoder: SampleEncoder,
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    file: OutFile | None,
+    engine: Engine, questions: Sequence[Question], max_new_tokens: int, file: OutFile | None
 ) -> tuple[list[dict[str, Any]], list[SkippedSample]]:
     """All rows in the questions' order, and what could not be decoded, on every process."""
-    from megatron.core import parallel_state
-
-    data_rank = parallel_state.get_data_parallel_rank()
-    data_size = parallel_state.get_data_parallel_world_size()
-    is_replica_main = dist.get_rank() == parallel_state.get_model_parallel_src_rank()
+    parallel = engine.parallel
     rows: list[Row] = []
     left_out: list[SkippedSample] = []
     with ShardReader() as reader:
-        for position in range(data_rank, len(questions), data_size):
+        for position in range(parallel.data_rank, len(questions), parallel.data_size):
             question = questions[position]
             try:
-                row = _answer(model, tokenizer, config, encoder, reader, question, max_new_tokens)
+                row = _answer(engine, reader, question, max_new_tokens)
             except SampleError as error:
                 left_out.append(question.left_out(error))
                 continue
             rows.append((position, row))
             if file is not None:
                 file.note(row)
-    if not is_replica_main:
+    if not parallel.is_model_parallel_main:
         rows, left_out = [], []
-    gathered: list[Any] = [None] * dist.get_world_size()
+    gathered: list[Any] = [None] * parallel.world_size
     dist.all_gather_object(gathered, (rows, left_out))
     in_order = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
     return [row for _, row in in_order], [sample for _, part in gathered for sample in part]
 
 
 def _answer(
-    model,
-    tokenizer,
-    config: RunConfig,
-    encoder: SampleEncoder,
-    reader: ShardReader,
-    question: Question,
-    max_new_tokens: int,
+    engine: Engine, reader: ShardReader, question: Question, max_new_tokens: int
 ) -> dict[str, Any]:
     with noting_repairs() as repairs:
         images = list(
@@ -164,22 +142,12 @@ def _answer(
                 question.shard,
                 question.images,
                 question.num_frames,
-                config.data.max_image_megapixels,
+                engine.config.data.max_image_megapixels,
             )
         )
-    prompt = prepare_prompt(config, encoder, question.messages, images, question.max_num_tiles)
-    prompt_ids = prompt.tokens.tolist()
-    answer_ids = generate_greedy(
-        model,
-        tokenizer,
-        config,
-        prompt_ids,
-        torch.from_numpy(prompt.tiles),
-        max_new_tokens,
-        stop_ids={encoder.tokenizer.end_id},
-    )
-    answer = tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
-    score = score_answer(answer, question.truth)
+    prompt = engine.prepare(question.messages, images, max_new_tokens, question.max_num_tiles)
+    said = engine.answer(prompt, max_new_tokens)
+    score = score_answer(said.text, question.truth)
     repairs.update(question.repairs)
     return {
         "sample_id": question.sample_id,
@@ -187,13 +155,13 @@ def _answer(
         "task": question.task,
         "question": question.text,
         **question.truth.as_fields(),
-        "answer": answer,
+        "answer": said.text,
         "metric": question.truth.metric,
         "score": score,
         "correct": score == 1,
         **({"repaired": dict(repairs)} if repairs else {}),
-        "prompt_token_ids": prompt_ids,
-        "answer_token_ids": answer_ids,
+        "prompt_token_ids": said.prompt_ids,
+        "answer_token_ids": said.answer_ids,
     }
 
 

@@ -17,7 +17,7 @@ from nvlm.data.samples.sample import IMAGE_MARK, SampleError
 from nvlm.data.samples.text_members import VIDEO_MARK, checked_text
 from nvlm.data.shards.regular_files import MAX_IMAGE_BYTES, read_regular_file
 from nvlm.errors import DataError
-from nvlm.parallel.groups import is_main_process, shut_down, world_size_from_environment
+from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 
 
@@ -37,10 +37,10 @@ def answer(
         prompt: the user turn. Without an `<image>` mark, each image gets one in front of it.
         images: files, in the order of their marks; of the formats and within the
             `data.max_image_megapixels` of the checkpoint's training.
-        tensor, pipeline: layout. Both None: see `load_for_generation`.
+        tensor, pipeline: layout. Both None: see `Engine`.
 
     Raises:
-        CheckpointError, ConfigError: as `load_for_generation`.
+        CheckpointError, ConfigError: as `Engine`.
         DataError: an image cannot be read, marks and images differ in number, the prompt is no
             text, or prompt and answer are too long. Before the model is loaded.
     """
@@ -51,30 +51,14 @@ def answer(
         layout = ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)
     pictures = [_read_image(path, config.data.max_image_megapixels) for path in images]
     text = _with_marks(prompt, len(pictures))
-    import torch
+    # Imports torch: what is wrong with the images is said before.
+    from nvlm.generate.engine import Engine
 
-    from nvlm.data.text.encode import SampleEncoder, prepare_prompt
-    from nvlm.generate.greedy import check_positions, generate_greedy
-    from nvlm.generate.load import config_for_generation, load_for_generation
-
-    config_for_generation(config, layout, world_size_from_environment())
-    encoder = SampleEncoder.from_config(config)
-    question = prepare_prompt(config, encoder, [{"role": "user", "content": text}], pictures)
-    check_positions(config, len(question.tokens), max_new_tokens)
-    model, tokenizer, config = load_for_generation(checkpoint, layout)
-    try:
-        new_ids = generate_greedy(
-            model,
-            tokenizer,
-            config,
-            question.tokens.tolist(),
-            torch.from_numpy(question.tiles),
-            max_new_tokens,
-            stop_ids={encoder.tokenizer.end_id},
-        )
-    finally:
-        shut_down()
-    return tokenizer.decode(new_ids, skip_special_tokens=True).strip()
+    with Engine(checkpoint, layout) as engine:
+        messages = [{"role": "user", "content": text}]
+        question = engine.prepare(messages, pictures, max_new_tokens)
+        engine.load()
+        return engine.answer(question, max_new_tokens).text
 
 
 def _with_marks(prompt: str, num_images: int) -> str:

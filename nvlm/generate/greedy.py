@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def generate_greedy(
     model: NVLMD,
-    tokenizer,
     config: RunConfig,
+    image_id: int,
     prompt_ids: Sequence[int],
     tiles: Tensor,
     max_new_tokens: int,
@@ -37,7 +37,8 @@ def generate_greedy(
     Every process of a model replica calls this with the same arguments and gets the same answer.
 
     Args:
-        model, tokenizer, config: from `load_for_generation`.
+        model: this process's pipeline stage, in evaluation mode.
+        image_id: the placeholder's.
         prompt_ids: tokens with their image placeholders.
         tiles: [n, 3, image_size, image_size] uint8, in order of their placeholders; n may be 0.
 
@@ -49,7 +50,7 @@ def generate_greedy(
 
     device = platform.current().device()
     tokens = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
-    image_mask = tokens == tokenizer.convert_tokens_to_ids(config.model.image_token)
+    image_mask = tokens == image_id
     num_positions = tokens.shape[1] + max_new_tokens
     _check_tiles(config, int(image_mask.sum()), tiles.shape[0])
     check_positions(config, tokens.shape[1], max_new_tokens)

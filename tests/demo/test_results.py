@@ -10,7 +10,7 @@ from nvlm.config import load_config
 from nvlm.data.shards.shard import ByteRange
 from nvlm.demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
 from nvlm.errors import NvlmError
-from nvlm.evaluate.heldout import Question
+from nvlm.evaluate.questions import Question
 from nvlm.evaluate.score import Truth
 
 CONFIGS = Path(__file__).parents[2] / "configs/run/tiny"

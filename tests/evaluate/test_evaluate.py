@@ -12,7 +12,8 @@ import pytest
 from nvlm.checkpoint_io import read_config
 from nvlm.demo.build_data import SOURCES
 from nvlm.evaluate.agreement import compare_answers
-from nvlm.evaluate.heldout import choose_questions, read_questions, with_data, write_questions
+from nvlm.evaluate.question_files import write_questions
+from nvlm.evaluate.questions import choose_questions, read_questions, with_data
 from nvlm.evaluate.score import score_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

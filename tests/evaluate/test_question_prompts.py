@@ -22,7 +22,7 @@ from nvlm.data.order.windows import Draw
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import SampleEncoder, prepare_prompt
 from nvlm.evaluate.fit import fit_question
-from nvlm.evaluate.heldout import choose_questions, read_questions, with_data
+from nvlm.evaluate.questions import choose_questions, read_questions, with_data
 
 REGIONS = [{"text": "exit", "box": [0.1, 0.1, 0.4, 0.2]}, {"text": "gate", "box": [0, 0.5, 1, 1]}]
 ASK = {"question": "Is there a cat?"}

@@ -13,8 +13,7 @@ from helpers import generate_case, small_model, spawn
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError
-from nvlm.generate.greedy import generate_greedy
-from nvlm.generate.load import config_for_generation, load_for_generation
+from nvlm.generate.engine import Engine, config_for_generation
 from nvlm.parallel.groups import initialize, shut_down
 
 # Large random weights: answers that vary from token to token.
@@ -31,8 +30,10 @@ def checkpoint(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoint):
-    return load_for_generation(checkpoint)
+def engine(checkpoint):
+    engine = Engine(checkpoint)
+    engine.load()
+    return engine
 
 
 def test_a_layout_of_training_is_made_fit_for_generation():
@@ -48,7 +49,7 @@ def test_a_layout_of_training_is_made_fit_for_generation():
     assert config_for_generation(config, None, 1).parallel == ParallelConfig()
 
 
-def recomputed(model, config, prompt_ids, tiles, image_id) -> tuple[list[int], float]:
+def recomputed(model, prompt_ids, tiles, image_id) -> tuple[list[int], float]:
     """The same answer from whole forward passes; and the smallest lead of a chosen token."""
     ids, smallest_lead = list(prompt_ids), float("inf")
     for _ in range(generate_case.MAX_NEW_TOKENS):
@@ -68,41 +69,36 @@ def recomputed(model, config, prompt_ids, tiles, image_id) -> tuple[list[int], f
     return ids[len(prompt_ids) :], smallest_lead
 
 
-def test_cache_equals_recomputation(loaded):
-    model, tokenizer, config = loaded
-    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+def test_cache_equals_recomputation(engine):
+    image_id = engine.encoder.tokenizer.image_id
     different = set()
-    for ids, tiles in generate_case.prompts(config, image_id):
-        expected, smallest_lead = recomputed(model, config, ids, tiles, image_id)
+    for ids, tiles in generate_case.prompts(engine.config, image_id):
+        expected, smallest_lead = recomputed(engine.model, ids, tiles, image_id)
         # Closer calls could fall either way by rounding alone.
         assert smallest_lead > 1e-5
-        result = generate_greedy(
-            model, tokenizer, config, ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=()
-        )
+        result = engine.generate(ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=())
         assert result == expected
         different |= set(result)
     assert len(different) > 6, "a test of decoding needs answers that vary"
 
 
-def test_stops_after_a_stop_token(loaded):
-    model, tokenizer, config = loaded
-    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
-    ids, tiles = generate_case.prompts(config, image_id)[0]
-    free = generate_greedy(model, tokenizer, config, ids, tiles, 8, stop_ids=())
+def test_stops_after_a_stop_token(engine):
+    image_id = engine.encoder.tokenizer.image_id
+    ids, tiles = generate_case.prompts(engine.config, image_id)[0]
+    free = engine.generate(ids, tiles, 8, stop_ids=())
     stop = free[3]
-    stopped = generate_greedy(model, tokenizer, config, ids, tiles, 8, stop_ids={stop})
+    stopped = engine.generate(ids, tiles, 8, stop_ids={stop})
     assert stopped == free[: free.index(stop) + 1]
 
 
-def test_refuses_a_prompt_that_does_not_fit(loaded):
-    model, tokenizer, config = loaded
-    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
-    ids, tiles = generate_case.prompts(config, image_id)[0]
+def test_refuses_a_prompt_that_does_not_fit(engine):
+    image_id = engine.encoder.tokenizer.image_id
+    ids, tiles = generate_case.prompts(engine.config, image_id)[0]
     with pytest.raises(DataError, match=r"32 <\|vision_pad\|> in the prompt for 1 tiles"):
-        generate_greedy(model, tokenizer, config, ids, tiles[:1], 8, stop_ids=())
-    limit = config.model.language.max_position_embeddings
+        engine.generate(ids, tiles[:1], 8, stop_ids=())
+    limit = engine.config.model.language.max_position_embeddings
     with pytest.raises(DataError, match="max_position_embeddings"):
-        generate_greedy(model, tokenizer, config, ids, tiles, limit, stop_ids=())
+        engine.generate(ids, tiles, limit, stop_ids=())
 
 
 @pytest.mark.parallel
@@ -112,14 +108,11 @@ def test_refuses_a_prompt_that_does_not_fit(loaded):
     [pytest.param([], 2, 1, id="tensor2"), pytest.param(SHARED, 1, 2, id="pipeline2-shared")],
     indirect=["checkpoint"],
 )
-def test_layouts_give_the_same_answers(checkpoint, loaded, tensor, pipeline, tmp_path):
-    model, tokenizer, config = loaded
-    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+def test_layouts_give_the_same_answers(checkpoint, engine, tensor, pipeline, tmp_path):
+    image_id = engine.encoder.tokenizer.image_id
     expected = [
-        generate_greedy(
-            model, tokenizer, config, ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=()
-        )
-        for ids, tiles in generate_case.prompts(config, image_id)
+        engine.generate(ids, tiles, generate_case.MAX_NEW_TOKENS, stop_ids=())
+        for ids, tiles in generate_case.prompts(engine.config, image_id)
     ]
     out = tmp_path / "answers"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

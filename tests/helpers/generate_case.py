@@ -40,14 +40,13 @@ def prompts(config: RunConfig, image_id: int) -> list[tuple[list[int], Tensor]]:
 
 
 def answers(checkpoint: Path, layout: ParallelConfig | None = None) -> list[list[int]]:
-    from nvlm.generate.greedy import generate_greedy
-    from nvlm.generate.load import load_for_generation
+    from nvlm.generate.engine import Engine
 
-    model, tokenizer, config = load_for_generation(checkpoint, layout)
-    image_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
+    engine = Engine(checkpoint, layout)
+    engine.load()
     return [
-        generate_greedy(model, tokenizer, config, ids, tiles, MAX_NEW_TOKENS, stop_ids=())
-        for ids, tiles in prompts(config, image_id)
+        engine.generate(ids, tiles, MAX_NEW_TOKENS, stop_ids=())
+        for ids, tiles in prompts(engine.config, engine.encoder.tokenizer.image_id)
     ]
 
 

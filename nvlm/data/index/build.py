@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nvlm.data.index.stored import read_sample
-from nvlm.data.samples.kinds import Sample, SampleParser
-from nvlm.data.samples.sample import SampleError
-from nvlm.data.shards.shard import ShardReader, StoredSample, scan_shard
+from nvlm.data.index.reading import Reading, SourceReading, read_shard
+from nvlm.data.index.stored import ReadSample
+from nvlm.data.samples.kinds import Sample
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.parallel.orphans import end_with_parent
@@ -105,10 +105,7 @@ class ShardReading:
     """What decides the rows of a shard, beside its content."""
 
     encoder: SampleEncoder
-    parser: SampleParser
-    max_megapixels: float
-    max_frames: int  # of a video
-    excluded: frozenset[str]  # SHARD/KEY of what a folder's Energon settings leave out
+    of_source: SourceReading
 
 
 @dataclass(frozen=True)
@@ -188,21 +185,21 @@ def _build_part_here(shard: Shard) -> tuple[int, int]:
 def build_part(shard: Shard, reading: ShardReading) -> tuple[int, int]:
     """Write a shard's part. Returns its samples and its rejected ones."""
     rejected: list[tuple[str, str, str]] = []
-    stored, damage = scan_shard(shard.path)
     beside = shard.part.with_name(f"{shard.part.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     num_samples = 0
+    readings = read_shard(shard.path, shard.name, reading.of_source)
     try:
-        with (
-            pq.ParquetWriter(beside, _SCHEMA, compression="zstd") as writer,
-            ShardReader() as reader,
-        ):
-            for start in range(0, len(stored), _NUM_SAMPLES_PER_BATCH):
-                batch = stored[start : start + _NUM_SAMPLES_PER_BATCH]
-                columns = _read_batch(batch, shard, reader, reading, rejected)
-                writer.write_table(pa.table(columns, schema=_SCHEMA))
+        with pq.ParquetWriter(beside, _SCHEMA, compression="zstd") as writer:
+            while batch := list(islice(readings, _NUM_SAMPLES_PER_BATCH)):
+                rejected += [
+                    (read.key, read.problem.reason, read.problem.detail)
+                    for read in batch
+                    if read.problem is not None
+                ]
+                columns = _measure(batch, reading.encoder)
+                if columns["key"]:
+                    writer.write_table(pa.table(columns, schema=_SCHEMA))
                 num_samples += len(columns["key"])
-            if damage is not None:
-                rejected.append(("", damage.reason, damage.detail))
             writer.add_key_value_metadata({PART_KEY: json.dumps(rejected)})
         beside.replace(shard.part)
     finally:
@@ -210,29 +207,16 @@ def build_part(shard: Shard, reading: ShardReading) -> tuple[int, int]:
     return num_samples, len(rejected)
 
 
-def _read_batch(
-    batch: list[StoredSample],
-    shard: Shard,
-    reader: ShardReader,
-    reading: ShardReading,
-    rejected: list[tuple[str, str, str]],
-) -> dict[str, list]:
+def _measure(batch: list[Reading], encoder: SampleEncoder) -> dict[str, list]:
+    """The columns of the samples that can be used."""
     columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
     samples: list[Sample] = []
-    for stored in batch:
-        if f"{shard.name}/{stored.key}" in reading.excluded:
-            continue
-        try:
-            sample, values = _read_sample(reader, str(shard.path), stored, reading)
-        except SampleError as error:
-            rejected.append((_printable(stored.key), error.reason, error.detail))
-            continue
-        except DataError as error:  # not the sample's fault but its source's settings'
-            raise DataError(f"{shard.path}: sample {_printable(stored.key)}: {error}") from None
-        samples.append(sample)
-        for name, value in values.items():
-            columns[name].append(value)
-    for sample, lengths in zip(samples, reading.encoder.measure(samples), strict=True):
+    for reading in batch:
+        if reading.sample is not None:
+            samples.append(reading.sample.sample)
+            for name, value in _values(reading.key, reading.sample).items():
+                columns[name].append(value)
+    for sample, lengths in zip(samples, encoder.measure(samples), strict=True):
         columns["lead_single"].append(lengths.leads_single)
         columns["lead_multiple"].append(lengths.leads_multiple)
         columns["turn_tokens"].append(lengths.turn_tokens)
@@ -246,17 +230,12 @@ def _read_batch(
     return columns
 
 
-def _read_sample(
-    reader: ShardReader, shard: str, stored: StoredSample, reading: ShardReading
-) -> tuple[Sample, dict[str, Any]]:
-    """The sample, and its values in the columns that need no tokenizer."""
-    read = read_sample(
-        reader, shard, stored, reading.parser, reading.max_megapixels, reading.max_frames
-    )
+def _values(key: str, read: ReadSample) -> dict[str, Any]:
+    """A sample's values in the columns that need no tokenizer."""
     sample, images = read.sample, read.images
-    values = {
-        "key": stored.key,
-        "key_hash": hash_key(stored.key),
+    return {
+        "key": key,
+        "key_hash": hash_key(key),
         "task": sample.task,
         "kind": sample.kind,
         "num_frames": read.num_frames,
@@ -269,13 +248,8 @@ def _read_sample(
         "image_width": [width for width, _ in read.sizes],
         "image_height": [height for _, height in read.sizes],
     }
-    return sample, values
 
 
 def hash_key(key: str) -> int:
     """64 bits of a sample's key, the same everywhere."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-def _printable(key: str) -> str:
-    return key.encode("utf-8", "backslashreplace").decode()

@@ -45,9 +45,9 @@ from nvlm.data.index.join import (
     column_types,
     join_parts,
 )
+from nvlm.data.index.reading import SourceReading, shard_name
 from nvlm.data.samples.kinds import KINDS, SampleParser
 from nvlm.data.samples.prompts import fingerprint, load_prompt_pools
-from nvlm.data.shards.energon import excluded_samples, read_field_map
 from nvlm.data.shards.shard import ByteRange
 from nvlm.data.shards.sources import Source, find_sources
 from nvlm.data.text.encode import SampleEncoder
@@ -184,30 +184,24 @@ def open_indexes(
 def _open_index(
     config: RunConfig, source: Source, encoder: SampleEncoder, show: ShowProgress | None
 ) -> SourceIndex:
-    pools = load_prompt_pools(config.data.prompt_pools)
-    reading = ShardReading(
-        encoder,
-        SampleParser(pools, source.settings.prompts, read_field_map(source.folder)),
-        config.data.max_image_megapixels,
-        config.data.num_video_frames,
-        frozenset(excluded_samples(source.folder)),
-    )
+    reading = ShardReading(encoder, SourceReading.from_config(config, source))
     settings = _settings(config, source, reading)
     name = re.sub(r"[^\w.-]", "_", source.name)
     place = str(source.folder.resolve())
     root = Path(config.data.index_dir or Path(config.run.dir) / "index")
     folder = root / f"{name}-{_hash([place, config.data.split, settings])[:12]}"
-    index = _load_if_fresh(folder, source, reading.parser, settings)
+    parser = reading.of_source.parser
+    index = _load_if_fresh(folder, source, parser, settings)
     if index is not None:
         return index
     # All processes of a run come here at once: one builds, the others wait and load.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            index = _load_if_fresh(folder, source, reading.parser, settings, say_damage=True)
+            index = _load_if_fresh(folder, source, parser, settings, say_damage=True)
             if index is None:
                 _build(folder, source, settings, reading, show)
-                index = _load_if_fresh(folder, source, reading.parser, settings)
+                index = _load_if_fresh(folder, source, parser, settings)
     except OSError as error:
         raise DataError(
             f"{folder}: the index cannot be written: {error}; put that right and give the same "
@@ -220,22 +214,22 @@ def _open_index(
 
 def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[str, Any]:
     """All that decides the rows of an index, beside the shards. JSON values only."""
-    field_map = reading.parser.field_map
+    field_map = reading.of_source.parser.field_map
     pools = fingerprint(load_prompt_pools(config.data.prompt_pools))
     return {
         "format_version": FORMAT_VERSION,
         "template": reading.encoder.template_settings() | {"prompt pools": pools},
         "prompts": source.settings.prompts,
         "field_map": None if field_map is None else _plain(vars(field_map)),
-        "excluded": sorted(reading.excluded),
+        "excluded": sorted(reading.of_source.excluded),
         "image_formats": readable_formats(),
-        "data.max_image_megapixels": reading.max_megapixels,
-        "data.num_video_frames": reading.max_frames,
+        "data.max_image_megapixels": reading.of_source.max_megapixels,
+        "data.num_video_frames": reading.of_source.max_frames,
     }
 
 
 def _shard_list(source: Source) -> list[list]:
-    return [[os.path.relpath(shard, source.folder), *_state(shard)] for shard in source.shards]
+    return [[shard_name(source, shard), *_state(shard)] for shard in source.shards]
 
 
 def _state(shard: Path) -> tuple[int, int]:

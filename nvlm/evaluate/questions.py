@@ -1,43 +1,30 @@
-"""Held-out samples as questions with a truth, and written out as plain files.
+"""Held-out samples as questions with a truth.
 
-Samples are read as training reads them (data/stored.py): the same kinds, field maps, prompt pools,
-videos and limits, under the settings that the checkpoint was trained with. A sample that leaves its
-wording open is asked with the first prompt of the pool that training draws from.
-
-The written folder is what Megatron's evaluation, the Hugging Face client and the report share: the
-client reads it without importing anything of training.
+Samples are read as training's index reads them (data/index/reading.py): the same kinds, field maps,
+prompt pools, videos and limits, under the settings that the checkpoint was trained with. A sample
+that leaves its wording open is asked with the first prompt of the pool that training draws from.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
-from nvlm.data.images.image import image_type
-from nvlm.data.index.stored import ReadSample, decode_images, read_sample
+from nvlm.data.index.reading import Reading, SourceReading, read_shard, shard_name
+from nvlm.data.index.stored import ReadSample
 from nvlm.data.samples.conversations import count_image_marks, keep_turns
-from nvlm.data.samples.kinds import SampleParser
-from nvlm.data.samples.prompts import load_prompt_pools
-from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import IMAGE_MARK, Messages, SampleError
-from nvlm.data.shards.energon import excluded_samples, read_field_map
-from nvlm.data.shards.shard import ByteRange, ShardReader, StoredSample, scan_shard
+from nvlm.data.shards.shard import ByteRange
 from nvlm.data.shards.sources import Source, find_all_sources
 from nvlm.errors import DataError
 from nvlm.evaluate.score import NUM_ANNOTATORS, Truth
 from nvlm.places import check_name
 
-SAMPLES_FILE = "samples.jsonl"
 # Reasons of what is left out although nothing is wrong with it, or with the sample alone.
 NO_QUESTION = "no_question"
 TOO_LONG = "too_long"
@@ -164,130 +151,52 @@ def choose_questions(
     return HeldOut(questions, counts, [*found.left_out, *left_out])
 
 
-def read_image_files(question: Question, max_megapixels: float) -> list[bytes]:
-    """The encoded images of a question, of a video its frames as PNG.
-
-    Raises:
-        SampleError: the video is damaged.
-    """
-    with ShardReader() as reader:
-        if not question.num_frames:
-            return [reader.read(question.shard, where) for where in question.images]
-        files = []
-        for pixels in decode_images(
-            reader, question.shard, question.images, question.num_frames, max_megapixels
-        ):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            files.append(buffer.getvalue())
-        return files
-
-
-def write_questions(questions: Sequence[Question], folder: Path, max_megapixels: float) -> Path:
-    """Write `folder/samples.jsonl` and the images beside it; replaces what was there.
-
-    A line has sample_id, source, task, messages, max_num_tiles, truth (a list; see
-    `score.Truth.as_fields`) and images (paths relative to `folder`).
-    """
-    folder = Path(folder)
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "images").mkdir(parents=True)
-    with (beside / SAMPLES_FILE).open("w", encoding="utf-8") as file:
-        for number, question in enumerate(questions):
-            names = []
-            for index, data in enumerate(read_image_files(question, max_megapixels)):
-                names.append(f"images/{number:05d}.{index}.{image_type(data)}")
-                (beside / names[-1]).write_bytes(data)
-            line = {
-                "sample_id": question.sample_id,
-                "source": question.source,
-                "task": question.task,
-                "messages": question.messages,
-                "max_num_tiles": question.max_num_tiles,
-                **question.truth.as_fields(),
-                "images": names,
-            }
-            file.write(json.dumps(line) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
-    return folder
-
-
 def _read_source(config: RunConfig, source: Source, found: HeldOut) -> list[Question]:
+    how = SourceReading.from_config(config, source)
     counts = found.counts[source.name] = SourceCounts()
-    parser = SampleParser(
-        load_prompt_pools(config.data.prompt_pools),
-        source.settings.prompts,
-        read_field_map(source.folder),
-    )
-    excluded = excluded_samples(source.folder)
-    max_num_tiles = source.settings.max_num_tiles or config.stage.max_num_tiles
-    asked: list[tuple[str, str, ReadSample, dict[str, int]]] = []  # shard, key, sample, repairs
-    with ShardReader() as reader:
-        for shard, stored, damage in _stored_samples(source, excluded):
+    asked: list[tuple[Path, Reading, ReadSample]] = []
+    for shard in source.shards:
+        for reading in read_shard(shard, shard_name(source, shard), how):
             counts.num_samples += 1
-            key = "" if stored is None else stored.key
-            try:
-                if stored is None:
-                    assert damage is not None
-                    raise damage
-                with noting_repairs() as repairs:
-                    read = read_sample(
-                        reader,
-                        str(shard),
-                        stored,
-                        parser,
-                        config.data.max_image_megapixels,
-                        config.data.num_video_frames,
-                    )
-            except SampleError as error:
-                counts.left_out[error.reason] += 1
-                found.left_out.append(_left_out(source.name, shard, key, error))
-                continue
-            except DataError as error:  # not the sample's fault but its source's settings'
-                raise DataError(f"{shard}: sample {key}: {error}") from None
-            if _has_question(read):
-                asked.append((str(shard), key, read, dict(repairs)))
-                counts.num_without_task += not read.sample.task.strip()
+            if reading.problem is not None:
+                counts.left_out[reading.problem.reason] += 1
+                found.left_out.append(_left_out(source.name, shard, reading.key, reading.problem))
+            elif reading.sample is not None and _has_question(reading.sample):
+                asked.append((shard, reading, reading.sample))
+                counts.num_without_task += not reading.sample.sample.task.strip()
             else:
                 counts.left_out[NO_QUESTION] += 1
-    by_people = _answered_by_ten([read for _, _, read, _ in asked])
-    questions = []
-    for shard, key, read, repairs in asked:
-        *messages, answer = _up_to_answer(read)
-        num_images = count_image_marks(messages)  # those of later turns are not shown
-        questions.append(
-            Question(
-                key,
-                source.name,
-                read.sample.task.strip() or source.name,
-                messages,
-                _truth(read, answer["content"], by_people),
-                1 if read.num_frames else max_num_tiles,
-                shard,
-                read.images[:num_images],
-                read.sizes[:num_images],
-                read.num_frames,
-                repairs,
-            )
-        )
-    return questions
+    by_people = _answered_by_ten([read for _, _, read in asked])
+    limit = source.settings.max_num_tiles or config.stage.max_num_tiles
+    return [
+        _question(source.name, shard, reading, read, limit, by_people)
+        for shard, reading, read in asked
+    ]
 
 
-def _stored_samples(
-    source: Source, excluded: set[str]
-) -> Iterator[tuple[Path, StoredSample | None, SampleError | None]]:
-    """(shard, sample, None), and (shard, None, its damage) after those of a damaged one."""
-    for shard in source.shards:
-        samples, damage = scan_shard(shard)
-        # As paths are told in `split.yaml`: relative to the folder.
-        name = shard.name if source.folder == shard else str(shard.relative_to(source.folder))
-        for stored in samples:
-            if f"{name}/{stored.key}" not in excluded:
-                yield shard, stored, None
-        if damage is not None:
-            yield shard, None, damage
+def _question(
+    source: str,
+    shard: Path,
+    reading: Reading,
+    read: ReadSample,
+    max_num_tiles: int,
+    by_people: bool,
+) -> Question:
+    *messages, answer = _up_to_answer(read)
+    num_images = count_image_marks(messages)  # those of later turns are not shown
+    return Question(
+        sample_id=reading.key,
+        source=source,
+        task=read.sample.task.strip() or source,
+        messages=messages,
+        truth=_truth(read, answer["content"], by_people),
+        max_num_tiles=1 if read.num_frames else max_num_tiles,
+        shard=str(shard),
+        images=read.images[:num_images],
+        sizes=read.sizes[:num_images],
+        num_frames=read.num_frames,
+        repairs=reading.repairs,
+    )
 
 
 def _has_question(read: ReadSample) -> bool:

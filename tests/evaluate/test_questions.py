@@ -10,14 +10,9 @@ from PIL import Image
 
 from nvlm.config import load_config
 from nvlm.errors import DataError
-from nvlm.evaluate.heldout import (
-    HeldOut,
-    choose_questions,
-    read_image_files,
-    with_data,
-    write_questions,
-)
-from nvlm.evaluate.heldout import read_questions as read_all
+from nvlm.evaluate.question_files import read_image_files, write_questions
+from nvlm.evaluate.questions import HeldOut, choose_questions, with_data
+from nvlm.evaluate.questions import read_questions as read_all
 
 CONFIG = load_config("configs/run/tiny/sft.yaml")
 

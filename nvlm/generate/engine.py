@@ -1,0 +1,175 @@
+"""A checkpoint that answers: on one process, or at any layout under torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nvlm.checkpoint_io import check_contents, read_config, read_sharded, resolve_checkpoint
+from nvlm.config.checks import check_config, check_world_size
+from nvlm.config.schema import ParallelConfig, RunConfig
+from nvlm.data.samples.sample import Messages
+from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
+from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
+from nvlm.generate.greedy import check_positions, generate_greedy
+from nvlm.parallel.groups import Parallel, initialize, shut_down, world_size_from_environment
+from nvlm.safe_loading import check_readable
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to a prompt."""
+
+    text: str  # without special tokens and the spaces around it
+    prompt_ids: list[int]
+    answer_ids: list[int]  # up to and including the end of the turn, where it came to that
+
+
+class Engine:
+    """All that answering needs: layout, tokenizer, encoder, configuration and, loaded, the model.
+
+    Making one refuses what can be refused without weights; `load` makes the process groups and
+    reads them. As a context manager it ends the process groups on leaving. Every process of a
+    launch makes one and calls the same methods with the same arguments.
+
+    Attributes:
+        checkpoint: the folder that is read.
+        config: the checkpoint's configuration with the layout in use.
+        encoder: of prompts, as the checkpoint's training encoded its samples.
+        parallel, model: this process's place and pipeline stage; there once `load` returned.
+    """
+
+    parallel: Parallel
+
+    def __init__(self, checkpoint: str | Path, layout: ParallelConfig | None = None):
+        """
+        Args:
+            checkpoint: a checkpoint folder, or a run folder (its latest).
+            layout: tensor and pipeline sizes. None: one process holds the whole model, several take
+                the layout that the checkpoint was trained with. Processes beyond a replica are
+                replicas.
+
+        Raises:
+            CheckpointError: there is no whole checkpoint.
+            ConfigError: the number of processes does not fit the layout.
+            DataError: the tokenizer is missing or does not fit the model.
+        """
+        self.checkpoint = resolve_checkpoint(checkpoint)
+        check_readable(self.checkpoint)
+        self._world_size = world_size_from_environment()
+        self.config = config_for_generation(read_config(self.checkpoint), layout, self._world_size)
+        name = self.config.model.tokenizer
+        self._tokenizer = open_tokenizer(name)
+        chat = ChatTokenizer(
+            self._tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
+        )
+        self.encoder = SampleEncoder.from_config(self.config, chat)
+        self._is_loaded = False
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(self) -> None:
+        """Read the weights into a model in evaluation mode.
+
+        Raises:
+            CheckpointError: a file has other bytes than were written, or does not fit the model.
+        """
+        # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
+        self.parallel = initialize(self.config, self._world_size)
+        self._is_loaded = True
+        from nvlm.model.nvlm_d import build_model
+
+        check_contents(self.checkpoint)
+        self.model = build_model(self.config, self.parallel)
+        state = {"model": self.model.sharded_state_dict()}
+        self.model.load_state_dict(read_sharded(self.checkpoint, state)["model"])
+        self.model.eval()
+
+    def close(self) -> None:
+        """End the process groups, if `load` made them."""
+        if self._is_loaded:
+            shut_down()
+            self._is_loaded = False
+
+    def prepare(
+        self,
+        messages: Messages,
+        images: Sequence[NDArray[np.uint8]],
+        max_new_tokens: int,
+        max_num_tiles: int | None = None,
+    ) -> EncodedPrompt:
+        """Tokens and tiles of a question; needs no weights.
+
+        Args:
+            messages: up to the turn that is to be answered.
+            images: each [height, width, 3] RGB, in the order of their marks.
+            max_num_tiles: most tiles per image. None: the stage's.
+
+        Raises:
+            DataError: marks and images differ in number, or prompt and answer have more tokens than
+                the model has positions.
+        """
+        prompt = prepare_prompt(self.config, self.encoder, messages, images, max_num_tiles)
+        check_positions(self.config, len(prompt.tokens), max_new_tokens)
+        return prompt
+
+    def answer(self, prompt: EncodedPrompt, max_new_tokens: int) -> Answer:
+        """The most likely answer, token by token, up to the end of the turn."""
+        prompt_ids = prompt.tokens.tolist()
+        answer_ids = self.generate(
+            prompt_ids,
+            torch.from_numpy(prompt.tiles),
+            max_new_tokens,
+            stop_ids={self.encoder.tokenizer.end_id},
+        )
+        text = self._tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+        return Answer(text, prompt_ids, answer_ids)
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        tiles: Tensor,
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+    ) -> list[int]:
+        """See `generate_greedy`."""
+        return generate_greedy(
+            self.model,
+            self.config,
+            self.encoder.tokenizer.image_id,
+            prompt_ids,
+            tiles,
+            max_new_tokens,
+            stop_ids,
+        )
+
+
+def config_for_generation(
+    config: RunConfig, layout: ParallelConfig | None, world_size: int
+) -> RunConfig:
+    """A checkpoint's configuration with the layout in use; see `Engine`.
+
+    Sequence parallelism and virtual stages are for training; batch sizes are made to fit.
+
+    Raises:
+        ConfigError: the layout does not fit the model or the number of processes.
+    """
+    if layout is None:
+        layout = ParallelConfig() if world_size == 1 else config.parallel
+    layout = layout.model_copy(update={"sequence": False, "virtual_pipeline": 1})
+    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
+    config = config.model_copy(update={"parallel": layout, "train": train})
+    where = f"the checkpoint at --tensor {layout.tensor} --pipeline {layout.pipeline}"
+    check_config(config, source=where)
+    check_world_size(config, world_size)
+    return config
