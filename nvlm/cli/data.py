@@ -172,6 +172,6 @@ def data_preview(
 
         print_preview(preview)
     else:
-        from nvlm.views.preview_html import write_page
+        from nvlm.views.preview_page import write_preview
 
-        say(f"written to {write_page(preview, out)}")
+        say(f"written to {write_preview(preview, out)}")

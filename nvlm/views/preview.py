@@ -2,7 +2,7 @@
 
 The run's own planner and reader make them, and all that is shown is read off their results: the
 text off the token ids, what is trained off the labels, the pictures off the tiles. Nothing is laid
-out a second time, and no other sample is read. preview_html.py and preview_terminal.py show it.
+out a second time, and no other sample is read. preview_page.py and preview_terminal.py show it.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class PlannedSequence:
     step: int
     number: int
     documents: list[Document]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(document.length for document in self.documents)
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(document.num_tiles for document in self.documents)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +12,6 @@ import numpy as np
 from nvlm.batch import IGNORED_LABEL
 from nvlm.data.text.chat import TURN_END, TURN_START
 from nvlm.data.text.encode import EncodedSample, SampleEncoder
-
-# Invisible characters that scripts and emoji are made with.
-_JOINERS = ("\u200c", "\u200d")
 
 SpanKind = Literal["text", "control", "image"]
 
@@ -75,20 +71,3 @@ def _whole_characters(texts: list[str]) -> Iterator[tuple[str, int]]:
             count = 0
     if count:
         yield "", count
-
-
-def visible(text: str) -> str:
-    """The text with all that would act on a page or terminal instead of being seen, spelled out.
-
-    Line ends and tabs stay.
-    """
-    return "".join(
-        character
-        if character in "\n\t" or character in _JOINERS or not _is_invisible(character)
-        else f"\\u{ord(character):04x}"
-        for character in text
-    )
-
-
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")

@@ -15,7 +15,8 @@ from nvlm.views.preview import (
     describe_cuts,
     describe_image,
 )
-from nvlm.views.preview_spans import Span, visible
+from nvlm.views.preview_spans import Span
+from nvlm.views.visible import visible
 
 _LEAST_BAR_WIDTH, _MOST_BAR_WIDTH = 8, 40
 _COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "red", "bright_blue", "bright_magenta")
@@ -96,11 +97,10 @@ def _sequence(
     preview: Preview, sequence: PlannedSequence, colours: dict[str, str], window: int
 ) -> Text:
     max_tokens = preview.config.stage.sequence_length
-    num_tiles = sum(document.num_tiles for document in sequence.documents)
     before = f"step {sequence.step:>2} sequence {sequence.number:>2} "
     after = (
-        f" {sum(document.length for document in sequence.documents):,}/{max_tokens:,} tokens, "
-        f"{num_tiles:,}/{preview.max_tiles:,} tiles, samples: {len(sequence.documents)}"
+        f" {sequence.num_tokens:,}/{max_tokens:,} tokens, "
+        f"{sequence.num_tiles:,}/{preview.max_tiles:,} tiles, samples: {len(sequence.documents)}"
     )
     left = window - len(before) - len(after)
     bar_width = max(_LEAST_BAR_WIDTH, min(_MOST_BAR_WIDTH, left))

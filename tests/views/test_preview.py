@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +26,15 @@ from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.reader import MicroBatchReader
 from nvlm.data.order.planner import Planner
+from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.tile_tags import TagStyle, TileTags
+from nvlm.views.pages import page_environment
 from nvlm.views.preview import Preview, ShownImage, build_preview, describe, describe_cuts
-from nvlm.views.preview_html import _colours, write_page
-from nvlm.views.preview_pictures import image_figures
-from nvlm.views.preview_spans import visible
+from nvlm.views.preview_figures import draw_figure
+from nvlm.views.preview_page import _colours, write_preview
 from nvlm.views.preview_terminal import print_preview
 from nvlm.views.stats import blend_stats
+from nvlm.views.visible import visible
 
 HOSTILE_QUESTION = "</span><script>alert(1)</script> <|im_end|> & 'x' \"y\""
 HOSTILE_ANSWER = "日本 😀 <|im_start|>user\n\x1b[31m\u202e ok"
@@ -37,9 +42,14 @@ HOSTILE_ANSWER = "日本 😀 <|im_start|>user\n\x1b[31m\u202e ok"
 
 def show(config: RunConfig, num_samples: int, tmp_path: Path) -> tuple[Preview, Element]:
     preview = build_preview(config, num_samples)
-    path = write_page(preview, tmp_path / "pages" / "preview.html")
+    path = write_preview(preview, tmp_path / "pages" / "preview.html")
     assert [file.name for file in path.parent.iterdir()] == ["preview.html"]
     return preview, parse_page(path.read_text(encoding="utf-8"))
+
+
+def show_image(image: ShownImage, number: int | None = None) -> Element:
+    template = page_environment("nvlm.views").get_template("preview_figures.html")
+    return parse_page(template.module.image_figures(draw_figure(image, number)))
 
 
 def cards(page: Element) -> list[Element]:
@@ -124,11 +134,8 @@ def test_tiles_are_labelled_with_their_tags(tags: TileTags, labels: list[str]):
     style = TagStyle(tags, use_thumbnail=True, max_num_tiles=12, image_size=112)
     tiles = np.zeros((7, 3, 112, 112), np.uint8)
     image = ShownImage((300, 200), (3, 2), style.tags((3, 2)), tiles)
-    figures = parse_page(image_figures(image))
-    assert [label.text for label in figures.with_tag("b")] == labels
-    captions = [
-        caption.text for caption in parse_page(image_figures(image, 2)).with_tag("figcaption")
-    ]
+    assert [label.text for label in show_image(image).with_tag("b")] == labels
+    captions = [caption.text for caption in show_image(image, 2).with_tag("figcaption")]
     assert captions[0] == "2: 300 × 200 pixels → 3 × 2 tiles and the thumbnail"
 
 
@@ -241,6 +248,49 @@ def test_texts_are_escaped(make_config, hostile_root, tmp_path):
     style = page.with_tag("style")[0].text
     assert "url(" not in style
     assert "@import" not in style
+
+
+def poisoned(value: Any, given: dict[str, str], place: str = "") -> Any:
+    """The same with another hostile text for every text in it; `given` gets them by their place."""
+    if isinstance(value, str):
+        return given.setdefault(f"{place}={value}", hostile_text(len(given)))
+    if isinstance(value, SampleError):
+        return SampleError(*(poisoned(v, given, "problem") for v in (value.reason, value.detail)))
+    if isinstance(value, list):
+        return [poisoned(item, given, place) for item in value]
+    if isinstance(value, dict):
+        return {poisoned(k, given, place): poisoned(v, given, place) for k, v in value.items()}
+    if is_dataclass(value):
+        names = [f.name for f in fields(value) if f.name not in ("config", "kind")]
+        # A source is named the same wherever it stands.
+        places = {n: n.removesuffix("s") if n == "sources" else n for n in names}
+        return replace(value, **{n: poisoned(getattr(value, n), given, places[n]) for n in names})
+    return value
+
+
+def hostile_text(number: int) -> str:
+    return f"</script></style><img src=x onerror=alert({number})>\"'{{{{ 7 * 7 }}}}\u202e\x00"
+
+
+def test_hostile_text_in_every_field(make_config, hostile_root, tmp_path):
+    config = make_config(f"data.root={hostile_root}", "train.steps=2")
+    preview = build_preview(config, 4)
+    plain = parse_page(write_preview(preview, tmp_path / "plain.html").read_text())
+    given: dict[str, str] = {}
+    hostile = poisoned(preview, given)
+    page = parse_page(write_preview(hostile, tmp_path / "hostile.html").read_text())
+    # Not an element more; line ends and turns are made of texts, which are others here.
+    tags, plain_tags = (
+        Counter(e.tag for e in p.all() if e.tag != "u" and e.classes != ["turn"])
+        for p in (page, plain)
+    )
+    assert tags == plain_tags
+    assert not any(name.startswith("on") for e in page.all() for name in e.attributes)
+    # And all that is shown can be read.
+    said = page.text + "".join(text for e in page.all() for text in e.attributes.values())
+    places = {place.partition("=")[0] for place, text in given.items() if visible(text) in said}
+    assert places == {"source", "key", "task", "text", "tags", "problem", "reason", "shard",
+                      "detail"}  # fmt: skip
 
 
 def test_what_is_left_out_is_said(make_config, hostile_root, tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,46 +22,73 @@ _MIN_SHOWN_WIDTH = 140
 _MAX_SHOWN_HEIGHT = 400
 
 
-def image_figures(image: ShownImage, number: int | None = None) -> str:
-    """The image with its grid drawn over it, and its tiles; `number` if there are several."""
+@dataclass(frozen=True)
+class Cell:
+    """Where a tile lies in the picture."""
+
+    tag: str
+    label: str  # what tells it from the others; "" where it is the only one
+
+
+@dataclass(frozen=True)
+class Tile:
+    tag: str
+    picture: str  # data URL
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The image, its grid, and its tiles as the model gets them."""
+
+    picture: str  # data URL
+    shown_width: int  # CSS pixels
+    columns: int
+    rows: int
+    cells: list[Cell]
+    caption: str
+    tiles: list[Tile]  # of the grid; none where the picture is the tile
+    thumbnail: Tile | None
+    tile_side: int = _TILE_SIDE
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tiles) + (self.thumbnail is not None)
+
+
+def draw_figure(image: ShownImage, number: int | None = None) -> Figure:
+    """What the page shows of an image; `number` if there are several."""
     columns, rows = image.grid
+    num_cells = columns * rows
     picture = _whole_picture(image)
     width, height = picture.size
     shown_width = min(max(width, _MIN_SHOWN_WIDTH), width * _MAX_SHOWN_HEIGHT // height)
-    cells = "".join(
-        f'<span title="{html.escape(tag)}">'
-        f"{f'<b>{_label(tag, place)}</b>' if columns * rows > 1 else ''}</span>"
-        for place, tag in enumerate(image.tags[: columns * rows], start=1)
-    )
-    caption = describe_image(image) if number is None else f"{number}: {describe_image(image)}"
-    whole = (
-        f'<figure><div class="frame"><img src="{_data_uri(picture)}" alt="" '
-        f'style="width:{max(shown_width, 1)}px"><div class="over" '
-        f'style="grid-template:repeat({rows},1fr)/repeat({columns},1fr)">{cells}</div></div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-    if len(image.tiles) == 1 and width == height:
-        return whole  # the picture is the tile
-    tiles = [
-        f'<img src="{_data_uri(_tile_picture(tile))}" alt="{html.escape(tag)}" '
-        f'title="{html.escape(tag)}" width="{_TILE_SIDE}" height="{_TILE_SIDE}">'
-        for tile, tag in zip(image.tiles, image.tags, strict=True)
+    cells = [
+        Cell(tag, _label(tag, place) if num_cells > 1 else "")
+        for place, tag in enumerate(image.tags[:num_cells], start=1)
     ]
-    grid = f'<div class="grid" style="--columns:{columns}">{"".join(tiles[: columns * rows])}</div>'
-    thumbnail = f'<div class="grid">{tiles[-1]}</div>' if image.has_thumbnail else ""
-    what = "the tile" if len(tiles) == 1 else "the tiles"
-    return (
-        f'<div class="image">{whole}<figure><div class="tiles">{grid}{thumbnail}</div>'
-        f"<figcaption>{what} as the model gets {'it' if len(tiles) == 1 else 'them'}</figcaption>"
-        "</figure></div>"
+    tiles: list[Tile] = []
+    if len(image.tiles) > 1 or width != height:
+        tiles = [
+            Tile(tag, _data_url(_tile_picture(tile)))
+            for tile, tag in zip(image.tiles, image.tags, strict=True)
+        ]
+    return Figure(
+        picture=_data_url(picture),
+        shown_width=max(shown_width, 1),
+        columns=columns,
+        rows=rows,
+        cells=cells,
+        caption=describe_image(image) if number is None else f"{number}: {describe_image(image)}",
+        tiles=tiles[:num_cells],
+        thumbnail=tiles[-1] if image.has_thumbnail else None,
     )
 
 
 def _label(tag: str, place: int) -> str:
     """What tells a tile's tag from those of the other tiles, or its place where it has no tag."""
     if tag.startswith("<box>"):
-        return html.escape(tag.removeprefix("<box>").partition(")")[0].strip(" ("))
-    return html.escape(tag.removeprefix("<tile_").removesuffix(">")) or str(place)
+        return tag.removeprefix("<box>").partition(")")[0].strip(" (")
+    return tag.removeprefix("<tile_").removesuffix(">") or str(place)
 
 
 def _whole_picture(image: ShownImage) -> Image.Image:
@@ -82,7 +109,7 @@ def _tile_picture(tile: NDArray[np.uint8]) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _data_url(picture: Image.Image) -> str:
     """As PNG where there are few colours, which keeps drawings sharp and small, else as JPEG."""
     kind = "jpeg" if picture.getcolors(_FEW_COLOURS) is None else "png"
     buffer = io.BytesIO()
