@@ -23,7 +23,8 @@ def path_of_user(text: str | Path) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file.", metavar="CONFIG")]
+CONFIG_HELP = "A run's YAML file, or a name of `nvlm config list`."
+ConfigFile = Annotated[Path, typer.Argument(help=CONFIG_HELP, metavar="CONFIG")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
     typer.Argument(help="key=value, such as train.steps=100", metavar="KEY=VALUE"),

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import convert_app
-from nvlm.cli.arguments import Overrides, path_of_user
+from nvlm.cli.arguments import CONFIG_HELP, Overrides, path_of_user
 from nvlm.launch import launched, rank_to_speak
 from nvlm.places import check_folder
 
@@ -25,7 +25,7 @@ def convert_from_hf_command(
         Path,
         typer.Argument(parser=path_of_user, metavar="OUT", help="The checkpoint folder to write."),
     ],
-    config: Annotated[Path, typer.Option(metavar="FILE", help="A run's YAML file.")],
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help=CONFIG_HELP)],
     vision: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(

@@ -86,17 +86,18 @@ def data_index(
         list[str],
         typer.Argument(
             metavar="CONFIG [DIR]... [KEY=VALUE]...",
-            help="A run's YAML file, which names the tokenizer and the template; folders of shards "
-            "to index in place of the run's sources; overrides.",
+            help="A run's YAML file or name, which says the tokenizer and the template; folders of "
+            "shards to index in place of the run's sources; overrides.",
         ),
     ],
 ) -> None:
     """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again."""
     from nvlm.config import load_config
+    from nvlm.config.shipped import run_names
 
     overrides = [argument for argument in arguments if "=" in argument]
     config, *folders = [argument for argument in arguments if "=" not in argument] or [""]
-    if not config.endswith((".yaml", ".yml")):
+    if not config.endswith((".yaml", ".yml")) and config not in run_names():
         raise ConfigError(
             f"nvlm data index: {config or 'nothing'!r} is no YAML file; the first argument is a "
             "run's configuration, whose tokenizer and template the lengths are counted with: "

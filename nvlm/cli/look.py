@@ -19,6 +19,17 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     show(config, overrides or [], planned_world_size())
 
 
+@config_app.command("list", short_help="List the configurations that come with nvlm.")
+def config_list() -> None:
+    """List the configurations that come with nvlm: name, parameters, what for.
+
+    Every CONFIG of other verbs may be such a name.
+    """
+    from nvlm.views.config_list import print_list
+
+    print_list()
+
+
 @model_app.command("summary", short_help="Count parameters by part and pipeline stage.")
 def model_summary(
     config: ConfigFile,

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from nvlm.config.checks import check_config
 from nvlm.config.paths import expand_path
 from nvlm.config.schema import RunConfig, SourceConfig
+from nvlm.config.shipped import find_run
 from nvlm.config.values import PATH
 from nvlm.config.wording import describe_all, shorten
 from nvlm.config.yaml_file import Values, parse_yaml, read_yaml
@@ -44,11 +45,13 @@ class Layer:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, merge its bases and `overrides`, and check the result.
 
+    Where there is no such file, `path` may be a name of a run that comes with nvlm (shipped.py).
+
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type, or
             sections contradict each other. The message names the file or override and the key.
     """
-    path = Path(expand_path(str(path)))
+    path = find_run(expand_path(str(path)))
     layers: list[Layer] = []
     _read_with_bases(path, (), layers)
     given = [_read_override(override) for override in overrides]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo import build_data, digits, photographs, questions, scenes
 from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import choose_grid, cut_tiles
-from nvlm.demo import build_data, digits, photographs, questions, scenes
 from nvlm.errors import DataError
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, ImageDraw
 
-from nvlm.demo.report import (
+from demo.report import (
     Check,
     GalleryItem,
     Picture,

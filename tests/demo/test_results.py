@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
 from nvlm.config import load_config
 from nvlm.data.shards.shard import ByteRange
-from nvlm.demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
 from nvlm.errors import NvlmError
 from nvlm.evaluate.questions import Question
 from nvlm.evaluate.score import Truth

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.spawn import environment
 from rich.console import Console
 
-from nvlm.demo.steps import Step, StepRunner
+from demo.steps import Step, StepRunner
 from nvlm.errors import NvlmError
 
 
@@ -120,12 +121,15 @@ def test_interrupting_the_demo_ends_what_it_started(tmp_path, ending):
         # A test run in the background of a shell has it ignored, and children inherit that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from rich.console import Console; "
-        "from nvlm.demo.steps import Step, StepRunner; "
+        "from demo.steps import Step, StepRunner; "
         f"runner = StepRunner(Path('.'), Path('.'), {{}}, Console()); "
         f"runner.run(Step('one', 'One', 'python', ['-c', {code!r}], [Path('x')]), '')"
     )
     demo = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists():

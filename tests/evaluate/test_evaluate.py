@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.build_data import SOURCES
 from nvlm.checkpoint_io import read_config
-from nvlm.demo.build_data import SOURCES
 from nvlm.evaluate.agreement import compare_answers
 from nvlm.evaluate.question_files import write_questions
 from nvlm.evaluate.questions import choose_questions, read_questions, with_data
@@ -74,7 +74,7 @@ def test_export_answers_as_megatron_does(checkpoints, demo_data, tmp_path):
 
 def test_frozen_parameters_are_compared_bit_by_bit(checkpoints, tmp_path):
     paths = [checkpoints / name for name in ("first", "trained", "thawed")]
-    _run("-m", "nvlm.demo.frozen", tmp_path / "frozen.json", *paths)
+    _run("-m", "demo.frozen", tmp_path / "frozen.json", *paths)
     trained, thawed = json.loads((tmp_path / "frozen.json").read_text())
     assert trained["patterns"] == ["vision_model.*"]
     assert len(trained["frozen"]) > 10 and len(trained["trained"]) > 10

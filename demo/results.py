@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.config import RunConfig
 from nvlm.data.images.image import read_image_size
 from nvlm.data.images.tiling import choose_grid
 from nvlm.data.samples.sample import IMAGE_MARK
 from nvlm.data.text.tile_tags import TagStyle
-from nvlm.demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
 from nvlm.evaluate.question_files import read_image_files
@@ -57,7 +57,7 @@ def build_report(
         questions: the held-out questions, in the order in which they were asked.
         outcomes: the training stages in order; the last one was exported.
         export_answers: what the exported model answered.
-        frozen: per stage, the fields of `nvlm.demo.frozen.FrozenComparison`.
+        frozen: per stage, the fields of `demo.frozen.FrozenComparison`.
         steps: what was run.
 
     Raises:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nvlm.demo import digits, photographs, questions
-from nvlm.demo.questions import pick
+from demo import digits, photographs, questions
+from demo.questions import pick
 
 Generator = np.random.Generator
 Box = tuple[float, float, float, float]

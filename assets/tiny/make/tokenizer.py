@@ -14,8 +14,8 @@ import sklearn
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nvlm.demo import questions
-from nvlm.demo.photographs import SUBJECTS
+from demo import questions
+from demo.photographs import SUBJECTS
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>"]
 # Words of the descriptions that stand in for image embeddings while the language model is trained.

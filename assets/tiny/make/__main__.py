@@ -1,10 +1,10 @@
-#!/usr/bin/env python
 """Makes the tiny pretrained models in assets/tiny, on a CPU, from the demo's training material.
 
-    scripts/make_tiny_models [--out assets/tiny] [--only tokenizer|vision|language] [--seed 0]
+    python -m assets.tiny.make [--out assets/tiny] [--only tokenizer|vision|language] [--seed 0]
 
-assets/tiny/README.md says how the committed files were made, how long it took and what accuracies
-were printed. The demo (`scripts/quickstart`) never runs it.
+Run it in the repository's folder, with the extra `demo` installed. assets/tiny/README.md says how
+the committed files were made, how long it took and what accuracies were printed. The demo itself
+(`scripts/quickstart`) never runs it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from assets.tiny.make.language import pretrain_language
+from assets.tiny.make.tokenizer import train_tokenizer
+from assets.tiny.make.vision import pretrain_vision
 from nvlm.config import load_config
-from nvlm.demo.pretrain_language import pretrain_language
-from nvlm.demo.pretrain_vision import pretrain_vision
-from nvlm.demo.tiny_tokenizer import train_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[3]
 PARTS = ("tokenizer", "vision", "language")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "tiny")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "assets" / "tiny")
     parser.add_argument("--only", choices=PARTS, help="make this part, leave the others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     parts = [arguments.only] if arguments.only else PARTS
-    model = load_config(ROOT / "configs/run/tiny/sft.yaml").model
+    model = load_config(REPOSITORY / "configs/run/tiny/sft.yaml").model
     language_folder = arguments.out / "qwen2"
     if "tokenizer" in parts:
         train_tokenizer(language_folder, model.language.vocab_size, arguments.seed)

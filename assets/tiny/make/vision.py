@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from assets.tiny.make.optimizers import Optimizers
+from assets.tiny.make.tokenizer import visual_words
+from demo import scenes
+from demo.questions import pick
+from demo.scenes import Scene
 from nvlm.config.schema import VisionConfig
 from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
 from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import cut_tiles
-from nvlm.demo import scenes
-from nvlm.demo.questions import pick
-from nvlm.demo.scenes import Scene
-from nvlm.demo.tiny_optimizers import Optimizers
-from nvlm.demo.tiny_tokenizer import visual_words
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)

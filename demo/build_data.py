@@ -19,8 +19,8 @@ import numpy as np
 import webdataset
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from nvlm.demo import questions, scenes
-from nvlm.demo.questions import pick
+from demo import questions, scenes
+from demo.questions import pick
 from nvlm.errors import DataError
 
 Generator = np.random.Generator

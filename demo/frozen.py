@@ -1,6 +1,6 @@
 """Did each training stage leave its frozen parameters as they were, bit for bit?
 
-    python -m nvlm.demo.frozen OUT CHECKPOINT CHECKPOINT...
+    python -m demo.frozen OUT CHECKPOINT CHECKPOINT...
 
 compares each checkpoint with the next, as they lie on disk, whatever process layout wrote them, and
 writes what it found to OUT as JSON. It runs in a process of its own because it needs Megatron-core.
@@ -23,6 +23,7 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.checkpoint_io import read_config, resolve_checkpoint
 from nvlm.errors import CheckpointError
+from nvlm.printing import say
 
 _OPTIMIZER_PREFIX = "optimizer."
 
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for before, after in itertools.pairwise(options.checkpoints):
         comparison = compare_frozen(before, after)
         comparisons.append(asdict(comparison))
-        print(
+        say(
             f"{before} -> {after}: {len(comparison.frozen)} tensors frozen by "
             f"{comparison.patterns}, {len(comparison.changed_though_frozen)} of them changed; "
             f"{len(comparison.trained)} trained, "

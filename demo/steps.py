@@ -68,7 +68,7 @@ class StepRunner:
 
     def __init__(self, root: Path, folder: Path, environment: Mapping[str, str], console: Console):
         """`root`: where state and logs go; `folder`: the working directory of the commands."""
-        self._root = root
+        self.root = root
         self._folder = folder
         self._environment = {**os.environ, **environment}
         self._console = console
@@ -116,7 +116,7 @@ class StepRunner:
         return seconds
 
     def log_path(self, step: Step) -> Path:
-        return self._root / "logs" / f"{step.name}.log"
+        return self.root / "logs" / f"{step.name}.log"
 
     def _path(self, path: Path) -> Path:
         return self._folder / path

@@ -102,7 +102,7 @@ class Report:
 def write_report(report: Report, path: Path) -> Path:
     """Write the page to `path`, beside and renamed."""
     template = string.Template(
-        resources.files("nvlm.demo").joinpath("report.html").read_text(encoding="utf-8")
+        resources.files("demo").joinpath("report.html").read_text(encoding="utf-8")
     )
     page = template.substitute(
         title=html.escape(report.title),

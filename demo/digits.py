@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from nvlm.demo.photographs import random_crop
+from demo.photographs import random_crop
 
 # Every sixth scan of the data set is held out. The order of the data set is by writer groups, so
 # both splits have all digits and many writers.

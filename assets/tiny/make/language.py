@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from assets.tiny.make.optimizers import Optimizers
+from assets.tiny.make.tokenizer import visual_words
+from demo import questions, scenes
+from demo.questions import pick
+from demo.scenes import BLANK, Scene
 from nvlm.config.schema import LanguageConfig
-from nvlm.demo import questions, scenes
-from nvlm.demo.questions import pick
-from nvlm.demo.scenes import BLANK, Scene
-from nvlm.demo.tiny_optimizers import Optimizers
-from nvlm.demo.tiny_tokenizer import visual_words
 
 Generator = np.random.Generator
 # Answers in pieces, each with whether it is trained on.

@@ -1,0 +1,1 @@
+"""What made the files of assets/tiny; nothing else uses it."""

@@ -1,0 +1,1 @@
+"""The demo: `nvlm demo` and `nvlm data build-demo`. Part of the repository, not of the wheel."""
