@@ -9,7 +9,6 @@ text. Nothing is downloaded, and the same seed writes the same bytes.
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from demo import questions, scenes
 from demo.questions import pick
 from nvlm.errors import DataError
+from nvlm.files import folder_beside
 
 Generator = np.random.Generator
 
@@ -70,23 +70,24 @@ def _write_source(
     folder: Path, source: str, split: str, seed: int, advance: Callable[[], None]
 ) -> int:
     """Write one source beside its folder and rename it into place."""
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     num_samples = NUM_SAMPLES[source][SPLITS.index(split)]
     # A generator of its own: changing one source leaves the others as they are.
     rng = np.random.default_rng([seed, zlib.crc32(f"{split}/{source}".encode())])
     make_sample = SOURCES[source]
-    pattern = str(beside / f"{source}-%06d.tar")
-    with webdataset.ShardWriter(
-        pattern, maxcount=_SHARD_SIZE, verbose=0, encoder=False, mtime=0.0
-    ) as writer:
+    with (
+        folder_beside(folder) as beside,
+        webdataset.ShardWriter(
+            str(beside / f"{source}-%06d.tar"),
+            maxcount=_SHARD_SIZE,
+            verbose=0,
+            encoder=False,
+            mtime=0.0,
+        ) as writer,
+    ):
         for number in range(num_samples):
             sample = make_sample(rng, split, number)
             writer.write(_record(f"{split}-{source}-{number:05d}", source, sample))
             advance()
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
     return num_samples
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from nvlm.evaluate.score import TaskScore, Truth, score_answer
+from nvlm.files import write_text
 
 # Pictures are shown at most this large; larger ones are shrunk and stored as JPEG.
 _MAX_PICTURE_SIDE = 640
@@ -119,9 +120,7 @@ def write_report(report: Report, path: Path) -> Path:
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -30,6 +30,7 @@ from rich.progress import (
 )
 
 from nvlm.errors import NvlmError
+from nvlm.files import write_text
 from nvlm.parallel.orphans import ENDS_WITH
 
 STATE_FILE = "steps.json"
@@ -127,9 +128,7 @@ class StepRunner:
             "finished": finished,
             "seconds": seconds,
         }
-        beside = self._state_path.with_suffix(".tmp")
-        beside.write_text(json.dumps(self._state, indent=1))
-        beside.replace(self._state_path)
+        write_text(self._state_path, json.dumps(self._state, indent=1))
 
     def _execute(self, step: Step) -> int:
         log = self.log_path(step)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nvlm.errors import DataError, NvlmError
 from nvlm.failures import explain
+from nvlm.files import beside
 
 # More than a file system keeps in its table of files.
 _PROBE_BYTES = 8192
@@ -65,7 +66,7 @@ def check_file(path: Path, option: str) -> None:
         name_length = os.pathconf(_existing(path.parent), "PC_NAME_MAX")
     except (OSError, ValueError):
         return
-    if len(os.fsencode(path.name)) + len(".tmp") > name_length:
+    if len(os.fsencode(beside(path).name)) > name_length:
         raise PlaceError(f"{option} {path}: the name is too long")
 
 

@@ -10,6 +10,7 @@ import typer
 from nvlm.cli.app import data_app
 from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, path_of_user
 from nvlm.errors import ConfigError
+from nvlm.files import parse_size
 from nvlm.places import check_file, check_folder
 from nvlm.printing import printable, say
 
@@ -62,7 +63,7 @@ def import_command(
     """Turn data in another format into shards; run again to go on after an interruption."""
     check_folder(out, "OUT")
     from nvlm.importers.formats import ImportOptions
-    from nvlm.importers.report import import_with_progress, parse_size
+    from nvlm.importers.report import import_with_progress
     from nvlm.importers.run import default_num_workers
 
     options = ImportOptions(
@@ -73,7 +74,7 @@ def import_command(
         images,
         allow_outside,
         from_split,
-        parse_size(shard_size),
+        parse_size(shard_size, "--shard-size"),
         samples_per_shard,
         workers or default_num_workers(),
     )

@@ -24,6 +24,7 @@ from nvlm.config.values import PATH
 from nvlm.config.wording import describe_all, shorten
 from nvlm.config.yaml_file import Values, parse_yaml, read_yaml
 from nvlm.errors import ConfigError
+from nvlm.files import write_text
 from nvlm.launch import rank_to_speak
 from nvlm.printing import say
 
@@ -88,9 +89,7 @@ def save_config(config: RunConfig, path: str | Path) -> None:
     """Write the resolved configuration as YAML, beside and renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(to_yaml(config))
-    beside.replace(path)
+    write_text(path, to_yaml(config))
 
 
 def to_yaml(config: BaseModel) -> str:

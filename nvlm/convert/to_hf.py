@@ -18,7 +18,7 @@ from nvlm.checkpoint_io import (
 )
 from nvlm.convert.export.config import check_tile_tags, serving_differences
 from nvlm.convert.export.files import write_export_files
-from nvlm.convert.export.shards import parse_size, plan_files, write_files, write_index
+from nvlm.convert.export.shards import plan_files, write_files, write_index
 from nvlm.convert.export.tokenizer import load_tokenizer
 from nvlm.convert.hf.folder import CONFIG_FILE
 from nvlm.convert.megatron.tensors import CheckpointTensors
@@ -31,6 +31,7 @@ from nvlm.convert.session import (
     print_note,
 )
 from nvlm.errors import ConvertError
+from nvlm.files import parse_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -55,14 +56,15 @@ def convert_to_hf(
     Raises:
         CheckpointError: there is no whole checkpoint, or `out` cannot be written.
         ConvertError: it lacks tensors or has them in another shape, holds NaN, its tokenizer is
-            gone, `out` is something else, its disk has no room for it, or `dtype` or `shard_size`
-            are not understood.
+            gone, `out` is something else, its disk has no room for it, or `dtype` is not
+            understood.
+        NvlmError: `shard_size` is not understood.
     """
     watch = Stopwatch()
     out = Path(out)
     if dtype is not None and dtype not in DTYPES:
         raise ConvertError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    shard_bytes = parse_size(shard_size)
+    shard_bytes = parse_size(shard_size, "--shard-size")
     check_target(out, [])
     if out.exists() and not _is_export(out):
         raise ConvertError(f"{out}: exists and is not an earlier export: remove it or name another")

@@ -11,13 +11,14 @@ prompt_token_ids and answer_token_ids (the end-of-turn token included, if it cam
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nvlm.files import json_line, read_json_lines
 
 
 def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) -> None:
@@ -35,12 +36,10 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
     calls = _record_generate(model)
     own_system_message = model.system_message
 
-    lines = (questions / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     with part.open("w", encoding="utf-8") as file:
-        for line in lines:
-            sample = json.loads(line)
+        for sample in read_json_lines(questions / "samples.jsonl"):
             turns = sample["messages"]
             model.system_message = own_system_message
             if turns[0]["role"] == "system":
@@ -67,7 +66,7 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
                 "prompt_token_ids": prompt_ids,
                 "answer_token_ids": answer_ids,
             }
-            file.write(json.dumps(record) + "\n")
+            file.write(json_line(record))
             file.flush()
     part.replace(out)
 

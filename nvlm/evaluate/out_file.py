@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.errors import DataError
+from nvlm.files import json_line
 
 # Each of a row's fields that tells an evaluation's file from another.
 _FIELDS = {"answer", "answer_token_ids", "truth"}
@@ -59,7 +60,7 @@ class OutFile:
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         try:
             for row in rows:
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(json_line(row))
             self._file.flush()
         except OSError as error:
             raise _cannot_write(self._path, error) from None

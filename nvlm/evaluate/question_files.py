@@ -7,8 +7,6 @@ client reads it without importing anything of training.
 from __future__ import annotations
 
 import io
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from nvlm.data.images.image import image_type
 from nvlm.data.index.stored import decode_images
 from nvlm.data.shards.shard import ShardReader
 from nvlm.evaluate.questions import Question
+from nvlm.files import folder_beside, json_line
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -48,10 +47,8 @@ def write_questions(questions: Sequence[Question], folder: Path, max_megapixels:
     `score.Truth.as_fields`) and images (paths relative to `folder`).
     """
     folder = Path(folder)
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "images").mkdir(parents=True)
-    with (beside / SAMPLES_FILE).open("w", encoding="utf-8") as file:
+    with folder_beside(folder) as beside, (beside / SAMPLES_FILE).open("w") as file:
+        (beside / "images").mkdir()
         for number, question in enumerate(questions):
             names = []
             for index, data in enumerate(read_image_files(question, max_megapixels)):
@@ -66,7 +63,5 @@ def write_questions(questions: Sequence[Question], folder: Path, max_megapixels:
                 **question.truth.as_fields(),
                 "images": names,
             }
-            file.write(json.dumps(line) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+            file.write(json_line(line))
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from rich.progress import (
 from rich.table import Table
 
 from nvlm.data.samples.text_members import printable
-from nvlm.errors import DataError
 from nvlm.importers.formats import ImportOptions
 from nvlm.importers.run import (
     REJECTED_FILE,
@@ -29,19 +27,6 @@ from nvlm.importers.run import (
 from nvlm.printing import new_console
 
 _MAX_UNUSED_SHOWN = 20
-_UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `500MB`.
-
-    Raises:
-        DataError: not of this form.
-    """
-    match = re.fullmatch(r"([1-9]\d*)\s*([KMGT]?B)", text.strip().upper())
-    if match is None:
-        raise DataError(f"--shard-size {text}: expected a size such as 500MB")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:

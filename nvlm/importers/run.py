@@ -13,20 +13,22 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from nvlm.errors import DataError
+from nvlm.files import json_line, write_text
 from nvlm.importers.formats import FORMATS, ImportOptions, open_reader
 from nvlm.importers.records import Reader, clean_key
 from nvlm.importers.shards import UnitResult, add_unused, write_unit
-from nvlm.parallel.orphans import end_with_parent
 from nvlm.places import check_name
+from nvlm.workers import map_forked
 
 # Raise it when the same source would give other shards.
 IMPORT_VERSION = 3
@@ -127,9 +129,7 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
     }
     path = work / _STATE / "plan.json"
     if not path.is_file():
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(plan))
-        beside.replace(path)
+        write_text(path, json.dumps(plan))
     elif (before := json.loads(path.read_text())) != plan:
         changed = sorted(name for name in plan if before.get(name) != plan[name])
         raise DataError(
@@ -140,80 +140,57 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every process needs, by forking."""
+    """What every process needs."""
 
     reader: Reader
     work: Path
     name: str
     options: ImportOptions
-
-
-_job: _Job | None = None
-# Samples read so far, over all processes.
-_num_read = get_context("fork").Value("q", 0)
+    num_read: Synchronized[int]  # samples, over all processes
 
 
 def _write_units(
     work: Path, name: str, options: ImportOptions, reader: Reader, show: ShowProgress | None
 ) -> None:
-    global _job
-    _job = _Job(reader, work, name, options)
-    _num_read.value = 0
+    num_read = get_context("fork").Value("q", 0)
+    job = _Job(reader, work, name, options, num_read)
     missing = []
     for unit in range(reader.num_units):
         if (path := _result_path(work, unit)).is_file():
             result = UnitResult.load(path)
-            _num_read.value += result.num_samples + len(result.rejects)
+            num_read.value += result.num_samples + len(result.rejects)
         else:
             missing.append(unit)
+    num_done = reader.num_units - len(missing)
 
-    def report(num_missing: int) -> None:
+    def report() -> None:
         if show is not None:
-            done = reader.num_units - num_missing
-            show(done, reader.num_units, _num_read.value, reader.num_samples)
+            show(num_done, reader.num_units, num_read.value, reader.num_samples)
 
-    report(len(missing))
+    report()
     num_workers = min(options.num_workers, len(missing))
-    if num_workers <= 1:
-        for number, unit in enumerate(missing, 1):
-            _write_one(unit)
-            report(len(missing) - number)
-        return
-    with ProcessPoolExecutor(num_workers, get_context("fork"), end_with_parent) as pool:
-        running = {pool.submit(_write_one, unit) for unit in missing}
-        try:
-            while running:
-                done, running = wait(running, timeout=0.2, return_when="FIRST_COMPLETED")
-                for future in done:
-                    future.result()
-                report(len(running))
-        except BrokenProcessPool:
-            raise DataError(
-                f"{work}: a process that wrote shards was killed, perhaps for want of memory; give "
-                "the same command again to go on"
-            ) from None
-        finally:
-            # An error or an interrupt: what runs is finished, what waits is not started.
-            pool.shutdown(cancel_futures=True)
+    who = f"{work}: a process that wrote shards"
+    with closing(map_forked(partial(_write_one, job), missing, num_workers, who, report)) as units:
+        for _ in units:
+            num_done += 1
+            report()
 
 
-def _write_one(unit: int) -> None:
-    assert _job is not None
-    options = _job.options
+def _write_one(job: _Job, unit: int) -> None:
     result = write_unit(
-        _job.reader.read(unit),
-        _job.work,
-        f"{_job.name}-{unit:06d}",
-        options.shard_bytes,
-        options.samples_per_shard,
-        _count_one,
+        job.reader.read(unit),
+        job.work,
+        f"{job.name}-{unit:06d}",
+        job.options.shard_bytes,
+        job.options.samples_per_shard,
+        partial(_count_one, job.num_read),
     )
-    result.save(_result_path(_job.work, unit))
+    result.save(_result_path(job.work, unit))
 
 
-def _count_one() -> None:
-    with _num_read.get_lock():
-        _num_read.value += 1
+def _count_one(num_read: Synchronized[int]) -> None:
+    with num_read.get_lock():
+        num_read.value += 1
 
 
 def _result_path(work: Path, unit: int) -> Path:
@@ -235,7 +212,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader)
             add_unused(totals.unused, result.unused)
             add_unused(totals.weighted, result.weighted)
             for reject in result.rejects:
-                file.write(json.dumps(asdict(reject), ensure_ascii=True) + "\n")
+                file.write(json_line(asdict(reject)))
                 if len(examples) < 3:
                     examples.append(f"{reject.name}: {reject.detail}")
     if totals.num_samples == 0:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nvlm.files import write_text
 from nvlm.importers.records import Record, Reject
 
 _BLOCK = 512
@@ -40,9 +41,7 @@ class UnitResult:
     weighted: dict[str, int] = field(default_factory=dict)  # field that weights -> samples
 
     def save(self, path: Path) -> None:
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(self)))
-        beside.replace(path)
+        write_text(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> UnitResult:

@@ -1,4 +1,4 @@
-"""Processes that end with the process that started them, also when that is killed."""
+"""Ranks that end with the torchrun that started them, also when that is killed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,19 +15,6 @@ if TYPE_CHECKING:
 ENDS_WITH = "NVLM_ENDS_WITH"
 _LAUNCHED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _SECONDS_BETWEEN_LOOKS = 1.0
-
-
-def end_with_parent() -> None:
-    """To be called in a worker process. A pool's workers would wait forever without their parent,
-    and write on beside those of the next run."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_launcher() -> None:

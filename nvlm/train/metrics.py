@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from nvlm.batch import SkippedSample
 from nvlm.config.schema import RunConfig
 from nvlm.errors import TrainingError
+from nvlm.files import json_line, read_json_lines
 from nvlm.printing import printable
 from nvlm.tables import print_table
 from nvlm.train.freezing import ModuleRow
@@ -62,7 +62,7 @@ class MetricsWriter:
                 ) from None
 
     def write(self, step: int, record: dict[str, float], skipped: list[SkippedSample]) -> None:
-        self._metrics.write(json.dumps({"step": step, **record}) + "\n")
+        self._metrics.write(json_line({"step": step, **record}))
         self._metrics.flush()
         self.name_skipped(step, skipped)
         if self._tensorboard:
@@ -80,7 +80,7 @@ class MetricsWriter:
         ]
         for sample in new:
             self._named.add(_name(asdict(sample)))
-            self._skipped.write(json.dumps({"step": step, **asdict(sample)}) + "\n")
+            self._skipped.write(json_line({"step": step, **asdict(sample)}))
         self._skipped.flush()
         for sample in new[:_NUM_SKIPPED_PRINTED]:
             self._console.print(
@@ -114,7 +114,7 @@ def _name(skipped: dict) -> int:
 
 
 def _read_named(path: Path) -> set[int]:
-    return {_name(json.loads(line)) for line in path.read_text().splitlines()}
+    return set(map(_name, read_json_lines(path)))
 
 
 def _step_line(step: int, steps: int, record: dict[str, float]) -> str:

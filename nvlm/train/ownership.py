@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nvlm.errors import TrainingError
+from nvlm.files import write_text
 from nvlm.launch import launched
 from nvlm.printing import say
 
@@ -78,9 +79,7 @@ class Ownership:
             "folder": _identity(self.path.parent.parent),
             "job": self._job,
         }
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(record))
-        beside.replace(self.path)
+        write_text(self.path, json.dumps(record))
 
     def give_signs(self) -> None:
         """Renew the file's time until `end`. One process of each host calls this."""

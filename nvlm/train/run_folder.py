@@ -19,6 +19,7 @@ from nvlm.checkpoint_files import CONFIG_FILE, read_config
 from nvlm.config.compose import save_config, to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
+from nvlm.files import json_line, write_bytes, write_text
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -43,7 +44,7 @@ def open_run_folder(config: RunConfig, resumed_step: int) -> list[str]:
     notes = []
     if read_run_id(folder) is None:
         run_id = config.run.dir.replace("/", "-") if resumed_step else uuid.uuid4().hex[:16]
-        _write(folder / RUN_FILE, json.dumps({"id": run_id}) + "\n")
+        write_text(folder / RUN_FILE, json_line({"id": run_id}))
     settings = folder / CONFIG_FILE
     if settings.exists() and settings.read_bytes() != to_yaml(config).encode():
         kept = _free_name(folder, f"config.step_{resumed_step:08d}", ".yaml")
@@ -94,9 +95,7 @@ def open_records(path: Path, step: int) -> tuple[TextIOWrapper, str | None]:
                 os.fsync(file.fileno())
         note = f"{path}: {len(replaced)} lines after step {step} moved to {beside.name}"
     if path.exists() and path.read_bytes() != b"".join(kept):
-        rest = path.with_name(f"{path.name}.tmp")
-        rest.write_bytes(b"".join(kept))
-        rest.replace(path)
+        write_bytes(path, b"".join(kept))
     return path.open("a", encoding="utf-8"), note
 
 
@@ -120,9 +119,3 @@ def _free_name(folder: Path, stem: str, suffix: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}{suffix}"
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    beside.replace(path)

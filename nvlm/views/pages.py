@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from nvlm.files import write_text
 from nvlm.views.visible import visible
 
 
@@ -40,9 +41,7 @@ def write_page(path: Path, package: str, template: str, **values: Any) -> Path:
     page = page_environment(package).get_template(template).render(values)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
     return path
 
 

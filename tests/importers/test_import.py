@@ -20,7 +20,6 @@ from helpers.shard_writing import as_json, draw_image, write_shard
 from PIL import Image
 
 from nvlm.errors import DataError
-from nvlm.importers.report import parse_size
 
 PICTURES = [draw_image(40 + i, 30, i, "JPEG" if i % 2 else "PNG") for i in range(12)]
 
@@ -487,11 +486,3 @@ def test_foreign_tars_with_videos_and_long_texts(tmp_path: Path):
     assert content["messages"][0]["content"] == "<video>\nWhat?"
     found = {name: reason for name, (reason, _) in rejected(tmp_path / "out").items()}
     assert found == {"a.tar/both": "video", "a.tar/long": "text"}
-
-
-def test_sizes():
-    assert parse_size("500MB") == 500_000_000
-    assert parse_size("2 gb") == 2 * 10**9
-    for wrong in ("", "5", "0GB", "1.5GB", "-1MB"):
-        with pytest.raises(DataError, match="expected a size such as 500MB"):
-            parse_size(wrong)

@@ -101,8 +101,8 @@ def test_killed_and_run_again_it_goes_on(source, whole, tmp_path, workers: int):
     def slowly() -> None:
         count = run_module._count_one
 
-        def slow() -> None:
-            count()
+        def slow(num_read) -> None:
+            count(num_read)
             time.sleep(0.02)
 
         run_module._count_one = slow
@@ -144,7 +144,7 @@ def runs(process: str) -> bool:
 
 
 def test_a_worker_that_is_killed_is_named_as_the_cause(source, tmp_path, monkeypatch):
-    def killed() -> None:
+    def killed(_) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(run_module, "_count_one", killed)

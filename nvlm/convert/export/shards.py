@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,9 +15,6 @@ from nvlm.convert.hf.folder import INDEX_FILE
 from nvlm.convert.hf.safetensors_file import SafetensorsOutput
 from nvlm.convert.megatron.tensors import CheckpointTensors
 from nvlm.convert.session import progress_bar
-from nvlm.errors import ConvertError
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -83,16 +79,3 @@ def write_index(folder: Path, files: Sequence[PlannedFile]) -> None:
         "weight_map": {name: file.name for file in files for name in file.shapes},
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def parse_size(text: str) -> int:
-    """`5GB` -> 5_000_000_000 bytes.
-
-    Raises:
-        ConvertError: not a number with one of the units KB, MB, GB, TB.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, flags=re.IGNORECASE)
-    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
-    if not 1 <= size < inf:
-        raise ConvertError(f"shard size {text[:40]!r}: expected a number and a unit, such as 5GB")
-    return int(size)

@@ -13,12 +13,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from nvlm.data.index.stored import ReadSample
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
-from nvlm.parallel.orphans import end_with_parent
+from nvlm.files import written_beside
+from nvlm.workers import map_forked
 
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024
@@ -127,83 +127,46 @@ def build_parts(
     num_processes = min(len(os.sched_getaffinity(0)), len(missing))
     start = time.monotonic()
     done_bytes = num_samples = num_rejected = 0
-    for num_done, (shard, counts) in enumerate(_build_each(missing, reading, num_processes), 1):
-        done_bytes += shard.num_bytes
-        num_samples += counts[0]
-        num_rejected += counts[1]
-        if show is not None:
-            seconds = time.monotonic() - start
-            show(
-                BuildProgress(
-                    source, len(missing), num_done, num_bytes, done_bytes, num_samples,
-                    num_rejected, seconds,
-                )
-            )  # fmt: skip
-
-
-def _build_each(
-    shards: list[Shard], reading: ShardReading, num_processes: int
-) -> Iterator[tuple[Shard, tuple[int, int]]]:
-    """(shard, (its samples, its rejected ones)), in whatever order they are done."""
-    if num_processes <= 1:
-        for shard in shards:
-            yield shard, build_part(shard, reading)
-        return
-    # Forked: the processes have the tokenizer without loading it. Its threads do not survive that.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with ProcessPoolExecutor(
-        num_processes, get_context("fork"), initializer=_keep_reading, initargs=(reading,)
-    ) as pool:
-        running: dict[Future, Shard] = {pool.submit(_build_part_here, s): s for s in shards}
-        try:
-            for future in as_completed(running):
-                yield running.pop(future), future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                f"{shards[0].part.parent}: a process that indexed shards was killed, perhaps for "
-                "want of memory; give the same command again to go on"
-            ) from None
-        finally:
-            # An error or an interrupt: what runs is finished, what waits is not started.
-            pool.shutdown(cancel_futures=True)
-
-
-_reading: ShardReading | None = None
-
-
-def _keep_reading(reading: ShardReading) -> None:
-    global _reading
-    _reading = reading
-    end_with_parent()
-
-
-def _build_part_here(shard: Shard) -> tuple[int, int]:
-    assert _reading is not None
-    return build_part(shard, _reading)
+    if num_processes > 1:
+        # The processes are forked, and the tokenizer's own threads do not survive that.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    who = f"{shards[0].part.parent}: a process that indexed shards" if shards else ""
+    build = partial(build_part, reading=reading)
+    with closing(map_forked(build, missing, num_processes, who)) as built:
+        for num_done, (shard, counts) in enumerate(built, 1):
+            done_bytes += shard.num_bytes
+            num_samples += counts[0]
+            num_rejected += counts[1]
+            if show is not None:
+                seconds = time.monotonic() - start
+                show(
+                    BuildProgress(
+                        source, len(missing), num_done, num_bytes, done_bytes, num_samples,
+                        num_rejected, seconds,
+                    )
+                )  # fmt: skip
 
 
 def build_part(shard: Shard, reading: ShardReading) -> tuple[int, int]:
     """Write a shard's part. Returns its samples and its rejected ones."""
     rejected: list[tuple[str, str, str]] = []
-    beside = shard.part.with_name(f"{shard.part.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     num_samples = 0
     readings = read_shard(shard.path, shard.name, reading.of_source)
-    try:
-        with pq.ParquetWriter(beside, _SCHEMA, compression="zstd") as writer:
-            while batch := list(islice(readings, _NUM_SAMPLES_PER_BATCH)):
-                rejected += [
-                    (read.key, read.problem.reason, read.problem.detail)
-                    for read in batch
-                    if read.problem is not None
-                ]
-                columns = _measure(batch, reading.encoder)
-                if columns["key"]:
-                    writer.write_table(pa.table(columns, schema=_SCHEMA))
-                num_samples += len(columns["key"])
-            writer.add_key_value_metadata({PART_KEY: json.dumps(rejected)})
-        beside.replace(shard.part)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        written_beside(shard.part) as beside,
+        pq.ParquetWriter(beside, _SCHEMA, compression="zstd") as writer,
+    ):
+        while batch := list(islice(readings, _NUM_SAMPLES_PER_BATCH)):
+            rejected += [
+                (read.key, read.problem.reason, read.problem.detail)
+                for read in batch
+                if read.problem is not None
+            ]
+            columns = _measure(batch, reading.encoder)
+            if columns["key"]:
+                writer.write_table(pa.table(columns, schema=_SCHEMA))
+            num_samples += len(columns["key"])
+        writer.add_key_value_metadata({PART_KEY: json.dumps(rejected)})
     return num_samples, len(rejected)
 
 

@@ -25,6 +25,7 @@ from nvlm.data.index.build import (
 )
 from nvlm.data.index.columns import Column, join_columns
 from nvlm.data.samples.kinds import KINDS
+from nvlm.files import json_line
 
 # Column -> its name in parts, where tasks and kinds are texts.
 _COLUMNS_OF_PARTS = {
@@ -81,7 +82,7 @@ def join_parts(shards: list[Shard], folder: Path) -> dict:
                 _append(table, number, columns, ends, names, content)
                 for rejected in all_rejected:
                     num_rejected[rejected[1]] += 1
-                    rejected_file.write(json.dumps([shard.path.name, *rejected]) + "\n")
+                    rejected_file.write(json_line([shard.path.name, *rejected]))
             except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # the disk's fault; damage has no number

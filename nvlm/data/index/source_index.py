@@ -53,6 +53,7 @@ from nvlm.data.shards.sources import Source, find_sources
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.data.text.tile_tags import Grid
 from nvlm.errors import DataError
+from nvlm.files import read_json_lines, write_text
 from nvlm.printing import say
 
 FORMAT_VERSION = 4
@@ -160,10 +161,8 @@ class SourceIndex:
         return self._folder / REJECTED_FILE
 
     def iterate_rejected(self) -> Iterator[SkippedSample]:
-        with self.rejected_file.open() as file:
-            for line in file:
-                shard, key, reason, detail = json.loads(line)
-                yield SkippedSample(self.source, shard, key, reason, detail)
+        for shard, key, reason, detail in read_json_lines(self.rejected_file):
+            yield SkippedSample(self.source, shard, key, reason, detail)
 
 
 def open_indexes(
@@ -274,9 +273,7 @@ def _build(
         "columns": columns,
         **joined,
     }
-    metadata_file = folder / f"{_METADATA_FILE}.tmp"
-    metadata_file.write_text(json.dumps(metadata))
-    metadata_file.replace(folder / _METADATA_FILE)
+    write_text(folder / _METADATA_FILE, json.dumps(metadata))
     _remove_stale(folder, columns, {shard.part for shard in shards})
 
 

@@ -27,7 +27,7 @@ from nvlm.data.order.windows import Draw, Pack
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.failures import explain
-from nvlm.parallel.orphans import end_with_parent
+from nvlm.workers import end_with_parent
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
 _MAX_PREFETCHED = 4
