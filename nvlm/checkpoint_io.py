@@ -34,6 +34,7 @@ from nvlm.config.compose import save_config
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
+from nvlm.files import free_name
 from nvlm.megatron.in_process_writes import write_in_process
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
@@ -224,11 +225,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 def move_aside(path: Path, why: str) -> Path:
     """Rename `path`, which is in the way, to a name of its own that says why; returns it."""
-    aside = path.with_name(f"{path.name}.{why}")
-    number = 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{path.name}.{why}-{number}")
+    aside = free_name(path.parent, f"{path.name}.{why}")
     path.rename(aside)
     return aside
 

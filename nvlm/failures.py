@@ -9,7 +9,6 @@ keeps its stack trace. This file imports no torch.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nvlm.errors import NvlmError
+from nvlm.hashes import hash_text
 from nvlm.launch import rank_to_speak
 from nvlm.printing import printable
 
@@ -224,7 +224,7 @@ def _is_first_to_say(what: str) -> bool:
             timeout=timedelta(seconds=5),
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        key = hashlib.sha256(what.encode("utf-8", "backslashreplace")).hexdigest()
+        key = hash_text(what)
         return store.add(f"nvlm/said/{attempt}/{key}", 1) == 1
     except (OSError, RuntimeError, ImportError):
         return True

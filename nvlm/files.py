@@ -61,6 +61,15 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
+def free_name(folder: Path, stem: str, suffix: str = "") -> Path:
+    """`folder/STEM.SUFFIX`, or with `-2`, `-3`, ... after its stem where that is taken."""
+    path, number = folder / f"{stem}{suffix}", 1
+    while os.path.lexists(path):
+        number += 1
+        path = folder / f"{stem}-{number}{suffix}"
+    return path
+
+
 def json_line(value: Any) -> str:
     """`value` as a line of a JSON lines file, with its end."""
     return json.dumps(value) + "\n"

@@ -32,9 +32,8 @@ from nvlm.convert.session import (
     print_note,
     progress_bar,
 )
+from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def convert_from_hf(
@@ -84,7 +83,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
     check_target(out, [source.folder.path for source in sources])
     if out.exists() and not is_checkpoint(out):
         raise ConvertError(f"{out}: exists and is not a checkpoint: remove it or name another")
-    dtype = _PRECISIONS[config.train.precision]
+    dtype = DTYPES[config.train.precision].torch
     chunks = [chunk for source in sources for chunk in _source_chunks(source, dtype)]
     rules = [rule for source in sources for rule in source.rules]
     if not any(rule.key.startswith("vision_projection.") for rule in rules):

@@ -30,10 +30,12 @@ from nvlm.convert.session import (
     conversion_processes,
     print_note,
 )
+from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.files import parse_size
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# That training and transformers both know.
+_WRITTEN = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
 
 
 def convert_to_hf(
@@ -62,8 +64,8 @@ def convert_to_hf(
     """
     watch = Stopwatch()
     out = Path(out)
-    if dtype is not None and dtype not in DTYPES:
-        raise ConvertError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in _WRITTEN:
+        raise ConvertError(f"dtype {dtype!r}: expected one of {', '.join(_WRITTEN)}")
     shard_bytes = parse_size(shard_size, "--shard-size")
     check_target(out, [])
     if out.exists() and not _is_export(out):
@@ -75,7 +77,7 @@ def convert_to_hf(
     tokenizer = load_tokenizer(config)
 
     tensors = CheckpointTensors(checkpoint, export_rules(config.model))
-    out_dtype = DTYPES[dtype] if dtype else _common_dtype(tensors)
+    out_dtype = _WRITTEN[dtype] if dtype else _common_dtype(tensors)
     files = plan_files(tensors, out_dtype, shard_bytes)
     num_bytes = sum(file.num_bytes for file in files)
     check_free_space(out, num_bytes)
@@ -101,7 +103,7 @@ def convert_to_hf(
 
 def _common_dtype(tensors: CheckpointTensors) -> torch.dtype:
     found = sorted({tensors.dtype(name) for name in tensors.names()}, key=str)
-    if len(found) > 1 or found[0] not in DTYPES.values():
+    if len(found) > 1 or found[0] not in _WRITTEN.values():
         raise ConvertError(
             f"{tensors.path}: holds tensors of {', '.join(map(str, found))}: choose --dtype"
         )

@@ -7,7 +7,6 @@ members.py says. Tars that already follow our rules need no import: they are rea
 from __future__ import annotations
 
 import os
-import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +17,14 @@ from typing import BinaryIO
 
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.image_formats import IMAGE_TYPES, SIGNATURE_BYTES, has_image_signature
-from nvlm.data.samples.members import TEXT_MEMBERS, VIDEO_TYPES, MemberError, choose_media
+from nvlm.data.samples.members import (
+    TEXT_MEMBERS,
+    VIDEO_TYPES,
+    MemberError,
+    choose_media,
+    split_name,
+    type_of,
+)
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.samples.text_members import printable
 from nvlm.data.shards.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, open_regular_file
@@ -31,8 +37,6 @@ from nvlm.importers.records import Keys, Picture, Record, Reject, make_record
 from nvlm.importers.source_files import find_source_files, is_hidden
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
-_MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _WANTED = IMAGE_TYPES | VIDEO_TYPES | set(TEXT_MEMBERS)
 
 
@@ -100,7 +104,7 @@ class TarReader:
             if media.video is not None:
                 member = members[media.video]
                 _check_size(media.video, member, MAX_VIDEO_BYTES, "video")
-                kind = media.video.rpartition(".")[2]
+                kind = type_of(media.video)
                 video = Picture(member.read(MAX_VIDEO_BYTES), Path(f"x.{kind}"))
         else:
             images = [name for name in field_map.image_members if name in members][:1]
@@ -134,17 +138,17 @@ def _samples(
     members: dict[str, _Member] = {}
     problem: SampleError | None = None
     for name, member in found:
-        match = _MEMBER_NAME.fullmatch(name)
-        if match is None:
+        parts = split_name(name)
+        if parts is None:
             if not is_hidden(PurePath(name)):
                 wrong = SampleError("missing_member", "a name without key and extension")
                 yield name, {}, wrong
             continue
-        if match[1] != key:
+        new_key, extension = parts
+        if new_key != key:
             if key is not None:
                 yield key, members, problem
-            key, members, problem = match[1], {}, None
-        extension = match[2].lower()
+            key, members, problem = new_key, {}, None
         if extension in members:
             problem = SampleError("duplicate", f"member {printable(name)} stands twice")
         members[extension] = member
@@ -183,7 +187,7 @@ def _compressed(raw: BinaryIO) -> Iterator[tuple[str, _Member]]:
             if not member.isfile() or (file := tar.extractfile(member)) is None:
                 continue
             content = file.read(SIGNATURE_BYTES)
-            kind = member.name.rpartition(".")[2].lower()
+            kind = type_of(member.name).lower()
             limit = MAX_VIDEO_BYTES if kind in VIDEO_TYPES else MAX_IMAGE_BYTES
             if (kind in _WANTED or has_image_signature(content)) and member.size <= limit:
                 content += file.read()

@@ -8,13 +8,12 @@ import torch
 
 from nvlm import platform
 from nvlm.config.schema import RunConfig
+from nvlm.dtypes import DTYPES
 from nvlm.megatron.bucket_padding import keep_padding_between_buckets
 from nvlm.megatron.group_identity import rate_override
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.train.freezing import Multiplier, has_weight_decay
-
-PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def wrap_data_parallel(chunks: list, parallel: Parallel) -> list:
@@ -53,7 +52,7 @@ def build_optimizer(
     )
 
     wanted = config.train.optimizer
-    dtype = PARAMETER_DTYPES[config.train.precision]
+    dtype = DTYPES[config.train.precision].torch
     settings = OptimizerConfig(
         optimizer="adam",
         lr=wanted.lr,

@@ -19,7 +19,7 @@ from nvlm.checkpoint_files import CONFIG_FILE, read_config
 from nvlm.config.compose import save_config, to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
-from nvlm.files import json_line, write_bytes, write_text
+from nvlm.files import free_name, json_line, write_bytes, write_text
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -47,7 +47,7 @@ def open_run_folder(config: RunConfig, resumed_step: int) -> list[str]:
         write_text(folder / RUN_FILE, json_line({"id": run_id}))
     settings = folder / CONFIG_FILE
     if settings.exists() and settings.read_bytes() != to_yaml(config).encode():
-        kept = _free_name(folder, f"config.step_{resumed_step:08d}", ".yaml")
+        kept = free_name(folder, f"config.step_{resumed_step:08d}", ".yaml")
         settings.rename(kept)
         notes.append(f"{settings} has other settings now; those up to here are in {kept.name}")
     save_config(config, settings)
@@ -111,11 +111,3 @@ def _records(path: Path) -> list[tuple[bytes, int | None]]:
             step = None
         found.append((line + b"\n", step if isinstance(step, int) else None))
     return found
-
-
-def _free_name(folder: Path, stem: str, suffix: str) -> Path:
-    path, number = folder / f"{stem}{suffix}", 1
-    while os.path.lexists(path):
-        number += 1
-        path = folder / f"{stem}-{number}{suffix}"
-    return path

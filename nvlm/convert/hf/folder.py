@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from nvlm.convert.blocks import BLOCK_BYTES, Buffer, all_finite, raw_bytes, row_blocks
-from nvlm.convert.hf.safetensors_file import DTYPES, MOST_JSON_BYTES, SafetensorsFile, parse_json
+from nvlm.convert.hf.safetensors_file import (
+    MOST_JSON_BYTES,
+    TORCH_DTYPES,
+    SafetensorsFile,
+    parse_json,
+)
 from nvlm.errors import ConvertError
 
 CONFIG_FILE = "config.json"
@@ -72,7 +77,7 @@ class HfFolder:
 
     def dtype(self, name: str) -> torch.dtype:
         name = self.tied.get(name, name)
-        return DTYPES[self._files[name].entries[name].dtype]
+        return TORCH_DTYPES[self._files[name].entries[name].dtype]
 
     def read(self, name: str) -> Tensor:
         """The whole tensor.
@@ -180,11 +185,11 @@ class HfFolder:
         strange = [
             f"{name} is {file.entries[name].dtype}"
             for name, file in self._files.items()
-            if file.entries[name].dtype not in DTYPES
+            if file.entries[name].dtype not in TORCH_DTYPES
         ]
         if strange:
             raise ConvertError(
-                f"{self.path}: {len(strange)} tensors are not of {', '.join(DTYPES)}, quantised "
+                f"{self.path}: {len(strange)} tensors are not of {', '.join(TORCH_DTYPES)}, quantised "
                 f"perhaps: {listed(strange)}: start from weights that are not quantised"
             )
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from nvlm.convert.blocks import WRITE_BYTES
+from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 
 # The types that weights are converted from and to; the format knows more.
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+TORCH_DTYPES = {dtype.safetensors_name: dtype.torch for dtype in DTYPES.values()}
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 # No header of a real model comes near; the official library refuses longer ones too.
 MOST_JSON_BYTES = 100_000_000
@@ -126,7 +127,7 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"{where} has data_offsets {offsets}")
     entry = Entry(dtype, tuple(shape), data_start + offsets[0], offsets[1] - offsets[0])
-    if dtype in DTYPES and entry.num_bytes != prod(shape) * DTYPES[dtype].itemsize:
+    if dtype in TORCH_DTYPES and entry.num_bytes != prod(shape) * TORCH_DTYPES[dtype].itemsize:
         raise ValueError(f"{where}: {shape} of {dtype} in {entry.num_bytes} bytes")
     return entry
 
@@ -204,7 +205,7 @@ class SafetensorsOutput:
         for name in sorted(shapes):
             num_bytes = prod(shapes[name]) * dtype.itemsize
             header[name] = {
-                "dtype": _DTYPE_NAMES[dtype],
+                "dtype": _NAMES[dtype],
                 "shape": list(shapes[name]),
                 "data_offsets": [position, position + num_bytes],
             }

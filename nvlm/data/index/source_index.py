@@ -12,7 +12,6 @@ template. Anything else is another index, or builds this one anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -54,6 +53,7 @@ from nvlm.data.text.encode import SampleEncoder
 from nvlm.data.text.tile_tags import Grid
 from nvlm.errors import DataError
 from nvlm.files import read_json_lines, write_text
+from nvlm.hashes import hash_json
 from nvlm.printing import say
 
 FORMAT_VERSION = 4
@@ -188,7 +188,7 @@ def _open_index(
     name = re.sub(r"[^\w.-]", "_", source.name)
     place = str(source.folder.resolve())
     root = Path(config.data.index_dir or Path(config.run.dir) / "index")
-    folder = root / f"{name}-{_hash([place, config.data.split, settings])[:12]}"
+    folder = root / f"{name}-{hash_json([place, config.data.split, settings])[:12]}"
     parser = reading.of_source.parser
     index = _load_if_fresh(folder, source, parser, settings)
     if index is not None:
@@ -251,7 +251,7 @@ def _build(
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     shards = [
-        Shard(path, stated[0], stated[1], parts / f"{path.stem[:40]}-{_hash(stated)[:12]}.parquet")
+        Shard(path, stated[0], stated[1], parts / f"{path.stem[:40]}-{hash_json(stated)[:12]}.parquet")
         for path, stated in zip(source.shards, shard_list, strict=True)
     ]
     beside = folder / f"columns-{os.uname().nodename}-{os.getpid()}.tmp"
@@ -340,7 +340,3 @@ def _load_if_fresh(
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
     return json.loads(json.dumps(value))
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

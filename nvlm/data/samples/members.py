@@ -30,6 +30,8 @@ _MASK_WORDS = {
 }
 _MAX_DIGITS = 9  # of an image's number
 _DIGITS = re.compile(r"(\d+)")
+# As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
+_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 
 
 class MemberError(Exception):
@@ -49,6 +51,17 @@ class Media:
     unused: list[str]
 
 
+def split_name(name: str) -> tuple[str, str] | None:
+    """A tar member's key and its extension in lower case; None: it lacks one of them."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (match[1], match[2].lower())
+
+
+def type_of(name: str) -> str:
+    """The last part of a member's extension, as it is spelled: `jpg` of `0.jpg`."""
+    return name.rpartition(".")[2]
+
+
 def choose_media(names: Iterable[str], read_start: Callable[[str], bytes]) -> Media:
     """What the members `names` of a sample are; those of `TEXT_MEMBERS` are its text.
 
@@ -59,8 +72,8 @@ def choose_media(names: Iterable[str], read_start: Callable[[str], bytes]) -> Me
         MemberError: images whose order is unknown, images that are not read, several videos.
     """
     others = [name for name in names if name not in TEXT_MEMBERS]
-    pictures = [name for name in others if _type(name) in IMAGE_TYPES]
-    videos = [name for name in others if _type(name) in VIDEO_TYPES]
+    pictures = [name for name in others if type_of(name) in IMAGE_TYPES]
+    videos = [name for name in others if type_of(name) in VIDEO_TYPES]
     placed = [name for name in pictures if _place(name) is not None]
     named = [name for name in pictures if _place(name) is None and not _is_mask(name)]
     if len({_DIGITS.sub("#", name.rpartition(".")[0]) for name in named}) == 1 and not placed:
@@ -114,10 +127,6 @@ def _by_number(images: list[str]) -> list[str]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _type(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 def _place(name: str) -> str | None:
     """The digits of an image's place, `0` where it has no other name; None: another name."""
     number, dot, _ = name.rpartition(".")
@@ -133,7 +142,7 @@ def _is_mask(name: str) -> bool:
 def _hidden_image(names: list[str], read_start: Callable[[str], bytes]) -> list[str]:
     """The image among members that are none by their name: the one that is by its content."""
     for name in names:
-        kind = _type(name)
+        kind = type_of(name)
         if kind in SOUND_TYPES or kind in _OTHER_VIDEO_TYPES:
             what = "sound" if kind in SOUND_TYPES else "a video of a type that is not read"
             raise MemberError("missing_member", f"member {_shown(name)} is {what}")

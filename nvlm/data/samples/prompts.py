@@ -8,14 +8,13 @@ once, so a question that happens to contain `{choices}` stays as it is.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from nvlm.config.yaml_file import read_document
 from nvlm.errors import ConfigError, DataError
+from nvlm.hashes import hash_json
 
 # Fields that a pool's texts may have; kinds.py says which kind of sample fills which.
 FIELDS = ("question", "choices", "text", "region")
@@ -49,7 +48,7 @@ def fields_of(prompt: str) -> frozenset[str]:
 
 
 def fingerprint(pools: Pools) -> str:
-    return hashlib.sha256(json.dumps(pools, sort_keys=True).encode()).hexdigest()
+    return hash_json(pools)
 
 
 @functools.lru_cache(maxsize=8)

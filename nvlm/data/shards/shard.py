@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,14 +25,18 @@ from pathlib import Path
 
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.image_formats import SIGNATURE_BYTES
-from nvlm.data.samples.members import TEXT_MEMBERS, MemberError, check_numbers, choose_media
+from nvlm.data.samples.members import (
+    TEXT_MEMBERS,
+    MemberError,
+    check_numbers,
+    choose_media,
+    split_name,
+)
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.regular_files import MAX_IMAGE_BYTES, open_regular_file
 from nvlm.data.shards.tar import TarDamageError, read_members
 from nvlm.errors import DataError
 
-# As webdataset cuts names: the folder belongs to the key, the extension starts at the first dot.
-_MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _MAX_OPEN_SHARDS = 64
 # Too many files open, here or on the machine, or no memory: the fault of no sample.
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -145,13 +148,13 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
     seen: set[str] = set()
     try:
         for name, offset, size in read_members(path):
-            match = _MEMBER_NAME.fullmatch(name)
-            if match is None:
+            parts = split_name(name)
+            if parts is None:
                 if not _is_hidden(name):
                     problem = SampleError("missing_member", "a name without key and extension")
                     samples.append(StoredSample(name, problem=problem))
                 continue
-            key, extension = match[1], match[2].lower()
+            key, extension = parts
             if not samples or samples[-1].key != key:
                 samples.append(StoredSample(key))
                 samples[-1].problem = _key_problem(key, seen)
@@ -162,8 +165,8 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
             sample.members[extension] = ByteRange(offset, size)
     except TarDamageError as error:
         damage = SampleError("shard", _shown(str(error)))
-        match = _MEMBER_NAME.fullmatch(error.member or "")
-        if match is not None and samples and samples[-1].key == match[1]:
+        parts = split_name(error.member or "")
+        if parts is not None and samples and samples[-1].key == parts[0]:
             samples[-1].problem = damage  # it would be used without that member
         return samples, damage
     except OSError as error:

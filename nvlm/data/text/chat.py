@@ -7,7 +7,6 @@ This file imports no torch by itself; transformers may.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from nvlm import platform
 from nvlm.data.samples.sample import Messages
 from nvlm.errors import DataError
+from nvlm.hashes import hash_json
 
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
@@ -45,9 +45,7 @@ class ChatTokenizer:
         self.image_id = _control_id(tokenizer, image_token, name)
         self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
-        self.fingerprint = hashlib.sha256(
-            json.dumps(definition | {"truncation": None, "padding": None}, sort_keys=True).encode()
-        ).hexdigest()
+        self.fingerprint = hash_json(definition | {"truncation": None, "padding": None})
         plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._plain = Tokenizer.from_str(json.dumps(definition | plain))
 

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
+from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parameter_dtype(config: RunConfig) -> torch.dtype:
-    return _DTYPES[config.train.precision]
+    return DTYPES[config.train.precision].torch
 
 
 def language_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
