@@ -28,9 +28,14 @@ def test_a_file_is_replaced_by_a_whole_one(tmp_path: Path):
 def test_an_error_leaves_the_file_as_it_was(tmp_path: Path):
     path = tmp_path / "file"
     write_text(path, "before")
-    with pytest.raises(KeyboardInterrupt), written_beside(path) as beside:
-        beside.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with written_beside(path) as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -42,9 +47,14 @@ def test_a_folder_is_replaced_and_what_a_killed_one_left_is_removed(tmp_path: Pa
             assert not list(beside.iterdir())
             (beside / content).touch()
         assert [path.name for path in folder.iterdir()] == [content]
-    with pytest.raises(KeyboardInterrupt), folder_beside(folder) as beside:
-        (beside / "half").touch()
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with folder_beside(folder) as beside:
+            (beside / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert [path.name for path in folder.iterdir()] == ["second"]
     with folder_beside(folder) as beside:
         assert not list(beside.iterdir())
@@ -68,5 +78,5 @@ def test_sizes(text: str, size: int):
 
 @pytest.mark.parametrize("text", ["", "5", "0GB", "-1MB", "0.0001KB", "9" * 400 + "GB", "many"])
 def test_what_is_no_size(text: str):
-    with pytest.raises(NvlmError, match="--shard-size .*: expected a size such as 500MB"):
+    with pytest.raises(NvlmError, match=r"--shard-size .*: expected a size such as 500MB"):
         parse_size(text, "--shard-size")

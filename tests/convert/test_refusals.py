@@ -322,7 +322,7 @@ def test_unknown_dtype_and_size(converted, out):
     with pytest.raises(ConvertError, match="expected one of fp32, bf16"):
         convert_to_hf(converted.checkpoint, out, dtype="fp8")
     for size in ("many", "0GB", "-1GB", "0.0001KB", "9" * 400 + "GB"):
-        with pytest.raises(NvlmError, match="--shard-size .*: expected a size such as 500MB"):
+        with pytest.raises(NvlmError, match=r"--shard-size .*: expected a size such as 500MB"):
             convert_to_hf(converted.checkpoint, out, shard_size=size)
 
 

@@ -189,8 +189,8 @@ class HfFolder:
         ]
         if strange:
             raise ConvertError(
-                f"{self.path}: {len(strange)} tensors are not of {', '.join(TORCH_DTYPES)}, quantised "
-                f"perhaps: {listed(strange)}: start from weights that are not quantised"
+                f"{self.path}: {len(strange)} tensors are not of {', '.join(TORCH_DTYPES)}, "
+                f"quantised perhaps: {listed(strange)}: start from weights that are not quantised"
             )
 
     def _tied_names(self) -> dict[str, str]:

@@ -251,7 +251,9 @@ def _build(
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     shards = [
-        Shard(path, stated[0], stated[1], parts / f"{path.stem[:40]}-{hash_json(stated)[:12]}.parquet")
+        Shard(
+            path, stated[0], stated[1], parts / f"{path.stem[:40]}-{hash_json(stated)[:12]}.parquet"
+        )
         for path, stated in zip(source.shards, shard_list, strict=True)
     ]
     beside = folder / f"columns-{os.uname().nodename}-{os.getpid()}.tmp"
