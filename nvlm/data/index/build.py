@@ -29,7 +29,6 @@ from nvlm.data.index.reading import Reading, SourceReading, read_shard
 from nvlm.data.index.stored import ReadSample
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.text.encode import SampleEncoder
-from nvlm.errors import DataError
 from nvlm.files import written_beside
 from nvlm.workers import map_forked
 
