@@ -25,6 +25,7 @@ from nvlm.config import RunConfig
 from nvlm.errors import NvlmError
 from nvlm.evaluate.question_files import write_questions
 from nvlm.evaluate.questions import Question, choose_questions, read_questions, with_data
+from nvlm.files import read_json_lines
 from nvlm.printing import new_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -169,7 +170,7 @@ def _introduce(console: Console, pretrain: RunConfig, sft: RunConfig, paths: Pat
 
 
 def _read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(read_json_lines(path))
 
 
 def _print_results(console: Console, report: Report) -> None:
