@@ -28,7 +28,7 @@ from rich.progress import (
 from nvlm.errors import ConvertError
 from nvlm.launch import launched
 from nvlm.parallel.groups import is_main_process
-from nvlm.platform import cpu
+from nvlm.platform import HOST_BACKEND
 from nvlm.printing import new_console
 
 # Processes wait for the slowest at the end; torchrun notices one that died long before.
@@ -73,11 +73,10 @@ def conversion_processes() -> Iterator[Processes]:
     """
     existed = dist.is_initialized()
     if not existed:
-        backend = cpu.distributed_backend()
         if launched().world_size > 1:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(HOST_BACKEND, timeout=_TIMEOUT)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(HOST_BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

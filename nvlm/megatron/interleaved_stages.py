@@ -3,8 +3,8 @@
 What is wrong: with virtual stages the next stage and the one before may be the same process
 (`parallel.pipeline` 2), and Megatron-core 0.16.1 pairs batched sends and receives between two
 processes in the wrong order. Its overlapped ones are single, and ordered by the parity of the rank;
-but it frees what was sent before the message has left: gloo, which reads it later, sent other
-values (seen with four processes).
+but it frees what was sent before the message has left, and where that is read later, other values
+are sent (seen with four processes on CPU).
 What is done: with virtual stages, messages are overlapped and nothing is freed before its backward
 pass. Without, Megatron-core's batched messages are used and outputs are freed.
 When the pin moves: `_batched_p2p_ops` in megatron/core/pipeline_parallel/p2p_communication.py, and

@@ -12,6 +12,7 @@ from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import RunConfig
 from nvlm.launch import launched
+from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
 
 # A collective that waits longer means that a process is gone or stuck; torchrun then stops all.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -97,9 +98,9 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         tensor_model_parallel_size=config.parallel.tensor,
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
-        **device_platform.group_kwargs(),
+        **GROUP_ARGUMENTS,
     )
-    device_platform.seed(config.train.seed)
+    seed_random_numbers(config.train.seed)
     return Parallel(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

@@ -1,28 +1,40 @@
 """The one place that knows which device the program runs on.
 
-`current()` returns a module with the same functions for every device: `activate`, `device`,
-`distributed_backend`, `bind_local_rank`, `seed`, `group_kwargs`, `optimizer_kwargs`,
-`resolve_layer_implementation`, `peak_memory_bytes`, `device_name`, `synchronize`.
+    current()                      the platform of this machine (`base.Platform`), activated
+    hide_unfitting_torchvision()   to be called before transformers is imported
+    meta.OnMetaDevice              a model without memory
+    HOST_BACKEND                   what processes talk through that compute on no device
+    megatron_calls                 calls of Megatron-core that name a device, the same on all
+
+Words for devices and for what connects them stand nowhere else.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from types import ModuleType
+
+from nvlm.platform.base import Platform
+
+HOST_BACKEND = "gloo"
 
 
-def current() -> ModuleType:
-    """The platform module for this machine, activated (safe to call any number of times)."""
+def current() -> Platform:
+    """The platform for this machine, activated (safe to call any number of times)."""
     import torch  # here, because the command line imports this package before it needs torch
 
+    platform: Platform
     if torch.cuda.is_available():
-        from nvlm.platform import cuda as module
+        from nvlm.platform import cuda
+
+        platform = cuda
     else:
-        from nvlm.platform import cpu as module
+        from nvlm.platform import cpu
+
+        platform = cpu
     hide_unfitting_torchvision()
-    module.activate()
-    return module
+    platform.activate()
+    return platform
 
 
 def hide_unfitting_torchvision() -> None:

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nvlm.errors import ConfigError
 from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.megatron.uncompiled_import import nothing_compiled
+from nvlm.platform import HOST_BACKEND
 
 _mode: _CudaLandsOnCpu | None = None
 
@@ -43,10 +45,6 @@ def activate() -> None:
     _mode.__enter__()
 
 
-def is_active() -> bool:
-    return _mode is not None
-
-
 def device() -> torch.device:
     return torch.device("cpu")
 
@@ -57,37 +55,17 @@ def device_name() -> str:
 
 
 def distributed_backend() -> str:
-    return "gloo"
+    return HOST_BACKEND
 
 
 def bind_local_rank(local_rank: int) -> None:
     """All ranks share the CPU."""
 
 
-def seed(value: int) -> None:
-    """Seed torch and Megatron-core's random-number tracker. Call after the process groups exist."""
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    torch.manual_seed(value)
-    model_parallel_cuda_manual_seed(value, force_reset_rng=True)
-
-
-def group_kwargs() -> dict:
-    """Arguments of `initialize_model_parallel`: no second set of groups for tensors on the CPU."""
-    return {"create_gloo_process_groups": False}
-
-
-def optimizer_kwargs() -> dict:
-    """Arguments of `get_megatron_optimizer` that depend on the device."""
-    return {"use_gloo_process_groups": False}
-
-
 def resolve_layer_implementation(wanted: str, precision: str) -> str:
     """Transformer Engine needs CUDA, so `auto` is `local` here; asking for it is refused."""
     del precision  # makes a difference on GPUs
     if wanted == "transformer_engine":
-        from nvlm.errors import ConfigError
-
         raise ConfigError(
             "model.layer_implementation transformer_engine needs an NVIDIA GPU; "
             "none is available here: use auto or local"
@@ -98,10 +76,6 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
 def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def synchronize() -> None:
-    """The CPU runs in order."""
 
 
 def _is_cuda(value: Any) -> bool:

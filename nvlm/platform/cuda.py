@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from nvlm.errors import ConfigError
+
 
 def activate() -> None:
     """Megatron-core is written for this device; one setting that it recommends is made here.
@@ -34,24 +36,6 @@ def bind_local_rank(local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-def seed(value: int) -> None:
-    """Seed Megatron-core's random-number tracker. Call after the process groups exist."""
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    torch.manual_seed(value)
-    model_parallel_cuda_manual_seed(value)
-
-
-def group_kwargs() -> dict:
-    """Arguments of `initialize_model_parallel`: no second set of groups for tensors on the CPU."""
-    return {"create_gloo_process_groups": False}
-
-
-def optimizer_kwargs() -> dict:
-    """Arguments of `get_megatron_optimizer` that depend on the device."""
-    return {"use_gloo_process_groups": False}
-
-
 def resolve_layer_implementation(wanted: str, precision: str) -> str:
     """`auto` -> `transformer_engine` where it is installed and can be used, else `local`.
 
@@ -60,8 +44,6 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
     Raises:
         ConfigError: it is asked for and missing, or installed and cannot be imported.
     """
-    from nvlm.errors import ConfigError
-
     if wanted == "local" or (wanted == "auto" and precision == "fp32"):
         return "local"
     if importlib.util.find_spec("transformer_engine") is None:
@@ -84,7 +66,3 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
 
 def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_allocated()
-
-
-def synchronize() -> None:
-    torch.cuda.synchronize()

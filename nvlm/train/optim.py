@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import torch
 
-from nvlm import platform
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.bucket_padding import keep_padding_between_buckets
 from nvlm.megatron.group_identity import rate_override
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.platform.megatron_calls import OPTIMIZER_ARGUMENTS
 from nvlm.train.freezing import Multiplier, has_weight_decay
 
 
@@ -75,7 +75,7 @@ def build_optimizer(
         chunks,
         config_overrides=overrides,
         pg_collection=parallel.groups,
-        **platform.current().optimizer_kwargs(),
+        **OPTIMIZER_ARGUMENTS,
     )
     keep_padding_between_buckets(optimizer)
     return optimizer

@@ -1,0 +1,42 @@
+"""What the program asks of the device that it runs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Platform(Protocol):
+    """One module per kind of device has these functions and no others (pyright checks them)."""
+
+    def activate(self) -> None:
+        """Make this process ready to import Megatron-core; safe to call again."""
+
+    def device(self) -> torch.device:
+        """Where this process's tensors are."""
+        ...
+
+    def device_name(self) -> str:
+        """The device in words, for a line of the start-up."""
+        ...
+
+    def distributed_backend(self) -> str:
+        """What torch.distributed talks through."""
+        ...
+
+    def bind_local_rank(self, local_rank: int) -> None:
+        """Take the device that belongs to this process, the `local_rank`-th of its machine."""
+
+    def resolve_layer_implementation(self, wanted: str, precision: str) -> str:
+        """`local` or `transformer_engine`, for `model.layer_implementation` and `train.precision`.
+
+        Raises:
+            ConfigError: what is asked for cannot be had on this machine.
+        """
+        ...
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory that this process has had: the device's, or on a CPU the resident one."""
+        ...
