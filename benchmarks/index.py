@@ -9,9 +9,9 @@ to machine; the ratios, taken in one run, hardly do.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import resource
-import sys
 import tarfile
 import tempfile
 import time
@@ -19,9 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "data"))
-from shard_writing import draw_image
+from PIL import Image
 
 from nvlm.config import RunConfig, load_config
 from nvlm.data.index.source_index import open_indexes
@@ -100,10 +98,17 @@ def seconds(run) -> float:
     return time.perf_counter() - start
 
 
+def draw_jpeg(width: int, height: int, random: np.random.Generator) -> bytes:
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    encoded = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BILINEAR).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
 def write_shards(folder: Path, num_samples: int) -> None:
     folder.mkdir(parents=True)
-    images = [draw_image(64 + 8 * i, 100 - 3 * i, seed=i, kind="JPEG") for i in range(16)]
     random = np.random.default_rng(0)
+    images = [draw_jpeg(64 + 8 * i, 100 - 3 * i, random) for i in range(16)]
     for first in range(0, num_samples, SAMPLES_PER_SHARD):
         with webdataset.TarWriter(str(folder / f"{first:09d}.tar"), encoder=False) as writer:
             for number in range(first, min(first + SAMPLES_PER_SHARD, num_samples)):

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 pytest_plugins = ["helpers.data_fixtures", "helpers.model_fixtures"]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.errors import ConfigError
 from nvlm.launch import Launch, launched, rank_to_speak
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 from rich.table import Table
 
 from nvlm.printing import new_console, printable, say
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 HOSTILE = "\x1b]0;title\x07\x1b[2Ja\rb\x9b1m\u202egnp.exe\u2066\udcff"
 ESCAPED = r"\x1b]0;title\x07\x1b[2Ja\rb\x9b1m\u202egnp.exe\u2066\udcff"
 

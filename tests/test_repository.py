@@ -17,6 +17,7 @@ import click
 import pytest
 import typer
 import yaml
+from helpers.paths import REPOSITORY
 from packaging.requirements import Requirement
 
 from nvlm.cli import app
@@ -24,7 +25,6 @@ from nvlm.config import load_config
 from nvlm.config.compose import validate
 from nvlm.data.order.balance import CostWeights
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
 

@@ -9,7 +9,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-from helpers.spawn import REPOSITORY, environment
+from helpers.paths import REPOSITORY
+from helpers.spawn import environment
 
 from nvlm import cli
 

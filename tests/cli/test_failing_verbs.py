@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from helpers.spawn import REPOSITORY
+from helpers.paths import REPOSITORY
 
 from nvlm import cli
 from nvlm.config import load_config

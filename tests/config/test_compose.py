@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config, save_config
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import SourceConfig
 from nvlm.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = sorted((REPOSITORY / "configs" / "run").glob("*/*.yaml"))
 TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
 

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.config.compose import to_yaml, validate
@@ -20,7 +21,6 @@ from nvlm.config.wording import _all_keys
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = sorted((REPOSITORY / "configs" / "run").glob("*/*.yaml"))
 KEYS = [*_all_keys(RunConfig), "data.blend.a", "data.blend.a.blend.b", "data.blend.a.weight"]
 MOST_SECONDS = 3.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config, save_config
 from nvlm.config.paths import expand_path
 from nvlm.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
 PATHS = ["run.dir", "data.root", "data.index_dir", "data.prompt_pools", "checkpoint.load",
          "model.tokenizer", "data.blend.a.path", "data.blend.a.blend.b.path"]  # fmt: skip

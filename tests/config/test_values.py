@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.errors import ConfigError
 
-TINY = Path(__file__).resolve().parents[2] / "configs" / "run" / "tiny" / "sft.yaml"
+TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
 
 
 def load(key: str, written: str, folder: Path, in_file: bool):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import small_folders
+from helpers.paths import REPOSITORY
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -94,7 +95,7 @@ def test_another_projector_width_is_refused(converted, released, tmp_path):
 
 
 def test_one_form_of_sources(converted, tmp_path):
-    config = str(small_folders.REPOSITORY / "configs/run/tiny/sft.yaml")
+    config = str(REPOSITORY / "configs/run/tiny/sft.yaml")
     vision, nvlm = ["--vision", str(converted.vision)], ["--nvlm", str(converted.export)]
     for options in ([], vision, [*vision, *nvlm]):
         arguments = ["convert", "from-hf", str(tmp_path / "out"), "--config", config, *options]

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from helpers import small_folders
+from helpers.paths import REPOSITORY
 
 from nvlm.convert.rules import (
     expected_tensors,
@@ -150,7 +151,7 @@ def test_full_size_has_the_published_number_of_parameters_and_names():
     """Counts of the released model with padded heads: 79.38 B in all."""
     from nvlm.config import load_config
 
-    path = small_folders.REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml"
+    path = REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml"
     rules = export_rules(load_config(path).model)
     assert num_parameters(rules) == 79_379_593_344
     shapes = expected_tensors(rules)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import export_runs, small_folders, vllm_expectations
 from helpers.export_runs import Exported, make_export
+from helpers.paths import REPOSITORY
 from PIL import Image
 
 from nvlm.config import load_config
@@ -21,7 +21,6 @@ from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.text.encode import SampleEncoder
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # What a model needs so that every program opens its export with no difference: tiles of 448 pixels
 # and seven zero heads, the projector's epsilon that servers compute with.
 SERVED = [

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import measure_memory, small_folders, spawn
+from helpers.paths import REPOSITORY
 from safetensors.torch import save_file
 
 from nvlm.convert import convert_from_hf, convert_to_hf
@@ -29,7 +30,7 @@ from nvlm.errors import CheckpointError
 
 
 def _start(script: str, *arguments: str | Path, processes: int = 1) -> subprocess.Popen:
-    path = str(spawn.REPOSITORY / "tests" / "helpers" / script)
+    path = str(REPOSITORY / "tests" / "helpers" / script)
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config
 from nvlm.data.samples.prompts import load_prompt_pools
 from nvlm.data.shards.sources import flatten_blend
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Sources of the paper's tables 4 and 6, those with several parts counted by part.
 NUM_SOURCES = {"nvlm_pretrain": 18, "nvlm_sft": 97, "mm1_pretrain": 7}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from helpers import hostile_images, hostile_text
+from helpers.paths import REPOSITORY
 
 from nvlm.data.samples.repairs import REPAIRS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data_rules.md"
+DOCUMENT = REPOSITORY / "docs" / "data_rules.md"
 _BEGIN, _END = "<!-- {} begins -->\n", "<!-- {} ends -->\n"
 CORPORA = {"text corpus": hostile_text.CASES, "image corpus": hostile_images.CASES}
 

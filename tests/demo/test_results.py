@@ -1,9 +1,9 @@
 """What the report says follows from the files of the run: goals, agreement, frozen tensors."""
 
 import io
-from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 from PIL import Image
 
 from demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
@@ -13,7 +13,7 @@ from nvlm.errors import NvlmError
 from nvlm.evaluate.questions import Question
 from nvlm.evaluate.score import Truth
 
-CONFIGS = Path(__file__).parents[2] / "configs/run/tiny"
+CONFIGS = REPOSITORY / "configs/run/tiny"
 
 
 def _png(width: int, height: int) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.walkthrough import REPOSITORY, blocks_of, prepare, run
+from helpers.paths import REPOSITORY
+from helpers.walkthrough import blocks_of, prepare, run
 from PIL import Image
 
 PAGE = REPOSITORY / "docs" / "convert.md"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.walkthrough import REPOSITORY, blocks_of, prepare, run
+from helpers.paths import REPOSITORY
+from helpers.walkthrough import blocks_of, prepare, run
 
 from nvlm.config.schema import DataConfig, SourceConfig, StageConfig, TrainConfig
 from nvlm.data.samples.kinds import KINDS

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
 from demo.build_data import SOURCES
 from nvlm.checkpoint_io import read_config
@@ -16,7 +17,6 @@ from nvlm.evaluate.question_files import write_questions
 from nvlm.evaluate.questions import choose_questions, read_questions, with_data
 from nvlm.evaluate.score import score_answer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_NEW_TOKENS = 32
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers import generate_case, small_model, spawn
+from helpers.paths import REPOSITORY
 
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import ParallelConfig
@@ -122,7 +123,7 @@ def test_layouts_give_the_same_answers(checkpoint, engine, tensor, pipeline, tmp
         check=True,
         timeout=120,
         env=spawn.environment(),
-        cwd=small_model.REPOSITORY,
+        cwd=REPOSITORY,
     )
     for rank in range(2):
         assert json.loads(out.with_name(f"answers.{rank}").read_text()) == expected

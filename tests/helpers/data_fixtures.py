@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from helpers.paths import REPOSITORY
 from helpers.qwen_tokenizer import build_qwen_tokenizer, wrap_tokenizer
 from helpers.shard_writing import as_json, draw_image, make_sample, write_shard
 from nvlm.config import RunConfig, load_config
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>"]
 QUESTIONS = ["What is in the picture?", "Read the number.", "Which tile is red?", "Count the dots."]
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
+from helpers.paths import REPOSITORY
 from nvlm.config import RunConfig, load_config
 from nvlm.parallel.groups import initialize, shut_down
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_checkpoints(folder: Path, config: RunConfig) -> None:

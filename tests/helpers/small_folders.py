@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from helpers.paths import REPOSITORY
 from nvlm.checkpoint_files import MANIFEST_FILE
 from nvlm.config import RunConfig, load_config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ["model.vision.num_layers=2", "model.language.num_layers=4", "train.precision=fp32"]
 
 

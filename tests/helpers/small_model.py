@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from helpers.paths import REPOSITORY
 from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
 from nvlm.config import RunConfig, load_config
 from nvlm.parallel.groups import Parallel
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ["model.vision.num_layers=2", "model.language.num_layers=2", "train.precision=fp32"]
 _HAS_ZERO_HEADS = re.compile(r"vision_model\..*\.([qk]_layernorm\.weight|linear_qkv\.bias)")
 
@@ -80,3 +80,29 @@ def batch(config: RunConfig, seed: int, documents: list[int], num_tiles: int) ->
     )
     check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
     return micro_batch
+
+
+def mean_loss_gradients(chunks: list, micro_batches: list) -> dict[str, Tensor]:
+    """Gradient buffers after one pass of Megatron-core's schedule."""
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    from nvlm.model.parts.names import named_parameters
+
+    def forward(iterator, chunk):
+        micro_batch = next(iterator)
+        mask = micro_batch.loss_mask()
+        return chunk(micro_batch), lambda losses: ((losses * mask).sum(), mask.sum().int(), {})
+
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iter(micro_batches),
+        model=chunks,
+        num_microbatches=len(micro_batches),
+        seq_length=micro_batches[0].tokens.shape[1],
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    parameters = named_parameters([chunk.module for chunk in chunks])
+    return {name: parameter.main_grad.clone() for name, parameter in parameters}

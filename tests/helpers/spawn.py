@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from helpers.paths import REPOSITORY
 
 
 def command(num_processes: int, *arguments: str) -> list[str]:

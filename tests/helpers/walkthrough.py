@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from helpers.paths import REPOSITORY
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:

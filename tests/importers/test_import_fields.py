@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.paths import REPOSITORY
 from helpers.shard_writing import draw_image, write_shard
 
 from nvlm.batch import IGNORED_LABEL
@@ -35,7 +36,7 @@ PICTURES = [draw_image(40 + number, 30, number, "JPEG") for number in range(4)]
 CLIP = b"\0\0\0\x18ftypisom"
 BASE64 = base64.b64encode(PICTURES[1]).decode()
 DATA_URL = f"data:image/jpeg;base64,{BASE64}"
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "import.md"
+DOCUMENT = REPOSITORY / "docs" / "import.md"
 
 
 @pytest.fixture(scope="module")

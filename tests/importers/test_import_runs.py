@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from helpers.paths import REPOSITORY
 from helpers.shard_writing import draw_image
 from rich.console import Console
 
@@ -258,7 +259,7 @@ def test_plain_webdataset_opens_the_shards(source, whole):
 def test_energon_opens_the_shards(source, whole, make_config, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(whole, folder)  # Energon writes into the folder
-    script = Path(__file__).parents[1] / "helpers" / "open_in_energon.py"
+    script = REPOSITORY / "tests" / "helpers" / "open_in_energon.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, script, folder], capture_output=True, text=True, env=environment

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import test_internvit
 import torch
 from helpers import small_model
+from helpers.published_vision import as_megatron, published_vision_model
+from helpers.small_model import mean_loss_gradients
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
@@ -134,10 +135,10 @@ def test_layer_scale_is_the_published_one(measure):
 def test_vision_encoder_is_as_exact_as_the_published_one(parallel, measure):
     """Both in bf16, against transformers in fp32."""
     run = small_model.small_config("train.precision=bf16")
-    published = test_internvit.published_vision_model(run.model.vision)
+    published = published_vision_model(run.model.vision)
     ours = small_model.build(run, parallel).vision_model
     with torch.no_grad():
-        weights = test_internvit.as_megatron(published, run.model.vision, Tensor.detach)
+        weights = as_megatron(published, run.model.vision, Tensor.detach)
         for name, parameter in ours.named_parameters():
             assert parameter.dtype == torch.bfloat16
             parameter.copy_(weights[name])
@@ -253,30 +254,6 @@ def test_updates_below_bf16_resolution_add_up(parallel):
         assert torch.equal(rounded[name], main[name]["param"].to(torch.bfloat16)), name
         num_crossed += int((rounded[name] != 1).sum())
     assert num_crossed > 100
-
-
-def mean_loss_gradients(chunks: list, micro_batches: list) -> dict[str, Tensor]:
-    """Gradient buffers after one pass of Megatron-core's schedule."""
-    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-
-    def forward(iterator, chunk):
-        micro_batch = next(iterator)
-        mask = micro_batch.loss_mask()
-        return chunk(micro_batch), lambda losses: ((losses * mask).sum(), mask.sum().int(), {})
-
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    get_forward_backward_func()(
-        forward_step_func=forward,
-        data_iterator=iter(micro_batches),
-        model=chunks,
-        num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].tokens.shape[1],
-        micro_batch_size=1,
-        forward_only=False,
-    )
-    parameters = named_parameters([chunk.module for chunk in chunks])
-    return {name: parameter.main_grad.clone() for name, parameter in parameters}
 
 
 def test_gradients_of_micro_batches_are_summed_in_fp32(parallel, measure):

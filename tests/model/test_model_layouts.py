@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import layout_steps, small_model, spawn
+from helpers import layout_steps, spawn
 from helpers.layout_steps import RESUMED, STEPS
+from helpers.paths import REPOSITORY
 
 from nvlm.parallel.groups import initialize
 
@@ -60,7 +61,7 @@ def by_layout(single, folder) -> dict[str, list[dict]]:
         [*torchrun, *processes, str(folder), json.dumps(LAYOUTS), json.dumps(CHECKPOINTING)],
         timeout=300,
         env=spawn.environment(),
-        cwd=small_model.REPOSITORY,
+        cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

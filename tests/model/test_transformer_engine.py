@@ -12,7 +12,6 @@ from pathlib import Path
 
 import megatron.core
 import pytest
-import test_bf16
 import torch
 from helpers import small_model
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -147,7 +146,7 @@ def loss_and_gradients(implementation: str, parallel) -> tuple[torch.Tensor, dic
     with torch.no_grad():
         mask = micro_batch.loss_mask()
         loss = (model(micro_batch) * mask).sum() / mask.sum()
-    return loss, test_bf16.mean_loss_gradients(chunks, [micro_batch])
+    return loss, small_model.mean_loss_gradients(chunks, [micro_batch])
 
 
 @pytest.mark.gpu

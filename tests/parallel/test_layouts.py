@@ -1,7 +1,7 @@
 """One run, many process layouts: the same losses, gradient norms and data order.
 
-The single process is the truth. Its losses are kept in tests/golden; `python
-tests/parallel/write_golden.py` rewrites them after an intended change.
+The single process is the truth. Its losses are kept in tests/golden; `helpers/golden_run.py`
+rewrites them after an intended change.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.spawn import REPOSITORY, metrics, run_or_fail
+from helpers.golden_run import GOLDEN, NUM_STEPS, train_tiny
 
-STEPS = 10
 # The layouts stop half-way: all ten are warm-up, so the rates are the same.
 LAYOUT_STEPS = 5
-GOLDEN = REPOSITORY / "tests" / "golden" / "tiny_sft_fp32.txt"
 
 LAYOUTS = {
     "tensor2-sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
@@ -27,25 +25,6 @@ LAYOUTS = {
 }
 
 
-def train_tiny(
-    folder: Path, demo_data: Path, num_processes: int, overrides: list[str], steps: int = STEPS
-) -> list[dict]:
-    """Run the first steps of the tiny SFT configuration; returns its metrics."""
-    run_or_fail(
-        num_processes,
-        "train",
-        "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
-        f"run.dir={folder}",
-        f"train.steps={steps}",
-        "train.precision=fp32",
-        "log.tensorboard=false",
-        *overrides,
-        log=folder.with_suffix(".log"),
-    )
-    return metrics(folder)
-
-
 @pytest.fixture(scope="module")
 def single_process(demo_data: Path, tmp_path_factory) -> list[dict]:
     return train_tiny(tmp_path_factory.mktemp("single") / "run", demo_data, 1, [])
@@ -54,7 +33,7 @@ def single_process(demo_data: Path, tmp_path_factory) -> list[dict]:
 @pytest.mark.parallel
 def test_single_process_matches_golden(single_process, measure):
     golden = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
-    assert len(golden) == STEPS
+    assert len(golden) == NUM_STEPS
     for found, expected in zip(single_process, golden, strict=True):
         assert found["step"] == expected["step"]
         assert found["tokens"] == expected["tokens"]

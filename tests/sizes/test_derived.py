@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.config.compose import to_yaml
@@ -19,7 +20,6 @@ from nvlm.errors import ConfigError
 from nvlm.sizes.parameters import derive, num_padding_parameters, parameter_shapes
 from nvlm.views.config import render_config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = sorted(path.name for path in (REPOSITORY / "configs" / "run").iterdir())
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from helpers import spawn
+from helpers.paths import REPOSITORY
 
 
 def run_arguments(demo_data, folder, *overrides: str) -> list[str]:
@@ -37,7 +38,7 @@ def nvlm_in_process(monkeypatch, arguments: list[str]) -> int:
 
 
 def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(spawn.REPOSITORY)
+    monkeypatch.chdir(REPOSITORY)
     folder = tmp_path / "run"
     sizes = ["model.vision.num_layers=1", "model.language.num_layers=2"]
     every_step = run_arguments(demo_data, folder, *sizes, "train.steps=1", "checkpoint.every=1")

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 import torch
-from helpers import published_models, small_model
+from helpers import published_models
+from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config
 from nvlm.errors import ConfigError
@@ -21,7 +22,7 @@ from nvlm.views.model import print_summary, summarize
 
 
 def load(name: str, *overrides: str) -> RunConfig:
-    return load_config(small_model.REPOSITORY / f"configs/run/{name}/sft.yaml", overrides)
+    return load_config(REPOSITORY / f"configs/run/{name}/sft.yaml", overrides)
 
 
 # By hand. InternViT, width w, ffn f, h stored heads of d channels, per layer: qkv 3hd x w, proj
@@ -121,7 +122,7 @@ def test_built_model_has_these_parameters(name):
 
 
 def test_the_documentation_has_these_counts():
-    page = (small_model.REPOSITORY / "docs/models.md").read_text()
+    page = (REPOSITORY / "docs/models.md").read_text()
     for counts in COUNTS.values():
         assert all(f"{count:,}" in page for count in counts.values())
 
@@ -215,7 +216,7 @@ def test_command_prints_json_and_takes_little_memory():
     arguments = ["model", "summary", "configs/run/nvlm_d_72b/sft.yaml", "--json"]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND_AND_PEAK_MEMORY, *arguments],
-        cwd=small_model.REPOSITORY,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,

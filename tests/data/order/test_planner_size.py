@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.config.schema import SourceConfig
@@ -16,7 +16,6 @@ from nvlm.data.order.lengths import RowPlans
 from nvlm.data.order.permutation import derive_key, mix
 from nvlm.data.shards.sources import flatten_blend
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 NUM_SAMPLES = 10**8
 NUM_SOURCES = 20
 

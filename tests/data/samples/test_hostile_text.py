@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.hostile_text import CASES, Case
+from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import SourceConfig
@@ -17,7 +18,6 @@ from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import SampleEncoder
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 POOLS = {"caption": ["Describe it."], "vqa": ["{question}"]}
 
 

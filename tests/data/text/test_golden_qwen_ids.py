@@ -5,11 +5,11 @@ The ids were computed once from Qwen's byte-pair ranks; the special tokens are Q
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 from helpers.qwen_tokenizer import build_qwen_tokenizer
 
 from nvlm.batch import IGNORED_LABEL
@@ -19,7 +19,6 @@ from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.data.text.tile_tags import TagStyle, TileTags
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 START, END, PLACEHOLDER = 151644, 151645, 151654
 SYSTEM = [START, 8948, 198, 16141, 279, 4755, 13, END, 198]
 USER = [START, 872, 198]
