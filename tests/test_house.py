@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 from helpers.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "nvlm"
+CODE = ("nvlm", "demo")
 MAX_LINES_OF_FILE = 400
 MAX_LINES_OF_FUNCTION = 60
 MAX_LINES_OF_FIRST_READING = 1500
 
 
-def files_of(folder: str) -> list[Path]:
-    return sorted((REPOSITORY / folder).rglob("*.py"))
+def files_of(*folders: str) -> list[Path]:
+    return [path for name in folders for path in sorted((REPOSITORY / name).rglob("*.py"))]
 
 
 def relative(path: Path) -> str:
@@ -61,7 +63,7 @@ def imported_files(path: Path) -> set[Path]:
 
 
 def test_imports_have_no_circle():
-    graph = {path: imported_files(path) for path in files_of("nvlm")}
+    graph = {path: imported_files(path) for path in files_of(*CODE)}
     assert sum(map(len, graph.values())) > len(graph)
     try:
         TopologicalSorter(graph).prepare()
@@ -72,7 +74,7 @@ def test_imports_have_no_circle():
 # What is still longer and is being divided.
 LONG_FILES = {
     "nvlm/convert/hf/architectures.py",
-    "nvlm/demo/report.py",
+    "demo/report.py",
     "nvlm/importers/media.py",
     "nvlm/importers/normalise.py",
 }
@@ -81,14 +83,13 @@ LONG_FUNCTIONS = {
     "nvlm/config/checks.py: _problems",
     "nvlm/convert/rules.py: language_rules",
     "nvlm/convert/rules.py: vision_rules",
-    "nvlm/demo/run.py: run_demo",
-    "nvlm/evaluate/run.py: evaluate_checkpoint",
+    "nvlm/convert/to_hf.py: convert_to_hf",
     "nvlm/train/trainer.py: _train",
 }
 
 
 def test_files_are_short():
-    num_lines = {relative(path): len(path.read_text().splitlines()) for path in files_of("nvlm")}
+    num_lines = {relative(path): len(path.read_text().splitlines()) for path in files_of(*CODE)}
     long = {name: n for name, n in num_lines.items() if n > MAX_LINES_OF_FILE}
     assert not long.keys() - LONG_FILES, long
 
@@ -96,7 +97,7 @@ def test_files_are_short():
 def test_functions_are_short():
     num_lines = {
         f"{relative(path)}: {node.name}": node.end_lineno - node.lineno + 1
-        for path in files_of("nvlm")
+        for path in files_of(*CODE)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     }
@@ -170,3 +171,14 @@ def test_tests_share_through_helpers_only():
         assert bool(defines) == (relative(path) == "tests/helpers/paths.py") or (
             path == Path(__file__)
         ), f"{path}: helpers.paths has REPOSITORY"
+
+
+def test_programs_without_a_suffix_are_checked():
+    """Ruff knows them by their names in pyproject.toml only."""
+    programs = {
+        relative(path)
+        for path in (REPOSITORY / "scripts").iterdir()
+        if path.is_file() and re.match(r"#!.*python", path.read_text().splitlines()[0])
+    }
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["ruff"]
+    assert programs == set(settings["extend-include"])
