@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from demo.report import Check, GalleryItem, Picture, Report, StageResult, StepRecord
+from demo.report import Check, GalleryItem, Report, StageResult, StepRecord
+from demo.shown_picture import Picture
 from nvlm.config import RunConfig
 from nvlm.data.images.image import read_image_size
 from nvlm.data.images.tiling import choose_grid

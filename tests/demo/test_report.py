@@ -4,6 +4,7 @@ import io
 import math
 import random
 import re
+from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
 
 import pytest
@@ -12,12 +13,12 @@ from PIL import Image, ImageDraw
 from demo.report import (
     Check,
     GalleryItem,
-    Picture,
     Report,
     StageResult,
     StepRecord,
     write_report,
 )
+from demo.shown_picture import Picture
 from nvlm.evaluate.score import TaskScore
 
 TASKS = ["charts", "digits", "multi_image", "ocr", "photos", "sheets", "text"]
@@ -194,12 +195,44 @@ def test_text_from_samples_is_escaped(page):
     assert "&lt;tile_1&gt; yes &amp; no" in page
 
 
+HOSTILE = """</p></pre><script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7 * 7 }}\x1b"""
+
+
+def _with_hostile_text(value):
+    """Every text that the report holds, at any depth, continued by `HOSTILE`; empty ones stay."""
+    if isinstance(value, str):
+        return value and value + HOSTILE
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_hostile_text, value))
+    if isinstance(value, dict):
+        return {_with_hostile_text(key): _with_hostile_text(item) for key, item in value.items()}
+    if is_dataclass(value):
+        held = {field.name: getattr(value, field.name) for field in fields(value)}
+        return type(value)(**{name: _with_hostile_text(item) for name, item in held.items()})
+    return value
+
+
+def test_no_text_becomes_a_part_of_the_page(page, tmp_path):
+    report = _with_hostile_text(example_report())
+    hostile = write_report(report, tmp_path / "report.html").read_text(encoding="utf-8")
+    expected, found = _Links(), _Links()
+    expected.feed(page)
+    found.feed(hostile)
+    assert found.tags == expected.tags
+    # Images begin alike; their noise is drawn anew.
+    assert [a[:20] for a in found.addresses] == [a[:20] for a in expected.addresses]
+    assert "49" not in re.findall(r"&gt;(\d+)", hostile), "a template was made of a text"
+    assert "{{ 7 * 7 }}\\u001b" in hostile and "\x1b" not in hostile
+    # All the fields are there: titles, tasks, steps, commands, ids, tags, turns, answers, truths.
+    assert hostile.count("&lt;script&gt;alert(1)") > 10 * len(report.gallery)
+
+
 def test_each_task_shows_its_numbers(page):
     report = example_report()
     for task in TASKS:
         assert page.count(f"<h3>{task}</h3>") == 1
     # sheets after SFT: 36 - 5 of 40 right against 10 of 40.
-    row = re.search(r"<tr><td><b>sheets</b>.*?</tr>", page).group()
+    row = re.search(r"<tr><td><b>sheets</b>.*?</tr>", page, re.DOTALL).group()
     assert "77.5%" in row and "25.0%" in row and "+52" in row
     assert page.index("<h3>sheets</h3>") < page.index("<h3>charts</h3>"), "goals come first"
     assert len(report.stages) == page.count("<polyline") / 2
