@@ -166,7 +166,9 @@ def _introduce(console: Console, pretrain: RunConfig, sft: RunConfig, paths: Pat
         f"answers. {pretrain.train.steps} steps of pretraining, {sft.train.steps} of SFT; then it "
         "is exported to Hugging Face format and asked the same questions there."
     )
-    console.print(f"Everything is written to {paths.root}. Run the same command again to go on.\n")
+    console.print(
+        f"Everything is written to {paths.root}. Run the same command again to continue.\n"
+    )
 
 
 def _read_lines(path: Path) -> list[dict]:

@@ -36,7 +36,7 @@ from nvlm.parallel.orphans import ENDS_WITH
 STATE_FILE = "steps.json"
 _NUM_LOG_LINES_SHOWN = 25
 _SECONDS_BETWEEN_LOOKS = 0.3
-# How far a running step is: done, total, and what to show behind the bar.
+# How far a running step is: done, total, and what to show after the bar.
 Look = tuple[int, int, str]
 
 
@@ -180,7 +180,7 @@ class StepRunner:
         self._console.rule(style="red")
         raise NvlmError(
             f"step '{step.title}' failed with exit code {exit_code}; its log is {log}; "
-            "running the demo again goes on from there"
+            "running the demo again continues from there"
         )
 
 

@@ -122,7 +122,7 @@ def _check_progress(path: Path, progress: Any) -> None:
         value = progress.get(key) if isinstance(progress, dict) else None
         if type(value) is not kind:
             raise CheckpointError(
-                f"{path}: is damaged: {key} is no {'number' if kind is int else 'mapping'}: use "
+                f"{path}: is damaged: {key} is not a {'number' if kind is int else 'mapping'}: use "
                 "another checkpoint"
             )
 

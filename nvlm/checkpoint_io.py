@@ -49,7 +49,7 @@ def is_checkpoint(path: Path) -> bool:
 def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder meant by `path`: itself, or the newest whole one of a run folder.
 
-    What is used in place of a damaged one, or against what `latest` says, is said on standard
+    What is used in place of a damaged one, or against what `latest` says, is reported on standard
     error. Contents are not compared: see `check_contents`.
 
     Raises:

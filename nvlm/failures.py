@@ -95,7 +95,7 @@ _MEANINGS = (
     ),
     (
         r"DataLoader worker .* (exited unexpectedly|is killed by signal)",
-        "a process that reads the data was killed, perhaps for want of memory: use fewer "
+        "a process that reads the data was killed, perhaps because memory ran out: use fewer "
         "data.num_workers, or a machine with more memory",
     ),
 )
@@ -143,7 +143,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return _MEANINGS[0][1]
     if isinstance(error, BrokenProcessPool):
-        return "a helper process was killed, perhaps for want of memory: give the command again"
+        return "a helper process was killed, perhaps because memory ran out: run the command again"
     if isinstance(error, ModuleNotFoundError) and not (error.name or "nvlm").startswith("nvlm"):
         return missing_package((error.name or "").partition(".")[0])
     if isinstance(error, UnicodeDecodeError):

@@ -79,7 +79,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
     """The value of each line.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or a line is no JSON.
+        OSError, ValueError: the file cannot be read, or a line is not JSON.
     """
     with path.open(encoding="utf-8") as file:
         yield from map(json.loads, file)
@@ -92,7 +92,7 @@ def parse_size(text: str, option: str) -> int:
         option: what gives the size, such as `--shard-size`.
 
     Raises:
-        NvlmError: it is no such size, or less than a byte.
+        NvlmError: it is not such a size, or less than a byte.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)\s*", text, flags=re.IGNORECASE)
     size = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0

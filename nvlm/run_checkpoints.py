@@ -100,7 +100,7 @@ def list_steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def replaced_name(name: str) -> str | None:
-    """The final name of a folder that a replacement had renamed; None: it is no such folder."""
+    """The final name of a folder that a replacement had renamed; None: it is not such a folder."""
     match = _REPLACED_NAME.fullmatch(name)
     return match and (match[1] or match[2])
 

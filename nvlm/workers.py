@@ -59,8 +59,8 @@ def map_forked(
                     tick()
         except BrokenProcessPool:
             raise DataError(
-                f"{who} was killed, perhaps for want of memory; give the same command again to go "
-                "on"
+                f"{who} was killed, perhaps because memory ran out; run the same command again to "
+                "continue"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -60,7 +60,7 @@ def import_command(
         typer.Option(min=1, max=1024, help="Processes; one per core where not given."),
     ] = None,
 ) -> None:
-    """Turn data in another format into shards; run again to go on after an interruption."""
+    """Turn data in another format into shards; run again to continue after an interruption."""
     check_folder(out, "OUT")
     from nvlm.importers.formats import ImportOptions
     from nvlm.importers.report import import_with_progress
@@ -100,7 +100,7 @@ def data_index(
     config, *folders = [argument for argument in arguments if "=" not in argument] or [""]
     if not config.endswith((".yaml", ".yml")) and config not in run_names():
         raise ConfigError(
-            f"nvlm data index: {config or 'nothing'!r} is no YAML file; the first argument is a "
+            f"nvlm data index: {config or 'nothing'!r} is not a YAML file; the first argument is a "
             "run's configuration, whose tokenizer and template the lengths are counted with: "
             f"`nvlm data index CONFIG {' '.join([config, *folders])}`"
         )

@@ -46,8 +46,8 @@ def _value_of(match: re.Match[str]) -> str:
         return value
     if match[2] is not None and "." in name:
         raise ConfigError(
-            f"{shorten(match.string)}: {match[0]} is no environment variable; values of other keys "
-            "are not put in: write the value"
+            f"{shorten(match.string)}: {match[0]} is not an environment variable; values of "
+            "other keys are not put in: write the value"
         )
     raise ConfigError(
         f"{shorten(match.string)}: the environment variable {name or '(without a name)'} is not "

@@ -116,7 +116,7 @@ def _kind_of_entry(entry: object) -> str:
     return "settings" if isinstance(entry, dict | SourceConfig) else "weight"
 
 
-# What stands behind a source's name in a blend.
+# What follows a source's name in a blend.
 BlendEntry = Annotated[
     Annotated[Positive, Tag("weight")] | Annotated["SourceConfig", Tag("settings")],
     Discriminator(_kind_of_entry),

@@ -71,7 +71,7 @@ def _describe(problem: Any, schema: type[BaseModel], origin_of: Any) -> str:
 
 
 def _without_tags(location: list[str]) -> list[str]:
-    """Without what the schema puts behind a blend's names: which kind of entry it takes it for."""
+    """Without what the schema puts after a blend's names: which kind of entry it takes it for."""
     parts = iter(location)
     kept = []
     for part in parts:

@@ -1,7 +1,7 @@
 """YAML as plain values: mappings, lists, texts and null, nothing else.
 
 A scalar stays the text that was written. Whether `010`, `no` or `8e3` is a number, a switch or a
-name is for the key that it stands at to say (nvlm/config/values.py), not for YAML's rules, which
+name is decided by the key that it belongs to (nvlm/config/values.py), not by YAML's rules, which
 make 8, false and 8000 of them. What would lose something in silence is refused: a key given twice,
 tags, a second document. Nothing is executed, and small files cannot become large values.
 """
@@ -105,7 +105,7 @@ def _read_text(path: Path, kind: str, wanted_by: str) -> str:
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{shorten(str(path))}: is no file name: {error}") from None
+        raise ConfigError(f"{shorten(str(path))}: is not a file name: {error}") from None
 
 
 class _Loader(yaml.BaseLoader):

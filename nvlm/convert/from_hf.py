@@ -95,7 +95,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
     assert num_bytes == num_parameters(rules) * dtype.itemsize, "chunks do not cover the tensors"
     check_free_space(out, num_bytes)
 
-    platform.current()  # Megatron-core, which completes the checkpoint, is imported behind it
+    platform.current()  # Megatron-core, which completes the checkpoint, is imported after it
     with conversion_processes() as processes:
         mine = processes.share(chunks, lambda chunk: chunk.num_bytes)
 

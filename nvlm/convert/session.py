@@ -159,7 +159,7 @@ def check_target(out: Path, sources: Sequence[str | Path]) -> None:
     try:
         target = out.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
-        raise ConvertError(f"{out}: is no path that can be written: {error}") from None
+        raise ConvertError(f"{out}: is not a path that can be written: {error}") from None
     for source in sources:
         taken = Path(source).resolve()
         if target == taken or taken in target.parents or target in taken.parents:

@@ -69,7 +69,7 @@ class OutFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which was said
+        with contextlib.suppress(OSError):  # a full disk, which was reported
             self._file.close()
         self._beside.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ def check_out(path: Path) -> bool:
                 f"{path / 'answers.jsonl'}"
             )
         if not path.is_file():
-            raise DataError(f"--out {path}: exists and is no regular file; give another name")
+            raise DataError(f"--out {path}: exists and is not a regular file; give another name")
         with path.open(encoding="utf-8", errors="replace") as file:
             first = file.readline(1 << 24)
     except OSError as error:

@@ -78,7 +78,7 @@ def with_data(config: RunConfig, data_root: Path, split: str) -> RunConfig:
     """A checkpoint's configuration, for the questions of `data_root/split`.
 
     Raises:
-        DataError: `split` is no name of a folder.
+        DataError: `split` is not the name of a folder.
     """
     check_name("--split", split)
     data = config.data.model_copy(update={"root": str(data_root), "split": split})

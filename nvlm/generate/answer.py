@@ -51,7 +51,7 @@ def answer(
         layout = ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)
     pictures = [_read_image(path, config.data.max_image_megapixels) for path in images]
     text = _with_marks(prompt, len(pictures))
-    # Imports torch: what is wrong with the images is said before.
+    # Imports torch: what is wrong with the images is reported before.
     from nvlm.generate.engine import Engine
 
     with Engine(checkpoint, layout) as engine:

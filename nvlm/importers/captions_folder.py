@@ -62,7 +62,7 @@ class CaptionsReader:
         # The times of folders change when a picture is added.
         self.files: list[Path] = []
         self.notes: list[str] = []
-        self._texts: set[Path] = set()  # that stand beside a picture
+        self._texts: set[Path] = set()  # that lie beside a picture
         files: list[Path] = []
         for place, paths in walk(folder):
             self.files.append(place)
@@ -78,7 +78,7 @@ class CaptionsReader:
         else:
             there = f"; it has {count_kinds(files, folder)}" if files else ""
             raise DataError(
-                f"{folder} has no pictures (jpg, png, webp and what else Pillow opens){there}"
+                f"{folder} has no pictures (jpg, png, webp and whatever else Pillow opens){there}"
             )
         used = {*lists, *pictures, *self._texts}
         self._note_unread(entries, [path for path in files if path not in used])

@@ -55,6 +55,6 @@ def open_reader(options: ImportOptions) -> Reader:
     if not options.source.exists():
         raise DataError(f"{options.source} does not exist")
     if options.images is not None and not options.images.is_dir():
-        raise DataError(f"--images {options.images} is no folder")
+        raise DataError(f"--images {options.images} is not a folder")
     module = importlib.import_module(f"nvlm.importers.{FORMATS[options.format]}")
     return module.open_source(options)

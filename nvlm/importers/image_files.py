@@ -38,7 +38,7 @@ def find_file(folder: FileFolder, name: Any, what: str) -> Path:
     """
     reason = f"missing_{what}"
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise SampleError(reason, f"{shown(name)} is no file name")
+        raise SampleError(reason, f"{shown(name)} is not a file name")
     if "://" in name:
         raise SampleError(reason, f"{shown(name)} is an address; download it first")
     path = folder.path / name

@@ -58,7 +58,7 @@ def take_media(
     """Takes the images and the video of a sample out of its fields.
 
     Args:
-        given: images that stand beside the text, such as members of a tar. Fields may name them.
+        given: images that lie beside the text, such as members of a tar. Fields may name them.
         folder: of the files that the fields name; None: they cannot name any.
 
     Raises:
@@ -162,13 +162,13 @@ def _from_base64(text: str, where: str, what: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SampleError(f"missing_{what}", f"{where} is no base64: {error}") from None
+        raise SampleError(f"missing_{what}", f"{where} is not base64: {error}") from None
 
 
 def _compare_with_given(
     fields: Fields, names: list[str], numbered: list[str], given: list[Picture]
 ) -> None:
-    """Fields that only name what stands beside are done with; others contradict it."""
+    """Fields that only name what lies beside are done with; others contradict it."""
     for group in (*([name] for name in names), numbered):
         values: list[Any] = []
         for name in group:

@@ -55,8 +55,8 @@ def normalise(
     does.
 
     Args:
-        given: images that stand beside the text, such as members of a tar.
-        video: one that stands beside the text.
+        given: images that lie beside the text, such as members of a tar.
+        video: one that lies beside the text.
         folder: of the files that the text names; None: it cannot name any.
 
     Raises:

@@ -159,8 +159,8 @@ def _find(value: Any, field: str, name: str, texts: list[str], labels: list[str]
         value = value[0]
     unclear = SampleError(
         "fields",
-        f"{field} is {shown(value)}, which is no letter, text or place (from 0) of an option in "
-        f"{name}",
+        f"{field} is {shown(value)}, which is not the letter, text or place (from 0) of an option "
+        f"in {name}",
     )
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise unclear

@@ -111,7 +111,7 @@ def make_record(
 
     Args:
         fields: what the source says of the sample, in any of the shapes that `normalise` knows.
-        pictures, video: those that stand beside the text, such as members of a tar.
+        pictures, video: those that lie beside the text, such as members of a tar.
         folder: of the images and videos that `fields` names; None: it cannot name any.
 
     Raises:

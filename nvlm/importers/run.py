@@ -86,8 +86,7 @@ def import_source(
         return _import(options, reader, folder, work, show)
     except OSError as error:
         raise DataError(
-            f"{work}: the import cannot go on: {error}; put that right and give the same command "
-            "again"
+            f"{work}: the import cannot continue: {error}; fix that and run the same command again"
         ) from None
 
 
@@ -134,7 +133,7 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
         changed = sorted(name for name in plan if before.get(name) != plan[name])
         raise DataError(
             f"{work} is from an interrupted import with other {' and '.join(changed)}; give the "
-            "same as then to go on, or remove it to begin anew"
+            "same as then to continue, or remove it to start over"
         )
 
 

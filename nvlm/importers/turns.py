@@ -185,7 +185,7 @@ def _check_order(fields: Fields, pending: list[str], where: str) -> None:
     if pending[0] != found:
         raise SampleError(
             "tools", f"{where} is the result of call {found}, expected that of {pending[0]}: "
-            "results stand in the order of their calls"
+            "results come in the order of their calls"
         )  # fmt: skip
     pending.pop(0)
 

@@ -64,7 +64,7 @@ class TarReader:
         shard = self.files[unit]
         seen: set[str] = set()
         keys = Keys()
-        # Keys often begin anew in each tar.
+        # Keys often start over in each tar.
         prefix = "" if self.num_units == 1 else f"{unit:06d}/"
         try:
             with os.fdopen(open_regular_file(shard), "rb") as file:
@@ -75,7 +75,7 @@ class TarReader:
                         continue
                     try:
                         if key in seen:
-                            raise SampleError("duplicate", f"key {key} stands twice in the shard")
+                            raise SampleError("duplicate", f"key {key} appears twice in the shard")
                         seen.add(key)
                         if problem is not None:
                             raise problem
@@ -150,7 +150,7 @@ def _samples(
                 yield key, members, problem
             key, members, problem = new_key, {}, None
         if extension in members:
-            problem = SampleError("duplicate", f"member {printable(name)} stands twice")
+            problem = SampleError("duplicate", f"member {printable(name)} appears twice")
         members[extension] = member
     if key is not None:
         yield key, members, problem

@@ -15,7 +15,7 @@ a test fails, its correction is no longer needed.
     sharding_metadata    process groups are written into the dictionary that it is given
     extra_state          checkpoints depend on the implementation of the layers
     residual_gradients   residual additions ignore `no_grad`
-    recomputed_inputs    recomputed layers behind frozen embeddings do not train
+    recomputed_inputs    recomputed layers after frozen embeddings do not train
     qkv_bias             the bias of queries, keys and values cannot be left out alone
     interleaved_stages   messages between virtual stages arrive in the wrong place, or changed
 

@@ -2,7 +2,7 @@
 
 What is wrong: Megatron-core 0.16.1 forks a process for each file and starts a further one, with a
 tracker of its own, to hand the results over, also where the caller waits for them. What is left of
-these when a rank is killed stays for ever; a writer that is killed leaves its rank waiting; and
+these when a rank is killed stays forever; a writer that is killed leaves its rank waiting; and
 forking a process that has threads is not safe.
 What is done: its own writing function runs in threads. It takes any queues, and the work is in
 system calls, which do not hold Python's lock.

@@ -1,7 +1,7 @@
-"""Recomputed layers that train behind frozen embeddings.
+"""Recomputed layers that train after frozen embeddings.
 
 What is wrong: under full recomputation Megatron-core 0.16.1 makes layers a single operation to
-autograd, and their parameters are reached through its input alone. Behind frozen embeddings, whose
+autograd, and their parameters are reached through its input alone. After frozen embeddings, whose
 output needs no gradient, they silently do not train.
 What is done: the input of such a block asks for a gradient, which nobody uses.
 When the pin moves: whether `tensor_parallel.checkpoint` is built on torch's non-reentrant one.

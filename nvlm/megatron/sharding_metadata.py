@@ -1,4 +1,4 @@
-"""How the distributed optimizer's state is laid out in a checkpoint, said anew each time.
+"""How the distributed optimizer's state is laid out in a checkpoint, made anew each time.
 
 What is wrong: Megatron-core 0.16.1 writes process groups into the dictionary that it is given. A
 constant handed to it twice brings back groups that no longer exist.

@@ -1,4 +1,4 @@
-"""The model, of Megatron-core's parts. They are imported behind the platform, chosen here."""
+"""The model, of Megatron-core's parts. They are imported after the platform, chosen here."""
 
 from nvlm import platform
 

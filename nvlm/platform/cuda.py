@@ -59,7 +59,7 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
         # Built for another torch or CUDA: said aloud, because `local` is slower.
         raise ConfigError(
             f"model.layer_implementation {wanted}: Transformer Engine is installed and cannot be "
-            f"imported ({error}): mend it, or use local"
+            f"imported ({error}): fix it, or use local"
         ) from error
     return "transformer_engine"
 

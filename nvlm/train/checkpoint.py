@@ -77,7 +77,7 @@ def find_initial_weights(config: RunConfig) -> Path | None:
     """The checkpoint that `checkpoint.load` names; None where it says `random`.
 
     Raises:
-        CheckpointError: nothing is named, the folder is no checkpoint, or of another model.
+        CheckpointError: nothing is named, the folder is not a checkpoint, or of another model.
     """
     wanted = config.checkpoint.load
     if wanted is None:

@@ -212,7 +212,7 @@ def _why_gone(path: Path, folder: Path, job: tuple[str, int] | None) -> str:
     wait = "wait for its end or stop it, or give this run another run.dir"
     alive = [member for member in members if member.is_alive()]
     elsewhere = [member for member in members if member.is_alive() is None]
-    # A copy of a folder whose run lives is no reason to wait; but some disks number folders anew.
+    # A copy of a folder whose run lives is no reason to wait; but some disks renumber folders.
     is_copy = bool(alive) and its_folder != _identity(folder)
     if alive and not is_copy:
         rest = alive[0]
@@ -272,7 +272,7 @@ def _birth(process) -> str:
 
 
 def _kernel() -> str:
-    """The running kernel: other hosts, and this one before it was started anew, have another."""
+    """The running kernel: other hosts, and this one before it was restarted, have another."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()

@@ -68,8 +68,8 @@ def check_nothing_is_missing(folder: Path, config: RunConfig) -> None:
     if last > every:
         raise CheckpointError(
             f"{folder}: {METRICS_FILE} goes to step {last}, and there is no checkpoint in "
-            f"{folder / 'checkpoints'}: put the newest step_* folder back to go on, or give "
-            "another run.dir to begin anew. Nothing was changed"
+            f"{folder / 'checkpoints'}: put the newest step_* folder back to continue, or give "
+            "another run.dir to start over. Nothing was changed"
         )
 
 
@@ -100,7 +100,7 @@ def open_records(path: Path, step: int) -> tuple[TextIOWrapper, str | None]:
 
 
 def _records(path: Path) -> list[tuple[bytes, int | None]]:
-    """Lines of `path`, each with the step that it is of; None: it is no whole record."""
+    """Lines of `path`, each with the step that it is of; None: it is not a whole record."""
     if not path.exists():
         return []
     found: list[tuple[bytes, int | None]] = []

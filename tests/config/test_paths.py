@@ -62,7 +62,7 @@ def test_every_path_key(key: str, tmp_path: Path):
         ("$NVLM_EMPTY/x", "the environment variable NVLM_EMPTY is not filled"),
         ("~nobody-of-this-name/x", "no home folder of user 'nobody-of-this-name'"),
         ("runs/${run.name}", "values of other keys are not put in"),
-        ("${oc.env:HOME}/x", "${oc.env:HOME} is no environment variable"),
+        ("${oc.env:HOME}/x", "${oc.env:HOME} is not an environment variable"),
     ],
 )
 def test_what_cannot_be_put_in_is_named(text: str, complaint: str, tmp_path: Path):

@@ -75,9 +75,7 @@ def test_folders_that_are_not_whole(converted, tmp_path, out):
     file = language / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    refused(
-        language, f"has {len(whole) - 1} bytes, but its header speaks of {len(whole)}: the down"
-    )
+    refused(language, f"has {len(whole) - 1} bytes, but its header mentions {len(whole)}: the down")
     file.write_bytes(whole[:100])
     refused(language, "has 100 bytes, but its header alone is .* not complete")
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 8079328\n")
@@ -177,7 +175,7 @@ def test_links_are_not_written_through(converted, tmp_path):
     for name in ("checkpoint", "nowhere", "circle"):
         with pytest.raises(ConvertError, match=rf"{name}: is a link: name the folder"):
             convert_from_hf(*folders, tmp_path / name)
-    with pytest.raises(ConvertError, match="circle/sub: is no path that can be written"):
+    with pytest.raises(ConvertError, match="circle/sub: is not a path that can be written"):
         convert_from_hf(*folders, tmp_path / "circle" / "sub")
     with pytest.raises(ConvertError, match="export: is a link"):
         convert_to_hf(converted.checkpoint, tmp_path / "export")

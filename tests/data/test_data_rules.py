@@ -1,4 +1,4 @@
-"""docs/data_rules.md says what the hostile corpus shows; run this file to write its tables anew."""
+"""docs/data_rules.md says what the hostile corpus shows; run this file to rewrite its tables."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
         check_out(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/null"):
-        with pytest.raises(DataError, match="is no regular file"):
+        with pytest.raises(DataError, match="is not a regular file"):
             check_out(type(tmp_path)(path))
     for text in ("run: {}\n", '{"id": 1}\n', "[1]\n", "\0\xff"):
         (tmp_path / "mine").write_text(text)

@@ -42,7 +42,7 @@ def test_any_accepted_answer_counts(answer, score):
         ),
         *((text, True) for text in ("B. a cat", "(B) A cat.", "B: a cat", "B.a cat")),
         *((text, False) for text in ("A", "C", "Z", "", "cat", "B. a dog", "A. a cat", "Ba cat")),
-        ("a dog", False),  # stands twice, so names no option
+        ("a dog", False),  # appears twice, so names no option
         ("B, I think", False),
     ],
 )

@@ -51,7 +51,7 @@ def tar(odd: Members, tar_format: int = tarfile.GNU_FORMAT) -> bytes:
 
 
 def _cut(where: str, add: int) -> bytes:
-    """The tar up to `add` bytes behind the header of `where`."""
+    """The tar up to `add` bytes after the header of `where`."""
     whole = tar(GOOD)
     return whole[: whole.index(where.encode()) + add]
 
@@ -128,9 +128,9 @@ CASES = [
          lambda: tar([("odd.json", GOOD["json"]), (f"odd.{'9' * 5000}.png", IMAGE)])),
     Case("two images for one place", "skipped", "duplicate_key",
          lambda: tar({"json": as_json(("user", "<image>"), ANSWER), "png": IMAGE, "0.jpg": IMAGE})),
-    Case("member that stands twice", "skipped", "duplicate_key",
+    Case("member that appears twice", "skipped", "duplicate_key",
          lambda: tar([("odd.json", GOOD["json"]), ("odd.json", GOOD["json"])])),
-    Case("key that stands twice in a shard", "the later one is skipped", "duplicate_key",
+    Case("key that appears twice in a shard", "the later one is skipped", "duplicate_key",
          lambda: tar([("other.json", GOOD["json"]), ("good.json", GOOD["json"])])),
     Case("members of a sample apart", "the first part is used, the later one skipped",
          "duplicate_key",
@@ -168,16 +168,16 @@ CASES = [
     Case("JSON string", "skipped", "fields", _sample("text")),
     Case("JSON without a known field", "skipped", "fields", _sample({"prompt": "a"})),
     Case("unknown kind", "skipped", "fields", _sample({"kind": "poem", "text": "a"})),
-    Case("kind that is no text", "skipped", "fields", _sample({"kind": ["vqa"], **_QUESTION})),
+    Case("kind that is not a text", "skipped", "fields", _sample({"kind": ["vqa"], **_QUESTION})),
     Case("text field beside an image", "skipped: caption and OCR would differ", "fields",
          _sample({"text": "EXIT"}, 1)),
     Case("text of 5 MB", "skipped unread", "text", _sample({"text": "a" * (5 << 20)})),
     # Conversations.
-    Case("messages that are no list", "skipped", "messages", _sample({"messages": {"a": 1}})),
+    Case("messages that are not a list", "skipped", "messages", _sample({"messages": {"a": 1}})),
     Case("no messages", "skipped", "messages", _sample({"messages": []})),
-    Case("message that is no object", "skipped", "messages", _sample({"messages": ["hi"]})),
+    Case("message that is not an object", "skipped", "messages", _sample({"messages": ["hi"]})),
     Case("unknown role", "skipped", "messages", _chat(("tool", "x"), ANSWER)),
-    Case("role that is no text", "skipped", "messages", _sample(
+    Case("role that is not a text", "skipped", "messages", _sample(
         {"messages": [{"role": {"a": 1}, "content": "x"}]})),
     Case("answer before question", "skipped", "role_order", _chat(ANSWER, USER)),
     Case("two questions in a row", "skipped", "role_order", _chat(USER, USER, ANSWER)),

@@ -107,7 +107,7 @@ def test_values_are_ones_that_transformer_engine_takes(calls):
             assert arguments["attn_mask_type"].name == "no_mask"
             assert arguments["query"].ndim == 4
             continue
-        # Documents [t, h, d], one behind the other without padding between them.
+        # Documents [t, h, d], one after the other without padding between them.
         assert packed.qkv_format == "thd" and arguments["query"].ndim == 3
         assert arguments["attn_mask_type"].name == "causal"
         for starts in (packed.cu_seqlens_q, packed.cu_seqlens_kv):

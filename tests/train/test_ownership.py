@@ -124,7 +124,7 @@ def test_ranks_that_outlive_the_main_process(owner, tmp_path):
     assert f"is gone, but process {owner.pid} of it still runs" in message
 
 
-def test_torchrun_starting_anew_is_the_same_run(tmp_path, monkeypatch, capsys):
+def test_torchrun_restarting_is_the_same_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     owner = start_owner(tmp_path / "run")

@@ -136,7 +136,7 @@ class Writer:
     def _drills(self, shown: list[list[int]]) -> Turns:
         """Many questions about one sheet, of one of three kinds: the last is the demo's own.
 
-        What stands behind each tag, in any order; the tag of a row and column with what stands
+        What follows each tag, in any order; the tag of a row and column with what stands
         behind it; what stands in a row and column. Mixing them in one conversation would let the
         later ones be answered from the earlier ones.
         """

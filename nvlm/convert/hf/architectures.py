@@ -334,7 +334,7 @@ def _class_defaults(architecture: str | None) -> dict[str, Any]:
 
 
 def _unknown(found: Mapping[str, Any], keys: Keys) -> list[str]:
-    """A clause about the keys that stand in no table. Those set to null say nothing."""
+    """A clause about the keys that are in no table. Those set to null say nothing."""
     unknown = [
         f"{key if key.isprintable() else ascii(key)}: {_shown(value)}"
         for key, value in found.items()

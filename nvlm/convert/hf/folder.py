@@ -252,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not path.exists():
             raise ConvertError(f"{path}: no such file")
         if not path.is_file():
-            # A pipe or a device would be read for ever.
+            # A pipe or a device would be read forever.
             raise ConvertError(f"{path}: is not a regular file")
         if path.stat().st_size > MOST_JSON_BYTES:
             raise ConvertError(f"{path}: has {path.stat().st_size:,} bytes, too many for JSON")

@@ -45,13 +45,13 @@ class SafetensorsFile:
     """A file to read from; `entries` are its tensors by name.
 
     Raises:
-        ConvertError: it is no safetensors file, or not all of it is there.
+        ConvertError: it is not a safetensors file, or not all of it is there.
     """
 
     def __init__(self, path: Path):
         self.path = path
         if path.exists() and not path.is_file():
-            # To open a pipe would wait for ever.
+            # To open a pipe would wait forever.
             raise ConvertError(f"{path}: is not a regular file")
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -102,7 +102,7 @@ class SafetensorsFile:
             entries = {name: _entry(name, value, 8 + length) for name, value in header.items()}
             end = max((entry.start + entry.num_bytes for entry in entries.values()), default=0)
             if end > size:
-                raise ConvertError(self._incomplete(size, f"its header speaks of {end}"))
+                raise ConvertError(self._incomplete(size, f"its header mentions {end}"))
             _check_places(entries, 8 + length, size)
         except ConvertError:
             raise
@@ -159,7 +159,7 @@ def parse_json(data: bytes) -> Any:
     """The value in `data`, as the standard has it.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deep, a key stands twice in an object, or a
+        ValueError: not UTF-8, not JSON, nested too deep, a key appears twice in an object, or a
             number is not finite or too long.
     """
 
@@ -167,7 +167,7 @@ def parse_json(data: bytes) -> Any:
         values: dict[str, Any] = {}
         for name, value in pairs:
             if name in values:
-                raise ValueError(f"{name!a} stands there twice")
+                raise ValueError(f"{name!a} appears twice")
             values[name] = value
         return values
 

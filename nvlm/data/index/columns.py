@@ -31,7 +31,7 @@ class DamagedIndexError(Exception):
 
 
 class Column:
-    """A file that grows, until `join_columns` puts it behind the others."""
+    """A file that grows, until `join_columns` appends it to the others."""
 
     def __init__(self, folder: Path, name: str, dtype: DTypeLike):
         self.path = folder / f"{name}.part"

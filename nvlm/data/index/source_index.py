@@ -7,7 +7,7 @@ shards. Its columns are files mapped into memory, so that a source may have any 
 A source's folder `INDEX_DIR/SOURCE-HASH/` has `parts/`, the rows of each shard; `columns-.../`, the
 same joined; and `index.json`, which says what they are valid for: a list of shards (names, sizes,
 modification times) and all settings that decide the rows, among them the tokenizer and the
-template. Anything else is another index, or builds this one anew.
+template. Anything else is another index, or rebuilds this one.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class SourceIndex:
 
     @property
     def rejected(self) -> list[SkippedSample]:
-        """What the source has that cannot be used. Read anew each time."""
+        """What the source has that cannot be used. Read again each time."""
         return list(self.iterate_rejected())
 
     @property
@@ -203,8 +203,8 @@ def _open_index(
                 index = _load_if_fresh(folder, source, parser, settings)
     except OSError as error:
         raise DataError(
-            f"{folder}: the index cannot be written: {error}; put that right and give the same "
-            "command again to go on, or choose another data.index_dir"
+            f"{folder}: the index cannot be written: {error}; fix that and run the same command "
+            "again to continue, or choose another data.index_dir"
         ) from None
     if index is None:
         raise DataError(f"{source.folder}: the shards changed while they were indexed")
@@ -286,7 +286,7 @@ def _join_whole_parts(
     beside: Path,
     show: ShowProgress | None,
 ) -> dict:
-    """Build what parts are missing and join all; a damaged one is built anew, once."""
+    """Build what parts are missing and join all; a damaged one is rebuilt, once."""
     damaged: set[Path] = set()
     while True:
         build_parts(source.name, shards, reading, show)
@@ -297,7 +297,7 @@ def _join_whole_parts(
             if part in damaged:
                 raise DataError(f"{part}: is damaged as soon as it is written: {error}") from None
             damaged.add(part)
-            say(f"{part}: is damaged and is built anew: {error}", sys.stderr)
+            say(f"{part}: is damaged and is rebuilt: {error}", sys.stderr)
             part.unlink()
             shutil.rmtree(beside)
 
@@ -335,7 +335,7 @@ def _load_if_fresh(
         except _DAMAGE as error:
             damage = error
     if say_damage:
-        say(f"{folder}: the index is damaged and is built anew: {damage}", sys.stderr)
+        say(f"{folder}: the index is damaged and is rebuilt: {damage}", sys.stderr)
     return None
 
 

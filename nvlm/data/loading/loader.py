@@ -67,7 +67,7 @@ class Loader:
         self._reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
 
     def __iter__(self) -> Iterator[StepBatch]:
-        # A second pass would start behind what the workers of the first had requested.
+        # A second pass would start after what the workers of the first had requested.
         assert not self._is_used, "a loader is iterated once; build another from a state"
         self._is_used = True
         steps = self._steps()

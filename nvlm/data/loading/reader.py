@@ -171,7 +171,7 @@ class MicroBatchReader(Dataset):
         if found != planned:
             raise DataError(
                 f"{sample.shard}: sample {sample.key}: tiles and tokens {found}, but {planned} in "
-                "the index: the shard changed during the run; start again to index it anew"
+                "the index: the shard changed during the run; start again to index it again"
             )
         return encoded, np.concatenate(tiles)
 

@@ -118,7 +118,7 @@ def deal_out(
 def arrange(costs: Sequence[int], packs: list[int], lots: Sequence[int]) -> list[int]:
     """The packs of a step in an order in which every data-parallel rank costs about the same.
 
-    Ranks get equal shares of the step, one behind another. So the step is cut into halves of about
+    Ranks get equal shares of the step, one after another. So the step is cut into halves of about
     equal cost (thirds or more where its size is odd), those again, and so on: it holds at every
     data-parallel size.
 

@@ -4,8 +4,8 @@ Every draw goes to the source that is furthest behind its weight, by Tijdeman's 
 assignment problem, Discrete Mathematics 32, 1980): after any number of draws each source has been
 drawn within one of its share. A blend inside a blend counts as one source above and follows the
 same rule below. A source that has reached its `max_epochs` is used up: from then on the others of
-its blend share what it had, and their counts start anew. All of it is exact integer arithmetic and
-a function of the number of draws alone.
+its blend share what it had, and their counts start at zero. All of it is exact integer arithmetic
+and a function of the number of draws alone.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def _sums(values: NDArray, owner: NDArray, num_owners: int) -> NDArray[np.int64]
 
 
 def _sum_within(values: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Running sums that start anew at each of `firsts`."""
+    """Running sums that start over at each of `firsts`."""
     summed = np.cumsum(values)
     sizes = np.diff(np.append(firsts, len(values)))
     return summed - np.repeat(summed[firsts] - values[firsts], sizes)

@@ -1,7 +1,7 @@
 """Packing: which samples share a sequence, from their lengths alone.
 
 Best-fit decreasing under two budgets, tokens and tiles, over windows of samples; the emptiest packs
-of a window are packed anew with the next. benchmarks/packing.py measures what stays empty.
+of a window are repacked with the next. benchmarks/packing.py measures what stays empty.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def choose_carried(
     max_tokens: int,
     window_size: int,
 ) -> set[int]:
-    """Numbers of the packs to pack anew with the next window's samples: the emptiest.
+    """Numbers of the packs to repack with the next window's samples: the emptiest.
 
     Args:
         packs: of `pack_samples`.

@@ -126,7 +126,7 @@ class SampleOrder:
             last = np.array([self._num_slices - 1])
             self._short_position = int(self._slices.inverse(last)[0])
         # All slices have the same size but the source's last one, wherever it stands in this pass:
-        # the positions behind it move up by what it lacks.
+        # the positions after it move up by what it lacks.
         lacking = self._num_slices * self._slice_size - self.num_samples
         slice_number = position // self._slice_size
         if slice_number >= self._short_position:

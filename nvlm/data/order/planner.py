@@ -82,9 +82,10 @@ class Planner:
     def continue_from(self, state: dict) -> None:
         """Go on from a position in other data or settings.
 
-        A source that has the same samples in the same order goes on behind what was drawn from it
+        A source that has the same samples in the same order continues after what was drawn from it
         when the group of steps that `state` lies in began, so a few of its samples may come again
-        in this pass. All others begin at their first sample, and the blend's shares count anew.
+        in this pass. All others begin at their first sample, and the blend's shares are counted
+        from zero.
         """
         kept = _kept_positions(self.fingerprint, state)
         self._stream.start_behind([kept[source.index.source] for source in self.sources])
@@ -155,7 +156,7 @@ class Planner:
                 self._num_ahead += len(window)
 
     def _take_ahead(self, num_packs: int) -> list[Pack]:
-        """Up to so many packs for a new group; the one after it begins behind them."""
+        """Up to so many packs for a new group; the one after it begins after them."""
         origin = self._group_origin = self._origin
         before = origin["num_packs_before"]
         packs = [pack for window, _ in self._windows for pack in window]
@@ -179,7 +180,7 @@ def check_state(config: RunConfig, indexes: list[SourceIndex], state: dict) -> N
 
 
 def data_changes(config: RunConfig, indexes: list[SourceIndex], state: dict) -> list[str]:
-    """What differs from the data and settings of `state`, and where each source goes on."""
+    """What differs from the data and settings of `state`, and where each source continues."""
     current = data_fingerprint(config, indexes)
     changes = differences(state["fingerprint"], current)
     if not changes:
@@ -187,7 +188,7 @@ def data_changes(config: RunConfig, indexes: list[SourceIndex], state: dict) -> 
     kept = _kept_positions(current, state)
     sizes = {index.source: len(index) for index in indexes}
     places = [
-        f"source {name} goes on at sample {number % sizes[name]:,} of pass "
+        f"source {name} continues at sample {number % sizes[name]:,} of pass "
         f"{number // sizes[name] + 1}"
         if number
         else f"source {name} begins at its first sample"
@@ -197,7 +198,7 @@ def data_changes(config: RunConfig, indexes: list[SourceIndex], state: dict) -> 
 
 
 def _kept_positions(current: dict, state: dict) -> dict[str, int]:
-    """Draws that each source goes on behind, when the data or settings have changed."""
+    """Draws that each source continues after, when the data or settings have changed."""
     saved = state["fingerprint"]
     if any(saved.get(key) != current[key] for key in ("train.seed", "order_version")):
         return dict.fromkeys(current["sources"], 0)

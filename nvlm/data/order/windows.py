@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Pack:
-    """The samples of a sequence, in the order in which they stand in it."""
+    """The samples of a sequence, in their order in it."""
 
     draws: list[Draw] = field(default_factory=list)
     # Drawn with them, but too long for any sequence.

@@ -130,7 +130,7 @@ def read_document(value: dict[str, Any], kind: str, num_images: int) -> Messages
             if part["image"] != next_image or isinstance(part["image"], bool):
                 raise SampleError(
                     "image_count", f"part {number} is image {shown(part['image'])}, expected "
-                    f"{next_image}: images stand in the order of their members"
+                    f"{next_image}: images come in the order of their members"
                 )  # fmt: skip
             next_image += 1
             images += IMAGE_MARK

@@ -81,7 +81,7 @@ def choose_media(names: Iterable[str], read_start: Callable[[str], bytes]) -> Me
     elif named:
         raise MemberError(
             "missing_member",
-            f"images {_listed(placed + named)}: which stands first is not known; call them 0.jpg, "
+            f"images {_listed(placed + named)}: which comes first is not known; call them 0.jpg, "
             "1.jpg and so on in the order of their marks",
         )
     images = _by_number(placed) or named
@@ -122,7 +122,7 @@ def _by_number(images: list[str]) -> list[str]:
             raise MemberError("missing_member", f"an image number of {len(place)} digits")
         if int(place) in numbered:
             both = _listed([numbered[int(place)], name])
-            raise MemberError("duplicate_key", f"image {int(place)} stands twice: {both}")
+            raise MemberError("duplicate_key", f"image {int(place)} appears twice: {both}")
         numbered[int(place)] = name
     return [numbered[number] for number in sorted(numbered)]
 

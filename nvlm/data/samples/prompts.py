@@ -29,7 +29,7 @@ def load_prompt_pools(path: str | None) -> Pools:
     """The pools that come with nvlm; with `path`, those of that YAML file over them, by name.
 
     Raises:
-        DataError: the file is no mapping of names to lists of texts, or texts of a pool have
+        DataError: the file is not a mapping of names to lists of texts, or texts of a pool have
             different or unknown fields.
     """
     pools = dict(_read(_OWN_POOLS))
@@ -69,7 +69,7 @@ def _check(where: str, prompts: Any) -> None:
         raise DataError(f"{where}: must be a list of at least one text")
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f"{where}: {prompt!r} is no text")
+            raise DataError(f"{where}: {prompt!r} is not a text")
         if "<image>" in prompt or "<video>" in prompt:
             raise DataError(
                 f"{where}: {prompt!r} has an image mark; images come first by themselves"

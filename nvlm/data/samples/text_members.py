@@ -30,7 +30,7 @@ def read_fields(texts: dict[str, bytes], field_map: FieldMap | None) -> dict[str
         field_map: of a folder prepared for Energon.
 
     Raises:
-        SampleError: a member is no JSON object or text.
+        SampleError: a member is not a JSON object or text.
     """
     if field_map is not None:
         return _mapped(field_map, texts)
@@ -60,7 +60,7 @@ def refuse_named_images(value: dict[str, Any]) -> None:
             if text.rpartition(".")[2].lower() in _MEDIA_TYPES:
                 raise SampleError(
                     "missing_image",
-                    f"its field {shown(name)} is {shown(text)}, and no image stands beside it",
+                    f"its field {shown(name)} is {shown(text)}, and there is no image beside it",
                 )
 
 
@@ -122,7 +122,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice in one object")
+        raise ValueError(f"the name {twice!r} appears twice in one object")
     return value
 
 

@@ -1,6 +1,6 @@
 """Reading files that others name: regular files only, and of bounded size.
 
-A pipe would wait for ever, a device such as /dev/zero never ends. This file imports no torch.
+A pipe would wait forever, a device such as /dev/zero never ends. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
     """The content of a file.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than `max_bytes`. The message
-            does not repeat the path.
+        OSError: it cannot be read, is not a regular file, or is larger than `max_bytes`. The
+            message does not repeat the path.
     """
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
@@ -40,7 +40,7 @@ def open_regular_file(path: Path | str) -> int:
     """A descriptor of a regular file, for reading; opening never waits.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     check_regular_file(os.stat(path))  # a device may do something when it is opened
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -40,7 +40,7 @@ from nvlm.errors import DataError
 _MAX_OPEN_SHARDS = 64
 # Too many files open, here or on the machine, or no memory: the fault of no sample.
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# These may be gone in a minute; an index would leave the shard out for ever.
+# These may be gone in a minute; an index would leave the shard out forever.
 _PASSING = (*_OF_THIS_PROCESS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # A longer text would never fit a sequence, and takes long to read.
 MAX_TEXT_BYTES = 4 << 20
@@ -79,7 +79,7 @@ class StoredSample:
         """The members with the sample's text.
 
         Raises:
-            SampleError: there is none, members stand twice, or a text is far too long.
+            SampleError: there is none, members appear twice, or a text is far too long.
         """
         if self.problem is not None:
             raise self.problem
@@ -109,7 +109,7 @@ class StoredSample:
         if field_map is not None:
             names = [name for name in field_map.image_members if name in self.members]
             if len(names) > 1:
-                raise SampleError("duplicate_key", "image 0 stands twice")
+                raise SampleError("duplicate_key", "image 0 appears twice")
             used = {*names, *field_map.text_members}
             unused = [name for name in self.members if name not in used]
             return StoredMedia([self.members[name] for name in names], None, unused)
@@ -161,7 +161,7 @@ def scan_shard(path: Path) -> tuple[list[StoredSample], SampleError | None]:
                 seen.add(key)
             sample = samples[-1]
             if extension in sample.members:
-                sample.problem = SampleError("duplicate_key", f"{_shown(name)} stands twice")
+                sample.problem = SampleError("duplicate_key", f"{_shown(name)} appears twice")
             sample.members[extension] = ByteRange(offset, size)
     except TarDamageError as error:
         damage = SampleError("shard", _shown(str(error)))
@@ -182,7 +182,7 @@ def _key_problem(key: str, seen: set[str]) -> SampleError | None:
     except UnicodeEncodeError:
         return SampleError("key", f"the name {_shown(key)} is not UTF-8")
     if key in seen:
-        return SampleError("duplicate_key", f"key {key} stands twice in the shard")
+        return SampleError("duplicate_key", f"key {key} appears twice in the shard")
     return None
 
 

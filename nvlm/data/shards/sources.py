@@ -77,7 +77,7 @@ def find_all_sources(config: RunConfig) -> dict[str, Source]:
     found: dict[str, Source] = {}
     blend = flatten_blend(config.data.blend) if config.data.blend else {}
     for name, (_, settings) in sorted(blend.items()):
-        # An absolute path replaces what stands before it.
+        # An absolute path replaces what comes before it.
         place = os.path.abspath(folder / (settings.path or name))
         if Path(place).is_relative_to(os.path.abspath(folder)):
             source = _find(config, folder, name, settings)
@@ -136,7 +136,7 @@ def flatten_blend(
         for leaf, value in below.items():
             if leaf in leaves:
                 raise DataError(
-                    f"data.blend: source {leaf!r} stands twice; give one of them another name, "
+                    f"data.blend: source {leaf!r} appears twice; give one of them another name, "
                     "and a path"
                 )
             leaves[leaf] = value
@@ -200,7 +200,7 @@ def _inherit(name: str, own: SourceConfig, above: SourceConfig) -> SourceConfig:
 
 
 def _find(config: RunConfig, split_folder: Path, name: str, settings: SourceConfig) -> Source:
-    # An absolute path replaces what stands before it.
+    # An absolute path replaces what comes before it.
     folder = split_folder / (settings.path or name)
     if settings.path is None and name == config.data.split and not folder.is_dir():
         folder = split_folder

@@ -51,7 +51,7 @@ def read_members(path: Path) -> Iterator[TarMember]:
 
     Raises:
         TarDamageError: at the place where the archive is damaged or cut off.
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
     """
     descriptor = open_regular_file(path)
     try:
@@ -106,7 +106,7 @@ def _read_members(descriptor: int, file_size: int) -> Iterator[TarMember]:
 
 def _describe(header: bytes, position: int) -> str:
     if position == 0:
-        what = "it is empty" if not header else "its first block is no header"
+        what = "it is empty" if not header else "its first block is not a header"
         return f"not readable as a tar: {what}"
     what = "has an unreadable header" if len(header) == BLOCK else "ends without an end mark"
     return f"{what} at byte {position}; the rest is lost"

@@ -71,7 +71,7 @@ class ChatTokenizer:
 
         stream = DecodeStream(skip_special_tokens=False)
         texts = [stream.step(self._plain, token) or "" for token in ids]
-        # A stream waits for ever behind U+FFFD, which is also what half a character looks like.
+        # A stream waits forever after U+FFFD, which is also what half a character looks like.
         waiting = len(texts)
         while waiting and not texts[waiting - 1]:
             waiting -= 1
@@ -100,7 +100,7 @@ def open_tokenizer(name: str) -> Any:
 
     folder = Path(name)
     if folder.is_dir():
-        # Reading a pipe would wait for ever.
+        # Reading a pipe would wait forever.
         for path in folder.iterdir():
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise DataError(f"model.tokenizer {name}: {path.name!a} is not a regular file")

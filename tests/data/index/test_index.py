@@ -1,4 +1,4 @@
-"""The index: what it holds, when it is built anew, and what it rejects."""
+"""The index: what it holds, when it is rebuilt, and what it rejects."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_index_is_kept_until_shards_or_template_change(make_config, shards: Path
     assert build_count() == ["pairs", "single", "text"]
     config = original
     assert build_count() == []
-    # A file that is not whole is joined anew, without reading a shard; nothing is left beside it.
+    # A file that is not whole is joined again, without reading a shard; nothing is left beside it.
     for file in (tmp_path / "index").glob("text-*/columns-*/columns.bin"):
         file.write_bytes(file.read_bytes()[:-100])
     assert [index.content_hash for index in open_indexes(config)] == after
@@ -188,8 +188,8 @@ def test_an_index_that_cannot_be_written_or_read_says_so(make_config, tmp_path: 
     metadata.unlink()
     part = min(index.glob("*/parts/*.parquet"))
     part.write_bytes(part.read_bytes()[:-9])
-    assert len(open_indexes(config)[0]) == 40  # a part that is damaged is built anew, and said
-    assert f"{part.name}: is damaged and is built anew" in capsys.readouterr().err
+    assert len(open_indexes(config)[0]) == 40  # a part that is damaged is rebuilt, and said
+    assert f"{part.name}: is damaged and is rebuilt" in capsys.readouterr().err
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(make_config, tmp_path: Path):
@@ -318,5 +318,5 @@ def test_the_command_indexes_folders_in_place_of_the_runs_sources(
     built = []
     assert len(open_indexes(config, show=built.append)) == 2
     assert built == []
-    with pytest.raises(ConfigError, match="is no YAML file; the first argument is a run's"):
+    with pytest.raises(ConfigError, match="is not a YAML file; the first argument is a run's"):
         app(["data", "index", *folders], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""An index that is not what was written is built anew, and said; many sources need few files."""
+"""An index that is not what was written is rebuilt, and reported; many sources need few files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_damage_is_said_and_built_anew(
     assert [sample.key for sample in after.rejected] == ["no-text"]
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "the index is damaged and is built anew" in said
+    assert "the index is damaged and is rebuilt" in said
     assert str(path.parent if name == "index.json" else path.parents[1]) in said
     open_indexes(config)
     assert capsys.readouterr().err == ""

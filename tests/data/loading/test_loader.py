@@ -172,7 +172,7 @@ def test_loading_leaves_the_training_generator_alone(make_config):
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """Six good samples; one image cut short behind its header, one JSON cut short, one too long."""
+    """Six good samples; one image cut short after its header, one JSON cut short, one too long."""
     image = draw_image(200, 200)
     samples = [make_sample(f"good{i}", "What?", "That.", [image]) for i in range(6)]
     half = make_sample("half", "What?", "That.", [image[: len(image) // 2]])

@@ -33,7 +33,7 @@ def test_best_fit():
 def test_emptiest_packs_are_carried_until_they_are_old():
     packs, lengths = [[0, 1], [2], [3], [4]], [6, 4, 7, 3, 9]
     assert choose_carried(packs, lengths, [0] * 5, 10, 16) == {1, 2, 3}
-    # At most a quarter of the window, the emptiest first; never all; no sample for ever.
+    # At most a quarter of the window, the emptiest first; never all; no sample forever.
     assert choose_carried(packs, lengths, [0] * 5, 10, 8) == {1, 2}
     assert choose_carried(packs[1:], lengths, [0] * 5, 10, 16) == {1, 0}
     assert choose_carried(packs, lengths, [0, 0, 0, 16, 0], 10, 16) == {1, 3}

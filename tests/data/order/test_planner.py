@@ -273,7 +273,7 @@ def test_going_on_with_other_data(make_config, shards: Path, tmp_path: Path):
     assert 0 < num_kept <= sum(key.startswith("single/") for key in before)
     assert num_new == 0
     said = data_changes(changed, open_indexes(changed), state)
-    assert f"source single goes on at sample {num_kept % 40} of pass {num_kept // 40 + 1}" in said
+    assert f"source single continues at sample {num_kept % 40} of pass {num_kept // 40 + 1}" in said
     assert "source text begins at its first sample" in said
     assert data_changes(config, open_indexes(config), state) == []
     resumed = make_planner(changed)

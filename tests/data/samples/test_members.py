@@ -37,7 +37,7 @@ MEMBERS = {
     "numbers": ({"1.jpg": OTHER, "0.jpg": IMAGE}, TWO),
     "two names": ({"left.jpg": IMAGE, "right.jpg": OTHER}, r"\.left\.jpg, \.right\.jpg"),
     "a name beside the only one": ({"jpg": IMAGE, "second.jpg": OTHER}, r"\.jpg, \.second\.jpg"),
-    "two types": ({"jpg": IMAGE, "jfif": OTHER}, r"stands twice: \.jfif, \.jpg"),
+    "two types": ({"jpg": IMAGE, "jfif": OTHER}, r"appears twice: \.jfif, \.jpg"),
     "two of other types": ({"img1": IMAGE, "img2": OTHER}, r"\.img1, \.img2"),
     "only a mask": ({"mask.png": IMAGE}, r"\.mask\.png, is a mask"),
     "a drawing": ({"svg": b"<svg/>"}, r"\.svg is an image of a type that is not read"),

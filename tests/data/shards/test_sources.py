@@ -43,7 +43,7 @@ def test_paths_of_sources(make_config, shards: Path, tmp_path: Path):
             "no source 'a' under .*, which has text; nor have these sources any shards: b, x$",
         ),
         ("{zipped: 1}", r"compressed shards such as a\.tar\.gz"),
-        ("{a: {blend: {text: 1}}, b: {blend: {text: 1}}}", "source 'text' stands twice"),
+        ("{a: {blend: {text: 1}}, b: {blend: {text: 1}}}", "source 'text' appears twice"),
     ],
 )
 def test_sources_that_cannot_be_found(make_config, tmp_path: Path, blend: str, message: str):
