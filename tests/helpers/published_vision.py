@@ -27,7 +27,7 @@ def published_vision_model(vision):
 
 
 def padded(tensor: Tensor, num_heads: int, num_stored: int) -> Tensor:
-    """[heads * rows, ...] -> [stored heads, rows, ...] with zeros behind."""
+    """[heads * rows, ...] -> [stored heads, rows, ...] with zeros after them."""
     by_head = tensor.unflatten(0, (num_heads, -1))
     zeros = by_head.new_zeros(num_stored - num_heads, *by_head.shape[1:])
     return torch.cat([by_head, zeros])

@@ -10,7 +10,7 @@ from helpers.published_vision import as_megatron, published_vision_model
 
 @pytest.mark.parametrize("variant", variants.VISION)
 def test_equals_transformers(parallel, variant, measure):
-    """Outputs and gradients; those of the zero heads behind the real ones are zero."""
+    """Outputs and gradients; those of the zero heads after the real ones are zero."""
     config = small_model.small_config(*variants.VISION[variant])
     vision = config.model.vision
     published = published_vision_model(vision)
