@@ -21,7 +21,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from nvlm.config import RunConfig, load_config
+from nvlm.config import RunConfig, changed, load_config
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.shards.tar import read_members
 from nvlm.data.text.encode import SampleEncoder
@@ -59,9 +59,7 @@ def run(folder: Path, num_samples: int, tokenizer: str) -> None:
     again = seconds(lambda: open_indexes(config, encoder))
     one = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(one)})
-    alone = config.model_copy(
-        update={"data": config.data.model_copy(update={"index_dir": str(folder / "alone")})}
-    )
+    alone = changed(config, {"data.index_dir": str(folder / "alone")})
     on_one_core = seconds(lambda: build(alone, encoder, expected=num_samples))
     os.sched_setaffinity(0, one)
 

@@ -1,4 +1,4 @@
-"""Errors made for users: one clear message that names the file, the key or the sample.
+"""Errors made for users: a clear message that names the file, the key or the sample.
 
 The command line prints these without a stack trace and exits with code 2. Broken invariants of our
 own are `assert`s and keep their stack trace.
@@ -6,7 +6,13 @@ own are `assert`s and keep their stack trace.
 
 
 class NvlmError(ValueError):
-    """Something the user can put right. The message says what was found and what to do."""
+    """Something the user can put right. The message says what was found and what to do.
+
+    Several arguments are several problems: the command line gives each a line of its own.
+    """
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class ConfigError(NvlmError):

@@ -117,16 +117,19 @@ def end(error: BaseException) -> int:
         return INTERRUPTED
     message = explain(error)
     if message is not None:
-        code, lines = CANNOT_GO_ON, f"error: {printable(message)}"
+        problems = error.args if isinstance(error, NvlmError) else (message,)
+        code = CANNOT_GO_ON
+        lines = "\n".join(f"error: {printable(str(problem))}{_whose()}" for problem in problems)
     else:
         trace = "".join(traceback.format_exception(error))
-        code, lines = FAULT_OF_NVLM, (
+        code = FAULT_OF_NVLM
+        lines = (
             f"{printable(trace, keep=chr(10))}"
             "error: this is a fault of nvlm: please report it with the lines above, the command "
-            "and its configuration"
-        )  # fmt: skip
+            f"and its configuration{_whose()}"
+        )
     if _is_first_to_say(message or f"{type(error).__name__}: {error}"):
-        _print(lines + _whose())
+        _print(lines)
     return code
 
 

@@ -28,17 +28,17 @@ def train_command(
     ] = False,
 ) -> None:
     """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
-    launched()
+    place = launched()
     from nvlm.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], place.world_size)
     from nvlm.train.preflight import check_before_start
 
-    if launched().rank == 0:
+    if place.rank == 0:
         check_before_start(checked)
     from nvlm.train.ownership import own_run_folder
 
-    owning = own_run_folder(Path(checked.run.dir)) if launched().rank == 0 else nullcontext()
+    owning = own_run_folder(Path(checked.run.dir)) if place.rank == 0 else nullcontext()
     with owning as ownership:
         from nvlm.train.trainer import train
 

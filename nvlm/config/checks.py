@@ -14,10 +14,25 @@ from nvlm.errors import ConfigError
 NUM_TOKENS_AROUND_IMAGE = 16
 
 
-def check_config(config: RunConfig, source: str = "configuration") -> None:
-    """Raise `ConfigError` with every contradiction between sections."""
-    if problems := list(_problems(config)):
-        raise ConfigError(f"{source}: {'; '.join(problems)}")
+def check_config(
+    config: RunConfig, source: str = "configuration", world_size: int | None = None
+) -> None:
+    """Raise `ConfigError` with every contradiction between sections.
+
+    Args:
+        source: the file, as messages name it.
+        world_size: the number of processes; where it does not fit, that is one more problem. None:
+            not looked at.
+    """
+    problems = [f"{source}: {problem}" for problem in contradictions(config)]
+    if world_size is not None:
+        # Where no micro-batches fill the batch, this has been said.
+        if config.train.global_batch_size % config.train.micro_batch_size:
+            problems += _layout_misfits(config, world_size)
+        else:
+            problems += _misfits(config, world_size)
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:
@@ -26,44 +41,64 @@ def check_world_size(config: RunConfig, world_size: int) -> int:
     Raises:
         ConfigError: the processes do not fit the layout or the batch does not fit them.
     """
-    model_parallel = config.parallel.model_parallel_size
-    layout = (
-        f"parallel.tensor {config.parallel.tensor} x parallel.pipeline {config.parallel.pipeline}"
-    )
+    if problems := _misfits(config, world_size):
+        raise ConfigError(*problems)
+    return world_size // config.parallel.model_parallel_size
+
+
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """Every rule between keys that `config` breaks, each in one line."""
+    yield from _vision_problems(config)
+    yield from _language_problems(config)
+    yield from _tensor_problems(config)
+    yield from _pipeline_problems(config)
+    yield from _sequence_parallel_problems(config)
+    yield from _recompute_problems(config)
+    yield from _tile_problems(config)
+    yield from _length_problems(config)
+    yield from _train_problems(config)
+
+
+def _misfits(config: RunConfig, world_size: int) -> list[str]:
+    """Why `world_size` processes do not fit; what the batch needs follows from the layout."""
+    return list(_layout_misfits(config, world_size)) or list(_batch_misfits(config, world_size))
+
+
+def _layout_misfits(config: RunConfig, world_size: int) -> Iterator[str]:
+    parallel = config.parallel
+    model_parallel = parallel.model_parallel_size
     if world_size % model_parallel:
-        raise ConfigError(
-            f"{world_size} processes do not fit {layout} = {model_parallel}: start a multiple of "
+        yield (
+            f"{world_size} processes do not fit parallel.tensor {parallel.tensor} x "
+            f"parallel.pipeline {parallel.pipeline} = {model_parallel}: start a multiple of "
             f"{model_parallel} processes (torchrun --nproc-per-node) or change parallel.*"
         )
-    data_parallel = world_size // model_parallel
-    per_step = data_parallel * config.train.micro_batch_size
-    if config.train.global_batch_size % per_step:
-        raise ConfigError(
-            f"train.global_batch_size {config.train.global_batch_size} is not a multiple of "
+
+
+def _batch_misfits(config: RunConfig, world_size: int) -> Iterator[str]:
+    parallel, train = config.parallel, config.train
+    data_parallel = world_size // parallel.model_parallel_size
+    per_step = data_parallel * train.micro_batch_size
+    if train.global_batch_size % per_step:
+        yield (
+            f"train.global_batch_size {train.global_batch_size} is not a multiple of "
             f"data-parallel size {data_parallel} x train.micro_batch_size "
-            f"{config.train.micro_batch_size} = {per_step}"
+            f"{train.micro_batch_size} = {per_step}"
         )
-    if config.parallel.virtual_pipeline > 1:
-        _check_interleaving(config, data_parallel)
-    return data_parallel
-
-
-def _check_interleaving(config: RunConfig, data_parallel: int) -> None:
-    """Chunks take turns on as many micro-batches as there are pipeline stages."""
-    pipeline, train = config.parallel.pipeline, config.train
-    num_micro_batches = train.global_batch_size // (data_parallel * train.micro_batch_size)
-    if num_micro_batches % pipeline:
-        multiple = data_parallel * train.micro_batch_size * pipeline
-        raise ConfigError(
-            f"parallel.virtual_pipeline {config.parallel.virtual_pipeline} needs micro-batches per "
-            f"step and data rank in multiples of parallel.pipeline {pipeline}, and there are "
-            f"{num_micro_batches}: make train.global_batch_size {train.global_batch_size} a "
-            f"multiple of {multiple}"
+        return
+    # Chunks take turns on as many micro-batches as there are pipeline stages.
+    num_micro_batches = train.global_batch_size // per_step
+    if parallel.virtual_pipeline > 1 and num_micro_batches % parallel.pipeline:
+        yield (
+            f"parallel.virtual_pipeline {parallel.virtual_pipeline} needs micro-batches per "
+            f"step and data rank in multiples of parallel.pipeline {parallel.pipeline}, and there "
+            f"are {num_micro_batches}: make train.global_batch_size {train.global_batch_size} a "
+            f"multiple of {per_step * parallel.pipeline}"
         )
 
 
-def _problems(config: RunConfig):
-    vision, language, parallel = config.model.vision, config.model.language, config.parallel
+def _vision_problems(config: RunConfig) -> Iterator[str]:
+    vision = config.model.vision
     if vision.hidden_size % vision.num_attention_heads:
         yield _not_multiple(config, "model.vision.hidden_size", "model.vision.num_attention_heads")
     if vision.num_stored_attention_heads < vision.num_attention_heads:
@@ -76,6 +111,10 @@ def _problems(config: RunConfig):
             f"model.vision.image_size {vision.image_size} must hold an even number of patches of "
             f"{vision.patch_size} pixels: pixel shuffle merges 2 x 2"
         )
+
+
+def _language_problems(config: RunConfig) -> Iterator[str]:
+    language = config.model.language
     if language.hidden_size % language.num_attention_heads:
         yield _not_multiple(
             config, "model.language.hidden_size", "model.language.num_attention_heads"
@@ -85,85 +124,55 @@ def _problems(config: RunConfig):
             config, "model.language.num_attention_heads", "model.language.num_query_groups"
         )
 
-    for key, value in {
-        "model.vision.num_stored_attention_heads": vision.num_stored_attention_heads,
-        "model.vision.ffn_hidden_size": vision.ffn_hidden_size,
-        "model.projector.ffn_hidden_size": config.model.projector.ffn_hidden_size,
-        "model.language.num_attention_heads": language.num_attention_heads,
-        "model.language.num_query_groups": language.num_query_groups,
-        "model.language.ffn_hidden_size": language.ffn_hidden_size,
-        "model.language.vocab_size": language.vocab_size,
-    }.items():
-        if value % parallel.tensor:
-            yield f"parallel.tensor {parallel.tensor} does not divide {key} {value}"
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+
+def _tensor_problems(config: RunConfig) -> Iterator[str]:
+    """Tensor parallelism splits these sizes evenly."""
+    for key in (
+        "model.vision.num_stored_attention_heads",
+        "model.vision.ffn_hidden_size",
+        "model.projector.ffn_hidden_size",
+        "model.language.num_attention_heads",
+        "model.language.num_query_groups",
+        "model.language.ffn_hidden_size",
+        "model.language.vocab_size",
+    ):
+        value, tensor = attrgetter(key)(config), config.parallel.tensor
+        if value % tensor:
+            yield f"parallel.tensor {tensor} does not divide {key} {value}"
+
+
+def _pipeline_problems(config: RunConfig) -> Iterator[str]:
+    """Pipeline stages, and the chunks of each, have as many decoder layers."""
+    pipeline, virtual = config.parallel.pipeline, config.parallel.virtual_pipeline
+    num_layers = config.model.language.num_layers
+    if virtual > 1 and pipeline == 1:
+        yield f"parallel.virtual_pipeline {virtual} needs parallel.pipeline of at least 2"
+    if num_layers % pipeline:
         yield (
-            f"parallel.virtual_pipeline {parallel.virtual_pipeline} needs parallel.pipeline of at "
-            "least 2"
+            f"parallel.pipeline {pipeline} does not divide model.language.num_layers {num_layers}"
         )
-    if language.num_layers % parallel.pipeline:
+    elif num_layers % (pipeline * virtual):
         yield (
-            f"parallel.pipeline {parallel.pipeline} does not divide model.language.num_layers "
-            f"{language.num_layers}"
+            f"parallel.pipeline {pipeline} x parallel.virtual_pipeline {virtual} does not divide "
+            f"model.language.num_layers {num_layers}"
         )
-    elif language.num_layers % (parallel.pipeline * parallel.virtual_pipeline):
-        yield (
-            f"parallel.pipeline {parallel.pipeline} x parallel.virtual_pipeline "
-            f"{parallel.virtual_pipeline} does not divide model.language.num_layers "
-            f"{language.num_layers}"
-        )
-    if parallel.sequence and parallel.tensor == 1:
+
+
+def _sequence_parallel_problems(config: RunConfig) -> Iterator[str]:
+    if not config.parallel.sequence:
+        return
+    tensor = config.parallel.tensor
+    if tensor == 1:
         yield "parallel.sequence needs parallel.tensor of at least 2"
     num_tokens = config.stage.sequence_length * config.train.micro_batch_size
-    if parallel.sequence and num_tokens % parallel.tensor:
+    if num_tokens % tensor:
         yield (
-            f"parallel.sequence: parallel.tensor {parallel.tensor} does not divide "
+            f"parallel.sequence: parallel.tensor {tensor} does not divide "
             f"train.micro_batch_size x stage.sequence_length = {num_tokens}"
         )
 
-    if (
-        config.model.layer_implementation == "transformer_engine"
-        and config.train.precision == "fp32"
-    ):
-        yield (
-            "train.precision fp32 with model.layer_implementation transformer_engine: its "
-            "attention over packed documents takes no fp32; use local or auto"
-        )
-    yield from _recompute_problems(config)
 
-    yield from _tile_problems(config)
-    num_image_tokens = config.max_tiles_per_image * config.num_tokens_per_tagged_tile
-    shortest = num_image_tokens + NUM_TOKENS_AROUND_IMAGE
-    if config.stage.sequence_length < shortest:
-        yield (
-            f"stage.sequence_length {config.stage.sequence_length} is too short for one image of "
-            f"{config.max_tiles_per_image} tiles x {config.num_tokens_per_tagged_tile} tokens "
-            f"and its prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
-        )
-    if config.stage.sequence_length > language.max_position_embeddings:
-        yield (
-            f"stage.sequence_length {config.stage.sequence_length} exceeds "
-            f"model.language.max_position_embeddings {language.max_position_embeddings}"
-        )
-    budget = config.stage.max_tiles_per_sequence
-    if budget is not None and budget < config.max_tiles_per_image:
-        yield (
-            f"stage.max_tiles_per_sequence {budget} is less than the {config.max_tiles_per_image} "
-            "tiles that one image may have"
-        )
-    if config.train.global_batch_size % config.train.micro_batch_size:
-        yield _not_multiple(config, "train.global_batch_size", "train.micro_batch_size")
-    optimizer, schedule = config.train.optimizer, config.train.schedule
-    if optimizer.min_lr > optimizer.lr:
-        yield f"train.optimizer.min_lr {optimizer.min_lr} exceeds train.optimizer.lr {optimizer.lr}"
-    if schedule.decay_steps is not None and schedule.warmup_steps >= schedule.decay_steps:
-        yield (
-            f"train.schedule.warmup_steps {schedule.warmup_steps} must be less than "
-            f"train.schedule.decay_steps {schedule.decay_steps}"
-        )
-
-
-def _recompute_problems(config: RunConfig):
+def _recompute_problems(config: RunConfig) -> Iterator[str]:
     parallel, vision, language = config.parallel, config.model.vision, config.model.language
     layers_of_stage = {
         "vision": vision.num_layers,
@@ -214,6 +223,48 @@ def _tile_problems(config: RunConfig) -> Iterator[str]:
             yield from look(entry.blend or {}, f"{where}.{name}.blend")
 
     yield from look(config.data.blend or {}, "data.blend")
+
+
+def _length_problems(config: RunConfig) -> Iterator[str]:
+    """A sequence holds an image with its prompt, and the decoder knows its positions."""
+    stage, longest = config.stage, config.model.language.max_position_embeddings
+    num_tiles, num_tokens_per_tile = config.max_tiles_per_image, config.num_tokens_per_tagged_tile
+    shortest = num_tiles * num_tokens_per_tile + NUM_TOKENS_AROUND_IMAGE
+    if stage.sequence_length < shortest:
+        yield (
+            f"stage.sequence_length {stage.sequence_length} is too short for one image of "
+            f"{num_tiles} tiles x {num_tokens_per_tile} tokens "
+            f"and its prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
+        )
+    if stage.sequence_length > longest:
+        yield (
+            f"stage.sequence_length {stage.sequence_length} exceeds "
+            f"model.language.max_position_embeddings {longest}"
+        )
+    budget = stage.max_tiles_per_sequence
+    if budget is not None and budget < num_tiles:
+        yield (
+            f"stage.max_tiles_per_sequence {budget} is less than the {num_tiles} tiles that one "
+            "image may have"
+        )
+
+
+def _train_problems(config: RunConfig) -> Iterator[str]:
+    train, optimizer, schedule = config.train, config.train.optimizer, config.train.schedule
+    if config.model.layer_implementation == "transformer_engine" and train.precision == "fp32":
+        yield (
+            "train.precision fp32 with model.layer_implementation transformer_engine: its "
+            "attention over packed documents takes no fp32; use local or auto"
+        )
+    if train.global_batch_size % train.micro_batch_size:
+        yield _not_multiple(config, "train.global_batch_size", "train.micro_batch_size")
+    if optimizer.min_lr > optimizer.lr:
+        yield f"train.optimizer.min_lr {optimizer.min_lr} exceeds train.optimizer.lr {optimizer.lr}"
+    if schedule.decay_steps is not None and schedule.warmup_steps >= schedule.decay_steps:
+        yield (
+            f"train.schedule.warmup_steps {schedule.warmup_steps} must be less than "
+            f"train.schedule.decay_steps {schedule.decay_steps}"
+        )
 
 
 def _not_multiple(config: RunConfig, key: str, divisor_key: str) -> str:

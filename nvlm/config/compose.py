@@ -43,38 +43,55 @@ class Layer:
     key: Key = ()  # the override's; () for a file
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None
+) -> RunConfig:
     """Read `path`, merge its bases and `overrides`, and check the result.
 
     Where there is no such file, `path` may be a name of a run that comes with nvlm (shipped.py).
 
+    Args:
+        world_size: the number of processes, if the layout and the batch shall fit it.
+
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type, or
-            sections contradict each other. The message names the file or override and the key.
+            sections contradict each other. All problems of the overrides, paths and values are in
+            one error, in one line each, which names the file or override and the key.
     """
     path = find_run(expand_path(str(path)))
+    problems: list[str] = []
     layers: list[Layer] = []
-    _read_with_bases(path, (), layers)
-    given = [_read_override(override) for override in overrides]
+    _read_with_bases(path, (), layers, problems)
+    given = _read_overrides(overrides, problems)
+    layers += given
     values: Values = {}
-    for layer in [*layers, *given]:
+    for layer in layers:
         values = _merge(values, layer.values, (), len(layer.key))
 
     def origin_of(location: list[str]) -> str:
-        for layer in reversed([*layers, *given]):
+        for layer in reversed(layers):
             if _says(layer.values, location):
                 return "" if layer.name == str(path) else f" (in {layer.name})"
         return ""
 
-    config = _validate(values, str(path), origin_of)
-    check_config(config, source=str(path))
+    try:
+        config = _validate(values, str(path), origin_of)
+        check_config(config, str(path), world_size)
+    except ConfigError as error:
+        raise ConfigError(*problems, *error.args) from None
+    if problems:
+        raise ConfigError(*problems)
     for override in given:
         _say_what_was_undone(override, values)
     return config
 
 
 def validate(values: Any, source: str) -> RunConfig:
-    """Build a `RunConfig` from plain values; every problem becomes a part of one `ConfigError`."""
+    """Build a `RunConfig` from plain values. Rules between sections are not looked at.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type.
+    """
     return _validate(values, source, lambda location: "")
 
 
@@ -82,7 +99,8 @@ def _validate(values: Any, source: str, origin_of: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {describe_all(error, RunConfig, origin_of)}") from None
+        problems = describe_all(error, RunConfig, origin_of)
+        raise ConfigError(*(f"{source}: {problem}" for problem in problems)) from None
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
@@ -96,7 +114,9 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
+def _read_with_bases(
+    path: Path, above: tuple[Path, ...], layers: list[Layer], problems: list[str]
+) -> None:
     """Append the layers of `path`, its bases first; `above` are the files that led to it."""
     wanted_by = f" (a base of {above[-1]})" if above else ""
     own = read_yaml(path, wanted_by)
@@ -105,8 +125,8 @@ def _read_with_bases(path: Path, above: tuple[Path, ...], layers: list[Layer]) -
     for base in _bases(own, path):
         if len(above) + len(layers) >= MAX_NUM_FILES:
             raise ConfigError(f"{path}: has more than {MAX_NUM_FILES} bases, their own counted")
-        _read_with_bases(path.parent / base, (*above, path), layers)
-    _resolve_paths(own, RunConfig, str(path), path.parent)
+        _read_with_bases(path.parent / base, (*above, path), layers, problems)
+    problems += _resolve_paths(own, RunConfig, str(path), path.parent)
     layers.append(Layer(str(path), own))
 
 
@@ -126,6 +146,19 @@ def _bases(own: Values, path: Path) -> list[str]:
         raise ConfigError(f"{path}: base: {error}") from None
 
 
+def _read_overrides(overrides: Sequence[str], problems: list[str]) -> list[Layer]:
+    layers = []
+    for text in overrides:
+        try:
+            layer = _read_override(text)
+        except ConfigError as error:
+            problems += error.args
+            continue
+        problems += _resolve_paths(layer.values, RunConfig, layer.name, None)
+        layers.append(layer)
+    return layers
+
+
 def _read_override(text: str) -> Layer:
     name = f"override {text if len(text) < 100 and text.isprintable() else shorten(text)}"
     dotted, equals, written = text.partition("=")
@@ -138,7 +171,6 @@ def _read_override(text: str) -> Layer:
         raise ConfigError(f"{name}: {error}") from None
     for part in reversed(key):
         value = {part: value}
-    _resolve_paths(value, RunConfig, name, None)
     return Layer(name, value, key)
 
 
@@ -203,11 +235,16 @@ def _says(values: Any, location: list[str]) -> bool:
     return True
 
 
-def _resolve_paths(values: Any, section: Any, name: str, folder: Path | None, at: str = "") -> None:
+def _resolve_paths(
+    values: Any, section: Any, name: str, folder: Path | None, at: str = ""
+) -> Iterator[str]:
     """Make the paths below `section` mean the same wherever the configuration is read again.
 
     Args:
         folder: what `./` and `../` start from; None: the working directory.
+
+    Yields:
+        why a path has no meaning; `.` takes its place, so that the rest can be looked at.
     """
     if not isinstance(values, dict):
         return
@@ -220,12 +257,13 @@ def _resolve_paths(values: Any, section: Any, name: str, folder: Path | None, at
             try:
                 values[key] = _resolve(value, folder)
             except ConfigError as error:
-                raise ConfigError(f"{name}: {where}: {error}") from None
+                yield f"{name}: {where}: {error}"
+                values[key] = "."
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            _resolve_paths(value, field.annotation, name, folder, f"{where}.")
+            yield from _resolve_paths(value, field.annotation, name, folder, f"{where}.")
         elif key == "blend" and isinstance(value, dict):
             for source, entry in value.items():
-                _resolve_paths(entry, SourceConfig, name, folder, f"{where}.{source}.")
+                yield from _resolve_paths(entry, SourceConfig, name, folder, f"{where}.{source}.")
 
 
 def _resolve(text: str, folder: Path | None) -> str:

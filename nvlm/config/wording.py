@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 # Longer values and names are cut in messages.
 MAX_LENGTH = 60
-MAX_NUM_PROBLEMS = 8
+# More are counted only: a file of another kind has as many as it has lines.
+MAX_NUM_PROBLEMS = 20
 
 _NUMBER = re.compile(r"[-+]?(?:\.?\d[\d_.]*(?:[eE][-+]?\d+)?|\.(?:inf|nan))", re.ASCII)
 _EXPECTED = {
@@ -38,8 +39,8 @@ def shorten(value: object) -> str:
     return shown if len(shown) <= MAX_LENGTH + 2 else f"{shown[: MAX_LENGTH - 20]}...{shown[-17:]}"
 
 
-def describe_all(error: ValidationError, schema: type[BaseModel], origin_of: Any) -> str:
-    """Every problem of `error`, joined by semicolons.
+def describe_all(error: ValidationError, schema: type[BaseModel], origin_of: Any) -> list[str]:
+    """Every problem of `error`, each in one line.
 
     Args:
         origin_of: from a key's parts to words that say where its value was written.
@@ -48,7 +49,7 @@ def describe_all(error: ValidationError, schema: type[BaseModel], origin_of: Any
     lines = [_describe(problem, schema, origin_of) for problem in problems[:MAX_NUM_PROBLEMS]]
     if len(problems) > MAX_NUM_PROBLEMS:
         lines.append(f"and {len(problems) - MAX_NUM_PROBLEMS} more")
-    return "; ".join(lines)
+    return lines
 
 
 def _describe(problem: Any, schema: type[BaseModel], origin_of: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm.batch import SkippedSample
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.data.index.reading import Reading, SourceReading, read_shard, shard_name
 from nvlm.data.index.stored import ReadSample
 from nvlm.data.samples.conversations import count_image_marks, keep_turns
@@ -81,8 +81,7 @@ def with_data(config: RunConfig, data_root: Path, split: str) -> RunConfig:
         DataError: `split` is not the name of a folder.
     """
     check_name("--split", split)
-    data = config.data.model_copy(update={"root": str(data_root), "split": split})
-    return config.model_copy(update={"data": data})
+    return changed(config, {"data.root": str(data_root), "data.split": split})
 
 
 def read_questions(config: RunConfig) -> HeldOut:

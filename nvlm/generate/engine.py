@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvlm.checkpoint_io import check_contents, read_config, read_sharded, resolve_checkpoint
-from nvlm.config.checks import check_config, check_world_size
+from nvlm.config.changed import changed
+from nvlm.config.checks import check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
@@ -166,10 +167,14 @@ def config_for_generation(
     """
     if layout is None:
         layout = ParallelConfig() if world_size == 1 else config.parallel
-    layout = layout.model_copy(update={"sequence": False, "virtual_pipeline": 1})
-    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": world_size})
-    config = config.model_copy(update={"parallel": layout, "train": train})
+    changes = {
+        "parallel": layout,
+        "parallel.virtual_pipeline": 1,
+        "parallel.sequence": False,
+        "train.micro_batch_size": 1,
+        "train.global_batch_size": world_size,
+    }
     where = f"the checkpoint at --tensor {layout.tensor} --pipeline {layout.pipeline}"
-    check_config(config, source=where)
+    config = changed(config, changes, source=where)
     check_world_size(config, world_size)
     return config

@@ -22,7 +22,7 @@ def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None
     Raises:
         ConfigError: the configuration is wrong, or `world_size` does not fit it.
     """
-    text = render_config(load_config(path, overrides), world_size)
+    text = render_config(load_config(path, overrides, world_size), world_size)
     if not sys.stdout.isatty():
         say(text.rstrip("\n"))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.config.schema import SourceConfig
 from nvlm.data.index.build import BuildProgress
 from nvlm.data.index.source_index import SourceIndex, open_indexes
@@ -38,8 +38,7 @@ def build_indexes_with_progress(
         blend = {_name(folder): SourceConfig(path=str(folder.resolve())) for folder in folders}
         if len(blend) < len(folders):
             raise DataError("two of the folders have one name; index them one by one")
-        data = config.data.model_copy(update={"blend": blend})
-        config = config.model_copy(update={"data": data})
+        config = changed(config, {"data.blend": blend})
     console = new_console()
     with Progress(
         TextColumn("indexing {task.description}"),

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from megatron.core.transformer.module import MegatronModule
 from rich.console import Console
 
-from nvlm.config.schema import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.errors import ConfigError
 from nvlm.model.nvlm_d import build_model_chunks
 from nvlm.model.parts.names import named_parameters
@@ -56,8 +56,7 @@ def summarize(config: RunConfig) -> ModelSummary:
         ConfigError: a pattern of `stage.freeze` matches no parameter.
     """
     # Transformer Engine's modules have the same parameters and need a GPU to be built.
-    model = config.model.model_copy(update={"layer_implementation": "local"})
-    config = config.model_copy(update={"model": model})
+    config = changed(config, {"model.layer_implementation": "local"})
     unmatched = set(config.stage.freeze)
     stages: list[StageSummary] = []
     components: dict[str, ParameterCount] = dict.fromkeys(COMPONENTS, ParameterCount(0, 0))

@@ -1,4 +1,4 @@
-"""Bad input: one line that says what is wrong, exit code 2, before any process group starts."""
+"""Bad input: a line for each thing that is wrong, exit code 2, before a process group starts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ SFT = "configs/run/tiny/sft.yaml"
 
 def fail(*arguments: str, extra_environment: dict[str, str] | None = None) -> str:
     """Run `nvlm ARGUMENTS`, require a one-line error, and return it."""
+    lines = problems(*arguments, extra_environment=extra_environment)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def problems(*arguments: str, extra_environment: dict[str, str] | None = None) -> list[str]:
+    """Run `nvlm ARGUMENTS`, require errors and nothing else, and return them, one a line."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(printed):
         patch.chdir(REPOSITORY)
@@ -29,9 +36,8 @@ def fail(*arguments: str, extra_environment: dict[str, str] | None = None) -> st
             cli.main()
     assert ended.value.code == 2, printed.getvalue()
     lines = [line for line in printed.getvalue().splitlines() if line.strip()]
-    assert len(lines) == 1, printed.getvalue()
-    assert lines[0].startswith("error: ")
-    return lines[0]
+    assert lines and all(line.startswith("error: ") for line in lines), printed.getvalue()
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def fail(*arguments: str, extra_environment: dict[str, str] | None = None) -> st
     [
         ("train.stepz=3", "did you mean 'train.steps'"),
         ("train.steps=many", "train.steps"),
-        ("parallel.tensor=3", "parallel.tensor 3 does not divide"),
+        ("stage.max_tiles_per_sequence=6", "less than the 7 tiles"),
         ("stage.sequence_length=100", "too short for one image"),
         ("train.steps", "key=value"),
     ],
@@ -48,13 +54,54 @@ def test_configuration(override: str, expected: str):
     assert expected in fail("train", SFT, override)
 
 
+def test_all_problems_are_said_at_once(tmp_path: Path):
+    """What one key breaks in several places, and the number of processes (this one alone)."""
+    source = f"error: {SFT}: "
+    found = problems("train", SFT, "parallel.tensor=3", "train.optimizer.min_lr=1")
+    assert found[:-1] == [
+        *(
+            f"{source}parallel.tensor 3 does not divide model.{key}"
+            for key in (
+                "vision.num_stored_attention_heads 8",
+                "vision.ffn_hidden_size 640",
+                "projector.ffn_hidden_size 512",
+                "language.num_attention_heads 8",
+                "language.num_query_groups 4",
+                "language.ffn_hidden_size 512",
+                "language.vocab_size 1024",
+            )
+        ),
+        f"{source}train.optimizer.min_lr 1.0 exceeds train.optimizer.lr 0.001",
+    ]
+    assert found[-1].startswith("error: 1 processes do not fit parallel.tensor 3 x ")
+
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"base: {REPOSITORY / SFT}\n"
+        "run: {dir: $NVLM_NOT_SET/run}\n"
+        "train: {stesp: 5}\n"
+        "data: {blend: {a: {weight: -1}}}\n"
+    )
+    found = problems("config", "show", str(run), "train.steps", "train.seed=\x1b[31m\n")
+    assert found == [
+        f"error: {run}: run.dir: '$NVLM_NOT_SET/run': the environment variable NVLM_NOT_SET is "
+        "not set",
+        "error: override train.steps: expected key=value, such as train.steps=100",
+        f"error: {run}: data.blend.a.weight: must be a number greater than 0, found -1",
+        f"error: {run}: train.seed: must be a whole number from 0 to 4294967295, found "
+        "'\\x1b[31m' (in override 'train.seed=\\x1b[31m\\n')",
+        f"error: {run}: unknown key 'train.stesp'; did you mean 'train.steps'?",
+    ]
+
+
 def test_missing_file():
     assert "configs/none.yaml" in fail("train", "configs/none.yaml")
 
 
 def test_summary_of_a_layout_that_does_not_fit():
-    message = fail("model", "summary", SFT, "parallel.tensor=3", "--json")
-    assert "parallel.tensor 3 does not divide model.vision.num_stored_attention_heads 8" in message
+    found = problems("model", "summary", SFT, "parallel.tensor=3", "--json")
+    message = "parallel.tensor 3 does not divide model.vision.num_stored_attention_heads 8"
+    assert found[0].endswith(message) and len(found) == 7
 
 
 def test_world_size_does_not_fit(tmp_path: Path):

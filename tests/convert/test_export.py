@@ -11,7 +11,7 @@ import torch
 from helpers import export_runs
 from PIL import Image
 
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.text.encode import SampleEncoder
@@ -72,8 +72,8 @@ def _messages(question: str, history: list[tuple[str, str]]) -> list[dict[str, s
 
 
 def _encoder(config: RunConfig, settings: dict) -> SampleEncoder:
-    stage = config.stage.model_copy(update=settings)
-    return SampleEncoder.from_config(config.model_copy(update={"stage": stage}))
+    changes = {f"stage.{key}": value for key, value in settings.items()}
+    return SampleEncoder.from_config(changed(config, changes))
 
 
 def _photograph(width: int, height: int, seed: int) -> Image.Image:

@@ -13,7 +13,7 @@ from helpers import small_folders
 from safetensors.torch import load_file, save_file
 
 from nvlm.checkpoint_io import read_config
-from nvlm.config import save_config
+from nvlm.config import changed, save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.convert.hf.folder import HfFolder, read_json
 from nvlm.convert.hf.safetensors_file import SafetensorsFile
@@ -207,8 +207,8 @@ def test_a_tokenizer_with_code(converted, tmp_path: Path, mark: Path):
     checkpoint = tmp_path / "checkpoint"
     small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
-    model = config.model.model_copy(update={"tokenizer": str(tokenizer)})
-    save_config(config.model_copy(update={"model": model}), checkpoint / "config.yaml")
+    config = changed(config, {"model.tokenizer": str(tokenizer)})
+    save_config(config, checkpoint / "config.yaml")
     load_chat_tokenizer(str(tokenizer), config.model.image_token)
     export = convert_to_hf(checkpoint, tmp_path / "export")
     assert not mark.exists()

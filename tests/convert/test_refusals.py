@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nvlm.checkpoint_io import read_config
-from nvlm.config import save_config
+from nvlm.config import changed, save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
 from nvlm.errors import CheckpointError, ConvertError, NvlmError
 
@@ -329,7 +329,8 @@ def test_tags_that_exports_cannot_write(converted, tmp_path, out, settings: dict
     checkpoint = tmp_path / "checkpoint"
     small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
-    stage = config.stage.model_copy(update={"sequence_length": 1024, **settings})
-    save_config(config.model_copy(update={"stage": stage}), checkpoint / "config.yaml")
+    changes = {f"stage.{key}": value for key, value in settings.items()}
+    config = changed(config, {"stage.sequence_length": 1024, **changes})
+    save_config(config, checkpoint / "config.yaml")
     with pytest.raises(ConvertError, match=r"stage\.tile_tags 2d.* know `none` and `1d`"):
         convert_to_hf(checkpoint, out)

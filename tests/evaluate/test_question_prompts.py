@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.shard_writing import as_json, draw_image, write_shard
 
-from nvlm.config import load_config
+from nvlm.config import changed, load_config
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.index.stored import decode_images
 from nvlm.data.loading.loader import sample_request
@@ -189,6 +189,6 @@ def test_settings_of_the_checkpoint_decide(config):
     assert [m["role"] for m in two_turns.messages] == ["system", "user", "assistant", "user"]
     assert questions["prepared", "e"].truth.answers == ["a cat", "a dog"]
     # Without the blend, the source is called after its folder, and its settings are gone.
-    bare = config.model_copy(update={"data": config.data.model_copy(update={"blend": None})})
+    bare = changed(config, {"data.blend": None})
     names = {question.source for question in read_questions(bare).questions}
     assert names == {"plain", "talks", "prepared"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers import small_model, variants
 from nvlm.batch import MicroBatch, StepBatch
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import Parallel, initialize, shut_down
 
@@ -67,7 +67,7 @@ def all_cases(
         resume_from: such a folder; the second step is then also taken from there.
     """
     config, small = config_of(*overrides), config_of(*overrides, *SMALL, *OPTIMIZER)
-    small = small.model_copy(update={"run": RunSection(name="layout", dir=str(save_to))})
+    small = changed(small, {"run": RunSection(name="layout", dir=str(save_to))})
     projector_only = config_of(*overrides, *PROJECTOR_ONLY)
     parallel = initialize(config)
     chunks = wrapped(small_model.build_chunks(config, parallel))

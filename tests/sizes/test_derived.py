@@ -15,6 +15,7 @@ import yaml
 from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
+from nvlm.config.changed import changed_section
 from nvlm.config.compose import to_yaml
 from nvlm.errors import ConfigError
 from nvlm.sizes.parameters import derive, num_padding_parameters, parameter_shapes
@@ -41,7 +42,7 @@ def test_72b_has_the_released_number_of_parameters():
 
 def test_vision_model_without_padding():
     vision = load("nvlm_d_72b/sft").model.vision
-    unpadded = vision.model_copy(update={"num_stored_attention_heads": 25})
+    unpadded = changed_section(vision, {"num_stored_attention_heads": 25})
     assert num_padding_parameters(vision) == 516_176_640
     assert num_padding_parameters(unpadded) == 0
     assert 6_052_672_640 - 516_176_640 == 5_536_496_000  # InternViT-6B-448px-V1-5 with 25 heads

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from nvlm.config import RunConfig
+from nvlm.config.changed import changed_section
 from nvlm.config.schema import SourceConfig
 from nvlm.data.shards.energon import is_prepared, prepared_shards
 from nvlm.data.shards.splits import USUAL_SPLITS, meant_split, split_of_file
@@ -188,14 +189,16 @@ def _inherit(name: str, own: SourceConfig, above: SourceConfig) -> SourceConfig:
     if above.path is not None and (path is None or not Path(path).is_absolute()):
         below = "" if path is None and own.blend is not None else path or name
         path = str(Path(above.path) / below)
-    return own.model_copy(
-        update={
+    return changed_section(
+        own,
+        {
             "path": path,
             "max_num_tiles": own.max_num_tiles or above.max_num_tiles,
             "prompts": own.prompts or above.prompts,
             "max_epochs": own.max_epochs or above.max_epochs,
             "loss_weight": own.loss_weight * above.loss_weight,
-        }
+        },
+        source=f"data.blend: {name} with the settings of the blend that holds it",
     )
 
 

@@ -17,7 +17,7 @@ from helpers.shard_writing import draw_image, make_sample, write_shard
 from PIL import ExifTags, Image
 
 from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading import reader as reader_module
 from nvlm.data.loading.ahead import one_ahead
@@ -146,12 +146,14 @@ def test_rank_reads_only_what_it_trains_on(make_config, monkeypatch):
 def test_prefetched_tiles_are_bounded(make_config):
     few = make_config("data.num_workers=8")
     assert num_prefetched(few) == 4
-    vision = few.model.vision.model_copy(update={"image_size": 448})
-    lengths = {"sequence_length": 16384, "max_tiles_per_sequence": 58}
-    stage = few.stage.model_copy(update=lengths)
-    model = few.model.model_copy(update={"vision": vision})
+    large = {
+        "model.vision.image_size": 448,
+        "stage.sequence_length": 16384,
+        "stage.max_tiles_per_sequence": 58,
+        "model.language.max_position_embeddings": 16384,
+    }
     # 8 workers x 58 tiles of 0.6 MB are 0.28 GB.
-    assert num_prefetched(few.model_copy(update={"model": model, "stage": stage})) == 3
+    assert num_prefetched(changed(few, large)) == 3
 
 
 def test_resume_with_another_seed_is_refused(make_config):

@@ -12,6 +12,7 @@ import pytest
 from helpers.shard_writing import make_sample, write_shard
 
 from nvlm.config import RunConfig
+from nvlm.config.changed import changed_section
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.order.balance import deal_out, imbalance
 from nvlm.data.order.permutation import SampleOrder
@@ -110,10 +111,8 @@ def test_packs_keep_both_budgets(make_config):
 
 
 def test_too_long_samples_are_left_out_by_name(make_config):
-    config = make_config()
-    stage = config.stage.model_copy(update={"sequence_length": 90})
     # Not through the checks: they refuse a length that so many samples do not fit.
-    config = config.model_copy(update={"stage": stage})
+    config = changed_section(make_config(), {"stage.sequence_length": 90})
     planner = make_planner(config)
     given, dropped, shortened = Counter(), Counter(), 0
     for _ in range(40):
@@ -286,8 +285,6 @@ def test_going_on_with_other_data(make_config, shards: Path, tmp_path: Path):
 
 
 def test_source_without_usable_samples(make_config):
-    config = make_config()
-    stage = config.stage.model_copy(update={"sequence_length": 40})
-    config = config.model_copy(update={"stage": stage})
+    config = changed_section(make_config(), {"stage.sequence_length": 40})
     with pytest.raises(DataError, match=r"none of 32 samples drawn in a row fits a sequence; the"):
         make_planner(config).next_step()

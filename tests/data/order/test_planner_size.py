@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.paths import REPOSITORY
 
-from nvlm.config import load_config
+from nvlm.config import changed, load_config
 from nvlm.config.schema import SourceConfig
 from nvlm.data.order import planner as planner_module
 from nvlm.data.order.lengths import RowPlans
@@ -76,8 +76,7 @@ def test_memory_is_flat_and_the_state_small(monkeypatch, sequence_length: int):
             "train.global_batch_size=16",
         ],
     )
-    data = config.data.model_copy(update={"blend": blend})
-    config = config.model_copy(update={"data": data})
+    config = changed(config, {"data.blend": blend})
     tracemalloc.start()
     try:
         planner = planner_module.Planner(config, [ComputedIndex(n) for n in range(NUM_SOURCES)])
