@@ -1,5 +1,8 @@
 """What a run can say. Every section refuses unknown keys; whatever can be derived is a property.
 
+The docstrings below the keys are what docs/configuration.md and editors (configs/schema.json) say
+about them: `scripts/config_docs` writes both.
+
 Sizes follow Megatron-core's names (`ffn_hidden_size`, `num_query_groups`, ...). Lengths are counted
 in tokens, image sizes in pixels.
 """
@@ -37,22 +40,33 @@ class VisionConfig(Section):
     """InternViT. configs/model has the 6B-448px-V1-5 (in nvlm_d_72b.yaml) and the 300M-448px."""
 
     num_layers: NumLayers
+    """Transformer layers."""
     hidden_size: Count
+    """Width of a patch's hidden state."""
     ffn_hidden_size: Count
+    """Width inside the MLP of a layer."""
     num_attention_heads: Count
-    # Heads that checkpoints store: the real ones and then zero ones. Constant, so that the model's
-    # shape never depends on the tensor-parallel size; the released NVLM-D stores 25 as 32.
+    """Attention heads, each `hidden_size / num_attention_heads` wide."""
     num_stored_attention_heads: Count
+    """Heads that checkpoints store: the real ones and then zero ones. Constant, so that the model's
+    shape never depends on the tensor-parallel size; the released NVLM-D stores 25 as 32."""
     image_size: Count = 448
+    """Width and height of a tile, in pixels."""
     patch_size: Count = 14
-    # The variant: the 6B has RMSNorm, norms of queries and keys over all heads together, and no
-    # bias on q, k and v; the 300M has LayerNorm, no such norms, and the bias.
+    """Width and height of a patch, in pixels."""
     normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    """Norm of the layers. The 6B has RMSNorm, norms of queries and keys over all heads together,
+    and no bias on q, k and v; the 300M has LayerNorm, no such norms, and the bias."""
     qk_layernorm: Switch = True
+    """Norms of queries and keys, over all heads together."""
     qkv_bias: Switch = False
+    """Bias of the query, key and value projections."""
     norm_epsilon: Positive = 1e-6
+    """Added to the variance in every norm."""
     layer_scale_init: Positive = 0.1
+    """First value of the factors on each layer's two outputs (layer scale)."""
     init_std: Positive = 0.02
+    """Standard deviation of random first weights."""
 
     @property
     def head_dim(self) -> int:
@@ -73,26 +87,40 @@ class ProjectorConfig(Section):
     """LayerNorm, linear, GELU, linear; no biases in the linears (paper section 4.5)."""
 
     ffn_hidden_size: Count
+    """Width between the two linears."""
     norm_epsilon: Positive = 1e-6
+    """Added to the variance in the norm."""
     init_std: Positive = 0.014
+    """Standard deviation of random first weights."""
 
 
 class LanguageConfig(Section):
     """A Qwen2-style decoder (also Yi: `qkv_bias: false`)."""
 
     num_layers: NumLayers
+    """Transformer layers."""
     hidden_size: Count
+    """Width of a token's hidden state."""
     ffn_hidden_size: Count
+    """Width inside the SwiGLU MLP of a layer."""
     num_attention_heads: Count
+    """Query heads, each `hidden_size / num_attention_heads` wide."""
     num_query_groups: Count
+    """Key and value heads, each shared by as many query heads (grouped-query attention)."""
     vocab_size: Count
+    """Rows of the embedding matrix: the tokenizer's tokens and what pads them."""
     rope_base: Positive = 1_000_000.0
+    """Base of the rotary position embedding."""
     norm_epsilon: Positive = 1e-6
+    """Added to the mean square in every RMSNorm."""
     qkv_bias: Switch = True
-    # One matrix for token embeddings and output layer (Qwen2's small sizes).
+    """Bias of the query, key and value projections."""
     share_embeddings_and_output_weights: Switch = False
+    """One matrix for token embeddings and output layer (Qwen2's small sizes)."""
     max_position_embeddings: Count = 32768
+    """Longest sequence that the decoder is made for, in tokens."""
     init_std: Positive = 0.014
+    """Standard deviation of random first weights."""
 
     @property
     def head_dim(self) -> int:
@@ -100,16 +128,19 @@ class LanguageConfig(Section):
 
 
 class ModelConfig(Section):
+    """The architecture. Its numbers are in configs/model."""
+
     name: Name
+    """What the model is called."""
     vision: VisionConfig
     projector: ProjectorConfig
     language: LanguageConfig
-    # A folder with a Hugging Face tokenizer, or a hub name.
     tokenizer: PathText
-    # The special token whose positions image embeddings overwrite.
+    """A folder with a Hugging Face tokenizer, or a hub name."""
     image_token: Name = "<|vision_pad|>"
-    # `auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`.
+    """The special token whose positions image embeddings overwrite."""
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
+    """`auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`."""
 
 
 def _kind_of_entry(entry: object) -> str:
@@ -127,78 +158,91 @@ class SourceConfig(Section):
     """One source of a blend with its settings, or a blend that counts as one source."""
 
     weight: Positive = 1.0
-    # Folder (or one shard) under `data.root`/`data.split`, or an absolute one. None: the name.
+    """Share of the draws, relative to the other sources of its blend."""
     path: PathText | None = None
-    # Most tiles per image; None: the stage's.
+    """Folder (or one shard) under `data.root`/`data.split`, or an absolute one. null: the name."""
     max_num_tiles: NumTiles | None = None
-    # Prompt pool that asks this source's samples; None: the pool named like the sample's task.
+    """Most tiles per image; null: the stage's."""
     prompts: Name | None = None
-    # Factor on the loss of its tokens.
+    """Prompt pool that asks this source's samples; null: the pool named like the sample's task."""
     loss_weight: Positive = 1.0
-    # Passes over its samples after which it is used up. None: as many as the run takes.
+    """Factor on the loss of its tokens."""
     max_epochs: Positive | None = None
-    # The sources below this one, their weights relative to each other. They take over its path,
-    # max_num_tiles, prompts and max_epochs where they have none; loss_weight multiplies.
+    """Passes over its samples after which it is used up. null: as many as the run takes."""
     blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
+    """The sources below this one, their weights relative to each other. They take over its path,
+    max_num_tiles, prompts and max_epochs where they have none; loss_weight multiplies."""
 
 
 class DataConfig(Section):
     """`root/split/*.tar` is one source; `root/split/NAME/*.tar` is one source per folder."""
 
     root: PathText
+    """Folder of the shards."""
     split: FolderName = "train"
-    # Source name -> weight, or its settings. None: every source found, weighted by its number of
-    # samples.
+    """Folder below `root`."""
     blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
+    """Source name -> weight, or its settings. null: every source found, weighted by its number of
+    samples."""
     num_workers: NumWorkers = 2
-    # Samples that the packer looks at together. Part of the order: changing it changes the run.
+    """Processes that read and decode for each model replica. 0: the one that trains does."""
     packing_window: Count = 512
-    # Where indexes are kept. None: `run.dir/index`.
+    """Samples that the packer looks at together. Part of the order: changing it changes the run."""
     index_dir: PathText | None = None
-    # YAML file of prompt pools. None: the ones that come with nvlm.
+    """Where indexes are kept. null: `run.dir/index`."""
     prompt_pools: PathText | None = None
-    # `fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's bicubic.
+    """YAML file of prompt pools. null: the ones that come with nvlm."""
     image_resize: Literal["fast", "exact"] = "fast"
-    # Images of more pixels are skipped as decompression bombs.
+    """`fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's
+    bicubic."""
     max_image_megapixels: Positive = 100.0
-    # Frames taken from a video, evenly spaced; each is one tile.
+    """Images of more pixels are skipped as decompression bombs."""
     num_video_frames: Count = 8
-    # A run whose share of skipped samples exceeds this stops and says why. 1: never.
+    """Frames taken from a video, evenly spaced; each is one tile."""
     max_skipped_share: Share = 0.05
+    """A run whose share of skipped samples exceeds this stops and says why. 1: never."""
 
 
 class StageConfig(Section):
     """One training stage: what trains, and how images and text become a sequence."""
 
     name: Name
-    # fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error.
+    """What the stage is called."""
     freeze: list[Name] = []
+    """fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error."""
     sequence_length: Count
-    # Most tiles cut from an image, the thumbnail not counted. 1: the image is squashed to a tile.
+    """Length of a sequence, in tokens; shorter ones are padded."""
     max_num_tiles: NumTiles = 6
+    """Most tiles cut from an image, the thumbnail not counted. 1: the image is squashed to a
+    tile."""
     use_thumbnail: Switch = True
-    # The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding box.
+    """An image of several tiles gets one more, of the whole image."""
     tile_tags: Literal["none", "1d", "2d_grid", "2d_box"] = "1d"
-    # `merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
-    # `separate` tokenises them one by one, as NVIDIA's Megatron code did.
+    """The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding
+    box."""
     image_boundary: Literal["merged", "separate"] = "merged"
-    # System message of conversations that bring none of their own. None: no system turn.
+    """`merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
+    `separate` tokenises them one by one, as NVIDIA's Megatron code did."""
     system_message: Text | None = "Answer the questions."
-    # Several samples per sequence, with document masks and restarted positions.
+    """System message of conversations that bring none of their own. null: no system turn."""
     packing: Switch = True
-    # Tile budget of a sequence. None: as many as fit in its length.
+    """Several samples per sequence, with document masks and restarted positions."""
     max_tiles_per_sequence: Count | None = None
+    """Tile budget of a sequence. null: as many as fit in its length."""
 
 
 class ParallelConfig(Section):
     """Process layout. The data-parallel size is what the world size leaves."""
 
     tensor: Count = 1
+    """Tensor-parallel size: processes that share each layer."""
     pipeline: Count = 1
-    # Parts of the decoder that each pipeline stage holds, interleaved (virtual pipeline stages).
+    """Pipeline-parallel size: stages that the decoder's layers are split into."""
     virtual_pipeline: Count = 1
-    # Megatron's sequence parallelism (activations split over the tensor-parallel group).
+    """Parts of the decoder that each pipeline stage holds, interleaved (virtual pipeline
+    stages)."""
     sequence: Switch = False
+    """Megatron's sequence parallelism (activations split over the tensor-parallel group)."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -209,33 +253,42 @@ class OptimizerConfig(Section):
     """AdamW with decoupled weight decay."""
 
     lr: Positive
+    """Highest learning rate."""
     min_lr: PositiveOrZero = 0.0
+    """Learning rate at the end of the cosine."""
     beta1: Decay = 0.9
+    """Decay of the gradient's running mean."""
     beta2: Decay = 0.95
+    """Decay of the squared gradient's running mean."""
     epsilon: Positive = 1e-8
+    """Added to the denominator of the update."""
     weight_decay: PositiveOrZero = 0.1
+    """Weight decay of matrices; vectors have none."""
     clip_grad: Positive = 10.0
-    # fnmatch pattern over parameter names -> factor on the learning rate. No match is an error.
+    """Largest norm of all gradients together; longer ones are scaled down to it."""
     lr_multipliers: dict[Name, Positive] = {}
-    # The same for weight decay; 0 turns it off. Norms, biases and other vectors have none anyway.
+    """fnmatch pattern over parameter names -> factor on the learning rate. No match is an error."""
     weight_decay_multipliers: dict[Name, PositiveOrZero] = {}
+    """The same for weight decay; 0 turns it off. Norms, biases and other vectors have none
+    anyway."""
 
 
 class ScheduleConfig(Section):
     """Linear warm-up from 0 to `lr`, then cosine to `min_lr`."""
 
     warmup_steps: CountOrZero = 0
-    # Step at which the cosine reaches `min_lr`. None: `train.steps`.
+    """Steps of the warm-up."""
     decay_steps: Count | None = None
+    """Step at which the cosine reaches `min_lr`. null: `train.steps`."""
 
 
 class ModuleRecomputeConfig(Section):
     """What of one module's activations is computed again in the backward pass instead of kept."""
 
-    # selective: the core attention; full: whole layers.
     granularity: Literal["none", "selective", "full"] = "none"
-    # With `full`: layers of each pipeline stage that are recomputed. None: all.
+    """`selective`: the core attention; `full`: whole layers."""
     num_layers: Count | None = None
+    """With `full`: layers of each pipeline stage that are recomputed. null: all."""
 
 
 class RecomputeConfig(Section):
@@ -246,38 +299,55 @@ class RecomputeConfig(Section):
 
 
 class TrainConfig(Section):
+    """How long, how much at a time, and with which optimizer."""
+
     steps: Count
-    # In sequences (packs where the stage packs).
+    """Optimizer steps of the run."""
     global_batch_size: Count
+    """Sequences per step (packs where the stage packs)."""
     micro_batch_size: Count = 1
+    """Sequences that a model replica takes at a time."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    # What counts equally in the loss: every trained token, every sample, or every sample by the
-    # square root of its trained tokens.
+    """Of activations and of the weights that they are computed with."""
     loss_weighting: Literal["token", "sample", "sqrt_length"] = "token"
+    """What counts equally in the loss: every trained token, every sample, or every sample by the
+    square root of its trained tokens."""
     seed: Seed = 1234
+    """Of random first weights, of prompts and of the order of samples."""
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
 
 
 class CheckpointConfig(Section):
-    # Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume.
+    """What to start from, and what to keep."""
+
     load: PathText | None = None
-    # Steps between checkpoints; one is always written at the end.
+    """Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume."""
     every: Count = 1000
-    # Newest checkpoints kept; None: all.
+    """Steps between checkpoints; one is always written at the end."""
     keep: Count | None = None
+    """Newest checkpoints kept; null: all."""
 
 
 class LogConfig(Section):
+    """What a run says about its training."""
+
     every: Count = 1
+    """Steps between lines on the terminal; `metrics.jsonl` has every step."""
     tensorboard: Switch = True
+    """Curves for TensorBoard, in the run's folder."""
     wandb_project: Name | None = None
+    """Project of Weights & Biases. null: none."""
 
 
 class RunSection(Section):
+    """The run's name and place."""
+
     name: Name
+    """What the run is called."""
     dir: PathText
+    """Folder of its checkpoints, index and logs."""
 
 
 class RunConfig(Section):
