@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from nvlm.errors import DataError
+from nvlm.errors import ConfigError, DataError
 from nvlm.failures import CANNOT_GO_ON, FAULT_OF_NVLM, INTERRUPTED, end, explain
 
 
@@ -110,7 +111,13 @@ def test_lines_and_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert capsys.readouterr().err == "error: shard \\x1b[2J\\nis broken\n"
     assert end(KeyboardInterrupt()) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
+    several = ConfigError("a.yaml: train.steps\n", "a.yaml: train.seed")
+    assert end(several) == CANNOT_GO_ON
+    assert capsys.readouterr().err == "error: a.yaml: train.steps\\n\nerror: a.yaml: train.seed\n"
+    assert str(pickle.loads(pickle.dumps(several))) == "a.yaml: train.steps\n; a.yaml: train.seed"
     monkeypatch.setenv("RANK", "3")
+    assert end(several) == CANNOT_GO_ON
+    assert capsys.readouterr().err.count(" [rank 3]\n") == 2
     assert end(KeyboardInterrupt()) == INTERRUPTED
     assert capsys.readouterr().err == ""
 
