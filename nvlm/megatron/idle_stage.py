@@ -1,10 +1,11 @@
 """The optimizer of a pipeline stage where nothing trains, as a checkpoint can hold it.
 
 What is wrong: Megatron-core 0.16.1 gives such a stage (the later ones, while the projector alone is
-trained) an empty `param_state`, which its checkpoints refuse or lose: a stage could not be resumed.
+trained) an empty `param_state`. An entry with tensors is taken apart before the rest of all ranks'
+states is compared, an empty one is not: every save warns that the ranks differ.
 What is done: the empty entry is left out.
-When the pin moves: what `sharded_state_dict` of an optimizer without parameters returns, and
-whether saving and loading it works.
+When the pin moves: what `sharded_state_dict` of an optimizer without parameters returns, and how
+`save_preprocess` in megatron/core/dist_checkpointing treats empty entries.
 """
 
 from __future__ import annotations
