@@ -10,24 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvlm.data.samples.kinds import KINDS
-from nvlm.data.samples.prompts import fill, load_prompt_pools
-from nvlm.data.samples.sample import IMAGE_MARK, SampleError
-from nvlm.data.samples.text_members import VIDEO_MARK, shown
+from nvlm.data.samples.sample import SampleError
+from nvlm.data.samples.text_members import shown
 from nvlm.importers.fields import Fields, is_nothing
 from nvlm.importers.image_files import FileFolder
-from nvlm.importers.marks import Number, read_marks, refuse_marks
-from nvlm.importers.media import (
-    Media,
-    Picture,
-    check_unread,
-    read_pictures,
-    refuse_named_files,
-    take_media,
-)
-from nvlm.importers.options import option_columns, right_option, take_options
+from nvlm.importers.image_order import add_marks, in_order_of_marks, one_video
+from nvlm.importers.marks import refuse_marks
+from nvlm.importers.media import Media, take_media
+from nvlm.importers.options import option_columns
+from nvlm.importers.pictures import Picture, read_pictures
+from nvlm.importers.questions import Found, take_answer, take_history, take_question
 from nvlm.importers.spellings import ID_FIELDS, SPELLINGS
 from nvlm.importers.tools import describe_tools
 from nvlm.importers.turns import Conversation, Index, Place, as_turns, read_turns
+from nvlm.importers.unread import check_unread, refuse_named_files
 
 _REGION_NAMES = {"text", "box", "quad"}
 
@@ -88,15 +84,15 @@ def normalise(
     else:
         _add_system(fields, conversation, main)
         places = conversation.places
-    pictures = _order(media, places)
-    clip = _one_video(media, conversation)
+    pictures = in_order_of_marks(media, places)
+    clip = one_video(media, conversation)
     if clip is None:
         check_unread(fields, folder, pictures)
     unused = media.unused + (conversation.unused if conversation else []) + fields.leave(main)
     if conversation is not None:
         if pictures and clip is not None:
             raise SampleError("video", "a video beside images; expected one alone")
-        _add_marks(conversation.messages, len(pictures), clip is not None)
+        add_marks(conversation.messages, len(pictures), clip is not None)
         content = {"messages": conversation.messages}
     return Normalised(common | content, pictures, clip, unused, weighted_by)
 
@@ -144,19 +140,15 @@ def _take_weight(fields: Fields) -> float:
     return weight
 
 
-# (the field that the sample is made of, its content, or its conversation)
-_Found = tuple[str, dict[str, Any], Conversation | None]
-
-
 def _take_content(
     fields: Fields, media: Media, folder: FileFolder | None, has_kind: bool
-) -> _Found | None:
+) -> Found | None:
     name, value = fields.take_one(SPELLINGS["conversation"])
     if name:
         turns = as_turns(value)
         if not isinstance(turns, list):
             raise SampleError("messages", f"{name} is {shown(value)}, expected a list of turns")
-        turns = _take_history(fields) + turns
+        turns = take_history(fields) + turns
         return name, {}, read_turns(turns, name, folder)
     if "parts" in fields:
         return "parts", {"parts": _take_parts(fields, media, folder)}, None
@@ -165,9 +157,9 @@ def _take_content(
         if isinstance(regions, list):
             regions = [_own(item, "regions.", _REGION_NAMES, media) for item in regions]
         return "regions", {"regions": regions}, None
-    question = _take_question(fields)
+    question = take_question(fields)
     if question is not None:
-        return _take_answer(fields, question, media, folder)
+        return take_answer(fields, question, media, folder)
     name, caption = fields.take_one(SPELLINGS["caption"])
     if name:
         if fields.look("text") == caption:
@@ -212,160 +204,8 @@ def _take_parts(fields: Fields, media: Media, folder: FileFolder | None) -> Any:
         else:
             places += read_pictures(image, "parts.image", folder, "image", media.unused)
         result.append({"image": len(places) - 1})
-    media.pictures = _order(media, places)
+    media.pictures = in_order_of_marks(media, places)
     return result
-
-
-def _take_question(fields: Fields) -> Any:
-    name, question = fields.take_one(SPELLINGS["question"])
-    extra = None
-    if "input" in fields and name in ("", "instruction", "prompt"):
-        extra = fields.take("input")
-    if question is None:
-        question, extra = extra, None
-    if question is None:
-        return None
-    if extra is not None:
-        question = _joined(question, extra, name or "input", "input")
-    for context in reversed(fields.found(SPELLINGS["context of a question"])):
-        question = _joined(fields.take(context), question, context, name or "input")
-    return question
-
-
-def _joined(first: Any, second: Any, first_name: str, second_name: str) -> str:
-    for name, text in ((first_name, first), (second_name, second)):
-        if not isinstance(text, str):
-            raise SampleError("text", f"{name} is {shown(text)}, expected text")
-    return f"{first}\n{second}"
-
-
-def _take_history(fields: Fields) -> list[Any]:
-    """Earlier turns: `[[question, answer], ...]`, or turns."""
-    if "history" not in fields:
-        return []
-    history = as_turns(fields.take("history"))
-    if not isinstance(history, list):
-        raise SampleError("messages", f"history is {shown(history)}, expected pairs of texts")
-    turns: list[Any] = []
-    for item in history:
-        if isinstance(item, list) and len(item) == 2:
-            turns += [{"role": "user", "content": item[0]}]
-            turns += [{"role": "assistant", "content": item[1]}]
-        elif isinstance(item, dict):
-            turns.append(item)
-        else:
-            raise SampleError("messages", f"history has {shown(item)}, expected pairs of texts")
-    return turns
-
-
-def _take_answer(fields: Fields, question: Any, media: Media, folder: FileFolder | None) -> _Found:
-    """A question with what answers it: a vqa, a multiple_choice, or a conversation."""
-    is_chat = isinstance(question, list)
-    options_name, options, labels = ("", [], []) if is_chat else take_options(fields)
-    if options:
-        correct = right_option(fields, options_name, options, labels)
-        if "solution" in fields:  # says why
-            media.unused.append(fields.name("solution"))
-            fields.take("solution")
-        content = {"question": question, "choices": options, "correct": correct}
-        if not _needs_turns(fields, [question, *options]):
-            return "question", _without_leading_marks(content, media), None
-        lines = "\n".join(f"{chr(65 + i)}. {text}" for i, text in enumerate(options))
-        prompt = load_prompt_pools(None)["multiple_choice"][0]
-        question = fill(prompt, {"question": str(question), "choices": lines})
-        answer: Any = chr(65 + correct)
-    else:
-        name, answers = _take_answers(fields)
-        if not is_chat and not _needs_turns(fields, [question]):
-            content = {"question": question, "answers": _answer_texts(answers, name, media)}
-            if "answer_weights" in fields:
-                content["answer_weights"] = fields.take("answer_weights")
-            return "question", _without_leading_marks(content, media), None
-        answer = answers
-        if isinstance(answers, list) and not is_chat:
-            if len(answers) != 1:
-                raise SampleError(
-                    "fields",
-                    f"{name} has {len(answers)} answers, which do not go with turns before the "
-                    "question or marks in it; keep one",
-                )
-            answer = _answer_texts(answers, name, media)[0]
-    asked = question if is_chat else [{"role": "user", "content": question}]
-    said = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    turns = [*_take_history(fields), *asked, *said]
-    return "question", {}, read_turns(turns, "question", folder)
-
-
-def _needs_turns(fields: Fields, texts: list[Any]) -> bool:
-    """Whether a question is to be stored as a conversation: it does not stand alone."""
-    if fields.found(("history", *SPELLINGS["tools"])):
-        return True
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            continue
-        written, images = read_marks(text, "question")
-        if VIDEO_MARK in written or any(image is not None for image in images):
-            return True
-        rest = written.lstrip().removeprefix(IMAGE_MARK)
-        while rest.lstrip().startswith(IMAGE_MARK):
-            rest = rest.lstrip().removeprefix(IMAGE_MARK)
-        if IMAGE_MARK in rest or (number and images):
-            return True
-    return False
-
-
-def _without_leading_marks(content: dict[str, Any], media: Media) -> dict[str, Any]:
-    """Marks before a question say what is so anyway: images come first."""
-    question = content["question"]
-    if not isinstance(question, str):
-        return content
-    question, images = read_marks(question, "question")
-    if images:
-        if len(images) != len(media.pictures):
-            raise SampleError(
-                "image_count",
-                f"{len(images)} marks in the question for {len(media.pictures)} images",
-            )
-        question = question.replace(IMAGE_MARK, "").strip()
-    return content | {"question": question}
-
-
-def _take_answers(fields: Fields) -> tuple[str, Any]:
-    """The one field with answers; others must say the same, or be one of several answers."""
-    found = fields.found(SPELLINGS["answer"])
-    if not found:
-        raise SampleError("fields", f"a question without an answer; it has {fields.describe()}")
-    main = found[0]
-    name, value = fields.name(main), fields.take(main)
-    many = value if isinstance(value, list) else [value]
-    for other in found[1:]:
-        if fields.look(other) == value or fields.look(other) in [_answer_of(item) for item in many]:
-            fields.take(other)
-    return name, value
-
-
-def _answer_of(item: Any) -> Any:
-    return item.get("answer", item.get("text")) if isinstance(item, dict) else item
-
-
-def _answer_texts(value: Any, name: str, media: Media) -> list[Any]:
-    """Answers as texts; VQAv2's are objects `{"answer": TEXT, ...}`, SQuAD's one with lists."""
-    if isinstance(value, dict) and isinstance(value.get("text"), list):
-        media.unused += [f"{name}.{other}" for other in value if other != "text"]
-        return value["text"]
-    texts = []
-    unused: dict[str, None] = {}
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict) and ("answer" in item or "text" in item):
-            own = Fields(item, f"{name}.")
-            own.refuse()
-            text = own.take_one(("answer", "text"))[1]
-            unused |= dict.fromkeys(own.leave(f"the answers in {name}"))
-            texts.append(text)
-        else:
-            texts.append(item)
-    media.unused += unused
-    return texts
 
 
 def _add_system(fields: Fields, conversation: Conversation, main: str) -> None:
@@ -399,88 +239,3 @@ def _refuse_marks(content: dict[str, Any], folder: FileFolder | None) -> None:
             refuse_marks(text, name)
             if isinstance(text, str):
                 refuse_named_files(text, name, folder)
-
-
-def _order(media: Media, places: list[Place]) -> list[Picture]:
-    """The images in the order of their marks."""
-    own = [place for place in places if isinstance(place, Picture)]
-    asked = [place for place in places if isinstance(place, (Index, Number))]
-    if not own and not asked:
-        _check_numbers(media)
-        return media.pictures
-    if len(own) not in (0, len(places)) or len(asked) not in (0, len(places)):
-        raise SampleError(
-            "image_count", "some marks say which image they stand for, and others do not"
-        )
-    if own:
-        if media.pictures and sorted(map(_identity, own)) != sorted(map(_identity, media.pictures)):
-            raise SampleError(
-                "image_count", "the sample names other images than its turns do; keep one of them"
-            )
-        return own
-    wanted = [_place_of(place, asked, media) for place in asked]
-    if sorted(wanted) != list(range(len(media.pictures))):
-        raise SampleError(
-            "image_count",
-            f"marks ask for images {', '.join(map(str, map(_shown_place, asked)))} of "
-            f"{len(media.pictures)}; each image is asked for once",
-        )
-    return [media.pictures[place] for place in wanted]
-
-
-def _check_numbers(media: Media) -> None:
-    numbers = media.numbers
-    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise SampleError(
-            "image_count", f"images are numbered {', '.join(map(str, numbers))}: one is left out"
-        )
-
-
-def _identity(picture: Picture) -> tuple[str, bytes]:
-    return str(picture.path), picture.data or b""
-
-
-def _shown_place(place: Index | Number) -> int:
-    return place.index if isinstance(place, Index) else place.number
-
-
-def _place_of(place: Index | Number, asked: list[Any], media: Media) -> int:
-    """Where in the list of images a mark's image is, from 0; -1: nowhere."""
-    if isinstance(place, Index):
-        return place.index
-    numbers = media.numbers
-    if numbers is None:
-        first = min(p.number for p in asked if isinstance(p, Number))
-        numbers = list(range(min(first, 1), min(first, 1) + len(media.pictures)))
-    return numbers.index(place.number) if place.number in numbers else -1
-
-
-def _one_video(media: Media, conversation: Conversation | None) -> Picture | None:
-    videos = conversation.videos if conversation is not None else []
-    if media.video is not None and videos and _identity(media.video) == _identity(videos[0]):
-        videos = videos[1:]
-    found = [video for video in (media.video, *videos) if video is not None]
-    if len(found) > 1:
-        raise SampleError("video", f"{len(found)} videos; expected one alone")
-    return found[0] if found else None
-
-
-def _add_marks(messages: list[dict[str, Any]], num_images: int, has_video: bool) -> None:
-    texts = [m["content"] for m in messages if isinstance(m["content"], str)]
-    marks = ""
-    if num_images and not any(IMAGE_MARK in text for text in texts):
-        if any("<img>" in text.lower() for text in texts):
-            raise SampleError("image_mark", "the mark <img> is not known; write <image>")
-        marks = f"{IMAGE_MARK}\n" * num_images
-    if has_video and not any(VIDEO_MARK in text for text in texts):
-        if num_images == 0 and sum(text.count(IMAGE_MARK) for text in texts) == 1:
-            # LLaVA's video data marks videos as images.
-            for message in messages:
-                if isinstance(message["content"], str):
-                    message["content"] = message["content"].replace(IMAGE_MARK, VIDEO_MARK)
-        else:
-            marks += f"{VIDEO_MARK}\n"
-    for message in messages:
-        if message["role"] == "user" and isinstance(message["content"], str):
-            message["content"] = marks + message["content"]
-            return

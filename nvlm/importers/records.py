@@ -18,8 +18,8 @@ from nvlm.data.samples.text_members import shown
 from nvlm.data.shards.regular_files import MAX_IMAGE_BYTES, MAX_VIDEO_BYTES, read_regular_file
 from nvlm.data.shards.shard import MAX_TEXT_BYTES
 from nvlm.importers.image_files import FileFolder
-from nvlm.importers.media import Picture, video_type
 from nvlm.importers.normalise import normalise
+from nvlm.importers.pictures import Picture, video_type
 from nvlm.importers.spellings import ID_FIELDS
 
 _NOT_IN_KEYS = re.compile(r"[^\w/-]+")

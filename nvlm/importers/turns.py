@@ -10,7 +10,7 @@ from nvlm.data.samples.text_members import VIDEO_MARK, shown
 from nvlm.importers.fields import Fields, is_nothing
 from nvlm.importers.image_files import FileFolder
 from nvlm.importers.marks import Name, Number, read_marks
-from nvlm.importers.media import Picture, read_pictures, refuse_named_files
+from nvlm.importers.pictures import Picture, read_pictures
 from nvlm.importers.spellings import (
     CONTENT_FIELDS,
     IMAGES,
@@ -22,6 +22,7 @@ from nvlm.importers.spellings import (
     plain,
 )
 from nvlm.importers.tools import read_json, write_calls, write_result
+from nvlm.importers.unread import refuse_named_files
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
