@@ -19,8 +19,8 @@ from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import sample_request
 from nvlm.data.loading.reader import MicroBatchReader
+from nvlm.data.order.draws import Draw
 from nvlm.data.order.planner import Planner
-from nvlm.data.order.windows import Draw
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.data.text.tile_tags import Grid, TagStyle

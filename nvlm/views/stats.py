@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.collate import loss_divisor
+from nvlm.data.order.draws import Pack, PlannedDraws
 from nvlm.data.order.planner import Planner
-from nvlm.data.order.windows import Draw, Pack
 from nvlm.printing import new_console, say
 from nvlm.tables import print_table
 
@@ -119,7 +117,7 @@ class _Counts:
     def add_steps(self, num_steps: int, max_draws: int) -> bool:
         """Whether the data ended before so many steps or draws."""
         last_draw = self.num_draws + max_draws
-        drawn: list[Draw] = []
+        drawn: list[PlannedDraws] = []
         has_ended = False
         for _ in range(num_steps):
             step = self._planner.next_step()
@@ -127,53 +125,48 @@ class _Counts:
                 has_ended = True
                 break
             self._add_step(step)
-            drawn += [draw for pack in step for draw in pack.draws + pack.dropped]
+            drawn += [draws for pack in step for draws in (pack.draws, pack.dropped)]
             if self.num_draws >= last_draw:
                 break
-        self._add_draws(drawn)
+        if drawn:
+            self._add_draws(PlannedDraws.concat(drawn))
         return has_ended
 
     def _add_step(self, step: list[Pack]) -> None:
         self.num_steps += 1
         self.num_draws += sum(len(pack.draws) + len(pack.dropped) for pack in step)
-        self._num_tokens += sum(draw.length for pack in step for draw in pack.draws)
+        self._num_tokens += sum(int(pack.draws.length.sum()) for pack in step)
         costs = [self._planner.cost(pack) for pack in step]
         for data_size, ratios in self._ratios.items():
             size = len(costs) // data_size
             ranks = [sum(costs[start : start + size]) for start in range(0, len(costs), size)]
             ratios.append(max(ranks) * data_size / sum(ranks))
 
-    def _add_draws(self, draws: list[Draw]) -> None:
-        # Draws with the numbers of their sources first; columns are named as their fields.
-        values = np.array(draws, np.int64).reshape(-1, len(Draw._fields))
+    def _add_draws(self, draws: PlannedDraws) -> None:
         for number in range(len(self._sources)):
-            columns = values[values[:, 0] == number].T
-            self._add_source(number, dict(zip(Draw._fields, columns, strict=True)))
+            self._add_source(number, draws.take(draws.source == number))
 
-    def _add_source(self, number: int, draws: dict[str, NDArray[np.int64]]) -> None:
+    def _add_source(self, number: int, draws: PlannedDraws) -> None:
         stats, source = self._sources[number], self._planner.sources[number]
-        lengths, fits = draws["length"], draws["fits"] == 1
-        tokens = source.account(
-            draws["row"], draws["variant"], draws["max_num_tiles"], draws["num_turns"], lengths
-        )
-        num_tiles = int(draws["num_tiles"][fits].sum())
+        tokens, fits = source.account(draws), draws.fits
+        num_tiles = int(draws.num_tiles[fits].sum())
         image_tokens = num_tiles * self._config.model.vision.num_tokens_per_tile
         stats.samples += int(fits.sum())
         stats.images += int(tokens.num_images[fits].sum())
         stats.tiles += num_tiles
         stats.image_tokens += image_tokens
-        stats.text_tokens += int(lengths[fits].sum()) - image_tokens
+        stats.text_tokens += int(draws.length[fits].sum()) - image_tokens
         stats.trained_tokens += int(tokens.num_trained[fits].sum())
-        stats.shortened_tiles += int(draws["shortened_tiles"].sum())
+        stats.shortened_tiles += int(draws.shortened_tiles.sum())
         stats.shortened_tiles_tokens += int(tokens.lost_tiles[fits].sum())
-        stats.cut_turns += int(draws["cut_turns"].sum())
+        stats.cut_turns += int(draws.cut_turns.sum())
         stats.cut_turns_tokens += int(tokens.lost_turns[fits].sum())
         stats.dropped += int((~fits).sum())
-        whole = lengths + tokens.lost_tiles + tokens.lost_turns
+        whole = draws.length + tokens.lost_tiles + tokens.lost_turns
         stats.dropped_tokens += int(whole[~fits].sum())
         trained = tokens.num_trained[fits]
         weights = trained / loss_divisor(trained, self._config.train.loss_weighting)
-        weights = weights * source.index.loss_weight[draws["row"][fits]]
+        weights = weights * source.index.loss_weight[draws.row[fits]]
         self._loss_weights[number] += source.settings.loss_weight * float(weights.sum())
 
     def result(self, num_steps: int, num_drawn: list[int] | None = None) -> BlendStats:

@@ -17,8 +17,8 @@ from nvlm.data.index.source_index import open_indexes
 from nvlm.data.index.stored import decode_images
 from nvlm.data.loading.loader import sample_request
 from nvlm.data.loading.reader import MicroBatchReader
+from nvlm.data.order.draws import Draws
 from nvlm.data.order.lengths import PlannedSource
-from nvlm.data.order.windows import Draw
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import SampleEncoder, prepare_prompt
 from nvlm.evaluate.fit import fit_question
@@ -122,26 +122,11 @@ def _trained(config, encoder):
         reader = MicroBatchReader(config, encoder, {index.source: index.parser})
         rows = np.arange(len(index))
         for epoch in range(2000):
-            plans = source.plan(rows, np.full_like(rows, epoch))
-            for row in rows.tolist():
-                identity = index.source, index.key(row)
-                if identity in found or plans.variants[row]:
+            for draw in source.plan(Draws.of_source(number, rows, np.full_like(rows, epoch))):
+                identity = index.source, index.key(draw.row)
+                if identity in found or draw.variant:
                     continue
-                assert plans.fits[row] and not plans.cut_turns[row]
-                draw = Draw(
-                    source=number,
-                    row=row,
-                    epoch=epoch,
-                    age=0,
-                    length=int(plans.lengths[row]),
-                    num_tiles=int(plans.num_tiles[row]),
-                    max_num_tiles=int(plans.max_num_tiles[row]),
-                    num_turns=int(plans.num_turns[row]),
-                    variant=0,
-                    fits=True,
-                    shortened_tiles=bool(plans.shortened_tiles[row]),
-                    cut_turns=False,
-                )
+                assert draw.fits and not draw.cut_turns
                 found[identity] = draw, *reader.read_sample(sample_request(source, draw))
             if sum(name == index.source for name, _ in found) == len(index):
                 break

@@ -21,8 +21,8 @@ from nvlm.config.schema import SourceConfig
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading.loader import sample_request
 from nvlm.data.loading.reader import MicroBatchReader
+from nvlm.data.order.draws import Draws
 from nvlm.data.order.lengths import PlannedSource
-from nvlm.data.order.windows import Draw
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.importers import spellings
@@ -834,7 +834,7 @@ def test_masks_systems_and_tools_are_trained_as_they_say(tmp_path: Path, make_co
     (index,) = open_indexes(config, encoder)
     assert [index.key(row) for row in range(2)] == ["mask", "tool"]
     source = PlannedSource(config, SourceConfig(), index)
-    plans = source.plan(np.arange(2), np.zeros(2, np.int64))
+    plans = source.plan(Draws.of_source(0, np.arange(2), np.zeros(2, np.int64)))
     reader = MicroBatchReader(config, encoder, {index.source: index.parser})
     expected = [
         ([("system", "S"), ("user", "q"), ("assistant", "No."), ("user", "again"),
@@ -845,10 +845,8 @@ def test_masks_systems_and_tools_are_trained_as_they_say(tmp_path: Path, make_co
     ]  # fmt: skip
     token = encoder.tokenizer
     end = [token.end_id, *token.encode("\n")]
-    for row, (turns, trained, weight) in enumerate(expected):
-        values = [int(getattr(plans, name)[row]) for name in
-                  ("lengths", "num_tiles", "max_num_tiles", "num_turns", "variants")]  # fmt: skip
-        request = sample_request(source, Draw(0, row, 0, 0, *values, True, False, False))
+    for draw, (turns, trained, weight) in zip(plans, expected, strict=True):
+        request = sample_request(source, draw)
         assert request.loss_weight == weight
         encoded, _ = reader.read_sample(request)
         tokens = []

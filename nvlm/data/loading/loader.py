@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -21,9 +22,9 @@ from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex
 from nvlm.data.loading.ahead import one_ahead
 from nvlm.data.loading.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
+from nvlm.data.order.draws import Draw, Pack, PlannedDraws
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.order.planner import Planner
-from nvlm.data.order.windows import Draw, Pack
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.failures import explain
@@ -140,14 +141,18 @@ class Loader:
                 ]
 
     def _count_shortened(self, packs: list[Pack]) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for pack in packs:
-            for draw in pack.draws:
-                name = self._planner.sources[draw.source].index.source
-                if draw.shortened_tiles:
-                    counts[f"shortened_tiles/{name}"] += 1
-                if draw.cut_turns:
-                    counts[f"cut_turns/{name}"] += 1
+        draws = PlannedDraws.concat([pack.draws for pack in packs])
+        num_sources = len(self._planner.sources)
+        counts = {
+            f"{what}/{source.index.source}": int(number)
+            for what in ("shortened_tiles", "cut_turns")
+            for source, number in zip(
+                self._planner.sources,
+                np.bincount(draws.source[getattr(draws, what)], minlength=num_sources),
+                strict=True,
+            )
+            if number
+        }
         return dict(sorted(counts.items()))
 
 

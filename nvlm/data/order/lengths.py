@@ -24,25 +24,12 @@ from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.images.tiling import choose_grids
 from nvlm.data.index.build import hash_key
 from nvlm.data.index.source_index import SourceIndex
+from nvlm.data.order.draws import Draws, PlannedDraws
 from nvlm.data.text.tile_tags import Grid
 
 
 @dataclass(frozen=True)
-class RowPlans:
-    """Plans of n draws; every field is an array [n]."""
-
-    lengths: NDArray[np.int64]  # tokens
-    num_tiles: NDArray[np.int64]  # tiles of all images
-    max_num_tiles: NDArray[np.int64]  # most tiles per image; fewer than the source's if too long
-    num_turns: NDArray[np.int64]  # turns kept: a question and its answer, or a document's part
-    variants: NDArray[np.int64]  # which of the sample's prompts and answers is used
-    fits: NDArray[np.bool_]  # False: leave the sample out, reason `too_long`
-    shortened_tiles: NDArray[np.bool_]  # fits with fewer tiles than it would have
-    cut_turns: NDArray[np.bool_]  # fits without its last turns
-
-
-@dataclass(frozen=True)
-class RowTokens:
+class DrawTokens:
     """What becomes of the tokens of n planned draws; every field is an array [n]."""
 
     num_images: NDArray[np.int64]  # kept
@@ -67,9 +54,10 @@ class PlannedSource:
         for (columns, rows), tokens in index.tag_lengths.items():
             self._later_tags[columns, rows] = tokens
 
-    def plan(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> RowPlans:
-        """Plans of the draws of `rows` [n] in their source's passes `epochs` [n], from 0."""
-        variants, first_turns = self._choose(rows, epochs)
+    def plan(self, draws: Draws) -> PlannedDraws:
+        """The same draws, which are of this source, with their plans."""
+        rows = draws.row
+        variants, first_turns = self._choose(rows, draws.epoch)
         all_turns = self.index.turn_starts[rows + 1] - self.index.turn_starts[rows]
         num_turns = all_turns.copy()
         max_num_tiles = np.zeros_like(rows)
@@ -96,29 +84,24 @@ class PlannedSource:
             has_trained[pending] = self._count_trained(rows[pending], num_turns[pending]) > 0
         fits = has_trained & ~self._too_long(lengths, num_tiles)
         has_images = self.index.image_starts[rows + 1] > self.index.image_starts[rows]
-        return RowPlans(
-            lengths=lengths,
+        return PlannedDraws(
+            **vars(draws),
+            length=lengths,
             num_tiles=num_tiles,
             max_num_tiles=max_num_tiles,
             num_turns=num_turns,
-            variants=variants,
+            variant=variants,
             fits=fits,
             shortened_tiles=fits & has_images & (max_num_tiles < self.max_num_tiles),
             cut_turns=fits & (num_turns < all_turns),
         )
 
-    def account(
-        self,
-        rows: NDArray[np.int64],
-        variants: NDArray[np.int64],
-        max_num_tiles: NDArray[np.int64],
-        num_turns: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-    ) -> RowTokens:
-        """What n planned draws keep, train and lose, for statistics; arguments are their plans."""
+    def account(self, draws: PlannedDraws) -> DrawTokens:
+        """What planned draws of this source keep, train and lose, for statistics."""
+        rows, num_turns, max_num_tiles = draws.row, draws.num_turns, draws.max_num_tiles
         index = self.index
         has_choices = index.choice_starts[rows + 1] > index.choice_starts[rows]
-        choices = np.where(has_choices, index.choice_starts[rows] + variants, 0)
+        choices = np.where(has_choices, index.choice_starts[rows] + draws.variant, 0)
         starts = index.turn_starts[rows]
         kept = _ranges(starts, starts + num_turns)
         owner = np.repeat(np.arange(len(rows)), num_turns)
@@ -134,11 +117,11 @@ class PlannedSource:
             tokens, _, ends = self._accumulate(rows, first_turns, limit)
             whole = tokens[ends] if limit == self.max_num_tiles else whole
             shortened = np.where(max_num_tiles == limit, tokens[ends], shortened)
-        return RowTokens(
+        return DrawTokens(
             num_images=_sums(index.turn_images[kept], owner, len(rows)),
             num_trained=num_trained,
             lost_tiles=whole - shortened,
-            lost_turns=shortened - lengths,
+            lost_turns=shortened - draws.length,
         )
 
     def grids(self, row: int, max_num_tiles: int, num_turns: int) -> list[Grid]:

@@ -7,7 +7,9 @@ of a window are repacked with the next. benchmarks/packing.py measures what stay
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 # Packs with less room than this are not worth another window.
 _FULL_SHARE = 0.98
@@ -19,19 +21,26 @@ _MAX_AGE = 16
 
 
 def pack_samples(
-    lengths: Sequence[int], num_tiles: Sequence[int], max_tokens: int, max_tiles: int | None
+    lengths: ArrayLike, num_tiles: ArrayLike, max_tokens: int, max_tiles: int | None
 ) -> list[list[int]]:
     """Packs of sample numbers; each fits `max_tokens` tokens and `max_tiles` tiles.
 
     Samples go, longest first, where the fewest tokens would stay free. Equal lengths keep their
     order, so the result is a function of the arguments alone. Within a pack numbers ascend.
+
+    Args:
+        lengths: [n] tokens of each sample.
+        num_tiles: [n] tiles of each sample.
     """
+    longest_first = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
+    # The loop below looks at one number at a time, for which lists are several times faster.
+    lengths, num_tiles = np.asarray(lengths).tolist(), np.asarray(num_tiles).tolist()
     if max_tiles is None:
         max_tiles = sum(num_tiles)
     packs: list[list[int]] = []
     free_tiles: list[int] = []
     room: list[tuple[int, int]] = []  # (free tokens, pack), ascending
-    for sample in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for sample in longest_first:
         length, tiles = lengths[sample], num_tiles[sample]
         assert length <= max_tokens and tiles <= max_tiles, "too long samples are dropped earlier"
         place = bisect_left(room, (length, 0))
@@ -51,8 +60,8 @@ def pack_samples(
 
 def choose_carried(
     packs: list[list[int]],
-    lengths: Sequence[int],
-    ages: Sequence[int],
+    lengths: ArrayLike,
+    ages: ArrayLike,
     max_tokens: int,
     window_size: int,
 ) -> set[int]:
@@ -60,9 +69,10 @@ def choose_carried(
 
     Args:
         packs: of `pack_samples`.
-        lengths: tokens of each sample.
-        ages: windows that each sample has been carried over already.
+        lengths: [n] tokens of each sample.
+        ages: [n] windows that each sample has been carried over already.
     """
+    lengths, ages = np.asarray(lengths).tolist(), np.asarray(ages).tolist()
     most = min(_MAX_CARRIED, round(_MAX_CARRIED_SHARE * window_size))
     filled = sorted((sum(lengths[i] for i in pack), number) for number, pack in enumerate(packs))
     carried: set[int] = set()

@@ -14,9 +14,10 @@ from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.order.balance import CostWeights, deal_out, num_steps_together
+from nvlm.data.order.draws import Draw, Pack
 from nvlm.data.order.fingerprint import check_same, data_fingerprint, differences
 from nvlm.data.order.lengths import PlannedSource
-from nvlm.data.order.windows import Draw, Pack, PackStream
+from nvlm.data.order.windows import PackStream
 
 
 class Planner:
@@ -116,8 +117,8 @@ class Planner:
     def cost(self, pack: Pack) -> int:
         """What training on a pack computes; see balance.py."""
         return self._costs.cost(
-            [draw.length for draw in pack.draws],
-            sum(draw.num_tiles for draw in pack.draws),
+            pack.draws.length.tolist(),
+            int(pack.draws.num_tiles.sum()),
             self._config.stage.sequence_length,
         )
 
@@ -143,7 +144,8 @@ class Planner:
             starts = range(0, len(packs), batch)
             numbers = [list(range(len(packs)))[start : start + batch] for start in starts]
         steps = [[packs[i] for i in step] for step in numbers]
-        self._steps = [step + [Pack()] * (batch - len(step)) for step in steps]
+        # The last step of the data is filled up with empty packs.
+        self._steps = [step + [step[0].emptied()] * (batch - len(step)) for step in steps]
 
     def _plan_ahead(self, num_packs: int) -> None:
         """Plan windows until so many packs stand ready for the next group, or data have ended."""

@@ -12,44 +12,21 @@ samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import itertools
+from typing import TypeVar
 
 import numpy as np
 
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.data.order.blend import Blend
+from nvlm.data.order.draws import Draw, Draws, Integers, Pack, PlannedDraws, Window, no_draws
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.order.packing import choose_carried, pack_samples
 from nvlm.data.order.permutation import SampleOrder, shuffled
 from nvlm.errors import DataError
 
-
-class Draw(NamedTuple):
-    """One use of one sample, as planned."""
-
-    source: int  # index into the stream's sources
-    row: int  # of the source's index
-    epoch: int  # pass over the source, from 0
-    age: int  # windows that it was carried over
-    length: int  # tokens
-    num_tiles: int  # of all images
-    max_num_tiles: int  # most tiles per image
-    num_turns: int  # turns kept
-    variant: int  # which prompt and answer
-    fits: bool
-    shortened_tiles: bool
-    cut_turns: bool
-
-
-@dataclass(frozen=True)
-class Pack:
-    """The samples of a sequence, in their order in it."""
-
-    draws: list[Draw] = field(default_factory=list)
-    # Drawn with them, but too long for any sequence.
-    dropped: list[Draw] = field(default_factory=list)
+AnyDraws = TypeVar("AnyDraws", bound=Draws)
 
 
 class PackStream:
@@ -77,7 +54,7 @@ class PackStream:
             for source in sources
         ]
         self._number = 0
-        self._carried: list[tuple[int, int, int, int]] = []  # (source, row, epoch, age)
+        self._carried = no_draws()
 
     @property
     def num_drawn(self) -> list[int]:
@@ -91,104 +68,90 @@ class PackStream:
             DataError: none of a whole window's samples fits a sequence.
         """
         drawn = self._draw()
-        if not drawn and not self._carried:
-            return None
         is_last = len(drawn) < self._config.data.packing_window
-        planned = self._plan(self._carried + drawn)
-        draws = [draw for draw in planned if draw.fits]
-        dropped = [draw for draw in planned if not draw.fits]
-        if not draws and (not is_last or self._number == 0):
+        drawn = Draws.concat([self._carried, drawn])
+        if len(drawn) == 0:
+            return None
+        planned = self._plan(drawn)
+        fitting, dropped = planned.take(planned.fits), planned.take(~planned.fits)
+        if len(fitting) == 0 and (not is_last or self._number == 0):
             raise DataError(self._nothing_fits(dropped))
-        packs = self._pack(draws, is_last) if draws else [Pack()]
-        for number, draw in enumerate(dropped):
-            packs[number % len(packs)].dropped.append(draw)
+        packed, starts = self._pack(fitting, is_last)
         self._number += 1
-        return packs
+        return Window(packed, starts, dropped).packs()
 
     def state(self) -> dict:
         """Where the next window starts. JSON values only."""
         return {
             "number": self._number,
             "blend": self._blend.state(),
-            "carried": [list(draw) for draw in self._carried],
+            # [source, row, pass, age] of each.
+            "carried": np.stack(
+                [self._carried.source, self._carried.row, self._carried.epoch, self._carried.age],
+                axis=1,
+            ).tolist(),
         }
 
     def load_state(self, state: dict) -> None:
         self._number = state["number"]
         self._blend.load_state(state["blend"])
-        self._carried = [tuple(draw) for draw in state["carried"]]
+        source, row, epoch, age = np.array(state["carried"], np.int64).reshape(-1, 4).T
+        self._carried = Draws(source=source, row=row, epoch=epoch, age=age)
 
     def start_behind(self, num_drawn: list[int]) -> None:
         """Start with so many draws per source done, and nothing else."""
-        self._number, self._carried = 0, []
+        self._number, self._carried = 0, no_draws()
         self._blend.start_behind(num_drawn)
 
     def place(self, num_draws: int) -> None:
         """Go to about where `num_draws` draws end; see `Blend.place`."""
         self._number = num_draws // self._config.data.packing_window
         self._blend.place(num_draws)
-        self._carried = []
+        self._carried = no_draws()
 
-    def _draw(self) -> list[tuple[int, int, int, int]]:
+    def _draw(self) -> Draws:
         """The next window's draws, fewer than a window where the data end."""
         before = self._blend.num_drawn
-        numbers = []
-        while len(numbers) < self._config.data.packing_window:
-            number = self._blend.draw()
-            if number is None:
-                break
-            numbers.append(number)
+        drawn = itertools.islice(iter(self._blend.draw, None), self._config.data.packing_window)
+        sources = np.array(list(drawn), np.int64)
         after = self._blend.num_drawn
-        of_source = [
-            zip(*(part.tolist() for part in order.rows(first, last)), strict=True)
-            for order, first, last in zip(self._orders, before, after, strict=True)
-        ]
-        drawn = []
-        for number in numbers:
-            row, epoch = next(of_source[number])
-            drawn.append((number, row, epoch, 0))
-        return drawn
-
-    def _plan(self, drawn: list[tuple[int, int, int, int]]) -> list[Draw]:
-        sources, rows, epochs, ages = np.array(drawn, np.int64).reshape(-1, 4).T
-        planned: list[Draw | None] = [None] * len(drawn)
-        for number in np.unique(sources).tolist():
-            places = np.flatnonzero(sources == number)
-            plans = self.sources[number].plan(rows[places], epochs[places])
-            values = zip(
-                places.tolist(),
-                rows[places].tolist(),
-                epochs[places].tolist(),
-                ages[places].tolist(),
-                *(getattr(plans, name).tolist() for name in _PLAN_FIELDS),
-                strict=True,
+        by_source = [
+            Draws.of_source(number, *order.rows(first, last))
+            for number, (order, first, last) in enumerate(
+                zip(self._orders, before, after, strict=True)
             )
-            for place, *fields in values:
-                planned[place] = Draw(number, *fields)
-        return planned  # type: ignore[return-value]
+        ]
+        return _spread(by_source, np.argsort(sources, kind="stable"))
 
-    def _pack(self, draws: list[Draw], is_last: bool) -> list[Pack]:
-        stage = self._config.stage
-        if not stage.packing:
-            self._carried = []
-            return [Pack([draw]) for draw in draws]
-        lengths = [draw.length for draw in draws]
-        num_tiles = [draw.num_tiles for draw in draws]
+    def _plan(self, drawn: Draws) -> PlannedDraws:
+        by_source = np.argsort(drawn.source, kind="stable")
+        planned = [
+            self.sources[number].plan(drawn.take(drawn.source == number))
+            for number in np.unique(drawn.source).tolist()
+        ]
+        return _spread(planned, by_source)
+
+    def _pack(self, draws: PlannedDraws, is_last: bool) -> tuple[PlannedDraws, list[int]]:
+        """(draws of the packs that go out, their starts); the others' samples are carried over.
+
+        At least one pack goes out, an empty one where there are no draws.
+        """
+        stage, window = self._config.stage, self._config.data.packing_window
+        self._carried = no_draws()
+        if not stage.packing or len(draws) == 0:
+            return draws, [*range(max(1, len(draws))), len(draws)]
         packs = pack_samples(
-            lengths, num_tiles, stage.sequence_length, stage.max_tiles_per_sequence
+            draws.length, draws.num_tiles, stage.sequence_length, stage.max_tiles_per_sequence
         )
         carried: set[int] = set()
         if not is_last:
-            ages = [draw.age for draw in draws]
-            window = self._config.data.packing_window
-            carried = choose_carried(packs, lengths, ages, stage.sequence_length, window)
-        samples = sorted(i for number in carried for i in packs[number])
-        self._carried = [
-            (draws[i].source, draws[i].row, draws[i].epoch, draws[i].age + 1) for i in samples
-        ]
+            carried = choose_carried(packs, draws.length, draws.age, stage.sequence_length, window)
+        left = draws.take(sorted(i for number in carried for i in packs[number]))
+        self._carried = Draws(left.source, left.row, left.epoch, left.age + 1)
         out = [pack for number, pack in enumerate(packs) if number not in carried]
-        order = shuffled(len(out), self._config.train.seed, "window", self._number)
-        return [Pack([draws[i] for i in out[number]]) for number in order.tolist()]
+        order = shuffled(len(out), self._config.train.seed, "window", self._number).tolist()
+        starts = [0, *itertools.accumulate(len(out[number]) for number in order)]
+        return draws.take([sample for number in order for sample in out[number]]), starts
 
     def skipped(self, draw: Draw) -> SkippedSample:
         """A dropped draw, as the user reads it."""
@@ -201,24 +164,21 @@ class PackStream:
             source.too_long(draw.row, draw.length, draw.num_tiles),
         )
 
-    def _nothing_fits(self, dropped: list[Draw]) -> str:
-        first = self.skipped(dropped[0])
+    def _nothing_fits(self, dropped: PlannedDraws) -> str:
+        first = self.skipped(next(iter(dropped)))
         return (
             f"none of {len(dropped)} samples drawn in a row fits a sequence; the first, "
             f"{first.source} {first.shard} {first.key}: {first.detail}"
         )
 
 
-_PLAN_FIELDS = (
-    "lengths",
-    "num_tiles",
-    "max_num_tiles",
-    "num_turns",
-    "variants",
-    "fits",
-    "shortened_tiles",
-    "cut_turns",
-)
+def _spread(parts: list[AnyDraws], by_part: Integers) -> AnyDraws:
+    """The draws of all parts in the order of the window.
+
+    Args:
+        by_part: [n] places in the window of the parts' draws, one part after another.
+    """
+    return type(parts[0]).concat(parts).take(np.argsort(by_part))
 
 
 def _nothing_in(source: PlannedSource) -> str:

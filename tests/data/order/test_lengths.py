@@ -20,8 +20,8 @@ from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import sample_request
 from nvlm.data.loading.reader import MicroBatchReader, unpack
-from nvlm.data.order.lengths import PlannedSource, RowPlans
-from nvlm.data.order.windows import Draw
+from nvlm.data.order.draws import Draws, PlannedDraws
+from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.samples.conversations import keep_turns
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import SampleEncoder
@@ -45,9 +45,10 @@ def with_stage(config: RunConfig, **settings) -> RunConfig:
 
 def plan_all(
     config: RunConfig, index: SourceIndex, epoch: int = 0
-) -> tuple[PlannedSource, RowPlans]:
+) -> tuple[PlannedSource, PlannedDraws]:
     source = PlannedSource(config, SourceConfig(), index)
-    return source, source.plan(np.arange(len(index)), np.full(len(index), epoch))
+    rows = np.arange(len(index))
+    return source, source.plan(Draws.of_source(0, rows, np.full_like(rows, epoch)))
 
 
 def encoded_length(
@@ -80,16 +81,13 @@ def test_planned_lengths_are_the_encoded_ones(make_config, settings: dict):
     budget = stage.max_tiles_per_sequence or 10**9
     for index in open_indexes(config, encoder):
         source, plans = plan_all(config, index)
-        tokens = source.account(
-            np.arange(len(index)), plans.variants, plans.max_num_tiles, plans.num_turns,
-            plans.lengths,
-        )  # fmt: skip
+        tokens = source.account(plans)
         all_turns = np.diff(index.turn_starts)
         for row in range(len(index)):
-            variant, limit = int(plans.variants[row]), int(plans.max_num_tiles[row])
+            variant, limit = int(plans.variant[row]), int(plans.max_num_tiles[row])
             turns = int(plans.num_turns[row])
             found = encoded_length(config, encoder, index, row, variant, limit, turns)
-            assert found == (plans.lengths[row], plans.num_tiles[row])
+            assert found == (plans.length[row], plans.num_tiles[row])
             whole, fewer = (
                 encoded_length(config, encoder, index, row, variant, tiles, int(all_turns[row]))[0]
                 for tiles in (stage.max_num_tiles, limit)
@@ -122,9 +120,9 @@ def test_a_source_may_have_fewer_tiles_than_the_stage(make_config):
     config = make_config()
     index = open_indexes(config)[1]
     assert index.source == "single"
-    plans = PlannedSource(config, SourceConfig(max_num_tiles=2), index).plan(
-        np.arange(40), np.zeros(40, np.int64)
-    )
+    rows = np.arange(40)
+    source = PlannedSource(config, SourceConfig(max_num_tiles=2), index)
+    plans = source.plan(Draws.of_source(0, rows, np.zeros_like(rows)))
     assert plans.num_tiles.max() == 3
     assert not plans.shortened_tiles.any()
 
@@ -157,22 +155,22 @@ def test_a_choice_is_a_function_of_seed_key_and_epoch(open_wordings: RunConfig):
     captions, fixed, vqa = open_indexes(config)
     _, first = plan_all(config, captions)
     # Every prompt of the pool has its turn, evenly.
-    counts = Counter(first.variants.tolist())
+    counts = Counter(first.variant.tolist())
     assert set(counts) == set(range(7))
     assert min(counts.values()) > 10
     # Rows planned alone, in another order or again are planned alike; another pass is not.
     source = PlannedSource(config, SourceConfig(), captions)
     for rows in (np.array([5]), np.arange(len(captions))[::-1].copy()):
-        plans = source.plan(rows, np.zeros_like(rows))
-        assert np.array_equal(plans.variants, first.variants[rows])
-        assert np.array_equal(plans.lengths, first.lengths[rows])
-    assert not np.array_equal(plan_all(config, captions, epoch=1)[1].variants, first.variants)
+        plans = source.plan(Draws.of_source(0, rows, np.zeros_like(rows)))
+        assert np.array_equal(plans.variant, first.variant[rows])
+        assert np.array_equal(plans.length, first.length[rows])
+    assert not np.array_equal(plan_all(config, captions, epoch=1)[1].variant, first.variant)
     other = plan_all(changed(config, {"train.seed": 5}), captions)[1]
-    assert not np.array_equal(other.variants, first.variants)
+    assert not np.array_equal(other.variant, first.variant)
     # Answers by their weights.
-    answers = plan_all(config, vqa)[1].variants
+    answers = plan_all(config, vqa)[1].variant
     assert 0 <= (answers == 1).sum() < 12
-    assert set(plan_all(config, fixed)[1].variants) == {0}
+    assert set(plan_all(config, fixed)[1].variant) == {0}
 
 
 def test_lengths_of_every_choice_are_exact(open_wordings: RunConfig):
@@ -182,8 +180,8 @@ def test_lengths_of_every_choice_are_exact(open_wordings: RunConfig):
         for epoch in range(3):
             _, plans = plan_all(config, index, epoch)
             for row in range(0, len(index), 17):
-                found = encoded_length(config, encoder, index, row, int(plans.variants[row]), 6, 1)
-                assert found == (plans.lengths[row], plans.num_tiles[row])
+                found = encoded_length(config, encoder, index, row, int(plans.variant[row]), 6, 1)
+                assert found == (plans.length[row], plans.num_tiles[row])
 
 
 def test_masks_and_weights_are_planned_counted_and_trained(make_config, tmp_path: Path):
@@ -207,23 +205,17 @@ def test_masks_and_weights_are_planned_counted_and_trained(make_config, tmp_path
     settings = SourceConfig(loss_weight=4)
     source = PlannedSource(config, settings, index)
     rows = np.arange(3)
-    plans = source.plan(rows, np.zeros(3, np.int64))
+    plans = source.plan(Draws.of_source(0, rows, np.zeros_like(rows)))
     # The long second question is cut off, and with it all that was trained.
     assert plans.fits.tolist() == [True, True, False]
     assert plans.num_turns.tolist() == [2, 2, 1]
-    assert "no turn of those that fit" in source.too_long(2, int(plans.lengths[2]), 0)
-    tokens = source.account(
-        rows, plans.variants, plans.max_num_tiles, plans.num_turns, plans.lengths
-    )
+    assert "no turn of those that fit" in source.too_long(2, int(plans.length[2]), 0)
+    tokens = source.account(plans)
     assert tokens.num_trained.tolist() == [sum(trained[0]), trained[0][0], 0]
 
     encoder = SampleEncoder.from_config(config)
     reader = MicroBatchReader(config, encoder, {index.source: index.parser})
-    requests = []
-    for row in range(2):
-        values = [int(getattr(plans, name)[row]) for name in
-                  ("lengths", "num_tiles", "max_num_tiles", "num_turns", "variants")]  # fmt: skip
-        requests.append(sample_request(source, Draw(0, row, 0, 0, *values, True, False, False)))
+    requests = [sample_request(source, draw) for draw in plans if draw.fits]
     assert [request.loss_weight for request in requests] == [4, 2]
     batch, skipped, _ = reader[[requests]]
     assert skipped == []
@@ -255,10 +247,7 @@ def test_frames_of_a_video_are_planned_and_read(make_config, tmp_path: Path):
     reader = MicroBatchReader(
         config, SampleEncoder.from_config(config), {index.source: index.parser}
     )
-    for row in range(3):
-        values = [int(getattr(plans, name)[row]) for name in
-                  ("lengths", "num_tiles", "max_num_tiles", "num_turns", "variants")]  # fmt: skip
-        request = sample_request(source, Draw(0, row, 0, 0, *values, True, False, False))
+    for draw in plans:
         # Refused there unless tokens and tiles are those planned.
-        encoded, tiles = reader.read_sample(request)
-        assert (len(encoded.tokens), len(tiles)) == (plans.lengths[row], plans.num_tiles[row])
+        encoded, tiles = reader.read_sample(sample_request(source, draw))
+        assert (len(encoded.tokens), len(tiles)) == (draw.length, draw.num_tiles)

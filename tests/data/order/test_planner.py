@@ -15,9 +15,9 @@ from nvlm.config import RunConfig
 from nvlm.config.changed import changed_section
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.order.balance import deal_out, imbalance
+from nvlm.data.order.draws import Pack
 from nvlm.data.order.permutation import SampleOrder
 from nvlm.data.order.planner import Planner, check_state, data_changes, iterate_order
-from nvlm.data.order.windows import Pack
 from nvlm.errors import DataError
 
 

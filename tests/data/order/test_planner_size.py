@@ -12,7 +12,7 @@ from helpers.paths import REPOSITORY
 from nvlm.config import changed, load_config
 from nvlm.config.schema import SourceConfig
 from nvlm.data.order import planner as planner_module
-from nvlm.data.order.lengths import RowPlans
+from nvlm.data.order.draws import Draw, Draws, PlannedDraws
 from nvlm.data.order.permutation import derive_key, mix
 from nvlm.data.shards.sources import flatten_blend
 
@@ -41,21 +41,29 @@ class ComputedSource:
     def __init__(self, config, settings: SourceConfig, index: ComputedIndex):
         self.settings, self.index = settings, index
 
-    def plan(self, rows, epochs) -> RowPlans:
+    def plan(self, draws: Draws) -> PlannedDraws:
+        rows = draws.row
         hashes = mix(rows.astype(np.uint64), 7)
         num_tiles = np.array([0, 1, 3, 3, 5, 7, 7, 7])[hashes >> np.uint64(61)]
         lengths = 261 * num_tiles + (20 + hashes % np.uint64(400)).astype(np.int64)
         none, zero = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.int64)
-        return RowPlans(
-            lengths=lengths,
+        return PlannedDraws(
+            **vars(draws),
+            length=lengths,
             num_tiles=num_tiles,
             max_num_tiles=zero + 6,
             num_turns=zero + 1,
-            variants=zero,
+            variant=zero,
             fits=~none,
             shortened_tiles=none,
             cut_turns=none,
         )
+
+
+def drawn_next(planner: planner_module.Planner) -> list[list[Draw]]:
+    packs = planner.next_step()
+    assert packs is not None
+    return [list(pack.draws) for pack in packs]
 
 
 def num_bytes(planner: planner_module.Planner) -> int:
@@ -102,7 +110,7 @@ def test_memory_is_flat_and_the_state_small(monkeypatch, sequence_length: int):
     # And a new process goes on without running through what came before.
     resumed = planner_module.Planner(config, [ComputedIndex(n) for n in range(NUM_SOURCES)])
     resumed.load_state(json.loads(json.dumps(planner.state())))
-    assert resumed.next_step() == planner.next_step()
+    assert drawn_next(resumed) == drawn_next(planner)
 
 
 def test_state_of_the_longest_ready_blend_is_small(monkeypatch):

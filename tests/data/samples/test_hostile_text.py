@@ -13,6 +13,7 @@ from helpers.paths import REPOSITORY
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import SourceConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
+from nvlm.data.order.draws import Draws
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.shards.shard import ShardReader
@@ -85,16 +86,16 @@ def _check_use(config: RunConfig, index: SourceIndex, row: int, turns: tuple[str
     """It is encoded as planned, and no text of it has become a control token."""
     encoder = SampleEncoder.from_config(config)
     source = PlannedSource(config, SourceConfig(), index)
-    plans = source.plan(np.array([row]), np.zeros(1, np.int64))
+    plans = source.plan(Draws.of_source(0, np.array([row]), np.zeros(1, np.int64)))
     shard = str(index.shard_path(row))
     with ShardReader() as reader:
         texts = {n: reader.read(shard, where) for n, where in index.text_ranges(row).items()}
     sample = index.parser.parse(texts, len(index.image_ranges(row)))
-    messages = sample.conversation(int(plans.variants[0]))
+    messages = sample.conversation(int(plans.variant[0]))
     assert tuple(message["content"] for message in messages) == turns
     grids = source.grids(row, int(plans.max_num_tiles[0]), int(plans.num_turns[0]))
     encoded = encoder.encode(messages, grids)
-    assert len(encoded.tokens) == plans.lengths[0]
+    assert len(encoded.tokens) == plans.length[0]
     tokenizer = encoder.tokenizer
     num_turns = 0 if sample.kind == "text" else 1 + len(messages)  # with the system turn
     tokens = encoded.tokens.tolist()
