@@ -1,4 +1,4 @@
-"""Tables that fit the window: no number is cut, long names go on in the next line.
+"""Tables that fit the terminal: no number is cut, long names go on in the next line.
 
 A pipe or a file counts as 80 columns. Where the columns do not fit beside each other, the rest
 follows in further tables that repeat the first column.
@@ -55,20 +55,20 @@ def print_table(
             table.add_column(headings[at], justify="right", width=widths[at], no_wrap=True)
         for row, style in zip(rows, styles, strict=True):
             table.add_row(Text(row[0]), *(Text(row[at]) for at in group), style=style)
-        # Lines longer than the window are better than numbers that are cut.
-        window = console.width
-        console.width = max(window, name_width + numbers_width)
+        # Lines longer than the terminal is wide are better than numbers that are cut.
+        terminal_width = console.width
+        console.width = max(terminal_width, name_width + numbers_width)
         console.print(table)
-        console.width = window
+        console.width = terminal_width
         console.print()
 
 
-def _fit(widths: Sequence[int], window: int) -> list[list[int]]:
+def _fit(widths: Sequence[int], terminal_width: int) -> list[list[int]]:
     """Which columns stand beside the first in each table."""
     numbers = [width + _GAP for width in widths[1:]]
-    if sum(numbers) + min(widths[0], max(_LEAST_NAME, window // 4)) <= window:
+    if sum(numbers) + min(widths[0], max(_LEAST_NAME, terminal_width // 4)) <= terminal_width:
         return [list(range(1, len(widths)))]  # long names go on in the next line
-    name = min(widths[0], max(_LEAST_NAME, window // 3))
+    name = min(widths[0], max(_LEAST_NAME, terminal_width // 3))
 
     def deal_out(width: int) -> list[list[int]]:
         groups, used = [[]], name
@@ -80,6 +80,6 @@ def _fit(widths: Sequence[int], window: int) -> list[list[int]]:
             used += number
         return groups
 
-    num_tables = len(deal_out(window))
+    num_tables = len(deal_out(terminal_width))
     # As few tables as it takes, and these about equally wide.
-    return next(dealt for w in range(window + 1) if len(dealt := deal_out(w)) == num_tables)
+    return next(dealt for w in range(terminal_width + 1) if len(dealt := deal_out(w)) == num_tables)

@@ -199,7 +199,7 @@ def _question(
 
 
 def _has_question(read: ReadSample) -> bool:
-    if read.sample.choices:
+    if read.sample.variants:
         return True
     roles = [message["role"] for message in read.sample.turns]
     return roles[-1] == "assistant" and "user" in roles

@@ -47,17 +47,17 @@ class TarReader:
         self,
         shards: list[Path],
         field_map: FieldMap | None,
-        left_out: set[str],
+        excluded: set[str],
         notes: list[str],
     ):
         """
         Args:
-            left_out: `SHARD/KEY` of samples that are not wanted.
+            excluded: `SHARD/KEY` of samples that are not wanted.
         """
         self.files = shards
         self.notes = notes
         self._field_map = field_map
-        self._left_out = left_out
+        self._excluded = excluded
         self.num_units = len(shards)
 
     def read(self, unit: int) -> Iterator[Record | Reject]:
@@ -71,7 +71,7 @@ class TarReader:
                 plain = shard.suffix.lower() == ".tar"
                 found = _samples(_plain(file, shard) if plain else _compressed(file))
                 for key, members, problem in found:
-                    if f"{shard.name}/{key}" in self._left_out:
+                    if f"{shard.name}/{key}" in self._excluded:
                         continue
                     try:
                         if key in seen:

@@ -62,7 +62,7 @@ class ShownSample:
     plan: Draw
     all_tiles: int  # most tiles per image, were it not shortened
     all_turns: int  # turns that the sample has
-    num_choices: int  # ways to ask it; 0: stored with its wording
+    num_variants: int  # ways to ask it; 0: stored with its wording
     loss_weight: float  # its source's times its own
     images: list[ShownImage] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -180,7 +180,7 @@ def _show(
         plan=draw,
         all_tiles=planned.max_num_tiles,
         all_turns=int(index.turn_starts[row + 1] - index.turn_starts[row]),
-        num_choices=int(index.choice_starts[row + 1] - index.choice_starts[row]),
+        num_variants=int(index.choice_starts[row + 1] - index.choice_starts[row]),
         loss_weight=request.loss_weight,
     )
     try:
@@ -237,8 +237,8 @@ def describe(sample: ShownSample) -> list[str]:
         f"{plan.length:,} tokens",
         f"{plan.num_tiles:,} {'tile' if plan.num_tiles == 1 else 'tiles'}",
     ]
-    if sample.num_choices:
-        facts.append(f"choice {plan.variant + 1} of {sample.num_choices}")
+    if sample.num_variants:
+        facts.append(f"variant {plan.variant + 1} of {sample.num_variants}")
     if sample.loss_weight != 1:
         facts.append(f"loss weight {sample.loss_weight:g}")
     return facts

@@ -94,7 +94,7 @@ def _mark(text: Text, starts: bool) -> None:
 
 
 def _sequence(
-    preview: Preview, sequence: PlannedSequence, colours: dict[str, str], window: int
+    preview: Preview, sequence: PlannedSequence, colours: dict[str, str], width: int
 ) -> Text:
     max_tokens = preview.config.stage.sequence_length
     before = f"step {sequence.step:>2} sequence {sequence.number:>2} "
@@ -102,7 +102,7 @@ def _sequence(
         f" {sequence.num_tokens:,}/{max_tokens:,} tokens, "
         f"{sequence.num_tiles:,}/{preview.max_tiles:,} tiles, samples: {len(sequence.documents)}"
     )
-    left = window - len(before) - len(after)
+    left = width - len(before) - len(after)
     bar_width = max(_LEAST_BAR_WIDTH, min(_MOST_BAR_WIDTH, left))
     bar, done = Text(), 0
     for number, document in enumerate(sequence.documents):

@@ -55,7 +55,7 @@ LIST_COLUMNS = {
         "lead_multiple": np.int32,
     },
     "turn": {"turn_tokens": np.int32, "turn_images": np.int32, "turn_trained": np.int32},
-    "choice": {
+    "choice": {  # variants (kinds.py), by the name that they have in index files
         "choice_tokens": np.int32,
         "choice_weight": np.float32,
         "choice_trained": np.int32,
@@ -184,11 +184,11 @@ def _measure(batch: list[Reading], encoder: SampleEncoder) -> dict[str, list]:
         columns["turn_tokens"].append(lengths.turn_tokens)
         columns["turn_images"].append(lengths.turn_images)
         columns["turn_trained"].append(lengths.turn_trained)
-        columns["choice_tokens"].append(lengths.choice_tokens)
-        columns["choice_trained"].append(lengths.choice_trained)
-        has_choices = len(lengths.choice_tokens) > 0
-        weights = sample.weights or [1.0] * len(lengths.choice_tokens)
-        columns["choice_weight"].append(weights if has_choices else [])
+        columns["choice_tokens"].append(lengths.variant_tokens)
+        columns["choice_trained"].append(lengths.variant_trained)
+        has_variants = len(lengths.variant_tokens) > 0
+        weights = sample.weights or [1.0] * len(lengths.variant_tokens)
+        columns["choice_weight"].append(weights if has_variants else [])
     return columns
 
 

@@ -67,9 +67,9 @@ class SourceIndex:
 
     Of samples [n]: key_hash, shard (index into `shards`), task_number, kind_number, num_frames (of
     its video; 0: it has none), loss_weight (its own, without its source's).
-    Of text members, images (frames of a video among them), turns and choices, which are lists per
+    Of text members, images (frames of a video among them), turns and variants, which are lists per
     sample: sample i has values `{group}_starts[i]` up to `{group}_starts[i + 1]`. See
-    `index_build.LIST_COLUMNS` for names and units.
+    `build.LIST_COLUMNS` for names and units.
     """
 
     key_hash: NDArray[np.uint64]

@@ -98,24 +98,26 @@ def deal_out(
     """Packs of each step, as numbers into `costs`.
 
     Packs are sorted by cost, and every step takes one of the costliest, one of the next and so on,
-    by lot: steps cost about the same and hold packs of all kinds. (Steps of packs of one cost would
+    at random: steps cost about the same and hold packs of all kinds. (Steps of packs of one cost would
     balance ranks even with one pack each; but packs of one cost are often of one kind, and
-    gradients would swing from step to step.) Within a step, packs stand as `arrange` puts them. If
+    gradients would swing from step to step.) Within a step, packs are ordered by `arrange`. If
     the packs do not fill the steps, the last step is short.
     """
-    lots = shuffled(len(costs), *key_parts).tolist()
+    random_ranks = shuffled(len(costs), *key_parts).tolist()
     num_steps, num_left = divmod(len(costs), global_batch_size)
-    by_lot = sorted(range(len(costs)), key=lots.__getitem__)
-    dealt, left = by_lot[num_left:], by_lot[:num_left]
-    dealt.sort(key=lambda pack: -costs[pack])
-    strata = [dealt[start : start + num_steps] for start in range(0, len(dealt), num_steps or 1)]
+    shuffled_packs = sorted(range(len(costs)), key=random_ranks.__getitem__)
+    balanced, left = shuffled_packs[num_left:], shuffled_packs[:num_left]
+    balanced.sort(key=lambda pack: -costs[pack])
+    strata = [
+        balanced[start : start + num_steps] for start in range(0, len(balanced), num_steps or 1)
+    ]
     for stratum in strata:
-        stratum.sort(key=lots.__getitem__)
+        stratum.sort(key=random_ranks.__getitem__)
     steps = [list(step) for step in zip(*strata, strict=True)]
-    return [arrange(costs, step, lots) for step in (*steps, left) if step]
+    return [arrange(costs, step, random_ranks) for step in (*steps, left) if step]
 
 
-def arrange(costs: Sequence[int], packs: list[int], lots: Sequence[int]) -> list[int]:
+def arrange(costs: Sequence[int], packs: list[int], random_ranks: Sequence[int]) -> list[int]:
     """The packs of a step in an order in which every data-parallel rank costs about the same.
 
     Ranks get equal shares of the step, one after another. So the step is cut into halves of about
@@ -124,7 +126,7 @@ def arrange(costs: Sequence[int], packs: list[int], lots: Sequence[int]) -> list
 
     Args:
         packs: numbers into `costs`, the costliest first.
-        lots: a random number for every pack; decides which half comes first.
+        random_ranks: a random number for every pack; decides which half comes first.
     """
     num_parts = _smallest_divisor(len(packs))
     parts: list[list[int]] = [[] for _ in range(num_parts)]
@@ -135,10 +137,10 @@ def arrange(costs: Sequence[int], packs: list[int], lots: Sequence[int]) -> list
         for pack, part in zip(packs[start : start + num_parts], by_sum, strict=True):
             parts[part].append(pack)
             sums[part] += costs[pack]
-    parts.sort(key=lambda part: lots[part[0]])
+    parts.sort(key=lambda part: random_ranks[part[0]])
     if num_parts == len(packs):
         return [pack for part in parts for pack in part]
-    return [pack for part in parts for pack in arrange(costs, part, lots)]
+    return [pack for part in parts for pack in arrange(costs, part, random_ranks)]
 
 
 def imbalance(costs: Sequence[int], num_ranks: int) -> float:

@@ -2,7 +2,7 @@
 
 `SampleOrder` gives the order of one pass over a source. The source is cut into slices of
 consecutive samples; a keyed permutation of the slices and then a keyed order of the samples inside
-windows of several slices decide. So the samples that are drawn together lie in a few stretches of
+blocks of several slices decide. So the samples that are drawn together lie in a few stretches of
 the shards, which disks, page caches and object stores serve well, and a pass over 100 million
 samples takes no more memory than one over a thousand.
 
@@ -18,8 +18,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-# Samples whose order inside the window is fully random.
-_WINDOW_SIZE = 4096
+# Samples whose order inside a block is fully random.
+_BLOCK_SIZE = 4096
 # Slices are this long, and shorter in sources of fewer than _MIN_SLICES such slices: a small
 # source is shuffled sample by sample.
 _SLICE_SIZE = 64
@@ -89,7 +89,7 @@ class SampleOrder:
     """The order of a source's samples in every pass over it.
 
     Position p of pass e is a function of (key, number of samples, e, p); within a pass every
-    sample stands once. Keeps the window that was asked for last.
+    sample stands once. Keeps the block that was last used.
     """
 
     def __init__(self, num_samples: int, *key_parts: int | str):
@@ -98,8 +98,8 @@ class SampleOrder:
         self._key = derive_key(*key_parts)
         self._slice_size = min(_SLICE_SIZE, max(1, num_samples // _MIN_SLICES))
         self._num_slices = -(-num_samples // self._slice_size)
-        self._slices_per_window = _WINDOW_SIZE // self._slice_size
-        self._epoch, self._window = -1, -1
+        self._slices_per_block = _BLOCK_SIZE // self._slice_size
+        self._epoch, self._block = -1, -1
         self._slices = Permutation(1, 0)
         self._short_position = 0
         self._first, self._rows = 0, np.zeros(0, np.int64)
@@ -111,7 +111,7 @@ class SampleOrder:
         done = 0
         while done < len(rows):
             epoch, position = divmod(start + done, self.num_samples)
-            self._load_window(epoch, position)
+            self._load_block(epoch, position)
             offset = position - self._first
             part = self._rows[offset : offset + len(rows) - done]
             rows[done : done + len(part)] = part
@@ -119,9 +119,9 @@ class SampleOrder:
             done += len(part)
         return rows, epochs
 
-    def _load_window(self, epoch: int, position: int) -> None:
+    def _load_block(self, epoch: int, position: int) -> None:
         if epoch != self._epoch:
-            self._epoch, self._window = epoch, -1
+            self._epoch, self._block = epoch, -1
             self._slices = Permutation(self._num_slices, derive_key(self._key, "slices", epoch))
             last = np.array([self._num_slices - 1])
             self._short_position = int(self._slices.inverse(last)[0])
@@ -132,12 +132,12 @@ class SampleOrder:
         if slice_number >= self._short_position:
             moved = (position + lacking) // self._slice_size
             slice_number = max(self._short_position, moved)
-        window = slice_number // self._slices_per_window
-        if window == self._window:
+        block = slice_number // self._slices_per_block
+        if block == self._block:
             return
-        self._window = window
-        first_slice = window * self._slices_per_window
-        stop_slice = min(first_slice + self._slices_per_window, self._num_slices)
+        self._block = block
+        first_slice = block * self._slices_per_block
+        stop_slice = min(first_slice + self._slices_per_block, self._num_slices)
         self._first = first_slice * self._slice_size
         if first_slice > self._short_position:
             self._first -= lacking

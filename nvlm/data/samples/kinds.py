@@ -26,7 +26,7 @@ conversation is an optional system turn, then user and assistant by turns. `inte
 are documents: no roles, trained on all their text.
 
 A sample with several prompts, answers or regions is used in one of its ways at a time
-(`Sample.choices`); lengths.py says which.
+(`Sample.variants`); lengths.py says which.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvlm.data.samples.choices import CHOICE_READERS, POOL_FIELDS, Choice
 from nvlm.data.samples.conversations import read_conversation, read_document, read_untrained_turns
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.prompts import Pools, fields_of, load_prompt_pools
@@ -45,6 +44,7 @@ from nvlm.data.samples.text_members import (
     shown,
     text_without_marks,
 )
+from nvlm.data.samples.variants import POOL_FIELDS, VARIANT_READERS, Variant
 from nvlm.errors import DataError
 
 KINDS = (
@@ -64,24 +64,24 @@ class Sample:
 
     kind: str
     task: str
-    turns: Messages = field(default_factory=list)  # as stored; empty where there are choices
+    turns: Messages = field(default_factory=list)  # as stored; empty where there are variants
     # User turn and answer of each way to use the sample.
-    choices: list[tuple[str, str]] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)  # of the choices; empty: all alike
-    system: str = ""  # the system turn of a sample with choices
+    variants: list[tuple[str, str]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)  # of the variants; empty: all alike
+    system: str = ""  # the system turn of a sample with variants
     # Turns that are context only, numbered from 0 as questions with their answers.
     untrained_turns: frozenset[int] = frozenset()
     loss_weight: float = 1.0  # multiplies what its tokens count in the loss
-    # For evaluation: every answer to the first choice's question, with its weight; of a multiple
+    # For evaluation: every answer to the first variant's question, with its weight; of a multiple
     # choice the texts behind the letters.
     accepted: dict[str, float] = field(default_factory=dict)
     options: list[str] = field(default_factory=list)
 
-    def conversation(self, choice: int) -> Messages:
+    def conversation(self, variant: int) -> Messages:
         """The conversation, or the parts of a document."""
-        if not self.choices:
+        if not self.variants:
             return self.turns
-        question, answer = self.choices[choice]
+        question, answer = self.variants[variant]
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [
             *system,
@@ -153,15 +153,15 @@ class SampleParser:
         if num_images == 0 and kind not in ("vqa", "multiple_choice"):
             raise SampleError("image_count", f"kind {kind} needs an image, there is none")
         marks = f"{IMAGE_MARK}\n" * num_images
-        choices = CHOICE_READERS[kind](value, lambda pool: self._prompts(pool, kind, task))
+        variants = VARIANT_READERS[kind](value, lambda pool: self._prompts(pool, kind, task))
         return Sample(
             kind,
             task,
-            choices=[(marks + question, answer) for question, answer, _ in choices],
-            weights=_without_equal([weight for _, _, weight in choices]),
+            variants=[(marks + question, answer) for question, answer, _ in variants],
+            weights=_without_equal([weight for _, _, weight in variants]),
             system=system,
             loss_weight=loss_weight,
-            accepted=_answers_of_first(choices),
+            accepted=_answers_of_first(variants),
             options=[text.strip() for text in value["choices"]]
             if kind == "multiple_choice"
             else [],
@@ -225,10 +225,10 @@ def _read_loss_weight(value: dict[str, Any]) -> float:
     return float(weight)
 
 
-def _answers_of_first(choices: list[Choice]) -> dict[str, float]:
-    first = choices[0][0]
+def _answers_of_first(variants: list[Variant]) -> dict[str, float]:
+    first = variants[0][0]
     answers: dict[str, float] = {}
-    for question, answer, weight in choices:
+    for question, answer, weight in variants:
         if question == first:
             answers[answer] = answers.get(answer, 0.0) + weight
     return answers

@@ -56,8 +56,8 @@ def prepared_shards(folder: Path, split: str) -> list[Path]:
             f"{folder / _META}: its split.yaml has no split {split!r} "
             f"(data.split, or --from-split of an import), only {known}"
         )
-    left_out = _expand(folder, config.get("exclude"))
-    shards = [folder / name for name in _expand(folder, parts[split]) if name not in left_out]
+    excluded = _expand(folder, config.get("exclude"))
+    shards = [folder / name for name in _expand(folder, parts[split]) if name not in excluded]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
@@ -70,8 +70,8 @@ def excluded_samples(folder: Path) -> set[str]:
     """`SHARD/KEY` of the samples that `split.yaml` leaves out."""
     if not is_prepared(folder):
         return set()
-    left_out = _expand(folder, _read(folder, "split").get("exclude"))
-    return {name for name in left_out if "/" in name}
+    excluded = _expand(folder, _read(folder, "split").get("exclude"))
+    return {name for name in excluded if "/" in name}
 
 
 def read_field_map(folder: Path) -> FieldMap | None:

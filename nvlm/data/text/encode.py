@@ -65,9 +65,9 @@ class TextLengths:
     # Per image, the text that ends with the image's first tag: its tokens depend on that tag.
     leads_single: list[int]  # the image is a single tile
     leads_multiple: list[int]
-    # The first turn's tokens with each of the sample's choices; empty if it has none.
-    choice_tokens: list[int] = field(default_factory=list)
-    choice_trained: list[int] = field(default_factory=list)
+    # The first turn's tokens with each of the sample's variants; empty if it has none.
+    variant_tokens: list[int] = field(default_factory=list)
+    variant_trained: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,12 @@ class SampleEncoder:
                 lead.removesuffix(single_tag) + multiple_tag if lead.endswith(single_tag) else lead
                 for lead in leads
             ]
-            choices = sample.choices if len(sample.choices) > 1 else []
-            ends = [(_end_of_question(question), answer) for question, answer in choices]
+            variants = sample.variants if len(sample.variants) > 1 else []
+            ends = [(_end_of_question(question), answer) for question, answer in variants]
             layouts.append((pieces, leads, ends))
             texts.update((piece.text, 0) for piece in pieces)
             texts.update((lead, 0) for lead in leads)
-            texts.update((text, 0) for choice in ends for text in choice)
+            texts.update((text, 0) for ending in ends for text in ending)
         counts = dict(zip(texts, self.tokenizer.count(list(texts)), strict=True))
 
         measured = []
@@ -197,10 +197,10 @@ class SampleEncoder:
             if ends:
                 chosen = [counts[question] + counts[answer] for question, answer in ends]
                 rest = lengths.turn_tokens[0] - chosen[0]
-                lengths.choice_tokens.extend(rest + tokens for tokens in chosen)
+                lengths.variant_tokens.extend(rest + tokens for tokens in chosen)
                 answers = [counts[answer] for _, answer in ends]
                 rest = lengths.turn_trained[0] - answers[0]
-                lengths.choice_trained.extend(rest + tokens for tokens in answers)
+                lengths.variant_trained.extend(rest + tokens for tokens in answers)
             measured.append(lengths)
         return measured
 

@@ -32,7 +32,7 @@ def parse(value: dict, num_images: int = 1, pool_name: str | None = None) -> Sam
 def test_conversation():
     raw = as_json(("system", "Hm."), ("user", "<image> or <image>?"), ("assistant", "A"), task="t")
     sample = SampleParser(POOLS).parse({"json": raw}, 2)
-    assert (sample.kind, sample.task, sample.choices) == ("conversation", "t", [])
+    assert (sample.kind, sample.task, sample.variants) == ("conversation", "t", [])
     assert [turn["role"] for turn in sample.conversation(0)] == ["system", "user", "assistant"]
 
 
@@ -101,7 +101,7 @@ def test_a_system_field_is_the_system_turn_of_every_kind():
 
 def test_fields_that_would_change_what_is_trained_are_refused_in_shards():
     value = {"question": "What?", "answer": "That.", "source": "left alone"}
-    assert parse(value).choices
+    assert parse(value).variants
     with pytest.raises(SampleError, match="the field options of a shard is not read"):
         parse(value | {"options": ["This.", "That."]})
     turns = [{"role": "user", "content": "a", "name": "left alone"},
@@ -113,47 +113,47 @@ def test_fields_that_would_change_what_is_trained_are_refused_in_shards():
 def test_caption():
     sample = parse({"caption": " A cat.\n"})
     assert (sample.kind, sample.task, sample.weights) == ("caption", "", [])
-    assert sample.choices == [("<image>\nDescribe it.", "A cat."), ("<image>\nLook.", "A cat.")]
+    assert sample.variants == [("<image>\nDescribe it.", "A cat."), ("<image>\nLook.", "A cat.")]
     assert sample.conversation(1) == [
         {"role": "user", "content": "<image>\nLook."}, {"role": "assistant", "content": "A cat."},
     ]  # fmt: skip
-    assert len(parse({"caption": ["A cat.", "A dog."]}).choices) == 4
+    assert len(parse({"caption": ["A cat.", "A dog."]}).variants) == 4
 
 
 def test_caption_in_a_text_file_unless_the_json_says_more():
     parser = SampleParser(POOLS)
     text = "\ufeffA cat.\n".encode()
-    assert parser.parse({"txt": text}, 1).choices[0][1] == "A cat."
+    assert parser.parse({"txt": text}, 1).variants[0][1] == "A cat."
     # As image crawlers write it: metadata beside the caption.
     metadata = b'{"url": "...", "width": 3}'
-    assert parser.parse({"json": metadata, "txt": text}, 1).choices[0][1] == "A cat."
+    assert parser.parse({"json": metadata, "txt": text}, 1).variants[0][1] == "A cat."
     said = b'{"caption": "A dog."}'
-    assert parser.parse({"json": said, "txt": text}, 1).choices[0][1] == "A dog."
+    assert parser.parse({"json": said, "txt": text}, 1).variants[0][1] == "A dog."
 
 
 def test_question_with_one_answer():
     sample = parse({"question": "What?", "answer": "A cat."}, num_images=2)
-    assert (sample.kind, sample.choices) == ("vqa", [("<image>\n<image>\nWhat?", "A cat.")])
-    assert parse({"question": "2 + 2?", "answer": "4"}, num_images=0).choices == [("2 + 2?", "4")]
+    assert (sample.kind, sample.variants) == ("vqa", [("<image>\n<image>\nWhat?", "A cat.")])
+    assert parse({"question": "2 + 2?", "answer": "4"}, num_images=0).variants == [("2 + 2?", "4")]
 
 
 def test_question_with_many_answers():
     sample = parse({"question": "What?", "answers": ["cat", "dog", "cat"]})
-    assert [answer for _, answer in sample.choices] == ["cat", "dog"]
+    assert [answer for _, answer in sample.variants] == ["cat", "dog"]
     assert sample.weights == [2.0, 1.0]
     weighted = {"question": "What?", "answers": ["a", "b", "c"], "answer_weights": [1, 0, 0.5]}
     sample = parse(weighted)
-    assert ([a for _, a in sample.choices], sample.weights) == (["a", "c"], [1.0, 0.5])
+    assert ([a for _, a in sample.variants], sample.weights) == (["a", "c"], [1.0, 0.5])
     assert parse({"question": "What?", "answers": ["a", "b"]}).weights == []
 
 
 def test_multiple_choice():
     sample = parse({"question": "What?", "choices": ["cat", "dog"], "correct": 1})
-    assert sample.choices == [("<image>\nWhat?\nA. cat\nB. dog\nWhich?", "B")]
+    assert sample.variants == [("<image>\nWhat?\nA. cat\nB. dog\nWhich?", "B")]
 
 
 def test_ocr():
-    assert parse({"kind": "ocr", "text": "EXIT"}).choices == [("<image>\nRead.", "EXIT")]
+    assert parse({"kind": "ocr", "text": "EXIT"}).variants == [("<image>\nRead.", "EXIT")]
 
 
 REGIONS = [
@@ -170,14 +170,14 @@ PLACES = [
 def test_grounded_ocr():
     sample = parse({"regions": REGIONS})
     answer = "".join(f"<ref>{r['text']}</ref>{place}" for r, place in zip(REGIONS, PLACES))
-    assert (sample.kind, sample.choices) == (
+    assert (sample.kind, sample.variants) == (
         "ocr_grounded", [("<image>\nWhere is what?", answer)],
     )  # fmt: skip
 
 
 def test_referring_ocr_asks_both_ways_but_not_for_a_text_that_stands_twice():
     sample = parse({"kind": "ocr_referring", "regions": REGIONS})
-    assert sample.choices == [
+    assert sample.variants == [
         (f"<image>\nWhat is at {PLACES[0]}?", "EXIT"),
         ("<image>\nWhere is <ref>EXIT</ref>?", PLACES[0]),
         (f"<image>\nWhat is at {PLACES[1]}?", "way"),
@@ -207,10 +207,10 @@ def test_text_only():
 
 def test_pool_of_the_source_then_of_the_task_then_of_the_kind():
     question = {"question": "What?", "answer": "A cat.", "task": "short"}
-    assert parse(question).choices[0][0] == "<image>\nWhat? Briefly."
-    assert parse(question | {"task": "caption"}).choices[0][0] == "<image>\nWhat?"
-    assert parse(question | {"task": "unknown"}).choices[0][0] == "<image>\nWhat?"
-    assert parse(question, pool_name="vqa").choices[0][0] == "<image>\nWhat?"
+    assert parse(question).variants[0][0] == "<image>\nWhat? Briefly."
+    assert parse(question | {"task": "caption"}).variants[0][0] == "<image>\nWhat?"
+    assert parse(question | {"task": "unknown"}).variants[0][0] == "<image>\nWhat?"
+    assert parse(question, pool_name="vqa").variants[0][0] == "<image>\nWhat?"
     with pytest.raises(DataError, match="pool 'vqa' cannot ask for samples of kind caption"):
         parse({"caption": "A cat."}, pool_name="vqa")
     with pytest.raises(DataError, match="no prompt pool 'none'; there are caption"):

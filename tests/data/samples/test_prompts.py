@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nvlm.data.samples.choices import POOL_FIELDS
 from nvlm.data.samples.prompts import fields_of, fill, fingerprint, load_prompt_pools
+from nvlm.data.samples.variants import POOL_FIELDS
 from nvlm.errors import DataError
 
 

@@ -144,7 +144,7 @@ def test_folders_prepared_for_energon_are_read_where_they_are(
     assert index.kind(0) == kind
     assert (index.image_width[0], index.image_height[0]) == (40, 30)
     texts = {n: read(index.shard_path(1), where) for n, where in index.text_ranges(1).items()}
-    assert index.parser.parse(texts, 1).choices[0][1] == answer
+    assert index.parser.parse(texts, 1).variants[0][1] == answer
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

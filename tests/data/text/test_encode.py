@@ -152,27 +152,27 @@ def test_measured_length_is_the_encoded_length(
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2])
-def test_each_choice_of_a_sample_is_measured(tiny_tokenizer: ChatTokenizer, num_images: int):
+def test_each_variant_of_a_sample_is_measured(tiny_tokenizer: ChatTokenizer, num_images: int):
     encoder = make_encoder(tiny_tokenizer)
     marks = "<image>\n" * num_images
-    choices = [
+    variants = [
         (f"{marks}{question}", answer)
         for question in ("What?", "What is it?\nIn a few words.", "!")
         for answer in ("A cat.", "7 7 7 7 7")
     ]
-    (lengths,) = encoder.measure([Sample("vqa", "vqa", choices=choices)])
+    (lengths,) = encoder.measure([Sample("vqa", "vqa", variants=variants)])
     grids = [(1, 1)] * num_images
-    measured = zip(choices, lengths.choice_tokens, lengths.choice_trained, strict=True)
-    for choice, tokens, num_trained in measured:
-        messages = turns(("user", choice[0]), ("assistant", choice[1]))
+    measured = zip(variants, lengths.variant_tokens, lengths.variant_trained, strict=True)
+    for variant, tokens, num_trained in measured:
+        messages = turns(("user", variant[0]), ("assistant", variant[1]))
         length = tokens + sum(lengths.leads_single) + 4 * num_images
         encoded = encoder.encode(messages, grids)
         assert length == len(encoded.tokens)
         assert num_trained == (encoded.labels != IGNORED_LABEL).sum()
-    assert lengths.turn_tokens == lengths.choice_tokens[:1]
-    assert lengths.turn_trained == lengths.choice_trained[:1]
-    # With one choice there is nothing to choose.
-    assert encoder.measure([Sample("vqa", "vqa", choices=choices[:1])])[0].choice_tokens == []
+    assert lengths.turn_tokens == lengths.variant_tokens[:1]
+    assert lengths.turn_trained == lengths.variant_trained[:1]
+    # With one variant there is nothing to choose.
+    assert encoder.measure([Sample("vqa", "vqa", variants=variants[:1])])[0].variant_tokens == []
 
 
 def test_documents_have_no_roles_and_train_all_their_text(tiny_tokenizer: ChatTokenizer):

@@ -29,19 +29,19 @@ POOL_FIELDS = {
 }
 
 # A way to use a sample: question, answer, weight.
-Choice = tuple[str, str, float]
+Variant = tuple[str, str, float]
 # Pool of a kind -> its prompts.
 FindPrompts = Callable[[str], list[str]]
 
 
-def _read_caption(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_caption(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     captions = value.get("caption")
     captions = captions if isinstance(captions, list) and captions else [captions]
     answers = [text_without_marks(caption, "caption") for caption in captions]
     return [(prompt, answer, 1.0) for answer in answers for prompt in find_prompts("caption")]
 
 
-def _read_vqa(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_vqa(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     question = text_without_marks(value.get("question"), "question")
     answers = value.get("answers", value.get("answer"))
     answers = answers if isinstance(answers, list) and answers else [answers]
@@ -77,7 +77,7 @@ def _read_weights(value: Any, count: int) -> list[float]:
     return [float(weight) for weight in value]
 
 
-def _read_multiple_choice(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_multiple_choice(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     question = text_without_marks(value.get("question"), "question")
     options, correct = value.get("choices"), value.get("correct")
     if not isinstance(options, list) or not 2 <= len(options) <= len(_LETTERS):
@@ -94,30 +94,30 @@ def _read_multiple_choice(value: dict[str, Any], find_prompts: FindPrompts) -> l
     ]
 
 
-def _read_ocr(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_ocr(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     answer = text_without_marks(value.get("text"), "text")
     return [(prompt, answer, 1.0) for prompt in find_prompts("ocr")]
 
 
-def _read_grounded(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_grounded(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     answer = "".join(region.grounded() for region in read_regions(value.get("regions")))
     return [(prompt, answer, 1.0) for prompt in find_prompts("ocr_grounded")]
 
 
-def _read_referring(value: dict[str, Any], find_prompts: FindPrompts) -> list[Choice]:
+def _read_referring(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     regions = read_regions(value.get("regions"))
     texts = [region.text for region in regions]
-    choices: list[Choice] = []
+    variants: list[Variant] = []
     for region in regions[:_MAX_REFERRED_REGIONS]:
         read, locate = find_prompts("ocr_read"), find_prompts("ocr_locate")
-        choices += [(fill(p, {"region": region.place}), region.text, 1.0) for p in read]
+        variants += [(fill(p, {"region": region.place}), region.text, 1.0) for p in read]
         # A text that stands in several places has no one place to answer.
         if texts.count(region.text) == 1:
-            choices += [(fill(p, {"text": region.text}), region.place, 1.0) for p in locate]
-    return choices
+            variants += [(fill(p, {"text": region.text}), region.place, 1.0) for p in locate]
+    return variants
 
 
-CHOICE_READERS = {
+VARIANT_READERS = {
     "caption": _read_caption,
     "vqa": _read_vqa,
     "multiple_choice": _read_multiple_choice,
