@@ -43,18 +43,18 @@ def print_table(
     styles = styles or [None] * len(rows)
     if title:
         console.print(Text(title, "bold"))
-    for group in _fit(widths, console.width):
-        numbers_width = sum(widths[at] + _GAP for at in group)
+    for columns in _fit(widths, console.width):
+        numbers_width = sum(widths[at] + _GAP for at in columns)
         name_width = min(widths[0], max(_LEAST_NAME, console.width - numbers_width))
         # The box's own separator is the other column of the gap.
         table = Table(
             box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False
         )
         table.add_column(headings[0], width=name_width, overflow="fold", vertical="bottom")
-        for at in group:
+        for at in columns:
             table.add_column(headings[at], justify="right", width=widths[at], no_wrap=True)
         for row, style in zip(rows, styles, strict=True):
-            table.add_row(Text(row[0]), *(Text(row[at]) for at in group), style=style)
+            table.add_row(Text(row[0]), *(Text(row[at]) for at in columns), style=style)
         # Lines longer than the terminal is wide are better than numbers that are cut.
         terminal_width = console.width
         console.width = max(terminal_width, name_width + numbers_width)
@@ -64,22 +64,22 @@ def print_table(
 
 
 def _fit(widths: Sequence[int], terminal_width: int) -> list[list[int]]:
-    """Which columns stand beside the first in each table."""
+    """Which columns are beside the first in each table."""
     numbers = [width + _GAP for width in widths[1:]]
     if sum(numbers) + min(widths[0], max(_LEAST_NAME, terminal_width // 4)) <= terminal_width:
         return [list(range(1, len(widths)))]  # long names go on in the next line
     name = min(widths[0], max(_LEAST_NAME, terminal_width // 3))
 
-    def deal_out(width: int) -> list[list[int]]:
-        groups, used = [[]], name
+    def split(width: int) -> list[list[int]]:
+        tables, used = [[]], name
         for at, number in enumerate(numbers, start=1):
-            if groups[-1] and used + number > width:
-                groups.append([])
+            if tables[-1] and used + number > width:
+                tables.append([])
                 used = name
-            groups[-1].append(at)
+            tables[-1].append(at)
             used += number
-        return groups
+        return tables
 
-    num_tables = len(deal_out(terminal_width))
+    num_tables = len(split(terminal_width))
     # As few tables as it takes, and these about equally wide.
-    return next(dealt for w in range(terminal_width + 1) if len(dealt := deal_out(w)) == num_tables)
+    return next(tables for w in range(terminal_width + 1) if len(tables := split(w)) == num_tables)

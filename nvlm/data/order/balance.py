@@ -98,26 +98,26 @@ def deal_out(
     """Packs of each step, as numbers into `costs`.
 
     Packs are sorted by cost, and every step takes one of the costliest, one of the next and so on,
-    at random: steps cost about the same and hold packs of all kinds. (Steps of packs of one cost would
+    at random: steps cost about the same and hold packs of all kinds. (Steps of one cost each would
     balance ranks even with one pack each; but packs of one cost are often of one kind, and
     gradients would swing from step to step.) Within a step, packs are ordered by `arrange`. If
     the packs do not fill the steps, the last step is short.
     """
-    random_ranks = shuffled(len(costs), *key_parts).tolist()
+    random_keys = shuffled(len(costs), *key_parts).tolist()
     num_steps, num_left = divmod(len(costs), global_batch_size)
-    shuffled_packs = sorted(range(len(costs)), key=random_ranks.__getitem__)
+    shuffled_packs = sorted(range(len(costs)), key=random_keys.__getitem__)
     balanced, left = shuffled_packs[num_left:], shuffled_packs[:num_left]
     balanced.sort(key=lambda pack: -costs[pack])
     strata = [
         balanced[start : start + num_steps] for start in range(0, len(balanced), num_steps or 1)
     ]
     for stratum in strata:
-        stratum.sort(key=random_ranks.__getitem__)
+        stratum.sort(key=random_keys.__getitem__)
     steps = [list(step) for step in zip(*strata, strict=True)]
-    return [arrange(costs, step, random_ranks) for step in (*steps, left) if step]
+    return [arrange(costs, step, random_keys) for step in (*steps, left) if step]
 
 
-def arrange(costs: Sequence[int], packs: list[int], random_ranks: Sequence[int]) -> list[int]:
+def arrange(costs: Sequence[int], packs: list[int], random_keys: Sequence[int]) -> list[int]:
     """The packs of a step in an order in which every data-parallel rank costs about the same.
 
     Ranks get equal shares of the step, one after another. So the step is cut into halves of about
@@ -126,7 +126,7 @@ def arrange(costs: Sequence[int], packs: list[int], random_ranks: Sequence[int])
 
     Args:
         packs: numbers into `costs`, the costliest first.
-        random_ranks: a random number for every pack; decides which half comes first.
+        random_keys: a random number for every pack; decides which half comes first.
     """
     num_parts = _smallest_divisor(len(packs))
     parts: list[list[int]] = [[] for _ in range(num_parts)]
@@ -137,10 +137,10 @@ def arrange(costs: Sequence[int], packs: list[int], random_ranks: Sequence[int])
         for pack, part in zip(packs[start : start + num_parts], by_sum, strict=True):
             parts[part].append(pack)
             sums[part] += costs[pack]
-    parts.sort(key=lambda part: random_ranks[part[0]])
+    parts.sort(key=lambda part: random_keys[part[0]])
     if num_parts == len(packs):
         return [pack for part in parts for pack in part]
-    return [pack for part in parts for pack in arrange(costs, part, random_ranks)]
+    return [pack for part in parts for pack in arrange(costs, part, random_keys)]
 
 
 def imbalance(costs: Sequence[int], num_ranks: int) -> float:
