@@ -23,6 +23,7 @@ def with_optimizer(config: RunConfig, parallel: Parallel, change=lambda model: N
 
 def take_step(model, optimizer) -> None:
     """A step of Adam with gradients of one, so that there are moments."""
+    optimizer.zero_grad()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.main_grad.fill_(1.0)
