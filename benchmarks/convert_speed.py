@@ -29,7 +29,9 @@ from safetensors.torch import save_file
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import LanguageConfig
 from nvlm.convert.hf.architectures import language_architecture, vision_values
-from nvlm.convert.rules import expected_tensors, language_rules, vision_rules
+from nvlm.convert.rules import expected_tensors
+from nvlm.convert.tables.internvit import vision_rules
+from nvlm.convert.tables.qwen2 import language_rules
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASE = REPOSITORY / "configs/run/internvit_300m_qwen2_0_5b/pretrain.yaml"
@@ -161,9 +163,9 @@ def make_folders(config: RunConfig, vision: Path, language: Path) -> None:
     block = torch.randn(2**26, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     model = config.model
     parts = [
-        (vision, vision_rules(model.vision, model.vision.num_attention_heads),
+        (vision, vision_rules(model, model.vision.num_attention_heads),
          {"architectures": ["InternVisionModel"], **vision_values(model.vision)}),
-        (language, language_rules(model.language), language_values(model.language)),
+        (language, language_rules(model), language_values(model.language)),
     ]  # fmt: skip
     for folder, rules, values in parts:
         folder.mkdir(parents=True)
@@ -227,8 +229,8 @@ def language_values(language: LanguageConfig) -> dict:
 def largest_tensor_bytes(config: RunConfig) -> int:
     model = config.model
     rules = [
-        *vision_rules(model.vision, model.vision.num_stored_attention_heads),
-        *language_rules(model.language),
+        *vision_rules(model, model.vision.num_stored_attention_heads),
+        *language_rules(model),
     ]
     return 2 * max(torch.Size(rule.shape).numel() for rule in rules)
 

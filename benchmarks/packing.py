@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import load_config
-from nvlm.data.order.balance import CostWeights, deal_out, imbalance, num_steps_together
+from nvlm.data.order.balance import deal_out, imbalance, num_steps_together
 from nvlm.data.order.packing import choose_carried, pack_samples
 from nvlm.data.order.permutation import shuffled
+from nvlm.sizes.flops import step_flops
 
 WINDOW = 512
 BUDGETS = {4096: 15, 16384: 58}  # tokens -> tiles
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/run/nvlm_d_34b/sft.yaml"))
     arguments = parser.parse_args()
     config = load_config(arguments.config, [])
-    weights = CostWeights.from_config(config)
+    flops = step_flops(config)
     lengths, tiles = draw_samples(arguments.samples, seed=0)
     per_10k = 1e4 / len(lengths)
     console = Console()
@@ -160,7 +161,7 @@ def main() -> None:
 
         by_tiles = [sum(tiles[i] for i in pack) + 1 for pack in packs]
         by_cost = [
-            weights.cost([lengths[i] for i in pack], sum(tiles[i] for i in pack), max_tokens)
+            flops.of_sequence([lengths[i] for i in pack], sum(tiles[i] for i in pack), max_tokens)
             for pack in packs
         ]
         headings = ("ranks", "sequences each", "cost", "in order", "nvlm", "ms per 10,000")

@@ -11,12 +11,12 @@ from nvlm.config import RunConfig
 from nvlm.data.images.image import read_image_size
 from nvlm.data.images.tiling import choose_grid
 from nvlm.data.samples.sample import IMAGE_MARK
-from nvlm.data.text.tile_tags import TagStyle
 from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
 from nvlm.evaluate.question_files import read_image_files
 from nvlm.evaluate.questions import Question
 from nvlm.evaluate.score import TaskScore, score_tasks
+from nvlm.sizes.visual import VisualLayout
 
 # The tasks are the sources of build_data.py.
 TASK_DESCRIPTIONS = {
@@ -97,7 +97,8 @@ def _stage_result(outcome: StageOutcome) -> StageResult:
     freeze = outcome.config.stage.freeze
     stage = outcome.config.stage
     cut = f"up to {stage.max_num_tiles} tiles" if stage.max_num_tiles > 1 else "one tile"
-    thumbnail = " and a thumbnail" if stage.use_thumbnail and stage.max_num_tiles > 1 else ""
+    has_thumbnail = outcome.config.max_tiles_per_image > stage.max_num_tiles
+    thumbnail = " and a thumbnail" if has_thumbnail else ""
     tags = "with tags" if stage.tile_tags != "none" else "without tags"
     return StageResult(
         name=outcome.name,
@@ -203,15 +204,12 @@ def _gallery(
 
 
 def _picture(image: bytes, config: RunConfig) -> Picture:
-    stage = config.stage
-    columns, rows = choose_grid(
-        *read_image_size(image), stage.max_num_tiles, config.model.vision.image_size
-    )
-    has_thumbnail = stage.use_thumbnail and columns * rows > 1
+    visual = VisualLayout.from_config(config)
+    grid = choose_grid(*read_image_size(image), visual.max_num_tiles, visual.image_size)
     return Picture(
         data=image,
-        columns=columns,
-        rows=rows,
-        tags=TagStyle.from_config(config).tags((columns, rows)),
-        has_thumbnail=has_thumbnail,
+        columns=grid[0],
+        rows=grid[1],
+        tags=visual.tags(grid),
+        has_thumbnail=visual.has_thumbnail(grid),
     )

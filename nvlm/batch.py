@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nvlm.errors import DataError
+from nvlm.sizes.visual import VisualLayout
 
 # Label of a position that is not trained on.
 IGNORED_LABEL = -100
@@ -100,14 +101,14 @@ class StepBatch:
     repaired: dict[str, int] = field(default_factory=dict)
 
 
-def check_micro_batch(batch: MicroBatch, num_tokens_per_tile: int) -> None:
+def check_micro_batch(batch: MicroBatch, visual: VisualLayout) -> None:
     """Raise `DataError` naming the samples when placeholders, tiles and documents disagree."""
     num_placeholders = int(batch.image_mask.sum())
     samples = ", ".join(batch.sample_keys) or "(no samples)"
-    if num_placeholders != batch.num_tiles * num_tokens_per_tile:
+    if num_placeholders != visual.num_tokens(batch.num_tiles):
         raise DataError(
             f"{num_placeholders} image placeholders for {batch.num_tiles} tiles x "
-            f"{num_tokens_per_tile} tokens in samples {samples}"
+            f"{visual.num_tokens_per_tile} tokens in samples {samples}"
         )
     num_tokens = batch.tokens.shape[1]
     starts = batch.cu_seqlens

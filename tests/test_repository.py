@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from nvlm.cli import app
 from nvlm.config import load_config
 from nvlm.config.compose import validate
-from nvlm.data.order.balance import CostWeights
+from nvlm.sizes.flops import step_flops
 
 SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
@@ -157,7 +157,7 @@ def test_readme_gpu_hours():
     total = 0
     for stage in ("pretrain", "sft"):
         config = load_config(REPOSITORY / f"configs/run/internvit_300m_qwen2_0_5b/{stage}.yaml")
-        cost, length = CostWeights.from_config(config), config.stage.sequence_length
+        cost, length = step_flops(config), config.stage.sequence_length
         # As many tiles as fit, and one document per sequence: the most that it can cost.
         num_tiles = length // config.num_tokens_per_tagged_tile
         sequence = length * cost.per_token + length**2 // 2 * cost.per_token_pair

@@ -31,6 +31,9 @@ from nvlm.config.values import (
     Text,
 )
 
+# Pixel shuffle stacks the channels of 2 x 2 patches.
+NUM_SHUFFLED_PATCHES = 4
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,8 +82,13 @@ class VisionConfig(Section):
 
     @property
     def num_tokens_per_tile(self) -> int:
-        """Tokens that the language model sees per tile: pixel shuffle merges 2 x 2 patches."""
-        return self.num_patches // 4
+        """Tokens that a tile becomes: pixel shuffle merges 2 x 2 patches."""
+        return self.num_patches // NUM_SHUFFLED_PATCHES
+
+    @property
+    def token_size(self) -> int:
+        """Channels of such a token: those of its patches, side by side."""
+        return NUM_SHUFFLED_PATCHES * self.hidden_size
 
 
 class ProjectorConfig(Section):
@@ -364,13 +372,21 @@ class RunConfig(Section):
     def max_tiles_per_image(self) -> int:
         """Most tiles an image becomes, the thumbnail counted."""
         tiles = self.stage.max_num_tiles
-        return tiles + 1 if self.stage.use_thumbnail and tiles > 1 else tiles
+        return with_thumbnail(tiles, self.stage.use_thumbnail)
 
     @property
     def num_tokens_per_tagged_tile(self) -> int:
         """Tokens of a tile with the longest tag that it may have."""
         tag = max_tag_tokens(self.stage, self.model.vision.image_size)
         return self.model.vision.num_tokens_per_tile + tag
+
+
+def with_thumbnail(num_cells, use_thumbnail: bool):
+    """Tiles of an image cut into `num_cells` (an int, or an array of them), with its thumbnail.
+
+    An image that is one tile never gets one: the tile shows all of it.
+    """
+    return num_cells + (num_cells > 1) * use_thumbnail
 
 
 def max_tag_tokens(stage: StageConfig, image_size: int) -> int:

@@ -23,7 +23,7 @@ from nvlm.convert.hf.sources import (
 )
 from nvlm.convert.megatron.entries import Entry, in_file_order, is_stack, source_rows
 from nvlm.convert.megatron.writer import Chunk, write_chunks
-from nvlm.convert.rules import Rule, num_parameters, projector_rules, to_megatron
+from nvlm.convert.rules import Rule, num_parameters, to_megatron
 from nvlm.convert.session import (
     Stopwatch,
     check_free_space,
@@ -32,8 +32,10 @@ from nvlm.convert.session import (
     print_note,
     progress_bar,
 )
+from nvlm.convert.tables.projector import projector_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
+from nvlm.sizes.parameters import PROJECTOR
 
 
 def convert_from_hf(
@@ -86,9 +88,8 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
     dtype = DTYPES[config.train.precision].torch
     chunks = [chunk for source in sources for chunk in _source_chunks(source, dtype)]
     rules = [rule for source in sources for rule in source.rules]
-    if not any(rule.key.startswith("vision_projection.") for rule in rules):
-        model = config.model
-        new = projector_rules(model.projector, model.vision, model.language)
+    if not any(rule.parameter.component == PROJECTOR for rule in rules):
+        new = projector_rules(config.model)
         chunks += [_random_chunk(rule, config, dtype) for rule in new]
         rules += new
     num_bytes = sum(chunk.num_bytes for chunk in chunks)
@@ -142,7 +143,7 @@ def _random_chunk(rule: Rule, config: RunConfig, dtype: torch.dtype) -> Chunk:
     def make() -> Tensor:
         from nvlm.model.parts.initialize import initial_tensor
 
-        return initial_tensor(config, rule.key, None, rule.shape).to(dtype)
+        return initial_tensor(config.train.seed, rule.parameter, None).to(dtype)
 
     return _chunk(rule, None, 0, rule.shape[0], dtype, make)
 

@@ -22,7 +22,6 @@ from nvlm.convert.export.shards import plan_files, write_files, write_index
 from nvlm.convert.export.tokenizer import load_tokenizer
 from nvlm.convert.hf.folder import CONFIG_FILE
 from nvlm.convert.megatron.tensors import CheckpointTensors
-from nvlm.convert.rules import export_rules
 from nvlm.convert.session import (
     Stopwatch,
     check_free_space,
@@ -30,6 +29,7 @@ from nvlm.convert.session import (
     conversion_processes,
     print_note,
 )
+from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.files import parse_size

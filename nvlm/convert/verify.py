@@ -20,8 +20,8 @@ from nvlm.convert.hf.architectures import folder_problems, folders_differ
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
 from nvlm.convert.hf.sources import folder_rules
 from nvlm.convert.megatron.tensors import CheckpointTensors
-from nvlm.convert.rules import export_rules
 from nvlm.convert.session import Processes, Stopwatch, conversion_processes, progress_bar
+from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.errors import CheckpointError, ConvertError
 from nvlm.printing import new_console, say
 

@@ -42,7 +42,7 @@ def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -
     whole = [*question.messages, {"role": "assistant", "content": question.truth.answers[0]}]
     for limit in range(question.max_num_tiles, 1, -1):
         grids = _grids(config, question, limit)
-        num_tiles = sum(encoder.tag_style.num_tiles(grid) for grid in grids)
+        num_tiles = sum(encoder.visual.num_tiles(grid) for grid in grids)
         budget = stage.max_tiles_per_sequence
         if (budget is None or num_tiles <= budget) and (
             len(encoder.encode(whole, grids).tokens) <= stage.sequence_length

@@ -17,6 +17,7 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.config.schema import RunConfig
 from nvlm.errors import DataError
+from nvlm.sizes.visual import VisualLayout
 
 if TYPE_CHECKING:
     from nvlm.model.nvlm_d import NVLMD
@@ -104,9 +105,9 @@ def check_positions(config: RunConfig, num_prompt_tokens: int, max_new_tokens: i
 
 
 def _check_tiles(config: RunConfig, num_placeholders: int, num_tiles: int) -> None:
-    expected = num_tiles * config.model.vision.num_tokens_per_tile
-    if num_placeholders != expected:
+    visual = VisualLayout.from_config(config)
+    if num_placeholders != visual.num_tokens(num_tiles):
         raise DataError(
             f"{num_placeholders} {config.model.image_token} in the prompt for {num_tiles} tiles x "
-            f"{config.model.vision.num_tokens_per_tile} tokens"
+            f"{visual.num_tokens_per_tile} tokens"
         )

@@ -99,7 +99,7 @@ class NVLMD(MegatronModule):
                 vision, vision_transformer_config(config, layer_implementation), parts, groups
             )
             self.vision_projection = VisionProjection(
-                4 * vision.hidden_size,
+                vision.token_size,
                 projector_transformer_config(config, layer_implementation),
                 parts,
                 groups,

@@ -1,4 +1,4 @@
-"""Which pipeline stage holds what. Imports no torch.
+"""Which pipeline stage holds what.
 
 The vision encoder, the projector and the embedding are on the first stage, the final norm and the
 output layer on the last. Layers are dealt out in equal runs: one per stage or, with virtual
@@ -7,37 +7,41 @@ stages, one per chunk in turn. 8 layers on 2 stages of 2 chunks: stage 0 has lay
 
 from __future__ import annotations
 
-import re
-
 from nvlm.config.schema import RunConfig
-from nvlm.sizes.parameters import Shape, parameter_shapes
-
-_EMBEDDING = "language_model.embedding.word_embeddings.weight"
-_LAYER = re.compile(r"language_model\.decoder\.layers\.(\d+)\.")
-_AFTER_THE_LAYERS = ("language_model.decoder.final_layernorm.", "language_model.output_layer.")
+from nvlm.sizes.parameters import parameter_table
+from nvlm.sizes.row import Parameter
 
 
-def stage_of(name: str, config: RunConfig) -> int:
-    """The pipeline stage of the parameter `name`, as `nvlm.sizes.parameters` names parameters."""
+def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
+    """The decoder's layers of pipeline stage `stage`, chunk by chunk."""
     parallel = config.parallel
-    if layer := _LAYER.match(name):
-        num_chunks = parallel.pipeline * parallel.virtual_pipeline
-        layers_per_chunk = config.model.language.num_layers // num_chunks
-        return int(layer[1]) // layers_per_chunk % parallel.pipeline
-    return parallel.pipeline - 1 if name.startswith(_AFTER_THE_LAYERS) else 0
+    num_chunks = parallel.pipeline * parallel.virtual_pipeline
+    size = config.model.language.num_layers // num_chunks
+    starts = range(stage * size, config.model.language.num_layers, parallel.pipeline * size)
+    return [list(range(start, start + size)) for start in starts]
 
 
-def stage_shapes(config: RunConfig, stage: int) -> dict[str, Shape]:
-    """Name and whole shape of every parameter of pipeline stage `stage`.
+def stage_parameters(config: RunConfig, stage: int) -> dict[str, Parameter]:
+    """Whole-model name -> row, of every parameter of pipeline stage `stage`.
 
-    A shared embedding is on the first stage and, where that is another one, a second time on the
-    last: the copy has the same name.
+    An embedding that is shared with the output layer is on the first stage and, where that is
+    another one, a second time on the last, under the same name.
     """
-    shapes = dict(parameter_shapes(config.model))
-    last = config.parallel.pipeline - 1
-    is_shared = config.model.language.share_embeddings_and_output_weights
+    wanted = {"its layer's"}
+    if stage == 0:
+        wanted |= {"first", "first and last"}
+    if stage == config.parallel.pipeline - 1:
+        wanted |= {"last", "first and last"}
+    layers_here = {layer for chunk in chunk_layers(config, stage) for layer in chunk}
     return {
-        name: shape
-        for name, shape in shapes.items()
-        if stage_of(name, config) == stage or (is_shared and stage == last and name == _EMBEDDING)
+        row.name(layer): row
+        for row in parameter_table(config.model)
+        if row.pipeline_stage in wanted
+        for layer in row.layers()
+        if row.pipeline_stage != "its layer's" or layer in layers_here
     }
+
+
+def is_copy(row: Parameter, stage: int) -> bool:
+    """Whether what pipeline stage `stage` holds of `row` is a copy of what another one holds."""
+    return row.pipeline_stage == "first and last" and stage > 0

@@ -13,7 +13,8 @@ from pathlib import Path
 from nvlm.config.compose import load_config, to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.printing import new_console, say
-from nvlm.sizes.parameters import DerivedNumbers, ParameterCount, derive
+from nvlm.sizes.derived import DerivedNumbers, derive
+from nvlm.sizes.parameters import ParameterCount
 
 
 def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> None:
@@ -91,9 +92,9 @@ def _parameter_table(numbers: DerivedNumbers):
             f"  {name:{name_width}}  {count.total:>{width},}  {count.trainable:>{width},}  "
             f"{count.frozen:>{width},}"
         )
-    if numbers.num_padding_parameters:
-        without = numbers.total.total - numbers.num_padding_parameters
-        yield f"  {numbers.num_padding_parameters:,} of them are zero heads of the vision model;"
+    if numbers.num_zero_parameters:
+        without = numbers.total.total - numbers.num_zero_parameters
+        yield f"  {numbers.num_zero_parameters:,} of them are zero heads of the vision model;"
         yield f"  {without:,} without these"
 
 

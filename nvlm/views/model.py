@@ -1,28 +1,32 @@
-"""`nvlm model summary`: count the parameters of the model itself, built without memory for it.
+"""`nvlm model summary`: count the parameters of the model, once it has been built.
 
-Every pipeline stage is built by Megatron-core as a run would build it, on torch's meta device.
-`nvlm.sizes.parameters` counts the same from the configuration alone; a test holds them together.
+Every pipeline stage is built by Megatron-core as a run would build it, on torch's meta device, and
+compared with the table of parameters (`nvlm.sizes.parameters`), which is what is counted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from megatron.core.transformer.module import MegatronModule
 from rich.console import Console
 
 from nvlm.config import RunConfig, changed
 from nvlm.errors import ConfigError
 from nvlm.model.nvlm_d import build_model_chunks
-from nvlm.model.parts.names import named_parameters
-from nvlm.parallel.groups import Parallel
 from nvlm.parallel.stand_in import stand_in
 from nvlm.platform.meta import OnMetaDevice
 from nvlm.printing import new_console, say
-from nvlm.sizes.parameters import COMPONENTS, ParameterCount, num_padding_parameters
+from nvlm.sizes.parameters import (
+    COMPONENTS,
+    ParameterCount,
+    count_parameters,
+    num_zero_parameters,
+    parameters_by_name,
+)
+from nvlm.sizes.pipeline import chunk_layers, is_copy, stage_parameters
 from nvlm.tables import print_table
 
 
@@ -57,78 +61,35 @@ def summarize(config: RunConfig) -> ModelSummary:
     """
     # Transformer Engine's modules have the same parameters and need a GPU to be built.
     config = changed(config, {"model.layer_implementation": "local"})
-    unmatched = set(config.stage.freeze)
-    stages: list[StageSummary] = []
-    components: dict[str, ParameterCount] = dict.fromkeys(COMPONENTS, ParameterCount(0, 0))
-    for pipeline_rank in range(config.parallel.pipeline):
-        with stand_in(config, pipeline_rank) as parallel, OnMetaDevice():
-            chunks = build_model_chunks(config, parallel)
-            tensors = _parameter_counts(chunks, config, parallel)
-        unmatched -= {p for p in unmatched if any(fnmatchcase(t.name, p) for t in tensors)}
-        stages.append(_summarize_stage(chunks, tensors))
-        for component in COMPONENTS:
-            owned = [t.count for t in tensors if t.component == component and not t.is_copy]
-            components[component] = _sum([components[component], *owned])
+    named, freeze = parameters_by_name(config.model), config.stage.freeze
+    unmatched = sorted({p for p in freeze if not any(fnmatchcase(name, p) for name in named)})
     if unmatched:
         raise ConfigError(
-            f"stage.freeze: {', '.join(map(repr, sorted(unmatched)))} matches no parameter; "
+            f"stage.freeze: {', '.join(map(repr, unmatched))} matches no parameter; "
             f"the model has {', '.join(f'{name}.*' for name in COMPONENTS)}"
         )
-    num_zero = num_padding_parameters(config.model.vision)
-    return ModelSummary(components, _sum(components.values()), num_zero, stages)
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """One parameter tensor of a stage, whole."""
-
-    name: str
-    count: ParameterCount
-    num_per_process: int
-    is_copy: bool
-
-    @property
-    def component(self) -> str:
-        return self.name.partition(".")[0]
-
-
-def _parameter_counts(
-    chunks: Sequence[MegatronModule], config: RunConfig, parallel: Parallel
-) -> list[_Tensor]:
-    tensors = []
-    for name, parameter in named_parameters(chunks):
-        assert parameter.is_meta, f"{name} takes memory"
-        is_split = getattr(parameter, "tensor_model_parallel", False)
-        size = parameter.numel() * (parallel.tensor_size if is_split else 1)
-        is_frozen = any(fnmatchcase(name, pattern) for pattern in config.stage.freeze)
-        count = ParameterCount(size, 0 if is_frozen else size)
-        # Megatron-core's mark of the copy on the last pipeline stage.
-        is_copy = getattr(parameter, "shared", False)
-        tensors.append(_Tensor(name, count, parameter.numel(), is_copy))
-    return tensors
-
-
-def _summarize_stage(chunks: Sequence, tensors: list[_Tensor]) -> StageSummary:
-    layers = [
-        [layer.layer_number - 1 for layer in chunk.language_model.decoder.layers]
-        for chunk in chunks
-    ]
-    parameters = {
-        component: _sum(t.count for t in tensors if t.component == component)
-        for component in COMPONENTS
-    }
-    return StageSummary(
-        layers=layers,
-        parameters=parameters,
-        total=_sum(parameters.values()),
-        num_copied=sum(t.count.total for t in tensors if t.is_copy),
-        num_per_process=sum(t.num_per_process for t in tensors),
+    return ModelSummary(
+        parameters={name: count_parameters(named, freeze, name) for name in COMPONENTS},
+        total=count_parameters(named, freeze),
+        num_zero=num_zero_parameters(config.model),
+        stages=[_summarize_stage(config, stage) for stage in range(config.parallel.pipeline)],
     )
 
 
-def _sum(counts) -> ParameterCount:
-    counts = list(counts)
-    return ParameterCount(sum(c.total for c in counts), sum(c.trainable for c in counts))
+def _summarize_stage(config: RunConfig, stage: int) -> StageSummary:
+    with stand_in(config, stage) as parallel, OnMetaDevice():
+        # Whoever builds a stage has it compared, parameter by parameter, with what is counted here.
+        for chunk in build_model_chunks(config, parallel):
+            assert all(parameter.is_meta for parameter in chunk.parameters()), "it takes memory"
+    held, freeze = stage_parameters(config, stage), config.stage.freeze
+    tensor_size = config.parallel.tensor
+    return StageSummary(
+        layers=chunk_layers(config, stage),
+        parameters={name: count_parameters(held, freeze, name) for name in COMPONENTS},
+        total=count_parameters(held, freeze),
+        num_copied=sum(row.size for row in held.values() if is_copy(row, stage)),
+        num_per_process=sum(math.prod(row.local_shape(tensor_size)) for row in held.values()),
+    )
 
 
 # ----------------------------------------------------------------------------------------- printing

@@ -23,7 +23,7 @@ from nvlm.data.order.draws import Draw
 from nvlm.data.order.planner import Planner
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.encode import SampleEncoder
-from nvlm.data.text.tile_tags import Grid, TagStyle
+from nvlm.sizes.visual import Grid, VisualLayout
 from nvlm.views.preview_spans import Span, split_tokens
 from nvlm.views.stats import BlendStats, blend_stats
 
@@ -117,8 +117,8 @@ class Preview:
     def max_tiles(self) -> int:
         """Tiles that a sequence has room for."""
         stage = self.config.stage
-        fitting = stage.sequence_length // self.config.model.vision.num_tokens_per_tile
-        return min(fitting, stage.max_tiles_per_sequence or fitting)
+        visual = VisualLayout.from_config(self.config)
+        return visual.num_fitting_tiles(stage.sequence_length, stage.max_tiles_per_sequence)
 
 
 def build_preview(config: RunConfig, num_samples: int) -> Preview:
@@ -196,7 +196,7 @@ def _show(
     ]
     return _replace(
         sample,
-        images=list(_split_tiles(TagStyle.from_config(config), sizes, request.grids, tiles)),
+        images=list(_split_tiles(VisualLayout.from_config(config), sizes, request.grids, tiles)),
         spans=split_tokens(encoded, encoder, config.model.image_token),
     )
 
@@ -206,15 +206,15 @@ def _replace(sample: ShownSample, **changes: object) -> ShownSample:
 
 
 def _split_tiles(
-    style: TagStyle,
+    visual: VisualLayout,
     sizes: list[tuple[int, int] | None],
     grids: list[Grid],
     tiles: NDArray[np.uint8],
 ) -> Iterator[ShownImage]:
     start = 0
     for size, grid in zip(sizes, grids, strict=True):
-        stop = start + style.num_tiles(grid)
-        yield ShownImage(size, grid, style.tags(grid), tiles[start:stop])
+        stop = start + visual.num_tiles(grid)
+        yield ShownImage(size, grid, visual.tags(grid), tiles[start:stop])
         start = stop
     assert start == len(tiles)
 

@@ -46,7 +46,7 @@ def split_tokens(encoded: EncodedSample, encoder: SampleEncoder, image_token: st
         places = list(run)
         ids = tokens[places].tolist()
         if kind == "image":
-            size = encoder.num_tokens_per_tile
+            size = encoder.visual.num_tokens_per_tile
             pieces = [(image_token, size)] * (len(ids) // size)
         elif kind == "control":
             pieces = [(control[token], 1) for token in ids]

@@ -16,6 +16,7 @@ from nvlm.data.loading.collate import loss_divisor
 from nvlm.data.order.draws import Pack, PlannedDraws
 from nvlm.data.order.planner import Planner
 from nvlm.printing import new_console, say
+from nvlm.sizes.visual import VisualLayout
 from nvlm.tables import print_table
 
 # Samples planned at most, about; where the run has more, numbers are estimates from so many.
@@ -105,6 +106,7 @@ class _Counts:
 
     def __init__(self, config: RunConfig, planner: Planner):
         self._config, self._planner = config, planner
+        self._visual = VisualLayout.from_config(config)
         self._sources = [SourceStats() for _ in planner.sources]
         self._loss_weights = [0.0 for _ in planner.sources]
         self.num_steps = self.num_draws = 0
@@ -150,7 +152,7 @@ class _Counts:
         stats, source = self._sources[number], self._planner.sources[number]
         tokens, fits = source.account(draws), draws.fits
         num_tiles = int(draws.num_tiles[fits].sum())
-        image_tokens = num_tiles * self._config.model.vision.num_tokens_per_tile
+        image_tokens = self._visual.num_tokens(num_tiles)
         stats.samples += int(fits.sum())
         stats.images += int(tokens.num_images[fits].sum())
         stats.tiles += num_tiles

@@ -20,7 +20,8 @@ from torch import Tensor
 from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.convert import convert_from_hf, convert_to_hf
-from nvlm.convert.rules import expected_tensors, export_rules
+from nvlm.convert.rules import expected_tensors
+from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.errors import ConvertError
 
 INTERNVIT_300M = [

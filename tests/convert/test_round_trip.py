@@ -8,7 +8,8 @@ import torch
 from helpers import small_folders
 
 from nvlm.convert import convert_to_hf
-from nvlm.convert.rules import expected_tensors, export_rules
+from nvlm.convert.rules import expected_tensors
+from nvlm.convert.tables.nvlm_d import export_rules
 
 
 def test_language_tensors_come_back(converted):

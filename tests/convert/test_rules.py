@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 
 import pytest
 import torch
@@ -11,15 +11,15 @@ from helpers.paths import REPOSITORY
 
 from nvlm.convert.rules import (
     expected_tensors,
-    export_rules,
-    language_rules,
     num_parameters,
     to_hugging_face,
     to_megatron,
-    vision_rules,
 )
+from nvlm.convert.tables.internvit import vision_rules
+from nvlm.convert.tables.nvlm_d import export_rules
+from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
-from nvlm.sizes.parameters import parameter_shapes
+from nvlm.sizes.parameters import parameters_by_key
 
 
 def _numbered(shape: tuple[int, ...]) -> torch.Tensor:
@@ -33,9 +33,9 @@ def _rule(rules, suffix):
     return found
 
 
-def test_vision_queries_keys_and_values_interleave_by_head_and_dummy_heads_are_zero():
-    vision = small_folders.convert_config().model.vision  # 5 heads of 32 channels, stored as 8
-    rule = _rule(vision_rules(vision, num_hf_heads=5), "linear_qkv.weight")
+def test_vision_queries_keys_and_values_interleave_by_head_and_zero_heads_are_zero():
+    model = small_folders.convert_config().model  # 5 heads of 32 channels, stored as 8
+    rule = _rule(vision_rules(model, num_hf_heads=5), "linear_qkv.weight")
     assert rule.sources == {"encoder.layers.{layer}.attn.qkv.weight": (480, 160)}
     joined = to_megatron(rule, 0, lambda name: _numbered((480, 160)))
     assert joined.shape == (768, 160)
@@ -46,9 +46,9 @@ def test_vision_queries_keys_and_values_interleave_by_head_and_dummy_heads_are_z
     assert not joined[480:].any()
 
 
-def test_vision_export_layout_keeps_dummy_heads_at_the_tail_of_each_block():
-    vision = small_folders.convert_config().model.vision
-    rule = _rule(vision_rules(vision, num_hf_heads=8), "linear_qkv.weight")
+def test_vision_export_layout_keeps_zero_heads_at_the_tail_of_each_block():
+    model = small_folders.convert_config().model
+    rule = _rule(vision_rules(model, num_hf_heads=8), "linear_qkv.weight")
     per_head = _numbered((768, 160))
     per_head[480:] = 0
     (exported,) = to_hugging_face(rule, 0, per_head).values()
@@ -58,8 +58,8 @@ def test_vision_export_layout_keeps_dummy_heads_at_the_tail_of_each_block():
 
 
 def test_language_queries_keys_and_values_join_by_group():
-    language = small_folders.convert_config().model.language  # 8 heads of 24, 4 groups
-    rule = _rule(language_rules(language), "linear_qkv.weight")
+    model = small_folders.convert_config().model  # 8 heads of 24, 4 groups
+    rule = _rule(language_rules(model), "linear_qkv.weight")
     offsets = {"q_proj": 0, "k_proj": 1000, "v_proj": 2000}
 
     def read(name: str) -> torch.Tensor:
@@ -72,8 +72,8 @@ def test_language_queries_keys_and_values_join_by_group():
 
 
 def test_gate_comes_before_up():
-    language = small_folders.convert_config().model.language
-    rule = _rule(language_rules(language), "mlp.linear_fc1.weight")
+    model = small_folders.convert_config().model
+    rule = _rule(language_rules(model), "mlp.linear_fc1.weight")
     joined = to_megatron(rule, 0, lambda name: torch.full((512, 192), float("gate" in name)))
     assert joined[:512].all()
     assert not joined[512:].any()
@@ -87,7 +87,7 @@ VARIANTS = {
         "model.vision.qk_layernorm=false",
         "model.vision.qkv_bias=true",
     ],
-    "no dummy heads": ["model.vision.num_stored_attention_heads=5"],
+    "no zero heads": ["model.vision.num_stored_attention_heads=5"],
     "Yi": ["model.language.qkv_bias=false"],
     "shared embeddings": ["model.language.share_embeddings_and_output_weights=true"],
 }
@@ -99,32 +99,31 @@ def test_every_rule_reads_back_what_it_wrote(overrides):
     generator = torch.Generator().manual_seed(0)
     for rule in export_rules(model):
         tensor = torch.randn(rule.shape, generator=generator)
-        if rule.dummy_heads is not None:
-            rule.dummy_heads(tensor).zero_()
+        if rule.parameter.zero_heads is not None:
+            rule.parameter.zero_heads.of(tensor).zero_()
         written = to_hugging_face(rule, 1, tensor)
         assert torch.equal(to_megatron(rule, 1, written.get), tensor), rule.key
 
 
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
 def test_rules_make_every_parameter_of_the_model_and_no_other(overrides):
-    """`parameter_shapes` is checked against the built model in tests/model/test_variants.py."""
+    """The table is checked against the built model in tests/sizes/test_parameters.py."""
     model = small_folders.convert_config(*overrides).model
-    wanted = {}
-    for name, shape in parameter_shapes(model):
-        wanted.setdefault(re.sub(r"layers\.\d+\.", "layers.", name), []).append(shape)
-    made = {rule.key: [rule.shape] * (rule.num_layers or 1) for rule in export_rules(model)}
-    assert made == wanted
+    rules = export_rules(model)
+    assert {rule.key: rule.parameter for rule in rules} == parameters_by_key(model)
+    for rule in rules:
+        assert sum(map(math.prod, rule.sources.values())) == rule.parameter.size
 
 
 def test_variant_300m_reads_biases_and_no_qk_norm():
-    vision = small_folders.convert_config(*VARIANTS["InternViT-300M"]).model.vision
-    shapes = expected_tensors(vision_rules(vision, num_hf_heads=5))
+    model = small_folders.convert_config(*VARIANTS["InternViT-300M"]).model
+    shapes = expected_tensors(vision_rules(model, num_hf_heads=5))
     layer = "encoder.layers.1."
     assert shapes[layer + "attn.qkv.bias"] == (480,)
     assert shapes[layer + "norm1.bias"] == shapes[layer + "norm2.bias"] == (160,)
     assert not [name for name in shapes if "q_norm" in name or "k_norm" in name]
-    # The bias is interleaved as the weight's rows are, with zeros for the dummy heads.
-    rule = _rule(vision_rules(vision, num_hf_heads=5), "linear_qkv.bias")
+    # The bias is interleaved as the weight's rows are, with zeros for the zero heads.
+    rule = _rule(vision_rules(model, num_hf_heads=5), "linear_qkv.bias")
     bias = to_megatron(rule, 0, lambda name: _numbered((480,)))
     assert bias[96:192].tolist() == [*range(32, 64), *range(192, 224), *range(352, 384)]
     assert bias.shape == (768,) and not bias[480:].any()
@@ -134,10 +133,10 @@ def test_variant_300m_reads_biases_and_no_qk_norm():
     "name, where",
     [("attn.qkv.weight", (250, 3)), ("attn.proj.weight", (3, 250)), ("attn.q_norm.weight", (250,))],
 )
-def test_dummy_heads_that_are_not_zero_are_refused(name, where):
+def test_zero_heads_that_are_not_zero_are_refused(name, where):
     """Weights of another program: heads 6 to 8 of the released layout hold something."""
-    vision = small_folders.convert_config().model.vision
-    rules = vision_rules(vision, num_hf_heads=8)
+    model = small_folders.convert_config().model
+    rules = vision_rules(model, num_hf_heads=8)
     name = f"encoder.layers.1.{name}"
     tensors = {name: torch.zeros(expected_tensors(rules)[name])}
     (rule,) = [rule for rule in rules if name in rule.names(1)]

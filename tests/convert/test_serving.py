@@ -16,7 +16,8 @@ from PIL import Image
 
 from nvlm.config import load_config
 from nvlm.convert.export.config import model_config, serving_differences
-from nvlm.convert.rules import expected_tensors, export_rules
+from nvlm.convert.rules import expected_tensors
+from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.text.encode import SampleEncoder

@@ -23,8 +23,9 @@ from nvlm.convert.blocks import all_finite, row_blocks
 from nvlm.convert.hf.safetensors_file import SafetensorsOutput
 from nvlm.convert.megatron.entries import is_stack, source_rows
 from nvlm.convert.megatron.reader import CheckpointReader
-from nvlm.convert.rules import export_rules, to_megatron
+from nvlm.convert.rules import to_megatron
 from nvlm.convert.session import Processes
+from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.convert.verify import verify
 from nvlm.errors import CheckpointError
 
@@ -120,7 +121,7 @@ def test_rows_of_a_stack_are_its_sources(converted):
     stacks = [rule for rule in export_rules(converted.config.model) if is_stack(rule)]
     assert any(len(rule.sources) > 1 for rule in stacks)
     for rule in stacks:
-        layer = next(rule.layers())
+        layer = next(rule.parameter.layers())
         whole = to_megatron(rule, layer, tensors.__getitem__)
         for name, first, last in source_rows(rule):
             assert torch.equal(whole[first:last], tensors[name.format(layer=layer)]), name

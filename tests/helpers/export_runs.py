@@ -18,7 +18,7 @@ from nvlm.batch import MicroBatch
 from nvlm.checkpoint_io import read_sharded
 from nvlm.config import RunConfig
 from nvlm.data.text.encode import SampleEncoder
-from nvlm.data.text.tile_tags import Grid
+from nvlm.sizes.visual import Grid
 
 MEGATRON = "Megatron-core, the checkpoint that was exported"
 
@@ -97,5 +97,5 @@ def megatron_logits(
 
 def grids(encoder: SampleEncoder, num_tiles: list[int]) -> list[Grid]:
     """Grids of so many tiles: no tags that the export knows tell one grid from another."""
-    has_thumbnail = encoder.tag_style.use_thumbnail
+    has_thumbnail = encoder.visual.use_thumbnail
     return [(number - 1 if has_thumbnail and number > 1 else number, 1) for number in num_tiles]

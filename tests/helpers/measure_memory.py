@@ -39,10 +39,11 @@ def make_language_folder(folder: Path, config) -> None:
     """bf16, of values that cost nothing to draw."""
     from safetensors.torch import save_file
 
-    from nvlm.convert.rules import expected_tensors, language_rules
+    from nvlm.convert.rules import expected_tensors
+    from nvlm.convert.tables.qwen2 import language_rules
 
     small_folders.make_language_folder(folder, config)
-    shapes = expected_tensors(language_rules(config.model.language))
+    shapes = expected_tensors(language_rules(config.model))
     tensors = {
         name: torch.arange(torch.Size(shape).numel(), dtype=torch.int32)
         .remainder_(251 + number)

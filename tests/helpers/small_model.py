@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 
 import torch
 from torch import Tensor
@@ -12,9 +11,10 @@ from helpers.paths import REPOSITORY
 from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
 from nvlm.config import RunConfig, load_config
 from nvlm.parallel.groups import Parallel
+from nvlm.sizes.parameters import parameters_by_key
+from nvlm.sizes.visual import VisualLayout
 
 SIZES = ["model.vision.num_layers=2", "model.language.num_layers=2", "train.precision=fp32"]
-_HAS_ZERO_HEADS = re.compile(r"vision_model\..*\.([qk]_layernorm\.weight|linear_qkv\.bias)")
 
 
 def small_config(*overrides: str) -> RunConfig:
@@ -38,8 +38,9 @@ def build_chunks(config: RunConfig, parallel: Parallel) -> list:
 
 
 def _make_random(model, config: RunConfig) -> None:
-    from nvlm.model.parts.initialize import initialize_weights, sharded_tensors, without_dummy_heads
+    from nvlm.model.parts.initialize import initialize_weights, sharded_tensors
 
+    table = parameters_by_key(config.model)
     initialize_weights(model, config)
     for shard in sharded_tensors(model.sharded_state_dict()):
         layer = shard.global_offset[0] if shard.prepend_axis_num else None
@@ -49,8 +50,8 @@ def _make_random(model, config: RunConfig) -> None:
         seed = hashlib.sha256(f"{shard.key} {layer}".encode()).digest()[:4]
         generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
         noise = 0.3 * torch.randn(shape, generator=generator)
-        if _HAS_ZERO_HEADS.fullmatch(shard.key):
-            noise = without_dummy_heads(noise, config.model.vision)
+        if zero_heads := table[shard.key].zero_heads:
+            zero_heads.of(noise).zero_()
         with torch.no_grad():
             shard.data.add_(noise[shard.global_slice()[shard.prepend_axis_num :]])
 
@@ -62,7 +63,7 @@ def batch(config: RunConfig, seed: int, documents: list[int], num_tiles: int) ->
     starts = torch.tensor([0, *documents]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(length) for length in documents])
     image_mask = torch.zeros(1, num_tokens, dtype=torch.bool)
-    num_placeholders = num_tiles * config.model.vision.num_tokens_per_tile
+    num_placeholders = VisualLayout.from_config(config).num_tokens(num_tiles)
     image_mask[:, 2 : 2 + num_placeholders] = True
     vocabulary = config.model.language.vocab_size
     tokens = torch.randint(0, vocabulary, (1, num_tokens), generator=generator)
@@ -78,7 +79,7 @@ def batch(config: RunConfig, seed: int, documents: list[int], num_tiles: int) ->
             0, 256, (num_tiles, 3, size, size), generator=generator, dtype=torch.uint8
         ),
     )
-    check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
+    check_micro_batch(micro_batch, VisualLayout.from_config(config))
     return micro_batch
 
 

@@ -8,6 +8,7 @@ from helpers import small_model
 
 from nvlm.model.nvlm_d import build_model
 from nvlm.model.parts.initialize import initial_tensor, initialize_weights, sharded_tensors
+from nvlm.sizes.row import Normal, Parameter
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,11 @@ def test_zero_heads(initialized):
 
 
 def test_layers_and_seeds_differ():
-    config = small_model.small_config()
-    other = small_model.small_config("train.seed=7")
-    key = "language_model.decoder.layers.mlp.linear_fc1.weight"
-    first = initial_tensor(config, key, 0, (8, 8))
-    assert torch.equal(first, initial_tensor(config, key, 0, (8, 8)))
-    assert not torch.equal(first, initial_tensor(config, key, 1, (8, 8)))
-    assert not torch.equal(first, initial_tensor(other, key, 0, (8, 8)))
+    row = Parameter("language_model.decoder.layers.mlp.linear_fc1.weight", (8, 8), Normal(0.01))
+    first = initial_tensor(1234, row, 0)
+    assert torch.equal(first, initial_tensor(1234, row, 0))
+    assert not torch.equal(first, initial_tensor(1234, row, 1))
+    assert not torch.equal(first, initial_tensor(7, row, 0))
 
 
 def test_pattern_limits_what_is_filled(parallel):

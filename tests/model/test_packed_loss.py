@@ -15,6 +15,7 @@ from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data.loading.collate import PackedSample, build_micro_batch
 from nvlm.data.text.encode import EncodedSample
+from nvlm.sizes.visual import VisualLayout
 from nvlm.train.loss_weights import normalize_loss_weights
 
 # (tokens, tiles, trained tokens at the end, weight of the source)
@@ -43,7 +44,7 @@ def collate(
 ) -> MicroBatch:
     vision = config.model.vision
     batch = build_micro_batch(sequences, length, vision.image_size, 0, weighting)
-    check_micro_batch(batch, vision.num_tokens_per_tile)
+    check_micro_batch(batch, VisualLayout.from_config(config))
     return batch
 
 

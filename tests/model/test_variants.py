@@ -7,29 +7,9 @@ import torch
 from helpers import small_model, variants
 
 from nvlm.batch import StepBatch
-from nvlm.convert.rules import Rule, to_hugging_face, vision_rules
-from nvlm.model.nvlm_d import build_model
-from nvlm.sizes.parameters import num_padding_parameters, parameter_shapes
-
-ALL = variants.VISION | variants.LANGUAGE
-
-
-@pytest.mark.parametrize("overrides", ALL.values(), ids=ALL)
-def test_parameters_are_those_derived_from_the_configuration(parallel, overrides):
-    config = small_model.small_config(*overrides)
-    built = {n: tuple(p.shape) for n, p in build_model(config, parallel).named_parameters()}
-    assert built == dict(parameter_shapes(config.model))
-
-
-@pytest.mark.parametrize("overrides", variants.VISION.values(), ids=variants.VISION)
-def test_padding_is_counted_as_the_rules_place_it(overrides):
-    vision = small_model.small_config(*overrides).model.vision
-    rules = vision_rules(vision, vision.num_stored_attention_heads)
-    assert num_padding_parameters(vision) == sum(
-        rule.dummy_heads(torch.empty(rule.shape)).numel() * rule.num_layers
-        for rule in rules
-        if rule.dummy_heads is not None
-    )
+from nvlm.convert.rules import to_hugging_face
+from nvlm.convert.tables.internvit import vision_rules
+from nvlm.sizes.parameters import VISION, component_parameters
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -69,13 +49,13 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
         train_step(chunks, optimizer, StepBatch(micro_batches, [], {}), parallel, step)
 
     vision = config.model.vision
-    padded = [r for r in vision_rules(vision, vision.num_attention_heads) if r.dummy_heads]
+    padded = [row for row in component_parameters(config.model, VISION) if row.zero_heads]
     assert len(padded) == {"6B": 4, "300M": 3}[variant]
-    for rule in padded:
+    for row in padded:
         for layer in range(vision.num_layers):
-            name = _parameter_name(rule, layer)
+            name = row.name(layer)
             assert not torch.equal(parameters[name], before[name]), f"{name} did not train"
-            zeros = rule.dummy_heads(parameters[name].detach())
+            zeros = row.zero_heads.of(parameters[name].detach())
             assert zeros.numel() and not zeros.any(), name
             assert not torch.signbit(zeros).any(), name
 
@@ -94,10 +74,10 @@ def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     stored = vision.num_stored_attention_heads
     settings = {**vision_values(vision), "num_stored_attention_heads": stored}
     exported = InternVisionModel(InternVisionConfig(**settings)).eval()
-    rules = [(r, n) for r in vision_rules(vision, stored) for n in r.layers()]
+    rules = [(r, n) for r in vision_rules(config.model, stored) for n in r.parameter.layers()]
     weights = {}
     for rule, layer in rules:
-        weights |= to_hugging_face(rule, layer, parameters[_parameter_name(rule, layer)].detach())
+        weights |= to_hugging_face(rule, layer, parameters[rule.parameter.name(layer)].detach())
     exported.load_state_dict(weights)
 
     generator = torch.Generator().manual_seed(1)
@@ -119,12 +99,7 @@ def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     gradients = {name: parameter.grad for name, parameter in exported.named_parameters()}
     worst = 0.0
     for rule, layer in rules:
-        joined = rule.join([gradients[name] for name in rule.names(layer)])
-        gradient = parameters[_parameter_name(rule, layer)].grad
+        joined = rule.layout.join([gradients[name] for name in rule.names(layer)])
+        gradient = parameters[rule.parameter.name(layer)].grad
         worst = max(worst, float((joined - gradient).norm() / gradient.norm()))
     measure(f"{what}: gradients, worst tensor", truth, worst, 1e-5)
-
-
-def _parameter_name(rule: Rule, layer: int | None) -> str:
-    """Where the tensor of `rule` is in a model of one process."""
-    return rule.key.replace(".layers.", f".layers.{layer}.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from nvlm.config import RunConfig, load_config
-from nvlm.sizes.parameters import parameter_shapes
-from nvlm.sizes.pipeline import stage_of, stage_shapes
+from nvlm.sizes.parameters import parameters_by_name
+from nvlm.sizes.pipeline import chunk_layers, is_copy, stage_parameters
 
 TINY = "configs/run/tiny/sft.yaml"
 EMBEDDING = "language_model.embedding.word_embeddings.weight"
@@ -22,22 +20,29 @@ def make_config(pipeline: int, virtual: int, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     "pipeline, virtual, expected",
     [
-        (1, 1, [0, 0, 0, 0, 0, 0, 0, 0]),
-        (4, 1, [0, 0, 1, 1, 2, 2, 3, 3]),
-        (2, 2, [0, 0, 1, 1, 0, 0, 1, 1]),
-        (2, 4, [0, 1, 0, 1, 0, 1, 0, 1]),
+        (1, 1, [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
+        (4, 1, [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]),
+        (2, 2, [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]),
+        (2, 4, [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]),
     ],
 )
-def test_layers_are_dealt_out_chunk_by_chunk(pipeline: int, virtual: int, expected: list[int]):
+def test_layers_are_dealt_out_chunk_by_chunk(pipeline: int, virtual: int, expected: list):
     config = make_config(pipeline, virtual)
-    names = [f"language_model.decoder.layers.{layer}.mlp.linear_fc1.weight" for layer in range(8)]
-    assert [stage_of(name, config) for name in names] == expected
-    last = pipeline - 1
-    assert stage_of("language_model.decoder.final_layernorm.weight", config) == last
-    assert stage_of("language_model.output_layer.weight", config) == last
-    for name, _ in parameter_shapes(config.model):
+    assert [chunk_layers(config, stage) for stage in range(pipeline)] == expected
+    stages = [stage_parameters(config, stage) for stage in range(pipeline)]
+    for stage, chunks in enumerate(expected):
+        layers = {layer for chunk in chunks for layer in chunk}
+        for layer in range(8):
+            name = f"language_model.decoder.layers.{layer}.mlp.linear_fc1.weight"
+            assert (name in stages[stage]) == (layer in layers)
+    for name in (
+        "language_model.decoder.final_layernorm.weight",
+        "language_model.output_layer.weight",
+    ):
+        assert [name in held for held in stages] == [False] * (pipeline - 1) + [True]
+    for name in parameters_by_name(config.model):
         if name.startswith(("vision_model.", "vision_projection.")) or name == EMBEDDING:
-            assert stage_of(name, config) == 0, name
+            assert [name in held for held in stages] == [True] + [False] * (pipeline - 1)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -45,10 +50,14 @@ def test_layers_are_dealt_out_chunk_by_chunk(pipeline: int, virtual: int, expect
 def test_stages_hold_the_model_between_them(pipeline: int, virtual: int, shared: bool):
     override = f"model.language.share_embeddings_and_output_weights={shared}"
     config = make_config(pipeline, virtual, override)
-    whole = dict(parameter_shapes(config.model))
-    stages = [stage_shapes(config, stage) for stage in range(pipeline)]
-    total = sum(math.prod(shape) for stage in stages for shape in stage.values())
-    copies = math.prod(whole[EMBEDDING]) if shared and pipeline > 1 else 0
-    assert total - copies == sum(math.prod(shape) for shape in whole.values())
+    whole = parameters_by_name(config.model)
+    stages = [stage_parameters(config, stage) for stage in range(pipeline)]
+    copies = {
+        (stage, name)
+        for stage, held in enumerate(stages)
+        for name, row in held.items()
+        if is_copy(row, stage)
+    }
+    assert copies == ({(pipeline - 1, EMBEDDING)} if shared and pipeline > 1 else set())
+    assert sum(map(len, stages)) - len(copies) == len(whole)
     assert set().union(*stages) == whole.keys()
-    assert (EMBEDDING in stages[-1]) == (shared or pipeline == 1)

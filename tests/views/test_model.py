@@ -17,7 +17,7 @@ from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config
 from nvlm.errors import ConfigError
-from nvlm.sizes.parameters import derive
+from nvlm.sizes.derived import derive
 from nvlm.views.model import print_summary, summarize
 
 
@@ -118,7 +118,7 @@ def test_built_model_has_these_parameters(name):
     numbers = derive(config)
     assert summary.parameters == numbers.parameters
     assert summary.total == numbers.total
-    assert summary.num_zero == numbers.num_padding_parameters
+    assert summary.num_zero == numbers.num_zero_parameters
 
 
 def test_the_documentation_has_these_counts():
@@ -195,7 +195,7 @@ def test_transformers_builds_language_models_of_the_same_size(name):
 def test_transformers_builds_vision_models_of_the_same_size(name, without_zero_heads):
     with torch.device("meta"):
         model = published_models.vision_model(load(name).model.vision)
-    num_zero = derive(load(name)).num_padding_parameters
+    num_zero = derive(load(name)).num_zero_parameters
     assert _count(model) == COUNTS[name]["vision_model"] - num_zero == without_zero_heads
 
 

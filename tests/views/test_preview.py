@@ -27,7 +27,7 @@ from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.reader import MicroBatchReader
 from nvlm.data.order.planner import Planner
 from nvlm.data.samples.sample import SampleError
-from nvlm.data.text.tile_tags import TagStyle, TileTags
+from nvlm.sizes.visual import TileTags, VisualLayout
 from nvlm.views.pages import page_environment
 from nvlm.views.preview import Preview, ShownImage, build_preview, describe, describe_cuts
 from nvlm.views.preview_figures import draw_figure
@@ -131,9 +131,9 @@ def test_tiles(make_config, tmp_path):
     ],
 )
 def test_tiles_are_labelled_with_their_tags(tags: TileTags, labels: list[str]):
-    style = TagStyle(tags, use_thumbnail=True, max_num_tiles=12, image_size=112)
+    visual = VisualLayout(tags, True, 12, image_size=112, num_tokens_per_tile=16)
     tiles = np.zeros((7, 3, 112, 112), np.uint8)
-    image = ShownImage((300, 200), (3, 2), style.tags((3, 2)), tiles)
+    image = ShownImage((300, 200), (3, 2), visual.tags((3, 2)), tiles)
     assert [label.text for label in show_image(image).with_tag("b")] == labels
     captions = [caption.text for caption in show_image(image, 2).with_tag("figcaption")]
     assert captions[0] == "2: 300 × 200 pixels → 3 × 2 tiles and the thumbnail"

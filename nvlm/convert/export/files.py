@@ -14,7 +14,7 @@ from nvlm.convert.export.config import generation_config, model_config, preproce
 from nvlm.convert.export.model_card import model_card
 from nvlm.convert.export.tokenizer import TURN_END, save_tokenizer
 from nvlm.convert.hf.folder import CONFIG_FILE
-from nvlm.convert.rules import Rule, export_rules, num_parameters
+from nvlm.sizes.parameters import COMPONENTS, component_parameters
 
 MODELING_FILES = (
     "chat.py",
@@ -47,8 +47,8 @@ def write_export_files(
     for name in MODELING_FILES:
         shutil.copyfile(Path(__file__).parents[1] / "hf_files" / name, folder / name)
 
-    components: dict[str, list[Rule]] = {}
-    for rule in export_rules(config.model):
-        components.setdefault(rule.key.partition(".")[0], []).append(rule)
-    sizes = {name: num_parameters(rules) for name, rules in components.items()}
+    sizes = {
+        name: sum(row.num_parameters for row in component_parameters(config.model, name))
+        for name in COMPONENTS
+    }
     (folder / "README.md").write_text(model_card(config, progress, sizes, dtype_name))

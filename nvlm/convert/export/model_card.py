@@ -8,6 +8,7 @@ from nvlm.config.compose import to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import serving_differences
 from nvlm.convert.hf.architectures import language_architecture
+from nvlm.sizes.visual import VisualLayout
 
 _TEMPLATE = """\
 ---
@@ -127,12 +128,12 @@ def model_card(
 
 
 def _introduction(config: RunConfig, progress: dict | None) -> str:
-    vision = config.model.vision
+    visual = VisualLayout.from_config(config)
     return _paragraph(
         "A multimodal language model of NVLM-D's design (https://arxiv.org/abs/2409.11402): "
-        f"InternViT reads tiles of {vision.image_size} x {vision.image_size} pixels cut "
+        f"InternViT reads tiles of {visual.image_size} x {visual.image_size} pixels cut "
         "dynamically from each image, a two-layer projector turns each tile into "
-        f"{vision.num_tokens_per_tile} tokens, and a decoder-only language model reads them "
+        f"{visual.num_tokens_per_tile} tokens, and a decoder-only language model reads them "
         "between text tile tags.",
         "Its weights were converted, not trained, with the configuration below."
         if progress is None
@@ -152,7 +153,7 @@ def _weights(config: RunConfig, dtype: str) -> str:
 
 
 def _prompt(config: RunConfig) -> str:
-    stage = config.stage
+    stage, visual = config.stage, VisualLayout.from_config(config)
     if stage.system_message is None:
         system = "without a system turn of its own"
     else:
@@ -161,15 +162,16 @@ def _prompt(config: RunConfig) -> str:
     return _paragraph(
         f"ChatML, {system}, a newline after each `<|im_end|>`. An image in a question is the mark",
         f"`<image>`; it becomes `<Image>`, for each tile {tag}{'and ' if tag else ''}"
-        f"{config.model.vision.num_tokens_per_tile} times `{config.model.image_token}`, "
+        f"{visual.num_tokens_per_tile} times `{config.model.image_token}`, "
         "`</Image>`.",
         "The tokenizer's chat template writes the same, with the mark as it stands.",
     )
 
 
 def _lengths(config: RunConfig) -> str:
-    stage = config.stage
-    thumbnail = " and a thumbnail" if stage.use_thumbnail and stage.max_num_tiles > 1 else ""
+    stage, visual = config.stage, VisualLayout.from_config(config)
+    has_thumbnail = visual.max_tiles_per_image > visual.max_num_tiles
+    thumbnail = " and a thumbnail" if has_thumbnail else ""
     return _bullet(
         f"Trained on images of at most {stage.max_num_tiles} tiles{thumbnail}, and on sequences of "
         f"{stage.sequence_length} tokens; the language model's positions end at "

@@ -14,13 +14,10 @@ from nvlm.convert.hf.architectures import (
     check_vision,
 )
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
-from nvlm.convert.rules import (
-    Rule,
-    expected_tensors,
-    language_rules,
-    projector_rules,
-    vision_rules,
-)
+from nvlm.convert.rules import Rule, expected_tensors
+from nvlm.convert.tables.internvit import vision_rules
+from nvlm.convert.tables.nvlm_d import VISION_PREFIX, nvlm_d_rules
+from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
 
 
@@ -63,17 +60,12 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
         ConvertError: none of ours.
     """
     architecture = architecture_of(folder.config)
-    vision, language = model.vision, model.language
     if architecture == "InternVisionModel":
-        return vision_rules(vision, _num_heads(folder, "", model))
+        return vision_rules(model, _num_heads(folder, "", model))
     if architecture in ("Qwen2ForCausalLM", "LlamaForCausalLM"):
-        return language_rules(language)
+        return language_rules(model)
     if architecture == "NVLM_D":
-        return [
-            *vision_rules(vision, _num_heads(folder, "vision_model.", model), "vision_model."),
-            *projector_rules(model.projector, vision, language),
-            *language_rules(language, "language_model."),
-        ]
+        return nvlm_d_rules(model, _num_heads(folder, VISION_PREFIX, model))
     raise ConvertError(
         f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
         "Qwen2ForCausalLM, LlamaForCausalLM, NVLM_D"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from nvlm.convert.rules import Rule
 
 # A rule and the layer of its stack that is meant; None for a tensor that no layer owns.
@@ -20,9 +18,10 @@ def in_file_order(rules: Sequence[Rule]) -> list[Entry]:
 
     def place(entry: Entry) -> tuple[str, int]:
         rule, layer = entry
-        return rule.key.partition(".")[0], -1 if layer is None else layer
+        return rule.parameter.component, -1 if layer is None else layer
 
-    return sorted(((rule, layer) for rule in rules for layer in rule.layers()), key=place)
+    entries = ((rule, layer) for rule in rules for layer in rule.parameter.layers())
+    return sorted(entries, key=place)
 
 
 def is_stack(rule: Rule) -> bool:
@@ -30,7 +29,7 @@ def is_stack(rule: Rule) -> bool:
 
     Then some rows can be converted without the rest: a copy is a stack of one.
     """
-    return rule.join is Rule.join or rule.join is torch.cat
+    return rule.layout.is_stack
 
 
 def source_rows(rule: Rule) -> Iterator[tuple[str, int, int]]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
+from nvlm.config.schema import with_thumbnail
+
 
 def candidate_grids(max_num_tiles: int) -> list[tuple[int, int]]:
     """All (columns, rows) of at most `max_num_tiles` tiles, by number of tiles."""
@@ -52,15 +54,6 @@ def choose_grid(width: int, height: int, max_num_tiles: int, image_size: int) ->
     return int(columns[0]), int(rows[0])
 
 
-def count_tiles(
-    widths: NDArray, heights: NDArray, max_num_tiles: int, use_thumbnail: bool, image_size: int
-) -> NDArray:
-    """[n] int64: tiles of n images, the thumbnail counted. One tile never gets a thumbnail."""
-    columns, rows = choose_grids(widths, heights, max_num_tiles, image_size)
-    tiles = columns * rows
-    return tiles + (tiles > 1) if use_thumbnail else tiles
-
-
 def cut_tiles(
     pixels: NDArray[np.uint8],
     max_num_tiles: int,
@@ -79,15 +72,15 @@ def cut_tiles(
     """
     height, width, _ = pixels.shape
     columns, rows = choose_grid(width, height, max_num_tiles, image_size)
-    num_tiles = columns * rows
-    with_thumbnail = use_thumbnail and num_tiles > 1
+    num_cells = columns * rows
+    num_tiles = with_thumbnail(num_cells, use_thumbnail)
     resize_to = _resize_fast if resize == "fast" else _resize_exact
-    tiles = np.empty((num_tiles + with_thumbnail, 3, image_size, image_size), np.uint8)
+    tiles = np.empty((num_tiles, 3, image_size, image_size), np.uint8)
     resized = resize_to(pixels, columns * image_size, rows * image_size)
     resized = resized.reshape(3, rows, image_size, columns, image_size)
-    grid = tiles[:num_tiles].reshape(rows, columns, 3, image_size, image_size)
+    grid = tiles[:num_cells].reshape(rows, columns, 3, image_size, image_size)
     grid[...] = resized.transpose(1, 3, 0, 2, 4)
-    if with_thumbnail:
+    if num_tiles > num_cells:
         tiles[-1] = resize_to(pixels, image_size, image_size)
     return tiles
 

@@ -50,11 +50,11 @@ from nvlm.data.samples.prompts import fingerprint, load_prompt_pools
 from nvlm.data.shards.shard import ByteRange
 from nvlm.data.shards.sources import Source, find_sources
 from nvlm.data.text.encode import SampleEncoder
-from nvlm.data.text.tile_tags import Grid
 from nvlm.errors import DataError
 from nvlm.files import read_json_lines, write_text
 from nvlm.hashes import hash_json
 from nvlm.printing import say
+from nvlm.sizes.visual import Grid
 
 FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"

@@ -28,6 +28,7 @@ from nvlm.data.order.planner import Planner
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.failures import explain
+from nvlm.sizes.visual import VisualLayout
 from nvlm.workers import end_with_parent
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
@@ -204,11 +205,9 @@ def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:
 
 def num_prefetched(config: RunConfig) -> int:
     """Micro-batches that each worker may have ready, so that their tiles stay in bounds."""
-    stage, vision = config.stage, config.model.vision
-    max_tiles = stage.sequence_length // vision.num_tokens_per_tile
-    if stage.max_tiles_per_sequence is not None:
-        max_tiles = min(max_tiles, stage.max_tiles_per_sequence)
-    num_bytes = config.train.micro_batch_size * max_tiles * 3 * vision.image_size**2
+    stage, visual = config.stage, VisualLayout.from_config(config)
+    max_tiles = visual.num_fitting_tiles(stage.sequence_length, stage.max_tiles_per_sequence)
+    num_bytes = config.train.micro_batch_size * max_tiles * 3 * visual.image_size**2
     affordable = _MAX_PREFETCHED_BYTES // max(1, num_bytes * config.data.num_workers)
     return max(1, min(_MAX_PREFETCHED, affordable))
 

@@ -25,9 +25,9 @@ from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ByteRange, ShardReader
 from nvlm.data.text.encode import EncodedSample, SampleEncoder
-from nvlm.data.text.tile_tags import Grid
 from nvlm.errors import DataError
 from nvlm.failures import explain
+from nvlm.sizes.visual import Grid
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ class MicroBatchReader(Dataset):
                 key = f"{sample.source}/{sample.key}"
                 samples.append(PackedSample(key, encoded, tiles, sample.loss_weight))
             sequences.append(samples)
-        vision = self._config.model.vision
+        visual = self._encoder.visual
         micro_batch = build_micro_batch(
             sequences,
             self._config.stage.sequence_length,
-            vision.image_size,
+            visual.image_size,
             self._encoder.tokenizer.pad_id,
             self._config.train.loss_weighting,
         )
-        check_micro_batch(micro_batch, vision.num_tokens_per_tile)
+        check_micro_batch(micro_batch, visual)
         return pack_up(micro_batch), skipped, repaired
 
     def read_sample(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
@@ -163,7 +163,7 @@ class MicroBatchReader(Dataset):
                 cut_tiles(pixels, limit, stage.use_thumbnail, image_size, data.image_resize)
             )
         encoded = self._encoder.encode(messages, sample.grids, stored.untrained_turns)
-        planned_tiles = [self._encoder.tag_style.num_tiles(grid) for grid in sample.grids]
+        planned_tiles = [self._encoder.visual.num_tiles(grid) for grid in sample.grids]
         planned, found = (
             (planned_tiles, sample.length),
             ([len(t) for t in tiles[1:]], len(encoded.tokens)),

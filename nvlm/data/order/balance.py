@@ -1,90 +1,18 @@
 """Balance: global steps, and a step's data-parallel ranks, cost about the same.
 
-A pack's cost is what training on it computes, in floating-point operations:
-
-    tokens:     2 x (weights of the decoder's matrices and the output layer)     per token
-    attention:  2 x layers x hidden size         per pair of tokens of a document, half are masked
-    tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
-                + 4 x layers x width x (patches + 1)^2 + the projector            per tile
-
-times 1 for the forward pass, 1 for the gradient of the input and 1 for that of the weights, as far
-as the stage needs them: a frozen encoder runs forwards only. Costs are whole numbers, the same on
-every machine.
+A pack's cost is what training on it computes (`nvlm.sizes.flops`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from nvlm.config import RunConfig
 from nvlm.data.order.permutation import shuffled
-from nvlm.sizes.parameters import (
-    LANGUAGE,
-    NUM_SHUFFLED_PATCHES,
-    VISION,
-    count_parameters,
-    parameter_shapes,
-)
 
 # Steps whose packs are dealt out together.
 _NUM_STEPS = 16
 # Fewer steps where their packs would be more than this, to bound the planner's memory.
 _MAX_PACKS = 16384
-
-
-@dataclass(frozen=True)
-class CostWeights:
-    """Floating-point operations of a training step."""
-
-    per_token: int
-    per_token_pair: int
-    per_tile: int
-
-    @classmethod
-    def from_config(cls, config: RunConfig) -> CostWeights:
-        vision, language = config.model.vision, config.model.language
-        shapes = dict(parameter_shapes(config.model))
-
-        def trainable_share(component: str) -> float:
-            count = count_parameters(shapes, config.stage.freeze, f"{component}.*")
-            return count.trainable / count.total
-
-        # The decoder always passes gradients on to the projector or to its own lower layers.
-        language_passes = 2 + trainable_share(LANGUAGE)
-        vision_share = trainable_share(VISION)
-        vision_passes = 2 + vision_share if vision_share else 1
-
-        hidden, width = language.hidden_size, language.num_query_groups * language.head_dim
-        layer = 2 * hidden**2 + 2 * hidden * width + 3 * hidden * language.ffn_hidden_size
-        per_token = 2 * (language.num_layers * layer + hidden * language.vocab_size)
-        per_token_pair = 2 * language.num_layers * hidden
-
-        stored = vision.num_stored_attention_heads * vision.head_dim
-        positions = vision.num_patches + 1
-        layer = 4 * vision.hidden_size * stored + 2 * vision.hidden_size * vision.ffn_hidden_size
-        encoder = vision.num_layers * (2 * layer * positions + 4 * stored * positions**2)
-        projector = config.model.projector.ffn_hidden_size * (
-            NUM_SHUFFLED_PATCHES * vision.hidden_size + hidden
-        )
-        return cls(
-            per_token=round(per_token * language_passes),
-            # Attention has no weights: forwards, and twice that backwards.
-            per_token_pair=3 * per_token_pair,
-            per_tile=round(
-                encoder * vision_passes + 3 * 2 * projector * vision.num_tokens_per_tile
-            ),
-        )
-
-    def cost(self, lengths: Sequence[int], num_tiles: int, sequence_length: int) -> int:
-        """Of a sequence with documents of these lengths; the rest is a document of padding."""
-        padding = sequence_length - sum(lengths)
-        pairs = sum(length * length for length in lengths) + padding * padding
-        return (
-            self.per_token * sequence_length
-            + self.per_token_pair * pairs
-            + self.per_tile * num_tiles
-        )
 
 
 def num_steps_together(global_batch_size: int) -> int:

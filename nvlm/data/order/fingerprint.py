@@ -7,9 +7,9 @@ from dataclasses import astuple
 
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex
-from nvlm.data.order.balance import CostWeights
 from nvlm.data.order.blend import order_settings
 from nvlm.errors import DataError
+from nvlm.sizes.flops import step_flops
 
 # Raise it whenever the same settings give another order.
 ORDER_VERSION = 3
@@ -35,7 +35,7 @@ def data_fingerprint(config: RunConfig, indexes: list[SourceIndex]) -> dict:
         "model.vision.image_size": vision.image_size,
         "model.vision.patch_size": vision.patch_size,
         "model.image_token": config.model.image_token,
-        "cost_weights": list(astuple(CostWeights.from_config(config))),
+        "cost_weights": list(astuple(step_flops(config))),
         **indexes[0].template,
         "sources": {index.source: index.content_hash[:_NUM_HASH_CHARACTERS] for index in indexes},
     }

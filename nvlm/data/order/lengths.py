@@ -25,7 +25,7 @@ from nvlm.data.images.tiling import choose_grids
 from nvlm.data.index.build import hash_key
 from nvlm.data.index.source_index import SourceIndex
 from nvlm.data.order.draws import Draws, PlannedDraws
-from nvlm.data.text.tile_tags import Grid
+from nvlm.sizes.visual import Grid, VisualLayout
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PlannedSource:
         self.index = index
         self.settings = settings
         self.max_num_tiles = settings.max_num_tiles or config.stage.max_num_tiles
-        self._stage, self._vision = config.stage, config.model.vision
+        self._stage, self._visual = config.stage, VisualLayout.from_config(config)
         self._max_tokens = config.stage.sequence_length
         self._max_tiles = config.stage.max_tiles_per_sequence or np.iinfo(np.int64).max
         self._salt = hash_key(f"{config.train.seed}/{index.source}")
@@ -201,11 +201,12 @@ class PlannedSource:
         images = _ranges(index.image_starts[rows], index.image_starts[rows + 1])
         turn_of_image = np.repeat(np.arange(len(turns)), index.turn_images[turns])
         columns, grid_rows = self._choose_grids(images, max_num_tiles)
-        cells = columns * grid_rows
-        tiles = cells + (cells > 1) if self._stage.use_thumbnail else cells
-        leads = np.where(cells == 1, index.lead_single[images], index.lead_multiple[images])
+        tiles = self._visual.num_tiles((columns, grid_rows))
+        leads = np.where(
+            columns * grid_rows == 1, index.lead_single[images], index.lead_multiple[images]
+        )
         tokens = leads + self._later_tags[columns, grid_rows]
-        tokens += tiles * self._vision.num_tokens_per_tile
+        tokens += self._visual.num_tokens(tiles)
         return (
             _sum_within(text + _sums(tokens, turn_of_image, len(turns)), firsts),
             _sum_within(_sums(tiles, turn_of_image, len(turns)), firsts),
@@ -214,7 +215,7 @@ class PlannedSource:
 
     def _choose_grids(self, images: NDArray, max_num_tiles: int) -> tuple[NDArray, NDArray]:
         widths, heights = self.index.image_width[images], self.index.image_height[images]
-        return choose_grids(widths, heights, max_num_tiles, self._vision.image_size)
+        return choose_grids(widths, heights, max_num_tiles, self._visual.image_size)
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:

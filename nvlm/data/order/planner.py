@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
-from nvlm.data.order.balance import CostWeights, deal_out, num_steps_together
+from nvlm.data.order.balance import deal_out, num_steps_together
 from nvlm.data.order.draws import Draw, Pack
 from nvlm.data.order.fingerprint import check_same, data_fingerprint, differences
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.order.windows import PackStream
+from nvlm.sizes.flops import step_flops
 
 
 class Planner:
@@ -31,7 +32,7 @@ class Planner:
         self._config = config
         self.fingerprint = data_fingerprint(config, indexes)
         self.sources = [PlannedSource(config, index.settings, index) for index in indexes]
-        self._costs = CostWeights.from_config(config)
+        self._flops = step_flops(config)
         self._stream = PackStream(config, self.sources)
         # Packs planned for the next group: where their first window starts, how many of its packs
         # the group before has, and for each window its packs and where the next one starts.
@@ -116,7 +117,7 @@ class Planner:
 
     def cost(self, pack: Pack) -> int:
         """What training on a pack computes; see balance.py."""
-        return self._costs.cost(
+        return self._flops.of_sequence(
             pack.draws.length.tolist(),
             int(pack.draws.num_tiles.sum()),
             self._config.stage.sequence_length,

@@ -29,8 +29,11 @@ from nvlm.data.samples.conversations import count_image_marks
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer, with_system_message
-from nvlm.data.text.tile_tags import IMAGE_END, IMAGE_START, Grid, TagStyle
 from nvlm.errors import DataError
+from nvlm.sizes.visual import Grid, VisualLayout
+
+IMAGE_START = "<Image>"
+IMAGE_END = "</Image>"
 
 # Part of every index's hash. Raise it whenever the same sample would give other tokens.
 LAYOUT_VERSION = 2
@@ -90,14 +93,12 @@ class SampleEncoder:
         self,
         tokenizer: ChatTokenizer,
         *,
-        num_tokens_per_tile: int,
-        tag_style: TagStyle,
+        visual: VisualLayout,
         image_boundary: str,
         system_message: str | None,
     ):
         self.tokenizer = tokenizer
-        self.num_tokens_per_tile = num_tokens_per_tile
-        self.tag_style = tag_style
+        self.visual = visual
         self.image_boundary = image_boundary
         self.system_message = system_message
 
@@ -119,8 +120,7 @@ class SampleEncoder:
             )
         return cls(
             tokenizer,
-            num_tokens_per_tile=config.model.vision.num_tokens_per_tile,
-            tag_style=TagStyle.from_config(config),
+            visual=VisualLayout.from_config(config),
             image_boundary=config.stage.image_boundary,
             system_message=config.stage.system_message,
         )
@@ -130,13 +130,13 @@ class SampleEncoder:
 
         The number of tiles and of tokens per tile are left out: an index holds image sizes.
         """
-        style = self.tag_style
+        visual = self.visual
         return {
             "layout_version": LAYOUT_VERSION,
             "tokenizer": self.tokenizer.fingerprint,
-            "stage.tile_tags": style.tile_tags,
-            "digits of a tile tag": style.num_digits if style.tile_tags != "none" else None,
-            "image size in tile tags": style.image_size if style.tile_tags == "2d_box" else None,
+            "stage.tile_tags": visual.tile_tags,
+            "digits of a tile tag": visual.num_tag_digits if visual.tile_tags != "none" else None,
+            "image size in tile tags": visual.image_size if visual.tile_tags == "2d_box" else None,
             "stage.image_boundary": self.image_boundary,
             "stage.system_message": self.system_message,
         }
@@ -171,7 +171,7 @@ class SampleEncoder:
     def measure(self, samples: Sequence[Sample]) -> list[TextLengths]:
         """Lengths of many samples, tokenised in one batch."""
         # The first tag is that of the thumbnail or, for any grid of several tiles, this.
-        single_tag, multiple_tag = self.tag_style.tags((1, 1))[0], self.tag_style.tags((2, 1))[0]
+        single_tag, multiple_tag = self.visual.tags((1, 1))[0], self.visual.tags((2, 1))[0]
         layouts: list[tuple[list[_Piece], list[str], list[tuple[str, str]]]] = []
         texts: dict[str, int] = {}
         for sample in samples:
@@ -209,7 +209,7 @@ class SampleEncoder:
 
         These tags stand alone, between placeholders.
         """
-        tags_of = {grid: self.tag_style.tags(grid)[1:] for grid in candidate_grids(max_num_tiles)}
+        tags_of = {grid: self.visual.tags(grid)[1:] for grid in candidate_grids(max_num_tiles)}
         texts = sorted({tag for tags in tags_of.values() for tag in tags})
         counts = dict(zip(texts, self.tokenizer.count(texts), strict=True))
         return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
@@ -281,13 +281,13 @@ class SampleEncoder:
 
     def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[_Piece]:
         """From the text `before` an image to its last placeholder."""
-        first_tag, *later_tags = self.tag_style.tags(grid)
+        first_tag, *later_tags = self.visual.tags(grid)
         if self.image_boundary == "merged":
             leads = [before + IMAGE_START + first_tag]
         else:
             leads = [before + IMAGE_START, first_tag]
         pieces = [_Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
-        ids = (self.tokenizer.image_id,) * self.num_tokens_per_tile
+        ids = (self.tokenizer.image_id,) * self.visual.num_tokens(1)
         tile = _Piece(ids=ids, turn=turn, is_image=True)
         pieces.append(tile)
         for tag in later_tags:

@@ -11,6 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from nvlm.config.schema import NUM_SHUFFLED_PATCHES
 from nvlm.model.parts.layers import LayerParts
 from nvlm.model.parts.norms import LayerNorm
 
@@ -25,7 +26,9 @@ def pixel_shuffle(patches_npc: Tensor) -> Tensor:
     side = round(num_patches**0.5)
     assert side * side == num_patches and side % 2 == 0, f"{num_patches} patches are no even square"
     blocks = patches_npc.reshape(num_tiles, side // 2, 2, side // 2, 2, channels)
-    return blocks.transpose(2, 3).reshape(num_tiles, num_patches // 4, 4 * channels)
+    return blocks.transpose(2, 3).reshape(
+        num_tiles, num_patches // NUM_SHUFFLED_PATCHES, NUM_SHUFFLED_PATCHES * channels
+    )
 
 
 class VisionProjection(MegatronModule):

@@ -10,7 +10,8 @@ from helpers.shard_writing import draw_image
 from PIL import Image
 
 from nvlm.data.images.image import decode_image
-from nvlm.data.images.tiling import candidate_grids, choose_grid, count_tiles, cut_tiles
+from nvlm.data.images.tiling import candidate_grids, choose_grid, cut_tiles
+from nvlm.sizes.visual import VisualLayout
 
 # (width, height) -> (columns, rows) and tiles with the thumbnail, at up to 6 tiles of 448 pixels:
 # what InternVL's `dynamic_preprocess` gives.
@@ -32,10 +33,7 @@ GOLDEN = {
 def test_golden_grids(size: tuple[int, int], expected: tuple[tuple[int, int], int]):
     grid, num_tiles = expected
     assert choose_grid(*size, max_num_tiles=6, image_size=448) == grid
-    widths, heights = np.array([size[0]]), np.array([size[1]])
-    assert count_tiles(widths, heights, 6, True, 448).tolist() == [num_tiles]
-    assert count_tiles(widths, heights, 6, False, 448).tolist() == [grid[0] * grid[1]]
-    assert count_tiles(widths, heights, 1, True, 448).tolist() == [1]
+    assert VisualLayout("1d", True, 6, 448, num_tokens_per_tile=256).num_tiles(grid) == num_tiles
 
 
 def test_candidate_grids():

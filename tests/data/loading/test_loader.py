@@ -25,6 +25,7 @@ from nvlm.data.loading.loader import build_loader, num_prefetched
 from nvlm.data.order.planner import iterate_order
 from nvlm.data.shards.shard import ShardReader
 from nvlm.errors import DataError
+from nvlm.sizes.visual import VisualLayout
 
 NUM_STEPS = 5
 
@@ -62,7 +63,7 @@ def test_batches_keep_the_contract(make_config):
         assert not any(skipped)
         num_tokens = config.train.micro_batch_size * config.stage.sequence_length
         for micro_batch in itertools.chain(*steps):
-            check_micro_batch(micro_batch, config.model.vision.num_tokens_per_tile)
+            check_micro_batch(micro_batch, VisualLayout.from_config(config))
             assert micro_batch.tokens.shape == (1, num_tokens)
             assert micro_batch.tiles.dtype == torch.uint8
             assert micro_batch.loss_mask().sum() > 0
@@ -202,7 +203,7 @@ def test_bad_samples_are_named_and_training_goes_on(
     keys = [key for step in steps for m in step for key in m.sample_keys]
     assert set(keys) == {f"train/good{i}" for i in range(6)}
     for micro_batch in itertools.chain(*steps):
-        check_micro_batch(micro_batch, 16)
+        check_micro_batch(micro_batch, VisualLayout.from_config(config))
     # Its place is padding: the plan counts it, the batch does not.
     planned = [packs for _, packs in iterate_order(config, NUM_STEPS)]
     for step, packs in zip(steps, planned, strict=True):

@@ -68,7 +68,7 @@ def encoded_length(
         len(cut_tiles(decode_image(i), max_num_tiles, config.stage.use_thumbnail, 112))
         for i in images
     ]
-    assert tiles == [encoder.tag_style.num_tiles(grid) for grid in grids]
+    assert tiles == [encoder.visual.num_tiles(grid) for grid in grids]
     messages = keep_turns(sample.conversation(variant), num_turns)
     return len(encoder.encode(messages, grids).tokens), sum(tiles)
 

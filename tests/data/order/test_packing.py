@@ -9,6 +9,9 @@ from nvlm.batch import IGNORED_LABEL, check_micro_batch
 from nvlm.data.loading.collate import PackedSample, build_micro_batch
 from nvlm.data.order.packing import choose_carried, pack_samples
 from nvlm.data.text.encode import EncodedSample
+from nvlm.sizes.visual import VisualLayout
+
+VISUAL = VisualLayout("1d", True, 6, image_size=4, num_tokens_per_tile=2)
 
 
 @pytest.mark.parametrize("max_tiles", [None, 15])
@@ -86,7 +89,7 @@ def test_row_of_two_sequences():
         [PackedSample("c", make_encoded(30, 4), make_tiles())],
     ]
     batch = build_micro_batch(sequences, sequence_length=10, image_size=4, pad_id=1)
-    check_micro_batch(batch, num_tokens_per_tile=2)
+    check_micro_batch(batch, VISUAL)
     none = IGNORED_LABEL
     assert batch.tokens.tolist() == [
         [10, 11, 12, 20, 21, 22, 23, 24, 1, 1, 30, 31, 32, 33, 1, 1, 1, 1, 1, 1]
@@ -111,7 +114,7 @@ def test_full_sequence_has_no_padding_document():
 
 def test_empty_sequence_is_one_padding_document():
     batch = build_micro_batch([[]], 6, 4, pad_id=1)
-    check_micro_batch(batch, num_tokens_per_tile=2)
+    check_micro_batch(batch, VISUAL)
     assert batch.cu_seqlens.tolist() == [0, 6]
     assert batch.tiles.shape == (0, 3, 4, 4)
     assert batch.loss_mask().sum() == 0

@@ -11,8 +11,8 @@ from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.encode import SampleEncoder, TextLengths
-from nvlm.data.text.tile_tags import Grid, TagStyle, TileTags
 from nvlm.errors import DataError
+from nvlm.sizes.visual import Grid, TileTags, VisualLayout
 
 
 def make_encoder(
@@ -23,8 +23,7 @@ def make_encoder(
     **settings,
 ) -> SampleEncoder:
     defaults = {
-        "num_tokens_per_tile": 4,
-        "tag_style": TagStyle(tile_tags, use_thumbnail, max_num_tiles, image_size=112),
+        "visual": VisualLayout(tile_tags, use_thumbnail, max_num_tiles, 112, num_tokens_per_tile=4),
         "image_boundary": "merged",
         "system_message": "Answer the questions.",
     }
@@ -138,7 +137,7 @@ def test_measured_length_is_the_encoded_length(
     assert sum(lengths.turn_images) == len(grids)
     for num_turns in range(1, len(lengths.turn_tokens) + 1):
         kept = grids[: sum(lengths.turn_images[:num_turns])]
-        num_tiles = sum(encoder.tag_style.num_tiles(grid) for grid in kept)
+        num_tiles = sum(encoder.visual.num_tiles(grid) for grid in kept)
         length = sum(lengths.turn_tokens[:num_turns]) + 4 * num_tiles
         for image, grid in enumerate(kept):
             leads = lengths.leads_single if grid == (1, 1) else lengths.leads_multiple

@@ -17,7 +17,7 @@ from nvlm.config import load_config
 from nvlm.data.images.tiling import candidate_grids
 from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.encode import SampleEncoder
-from nvlm.data.text.tile_tags import TagStyle, TileTags
+from nvlm.sizes.visual import TileTags, VisualLayout
 
 START, END, PLACEHOLDER = 151644, 151645, 151654
 SYSTEM = [START, 8948, 198, 16141, 279, 4755, 13, END, 198]
@@ -56,11 +56,14 @@ QUESTION = [{"role": "user", "content": "<image>\nAnswer the questions."}]
 
 
 def make_encoder(
-    tokenizer: ChatTokenizer, tile_tags: TileTags = "1d", max_num_tiles: int = 6, **settings
+    tokenizer: ChatTokenizer,
+    tile_tags: TileTags = "1d",
+    max_num_tiles: int = 6,
+    num_tokens_per_tile: int = 256,
+    **settings,
 ) -> SampleEncoder:
     defaults = {
-        "num_tokens_per_tile": 256,
-        "tag_style": TagStyle(tile_tags, True, max_num_tiles, 448),
+        "visual": VisualLayout(tile_tags, True, max_num_tiles, 448, num_tokens_per_tile),
         "image_boundary": "merged",
         "system_message": "Answer the questions.",
     }
@@ -150,9 +153,9 @@ def test_tokens_that_the_configuration_reckons_with_per_tile(
         [f"stage.tile_tags={tile_tags}", f"stage.max_num_tiles={max_num_tiles}",
          "stage.sequence_length=32768"],
     )  # fmt: skip
-    style = TagStyle.from_config(config)
+    visual = VisualLayout.from_config(config)
     grids = candidate_grids(max_num_tiles)
-    lengths = {len(qwen_tokenizer.encode(tag)) for grid in grids for tag in style.tags(grid)}
+    lengths = {len(qwen_tokenizer.encode(tag)) for grid in grids for tag in visual.tags(grid)}
     assert max(lengths) == config.num_tokens_per_tagged_tile - 256
     if tile_tags == "1d":
         assert len(lengths) == 1

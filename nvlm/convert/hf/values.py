@@ -1,0 +1,62 @@
+"""What the `config.json` of an export says of a model: in the words of Hugging Face's classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvlm.config.schema import LanguageConfig, RunConfig, VisionConfig
+from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
+
+# `norm_type` of InternViT's configuration, by our `model.vision.normalization`.
+NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
+
+
+def vision_values(vision: VisionConfig) -> dict[str, Any]:
+    """What InternViT's `config.json` says of a model like `vision`."""
+    values = {key: getattr(vision, setting) for key, setting in INTERN_VIT.settings.items()}
+    return {**values, "norm_type": NORM_TYPES[vision.normalization], "hidden_act": "gelu"}
+
+
+def language_values(language: LanguageConfig) -> dict[str, Any]:
+    """What Qwen2's or Llama's `config.json` says of a model like `language`.
+
+    Each key that changes what transformers computes is there, whatever its class's default.
+    """
+    values = {
+        **{key: getattr(language, setting) for key, setting in QWEN2.settings.items()},
+        "attention_bias": language.qkv_bias,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+        "max_position_embeddings": language.max_position_embeddings,
+        # Once for current transformers, once for earlier readers.
+        "rope_parameters": {"rope_theta": language.rope_base, "rope_type": "default"},
+        "rope_theta": language.rope_base,
+        "sliding_window": None,
+        "tie_word_embeddings": language.share_embeddings_and_output_weights,
+        "use_sliding_window": False,
+    }
+    if language.qkv_bias:
+        values["layer_types"] = ["full_attention"] * language.num_layers
+        values["max_window_layers"] = language.num_layers
+    return values
+
+
+def prompt_values(config: RunConfig) -> dict[str, Any]:
+    """What an NVLM-D's `config.json` says of the tiles and prompts of `config`."""
+    stage = config.stage
+    return {
+        "dynamic_image_size": stage.max_num_tiles > 1,
+        "max_dynamic_patch": stage.max_num_tiles,
+        "min_dynamic_patch": 1,
+        "template": "chatml",
+        # Of a single tile there never is one; servers take its tag from this key.
+        "use_thumbnail": stage.use_thumbnail or stage.max_num_tiles == 1,
+        "image_boundary": stage.image_boundary,
+        "image_token": config.model.image_token,
+        "system_message": stage.system_message,
+        "tile_tags": stage.tile_tags,
+    }
+
+
+def language_architecture(language: LanguageConfig) -> str:
+    return "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"

@@ -1,0 +1,1 @@
+"""Rules per architecture: Hugging Face's names of its tensors, and how they are laid out."""

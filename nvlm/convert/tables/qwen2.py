@@ -1,0 +1,50 @@
+"""Qwen2 (with `qkv_bias`) and Llama (without): grouped queries, SwiGLU.
+
+Where embeddings and output layer share their weights, neither side stores the output layer.
+"""
+
+from __future__ import annotations
+
+from nvlm.config.schema import ModelConfig
+from nvlm.convert.rules import Rule, rules_of
+from nvlm.convert.tables.layouts import query_groups, stacked
+from nvlm.sizes.parameters import LANGUAGE, component_parameters
+
+# Key of the parameter -> Hugging Face names; `{layer}` goes into the names of layers.
+_NAMES = {
+    "embedding.word_embeddings.weight": ["model.embed_tokens.weight"],
+    "decoder.layers.input_layernorm.weight": ["input_layernorm.weight"],
+    "decoder.layers.self_attention.linear_qkv.weight": [
+        "self_attn.q_proj.weight",
+        "self_attn.k_proj.weight",
+        "self_attn.v_proj.weight",
+    ],
+    "decoder.layers.self_attention.linear_qkv.bias": [
+        "self_attn.q_proj.bias",
+        "self_attn.k_proj.bias",
+        "self_attn.v_proj.bias",
+    ],
+    "decoder.layers.self_attention.linear_proj.weight": ["self_attn.o_proj.weight"],
+    "decoder.layers.pre_mlp_layernorm.weight": ["post_attention_layernorm.weight"],
+    "decoder.layers.mlp.linear_fc1.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+    "decoder.layers.mlp.linear_fc2.weight": ["mlp.down_proj.weight"],
+    "decoder.final_layernorm.weight": ["model.norm.weight"],
+    "output_layer.weight": ["lm_head.weight"],
+}
+
+
+def language_rules(model: ModelConfig, hf_prefix: str = "") -> list[Rule]:
+    language = model.language
+    grouped = query_groups(
+        language.num_attention_heads, language.num_query_groups, language.head_dim
+    )
+    layouts = {
+        "decoder.layers.self_attention.linear_qkv.weight": grouped,
+        "decoder.layers.self_attention.linear_qkv.bias": grouped,
+        "decoder.layers.mlp.linear_fc1.weight": stacked(2),
+    }
+    names = {}
+    for key, short_names in _NAMES.items():
+        of_layer = "model.layers.{layer}." if key.startswith("decoder.layers.") else ""
+        names[key] = [hf_prefix + of_layer + name for name in short_names]
+    return rules_of(component_parameters(model, LANGUAGE), names, layouts)

@@ -1,0 +1,1 @@
+"""The parameters of each component of the model, a file each. `sizes/parameters.py` joins them."""

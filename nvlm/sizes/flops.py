@@ -1,0 +1,105 @@
+"""Floating-point operations of the model, in training as a stage needs them.
+
+    tokens:     2 x (weights of the decoder's matrices and the output layer)     per token
+    attention:  2 x layers x hidden size         per pair of tokens of a document, half are masked
+    tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
+                + 4 x layers x width x (patches + 1)^2 + the projector            per tile
+
+times 1 for the forward pass, 1 for the gradient of the input and 1 for that of the weights, as far
+as the stage needs them: a frozen encoder runs forwards only. Numbers are whole, the same on every
+machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nvlm.config.schema import ModelConfig, RunConfig
+from nvlm.sizes.parameters import (
+    LANGUAGE,
+    PROJECTOR,
+    VISION,
+    component_parameters,
+    count_parameters,
+    parameters_by_name,
+)
+from nvlm.sizes.visual import VisualLayout
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Of one forward pass; the parts that differ in what a backward pass costs."""
+
+    per_token: int
+    per_token_pair: int  # of all pairs of a document; the causal mask leaves half of them
+    encoder_per_tile: int
+    projector_per_token: int  # of a tile's tokens
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Of training, forwards and backwards."""
+
+    per_token: int
+    per_token_pair: int
+    per_tile: int
+
+    def of_sequence(self, lengths: Sequence[int], num_tiles: int, sequence_length: int) -> int:
+        """Of a sequence with documents of these lengths; the rest is a document of padding."""
+        padding = sequence_length - sum(lengths)
+        pairs = sum(length * length for length in lengths) + padding * padding
+        return (
+            self.per_token * sequence_length
+            + self.per_token_pair * pairs
+            + self.per_tile * num_tiles
+        )
+
+
+def forward_flops(model: ModelConfig) -> ForwardFlops:
+    language, vision = model.language, model.vision
+    layers = _num_matrix_weights(model, LANGUAGE, in_layers=True)
+    width, positions = vision.num_stored_attention_heads * vision.head_dim, vision.num_patches + 1
+    return ForwardFlops(
+        # The output layer computes as much where it has no matrix of its own.
+        per_token=2 * (layers + language.hidden_size * language.vocab_size),
+        per_token_pair=2 * language.num_layers * language.hidden_size,
+        encoder_per_tile=2 * _num_matrix_weights(model, VISION, in_layers=True) * positions
+        + 4 * vision.num_layers * width * positions**2,
+        projector_per_token=2 * _num_matrix_weights(model, PROJECTOR),
+    )
+
+
+def step_flops(config: RunConfig) -> StepFlops:
+    """What training computes with `stage.freeze`."""
+    forward = forward_flops(config.model)
+    named = parameters_by_name(config.model)
+
+    def trainable_share(component: str) -> float:
+        count = count_parameters(named, config.stage.freeze, component)
+        return count.trainable / count.total
+
+    # The decoder always passes gradients on to the projector or to its own lower layers.
+    language_passes = 2 + trainable_share(LANGUAGE)
+    vision_share = trainable_share(VISION)
+    vision_passes = 2 + vision_share if vision_share else 1
+    visual = VisualLayout.from_config(config)
+    num_projected = visual.num_tokens(1) + visual.num_tokens_beside(1)
+    return StepFlops(
+        per_token=round(forward.per_token * language_passes),
+        # Attention has no weights: forwards, and twice that backwards.
+        per_token_pair=3 * forward.per_token_pair,
+        per_tile=round(
+            forward.encoder_per_tile * vision_passes
+            + 3 * forward.projector_per_token * num_projected
+        ),
+    )
+
+
+def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = False) -> int:
+    """Weights that a token is multiplied with; with `in_layers` only those of a stack's layers."""
+    return sum(
+        row.num_parameters
+        for row in component_parameters(model, component)
+        if len(row.shape) == 2 and (row.num_layers or not in_layers)
+    )

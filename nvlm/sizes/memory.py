@@ -1,0 +1,103 @@
+"""Bytes that a process keeps through training, as Megatron-core's data parallelism allocates them.
+
+What trains lies in one buffer per chunk of the model, and its fp32 gradients in another as large;
+the distributed optimizer keeps a data-parallel rank's share of the state. What is frozen keeps
+tensors of its own. Activations, and what libraries take, are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from nvlm.config.schema import RunConfig
+from nvlm.sizes.parameters import is_frozen
+from nvlm.sizes.pipeline import chunk_parameters
+from nvlm.sizes.row import Parameter
+
+# Bytes of a number of `train.precision`.
+_PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
+_GRADIENT_BYTES = 4
+# Adam's two moments in fp32 and, beside bf16 parameters, their fp32 original.
+_OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
+
+# In numbers: where a tensor begins in its buffer, and a bucket's end with one data-parallel rank.
+_TENSOR_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
+
+
+@dataclass(frozen=True)
+class MemoryBytes:
+    """Of one process."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer
+
+    def __add__(self, other: MemoryBytes) -> MemoryBytes:
+        return MemoryBytes(
+            self.parameters + other.parameters,
+            self.gradients + other.gradients,
+            self.optimizer + other.optimizer,
+        )
+
+
+def stage_memory(config: RunConfig, stage: int, data_parallel_size: int) -> MemoryBytes:
+    """Of each process of pipeline stage `stage`; of their optimizer states the largest."""
+    total = MemoryBytes(0, 0, 0)
+    for chunk in range(config.parallel.virtual_pipeline):
+        total += _chunk_memory(config, stage, chunk, data_parallel_size)
+    return total
+
+
+def _chunk_memory(
+    config: RunConfig, stage: int, chunk: int, data_parallel_size: int
+) -> MemoryBytes:
+    precision, tensor_size = config.train.precision, config.parallel.tensor
+    num_frozen, trained = 0, []
+    for name, row in chunk_parameters(config, stage, chunk).items():
+        if is_frozen(name, config.stage.freeze):
+            num_frozen += math.prod(row.local_shape(tensor_size))
+        else:
+            trained.append(row)
+    num_trained = sum(math.prod(row.local_shape(tensor_size)) for row in trained)
+    buffer = sum(
+        _bucket_size(bucket, tensor_size, data_parallel_size)
+        for bucket in _buckets(trained, config.parallel.pipeline)
+    )
+    # A rank's share of the buffer has gaps between tensors, for which no state is kept.
+    num_updated = min(num_trained, buffer // data_parallel_size)
+    return MemoryBytes(
+        parameters=(num_frozen + buffer) * _PARAMETER_BYTES[precision],
+        gradients=buffer * _GRADIENT_BYTES,
+        optimizer=num_updated * _OPTIMIZER_BYTES[precision],
+    )
+
+
+def _buckets(rows: Iterable[Parameter], num_stages: int) -> Iterator[list[Parameter]]:
+    """One, but that a matrix which two stages hold has its own, and splits the rest in two."""
+    bucket: list[Parameter] = []
+    for row in rows:
+        if row.pipeline_stage == "first and last" and num_stages > 1:
+            yield from ([bucket] if bucket else [])
+            yield [row]
+            bucket = []
+        else:
+            bucket.append(row)
+    yield from ([bucket] if bucket else [])
+
+
+def _bucket_size(rows: Iterable[Parameter], tensor_size: int, data_parallel_size: int) -> int:
+    """Numbers in a bucket, gaps counted. The order of its tensors does not matter."""
+    size = sum(
+        _round_up(math.prod(row.local_shape(tensor_size)), _TENSOR_ALIGNMENT) for row in rows
+    )
+    return _round_up(size, math.lcm(data_parallel_size, _BUCKET_ALIGNMENT))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

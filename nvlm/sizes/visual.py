@@ -1,0 +1,128 @@
+"""What an image's grid of tiles becomes: how many tiles, their text tags, and how many tokens.
+
+Whoever counts tiles or image tokens asks here. Tags tell the language model which tile comes next
+(paper section 4.2, table 1):
+
+    none       no tags
+    1d         <tile_1> <tile_2> ...                      the design of the released model
+    2d_grid    <tile_x0_y0> <tile_x1_y0> ...              column and row of the tile
+    2d_box     <box> (0, 0), (448, 448) </box> ...        its pixels in the resized image
+
+The thumbnail, and the tile of an image that is one tile, have `<tile_global_thumbnail>`. Numbers
+of tiles have as many digits as the stage's largest, and the thumbnail's tag of 1-D grows with them
+(`<tile_01>`, `<tile_global_thumbnail0>` from ten tiles on): with Qwen2's tokenizer all tags of a
+model with 1-D tags have equally many tokens, and so have the tiles' of a grid. Boxes are pixels as
+they are. No tag is the beginning of another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from nvlm.config.schema import RunConfig, with_thumbnail
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # One image's number, or an array with one per image.
+    Number = TypeVar("Number", int, NDArray[np.int64])
+
+TileTags = Literal["none", "1d", "2d_grid", "2d_box"]
+# (columns, rows) of an image's tiles.
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class VisualLayout:
+    """How a stage lays images out for its model. Tiles and tokens are counted for ints and arrays.
+
+    The two numbers of tokens do not count tags: an index measures those with the tokenizer.
+    """
+
+    tile_tags: TileTags
+    use_thumbnail: bool
+    max_num_tiles: int  # of a grid, in the whole stage
+    image_size: int  # pixels of a tile's side
+    # Placeholders of a tile in the decoder's sequence, which image embeddings overwrite.
+    num_tokens_per_tile: int
+    # Tokens of a tile that the decoder attends to without having them in its sequence.
+    num_tokens_beside_per_tile: int = 0
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> VisualLayout:
+        stage, vision = config.stage, config.model.vision
+        return cls(
+            tile_tags=stage.tile_tags,
+            use_thumbnail=stage.use_thumbnail,
+            max_num_tiles=stage.max_num_tiles,
+            image_size=vision.image_size,
+            num_tokens_per_tile=vision.num_tokens_per_tile,
+        )
+
+    # ------------------------------------------------------------------------------ tiles, tokens
+
+    def num_tiles(self, grid: tuple[Number, Number]) -> Number:
+        """Tiles of an image, the thumbnail counted. One tile never gets a thumbnail."""
+        columns, rows = grid
+        return with_thumbnail(columns * rows, self.use_thumbnail)
+
+    def has_thumbnail(self, grid: Grid) -> bool:
+        return self.num_tiles(grid) > grid[0] * grid[1]
+
+    @property
+    def max_tiles_per_image(self) -> int:
+        """Most tiles an image becomes, the thumbnail counted."""
+        return self.num_tiles((self.max_num_tiles, 1))
+
+    def num_tokens(self, num_tiles: Number) -> Number:
+        """Placeholders of so many tiles in the decoder's sequence."""
+        return num_tiles * self.num_tokens_per_tile
+
+    def num_tokens_beside(self, num_tiles: Number) -> Number:
+        """Tokens of so many tiles that the decoder reads beside its sequence."""
+        return num_tiles * self.num_tokens_beside_per_tile
+
+    def num_fitting_tiles(self, num_tokens: int, budget: int | None = None) -> int:
+        """Tiles that so many tokens have room for, tags not counted, and at most `budget`."""
+        fitting = num_tokens // self.num_tokens_per_tile
+        return fitting if budget is None else min(fitting, budget)
+
+    # --------------------------------------------------------------------------------------- tags
+
+    @property
+    def num_tag_digits(self) -> int:
+        """Digits of the numbers in tags."""
+        largest = self.max_num_tiles if self.tile_tags == "1d" else self.max_num_tiles - 1
+        return len(str(largest))
+
+    def tags(self, grid: Grid) -> list[str]:
+        """One tag per tile, row by row, the thumbnail's last."""
+        if self.tile_tags == "none":
+            return [""] * self.num_tiles(grid)
+        columns, rows = grid
+        if columns * rows == 1:
+            return [self._thumbnail_tag()]
+        tags = [self._tile_tag(x, y, columns) for y in range(rows) for x in range(columns)]
+        return [*tags, self._thumbnail_tag()] if self.has_thumbnail(grid) else tags
+
+    def _tile_tag(self, x: int, y: int, columns: int) -> str:
+        """The tag of the tile in column `x` and row `y`, from 0, of a grid with `columns`."""
+        match self.tile_tags:
+            case "none":
+                return ""
+            case "1d":
+                return f"<tile_{y * columns + x + 1:0{self.num_tag_digits}}>"
+            case "2d_grid":
+                digits = self.num_tag_digits
+                return f"<tile_x{x:0{digits}}_y{y:0{digits}}>"
+            case "2d_box":
+                left, top, size = x * self.image_size, y * self.image_size, self.image_size
+                return f"<box> ({left}, {top}), ({left + size}, {top + size}) </box>"
+
+    def _thumbnail_tag(self) -> str:
+        """The tag of a tile that shows all of an image."""
+        if self.tile_tags == "1d":
+            return f"<tile_global_thumbnail{'0' * (self.num_tag_digits - 1)}>"
+        return "<tile_global_thumbnail>"

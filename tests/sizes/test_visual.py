@@ -1,0 +1,131 @@
+"""What a grid becomes: tiles, tokens, and the texts of its tags.
+
+The ids of tags are in tests/data/text/test_golden_qwen_ids.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvlm.config import load_config
+from nvlm.data.images.tiling import candidate_grids
+from nvlm.sizes.visual import TileTags, VisualLayout
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+THUMBNAIL = "<tile_global_thumbnail>"
+
+
+def layout(tile_tags: TileTags = "1d", use_thumbnail: bool = True, max_num_tiles: int = 6):
+    return VisualLayout(tile_tags, use_thumbnail, max_num_tiles, 448, num_tokens_per_tile=256)
+
+
+@pytest.mark.parametrize(
+    ("use_thumbnail", "expected"),
+    [(True, {(1, 1): 1, (2, 1): 3, (3, 2): 7}), (False, {(1, 1): 1, (2, 1): 2, (3, 2): 6})],
+)
+def test_tiles_of_an_image_and_of_many(use_thumbnail: bool, expected: dict):
+    visual = layout(use_thumbnail=use_thumbnail)
+    assert {grid: visual.num_tiles(grid) for grid in expected} == expected
+    columns, rows = (np.array(numbers) for numbers in zip(*expected, strict=True))
+    many = visual.num_tiles((columns, rows))
+    assert many.tolist() == list(expected.values())
+    assert many.dtype == np.int64
+    assert [visual.has_thumbnail(grid) for grid in expected] == [
+        False, use_thumbnail, use_thumbnail
+    ]  # fmt: skip
+    assert visual.max_tiles_per_image == expected[3, 2]
+    assert layout(use_thumbnail=use_thumbnail, max_num_tiles=1).max_tiles_per_image == 1
+
+
+def test_tokens():
+    visual = layout()
+    assert visual.num_tokens(7) == 1792
+    assert visual.num_tokens(np.array([0, 2])).tolist() == [0, 512]
+    # The decoder of NVLM-D reads all of them within its sequence.
+    assert visual.num_tokens_beside(7) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "budget", "expected"), [(3200, None, 12), (3200, 7, 7), (3200, 40, 12)]
+)
+def test_tiles_that_fit_into_a_sequence(num_tokens: int, budget: int | None, expected: int):
+    assert layout().num_fitting_tiles(num_tokens, budget) == expected
+
+
+def test_the_configuration_reckons_with_the_same_tiles():
+    for overrides in ([], ["stage.use_thumbnail=false"], ["stage.max_num_tiles=1"]):
+        config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml", overrides)
+        visual = VisualLayout.from_config(config)
+        assert visual.max_tiles_per_image == config.max_tiles_per_image
+        assert visual.num_tokens(1) == config.model.vision.num_tokens_per_tile == 256
+
+
+def test_one_tag_per_tile_and_the_thumbnail_last():
+    assert layout().tags((3, 2)) == [
+        "<tile_1>", "<tile_2>", "<tile_3>", "<tile_4>", "<tile_5>", "<tile_6>", THUMBNAIL,
+    ]  # fmt: skip
+    assert layout().tags((1, 2)) == ["<tile_1>", "<tile_2>", THUMBNAIL]
+
+
+@pytest.mark.parametrize("tile_tags", ["1d", "2d_grid", "2d_box"])
+@pytest.mark.parametrize("use_thumbnail", [True, False])
+def test_a_single_tile_shows_the_whole_image(tile_tags: TileTags, use_thumbnail: bool):
+    assert layout(tile_tags, use_thumbnail).tags((1, 1)) == [THUMBNAIL]
+
+
+def test_without_thumbnail_every_tile_has_a_number():
+    assert layout(use_thumbnail=False).tags((3, 1)) == ["<tile_1>", "<tile_2>", "<tile_3>"]
+
+
+def test_no_tags():
+    assert layout("none").tags((2, 1)) == ["", "", ""]
+    assert layout("none").tags((1, 1)) == [""]
+
+
+def test_grid_tags_name_column_and_row():
+    assert layout("2d_grid").tags((2, 2)) == [
+        "<tile_x0_y0>", "<tile_x1_y0>", "<tile_x0_y1>", "<tile_x1_y1>", THUMBNAIL,
+    ]  # fmt: skip
+
+
+def test_box_tags_name_pixels_of_the_resized_image():
+    assert layout("2d_box", use_thumbnail=False).tags((2, 2)) == [
+        "<box> (0, 0), (448, 448) </box>",
+        "<box> (448, 0), (896, 448) </box>",
+        "<box> (0, 448), (448, 896) </box>",
+        "<box> (448, 448), (896, 896) </box>",
+    ]
+
+
+@pytest.mark.parametrize(("max_num_tiles", "digits"), [(9, 1), (10, 2), (12, 2), (99, 2), (100, 3)])
+def test_numbers_of_a_stage_have_equally_many_digits(max_num_tiles: int, digits: int):
+    tags = layout(max_num_tiles=max_num_tiles).tags((max_num_tiles, 1))
+    assert tags[0] == f"<tile_{'1'.zfill(digits)}>"
+    assert tags[-1] == f"<tile_global_thumbnail{'0' * (digits - 1)}>"
+    assert {len(tag) for tag in tags[:-1]} == {len("<tile_>") + digits}
+    # However few tiles an image has, its tags are those of the stage.
+    assert layout(max_num_tiles=max_num_tiles).tags((1, 1)) == [tags[-1]]
+    assert layout(max_num_tiles=max_num_tiles).tags((2, 1))[:2] == tags[:2]
+
+
+@pytest.mark.parametrize("max_num_tiles", [6, 9, 12, 40, 99, 128])
+def test_tags_of_a_model_have_equally_many_tokens(qwen_tokenizer, max_num_tiles: int):
+    one_dimensional = layout("1d", True, max_num_tiles)
+    grid = layout("2d_grid", True, max_num_tiles)
+    numbered = one_dimensional.tags((max_num_tiles, 1))
+    assert len(set(qwen_tokenizer.count(numbered))) == 1
+    tiles = {tag for shape in candidate_grids(max_num_tiles) for tag in grid.tags(shape)}
+    assert len(set(qwen_tokenizer.count(sorted(tiles - {THUMBNAIL})))) == 1
+
+
+@pytest.mark.parametrize("tile_tags", ["1d", "2d_grid", "2d_box"])
+@pytest.mark.parametrize("max_num_tiles", [6, 12])
+def test_tags_of_an_image_differ_and_none_begins_another(tile_tags: TileTags, max_num_tiles: int):
+    tagger = layout(tile_tags, max_num_tiles=max_num_tiles)
+    for grid in candidate_grids(max_num_tiles):
+        tags = tagger.tags(grid)
+        assert len(tags) == len(set(tags)) == tagger.num_tiles(grid)
+        assert not any(a != b and b.startswith(a) for a in tags for b in tags)
