@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import LanguageConfig
-from nvlm.convert.hf.architectures import language_architecture, vision_values
+from nvlm.convert.hf.values import language_architecture, vision_values
 from nvlm.convert.rules import expected_tensors
 from nvlm.convert.tables.internvit import vision_rules
 from nvlm.convert.tables.qwen2 import language_rules

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nvlm.config.schema import RunConfig
+from nvlm.dtypes import DTYPES
 from nvlm.sizes.parameters import is_frozen
 from nvlm.sizes.pipeline import chunk_parameters
 from nvlm.sizes.row import Parameter
 
-# Bytes of a number of `train.precision`.
-_PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
-_GRADIENT_BYTES = 4
+_GRADIENT_BYTES = DTYPES["fp32"].num_bytes
 # Adam's two moments in fp32 and, beside bf16 parameters, their fp32 original.
 _OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
 
@@ -72,7 +71,7 @@ def _chunk_memory(
     # A rank's share of the buffer has gaps between tensors, for which no state is kept.
     num_updated = min(num_trained, buffer // data_parallel_size)
     return MemoryBytes(
-        parameters=(num_frozen + buffer) * _PARAMETER_BYTES[precision],
+        parameters=(num_frozen + buffer) * DTYPES[precision].num_bytes,
         gradients=buffer * _GRADIENT_BYTES,
         optimizer=num_updated * _OPTIMIZER_BYTES[precision],
     )

@@ -21,24 +21,34 @@ def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
     return [list(range(start, start + size)) for start in starts]
 
 
-def stage_parameters(config: RunConfig, stage: int) -> dict[str, Parameter]:
-    """Whole-model name -> row, of every parameter of pipeline stage `stage`.
+def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Parameter]:
+    """Whole-model name -> row, of every parameter of a chunk of pipeline stage `stage`.
 
-    An embedding that is shared with the output layer is on the first stage and, where that is
-    another one, a second time on the last, under the same name.
+    An embedding that is shared with the output layer is in the first of all chunks and, where that
+    is on another stage, a second time in the last, under the same name.
     """
+    parallel = config.parallel
     wanted = {"its layer's"}
-    if stage == 0:
+    if (stage, chunk) == (0, 0):
         wanted |= {"first", "first and last"}
-    if stage == config.parallel.pipeline - 1:
+    if (stage, chunk) == (parallel.pipeline - 1, parallel.virtual_pipeline - 1):
         wanted |= {"last", "first and last"}
-    layers_here = {layer for chunk in chunk_layers(config, stage) for layer in chunk}
+    layers_here = chunk_layers(config, stage)[chunk]
     return {
         row.name(layer): row
         for row in parameter_table(config.model)
         if row.pipeline_stage in wanted
         for layer in row.layers()
         if row.pipeline_stage != "its layer's" or layer in layers_here
+    }
+
+
+def stage_parameters(config: RunConfig, stage: int) -> dict[str, Parameter]:
+    """The same of all chunks of a stage."""
+    return {
+        name: row
+        for chunk in range(config.parallel.virtual_pipeline)
+        for name, row in chunk_parameters(config, stage, chunk).items()
     }
 
 

@@ -18,14 +18,13 @@ from nvlm.convert.export.config import model_config
 from nvlm.convert.hf.architectures import (
     folders_differ,
     language_problems,
-    language_values,
     notes,
     released_problems,
     vision_problems,
-    vision_values,
 )
 from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, NVLM_D, QWEN2, Keys
 from nvlm.convert.hf.folder import FolderPart
+from nvlm.convert.hf.values import language_values, vision_values
 
 KEYS = {"qwen2": QWEN2, "llama": LLAMA, "intern_vit": INTERN_VIT, "nvlm_d": NVLM_D}
 

@@ -20,7 +20,7 @@ def convert_config(*overrides: str) -> RunConfig:
 
 def make_vision_folder(folder: Path, config: RunConfig) -> None:
     """As OpenGVLab publishes InternViT: real heads only."""
-    from nvlm.convert.hf.architectures import vision_values
+    from nvlm.convert.hf.values import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 

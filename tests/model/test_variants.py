@@ -63,7 +63,7 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
 @pytest.mark.parametrize("variant", variants.VISION)
 def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     """modeling_intern_vit.py with our weights: outputs, and gradients of every tensor."""
-    from nvlm.convert.hf.architectures import vision_values
+    from nvlm.convert.hf.values import vision_values
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
     from nvlm.convert.hf_files.modeling_intern_vit import InternVisionModel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers import small_model, variants
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.convert.rules import num_parameters
@@ -56,7 +57,7 @@ def test_what_parameters_begin_as_is_zero_in_zero_heads_alone(parallel, override
 
 
 def test_full_size_has_the_released_number_of_parameters():
-    model = load_config(small_model.REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml").model
+    model = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml").model
     assert sum(row.num_parameters for row in parameter_table(model)) == 79_379_593_344
     assert sum(row.size for row in parameters_by_name(model).values()) == 79_379_593_344
     assert num_parameters(export_rules(model)) == 79_379_593_344

@@ -5,16 +5,14 @@ The ids of tags are in tests/data/text/test_golden_qwen_ids.py.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.data.images.tiling import candidate_grids
 from nvlm.sizes.visual import TileTags, VisualLayout
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 THUMBNAIL = "<tile_global_thumbnail>"
 
 

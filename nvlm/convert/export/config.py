@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.schema import RunConfig
-from nvlm.convert.hf.architectures import (
+from nvlm.convert.hf.values import (
     language_architecture,
     language_values,
     prompt_values,

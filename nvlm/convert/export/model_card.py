@@ -7,7 +7,7 @@ import textwrap
 from nvlm.config.compose import to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import serving_differences
-from nvlm.convert.hf.architectures import language_architecture
+from nvlm.convert.hf.values import language_architecture
 from nvlm.sizes.visual import VisualLayout
 
 _TEMPLATE = """\

@@ -36,7 +36,7 @@ def _class_defaults(architecture: str | None) -> dict[str, Any]:
 
 
 def unknown_keys(found: Mapping[str, Any], keys: Keys) -> list[str]:
-    """A clause about the keys that stand in no table. Those set to null say nothing."""
+    """A clause about the keys that are in no table. Those set to null say nothing."""
     unknown = [
         f"{key if key.isprintable() else ascii(key)}: {shown(value)}"
         for key, value in found.items()
