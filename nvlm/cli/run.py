@@ -40,7 +40,7 @@ def train_command(
 
     owning = own_run_folder(Path(checked.run.dir)) if place.rank == 0 else nullcontext()
     with owning as ownership:
-        from nvlm.train.trainer import train
+        from nvlm.train.fit import train
 
         train(checked, allow_data_change, ownership)
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from nvlm import platform
 from nvlm.config.checks import check_world_size
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.launch import launched
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
 
@@ -70,6 +70,14 @@ def is_main_process() -> bool:
     return launched().rank == 0
 
 
+def reading_ranks(layout: ParallelConfig, world_size: int) -> range:
+    """The ranks that will be `is_model_parallel_main`, known before any group exists.
+
+    Megatron-core numbers a layout's tensor ranks first, then data ranks, then pipeline stages.
+    """
+    return range(0, world_size // layout.pipeline, layout.tensor)
+
+
 def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     """Create the process groups of `config.parallel` and seed Megatron-core's RNG tracker.
 
@@ -101,7 +109,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         **GROUP_ARGUMENTS,
     )
     seed_random_numbers(config.train.seed)
-    return Parallel(
+    parallel = Parallel(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
@@ -113,6 +121,9 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         data_size=parallel_state.get_data_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
     )
+    readers = reading_ranks(config.parallel, parallel.world_size)
+    assert parallel.is_model_parallel_main == (parallel.rank in readers)
+    return parallel
 
 
 def shut_down() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,15 @@ from nvlm.parallel.groups import Parallel
 from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, Newest, find_newest, list_steps
 from nvlm.safe_loading import check_readable
+from nvlm.train.optim import bare
 from nvlm.train.run_folder import check_nothing_is_missing, read_run_id
+
+if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    from nvlm.model.nvlm_d import NVLMD
 
 
 def checkpoints_folder(config: RunConfig) -> Path:
@@ -109,20 +118,22 @@ def check_same_model(config: RunConfig, checkpoint: Path) -> None:
 
 def save_training_state(
     config: RunConfig,
-    step: int,
-    chunks: list,
-    optimizer,
-    scheduler,
-    data_state: dict,
-    counters: dict,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    progress: dict,
     parallel: Parallel,
 ) -> Path:
     """Write `checkpoints/step_XXXXXXXX` and point `latest` to it; every rank calls this.
 
     What is in its place, such as a damaged one that this run resumed before, is moved aside.
+
+    Args:
+        chunks: wrapped for data parallelism.
+        progress: `step`, `counters` and `data_state`; JSON values only.
     """
     folder = checkpoints_folder(config)
-    target = folder / f"step_{step:08d}"
+    target = folder / f"step_{progress['step']:08d}"
     run_id = read_run_id(Path(config.run.dir))
     on_main_rank(lambda: _make_way(target))
     state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
@@ -131,11 +142,11 @@ def save_training_state(
         state,
         config,
         progress={
-            "step": step,
+            "step": progress["step"],
             "run": run_id,
-            "counters": counters,
+            "counters": progress["counters"],
             "layout": _layout(parallel),
-            "data_state": data_state,
+            "data_state": progress["data_state"],
         },
         content_metadata=sharding_metadata(),
     )
@@ -178,7 +189,11 @@ def _remove_older(folder: Path, newest: Path, keep: int, run_id: str | None) -> 
 
 
 def load_training_state(
-    checkpoint: Path, chunks: list, optimizer, scheduler, parallel: Parallel
+    checkpoint: Path,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    parallel: Parallel,
 ) -> dict:
     """Restore all that `save_training_state` wrote; returns its progress record.
 
@@ -192,7 +207,7 @@ def load_training_state(
     if not same_layout:
         del state["rng"]
     loaded = read_sharded(checkpoint, state)
-    _load_chunks(loaded, [chunk.module for chunk in chunks])
+    _load_chunks(loaded, bare(chunks))
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -200,7 +215,7 @@ def load_training_state(
     return progress
 
 
-def load_weights(checkpoint: Path, chunks: list) -> None:
+def load_weights(checkpoint: Path, chunks: list[NVLMD]) -> None:
     """Read only the model's weights into the bare `chunks`.
 
     Raises:
@@ -216,19 +231,23 @@ def _chunk_key(index: int) -> str:
     return f"model{index}"
 
 
-def _load_chunks(loaded: dict, chunks: list) -> None:
+def _load_chunks(loaded: dict, chunks: list[NVLMD]) -> None:
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded[_chunk_key(index)])
 
 
 def _sharded_state(
-    chunks: list, optimizer, scheduler, parallel: Parallel, is_loading: bool
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    parallel: Parallel,
+    is_loading: bool,
 ) -> dict:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     weights = {
-        _chunk_key(index): chunk.module.sharded_state_dict(metadata=sharding_metadata())
-        for index, chunk in enumerate(chunks)
+        _chunk_key(index): chunk.sharded_state_dict(metadata=sharding_metadata())
+        for index, chunk in enumerate(bare(chunks))
     }
     optimizer_state = optimizer.sharded_state_dict(
         weights, is_loading=is_loading, metadata=sharding_metadata()

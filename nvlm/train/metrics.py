@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from nvlm import platform
 from nvlm.batch import SkippedSample
 from nvlm.config.schema import RunConfig
+from nvlm.data.loading.training_data import TrainingData
 from nvlm.errors import TrainingError
 from nvlm.files import json_line, read_json_lines
 from nvlm.printing import printable
 from nvlm.tables import print_table
 from nvlm.train.freezing import ModuleRow
-from nvlm.train.run_folder import METRICS_FILE, SKIPPED_FILE, open_records, read_run_id
+from nvlm.train.run_folder import (
+    METRICS_FILE,
+    SKIPPED_FILE,
+    open_records,
+    open_run_folder,
+    read_run_id,
+)
+from nvlm.train.skips import count_skipped
+from nvlm.train.training import StepTaken, Training
 
 # Of a step; the file has all.
 _NUM_SKIPPED_PRINTED = 10
@@ -61,6 +73,14 @@ class MetricsWriter:
                     f"{error}; set WANDB_MODE=offline to train without it"
                 ) from None
 
+    def write_step(
+        self, training: Training, taken: StepTaken, seconds: float, data_seconds: float
+    ) -> None:
+        """Record the step that `training` has just taken, in so many seconds, waiting included."""
+        self.write(
+            training.step, step_record(training, taken, seconds, data_seconds), taken.skipped
+        )
+
     def write(self, step: int, record: dict[str, float], skipped: list[SkippedSample]) -> None:
         self._metrics.write(json_line({"step": step, **record}))
         self._metrics.flush()
@@ -106,6 +126,52 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+@contextmanager
+def open_log(
+    training: Training, data: TrainingData | None, console: Console
+) -> Iterator[MetricsWriter | None]:
+    """The writer of the run's numbers, on its main process; names what the index rejects."""
+    if not training.parallel.is_main:
+        yield None
+        return
+    assert data is not None
+    for note in open_run_folder(training.config, training.step):
+        console.print(note, markup=False, highlight=False)
+    writer = MetricsWriter(training.config, training.step, console)
+    try:
+        if training.step == 0 or data.changes:
+            writer.name_skipped(training.step, data.rejected())
+        yield writer
+    finally:
+        writer.close()
+
+
+def step_record(
+    training: Training, taken: StepTaken, seconds: float, data_seconds: float
+) -> dict[str, float]:
+    """A line of `metrics.jsonl`, but for the number of the step."""
+    config, result = training.config, taken.result
+    num_positions = config.train.global_batch_size * config.stage.sequence_length
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": taken.learning_rate,
+        "tokens": result.num_trained_tokens,
+        "tiles": result.num_tiles,
+        "samples": result.num_samples,
+        "skipped": len(taken.skipped),
+        "skipped_total": training.counters.num_skipped,
+        "padding": 1 - result.num_tokens / num_positions,
+        "seconds": seconds,
+        "data_seconds": data_seconds,
+        "tokens_per_second": result.num_tokens / seconds,
+        "peak_memory_bytes": platform.current().peak_memory_bytes(),
+        **{f"skipped/{name}": number for name, number in count_skipped(taken.skipped).items()},
+        **{f"repaired/{name}": number for name, number in taken.repaired.items()},
+        **taken.shortened,
+    }
 
 
 def _name(skipped: dict) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -15,8 +16,15 @@ from nvlm.parallel.groups import Parallel
 from nvlm.platform.megatron_calls import OPTIMIZER_ARGUMENTS
 from nvlm.train.freezing import Multiplier, has_weight_decay
 
+if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-def wrap_data_parallel(chunks: list, parallel: Parallel) -> list:
+    from nvlm.model.nvlm_d import NVLMD
+
+
+def wrap_data_parallel(chunks: list[NVLMD], parallel: Parallel) -> list[DistributedDataParallel]:
     """Each chunk with gradient buffers (fp32) that are reduce-scattered over the data ranks."""
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -37,9 +45,17 @@ def wrap_data_parallel(chunks: list, parallel: Parallel) -> list:
     ]
 
 
+def bare(chunks: Sequence[DistributedDataParallel]) -> list[NVLMD]:
+    """The model chunks that `wrap_data_parallel` wrapped."""
+    return [cast("NVLMD", chunk.module) for chunk in chunks]
+
+
 def build_optimizer(
-    chunks: list, config: RunConfig, factors: Mapping[str, Multiplier], parallel: Parallel
-):
+    chunks: list[DistributedDataParallel],
+    config: RunConfig,
+    factors: Mapping[str, Multiplier],
+    parallel: Parallel,
+) -> MegatronOptimizer:
     """Distributed AdamW over the trainable parameters of the wrapped `chunks`.
 
     Biases, norms and other vectors have no weight decay, as is standard in Megatron-core.
@@ -68,11 +84,11 @@ def build_optimizer(
     )
     overrides = {
         **get_standard_config_overrides(settings),
-        **_overrides([chunk.module for chunk in chunks], config, factors),
+        **_overrides(bare(chunks), config, factors),
     }
     optimizer = get_megatron_optimizer(
         settings,
-        chunks,
+        [*chunks],
         config_overrides=overrides,
         pg_collection=parallel.groups,
         **OPTIMIZER_ARGUMENTS,
@@ -81,7 +97,9 @@ def build_optimizer(
     return optimizer
 
 
-def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multiplier]) -> dict:
+def _overrides(
+    bare_chunks: list[NVLMD], config: RunConfig, factors: Mapping[str, Multiplier]
+) -> dict:
     """Megatron-core's parameter-group overrides; it merges the two kinds where both match.
 
     They select parameters themselves, not names: chunks of one stage use the same names, and the
@@ -111,7 +129,7 @@ def _overrides(bare_chunks: list, config: RunConfig, factors: Mapping[str, Multi
     }
 
 
-def build_scheduler(optimizer, config: RunConfig):
+def build_scheduler(optimizer: MegatronOptimizer, config: RunConfig) -> OptimizerParamScheduler:
     """Linear warm-up then cosine (Megatron-core's scheduler, counted in steps)."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -136,7 +154,7 @@ def build_scheduler(optimizer, config: RunConfig):
     )
 
 
-def learning_rate(scheduler, config: RunConfig) -> float:
+def learning_rate(scheduler: OptimizerParamScheduler, config: RunConfig) -> float:
     """The schedule's present rate, before any module's own factor."""
     wanted = config.train.optimizer
     return scheduler.get_lr({"max_lr": wanted.lr, "min_lr": wanted.min_lr})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from nvlm.config.schema import RunConfig
 from nvlm.train.optim import build_scheduler, learning_rate
@@ -54,6 +55,7 @@ def _end(config: RunConfig) -> str:
 
 def _rate_at(config: RunConfig, step: int) -> float:
     """The rate of `step`, by Megatron-core's own schedule."""
-    scheduler = build_scheduler(SimpleNamespace(param_groups=[]), config)
+    nothing: Any = SimpleNamespace(param_groups=[])  # an optimizer without parameters
+    scheduler = build_scheduler(nothing, config)
     scheduler.step(increment=step)
     return learning_rate(scheduler, config)

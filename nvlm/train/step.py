@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,11 @@ from nvlm.batch import MicroBatch, StepBatch
 from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 from nvlm.train.loss_weights import normalize_loss_weights
+from nvlm.train.optim import bare
+
+if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,11 @@ class StepResult:
 
 
 def train_step(
-    chunks: list, optimizer, batch: StepBatch, parallel: Parallel, step: int
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    batch: StepBatch,
+    parallel: Parallel,
+    step: int,
 ) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
@@ -49,12 +59,12 @@ def train_step(
     micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
     reports = _run_schedule(_forward_step, chunks, micro_batches)
     result = _reduce(reports, batch, parallel)
-    bare_chunks = [chunk.module for chunk in chunks]
+    bare_chunks = bare(chunks)
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, _ in reports]
         run_again = partial(_forward_again, chunks, micro_batches)
         raise explain_loss(bare_chunks, micro_batches, losses, run_again, step, parallel)
-    updated, grad_norm, _ = optimizer.step()
+    updated, grad_norm, _ = cast("tuple", optimizer.step())  # its base class declares nothing
     if not updated or not math.isfinite(grad_norm):
         raise explain_gradient_norm(bare_chunks, micro_batches, grad_norm, step, parallel)
     num_trained = int(result["num_trained_tokens"])

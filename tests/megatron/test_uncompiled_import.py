@@ -19,7 +19,7 @@ def test_a_training_process_loads_no_compiler():
     """`torch.compile` itself stays whole."""
     program = """
 import sys, torch
-import nvlm.train.trainer
+import nvlm.train.fit
 assert "megatron.core" in sys.modules
 assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
 assert hasattr(torch.compile(lambda x: x), "_torchdynamo_orig_callable")

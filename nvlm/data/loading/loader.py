@@ -39,33 +39,23 @@ _MAX_PREFETCHED_BYTES = 2**30
 class Loader:
     """Iterator of `StepBatch`, one per global step; endless, unless `max_epochs` ends every source.
 
-    See `build_loader`.
+    Of the `g` packs of a global step, rank r of d gets packs r*g/d up to (r+1)*g/d, in as many
+    micro-batches as every other rank. The planner may stand where any number of ranks and workers
+    left it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        indexes: list[SourceIndex],
-        data_rank: int,
-        data_size: int,
-        state: dict | None,
-        allow_change: bool,
-    ):
+    def __init__(self, config: RunConfig, planner: Planner, data_rank: int, data_size: int):
         batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
         assert batch % (data_size * micro_batch) == 0, "check_world_size was not called"
         assert 0 <= data_rank < data_size
         self._config = config
-        self._planner = Planner(config, indexes)
+        self._planner = planner
         self._num_packs = batch // data_size
         self._first_pack = data_rank * self._num_packs
-        if state is not None and allow_change:
-            self._planner.continue_from(state)
-        elif state is not None:
-            self._planner.load_state(state)
         # Of the steps that were requested: batches to be filled.
         self._requested: deque[StepBatch] = deque()
         self._is_used = False
-        parsers = {index.source: index.parser for index in indexes}
+        parsers = {source.index.source: source.index.parser for source in planner.sources}
         self._reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
 
     def __iter__(self) -> Iterator[StepBatch]:
@@ -163,24 +153,16 @@ def build_loader(
     data_rank: int,
     data_size: int,
     state: dict | None = None,
-    allow_change: bool = False,
 ) -> Loader:
-    """The training data of one data-parallel rank, from the beginning or from `state` on.
-
-    Of the `g` packs of a global step, rank r of d gets packs r*g/d up to (r+1)*g/d, in as many
-    micro-batches as every other rank.
-
-    Args:
-        indexes: from `open_indexes`.
-        state: `StepBatch.data_state` of the last step trained, taken at any data-parallel size and
-            with any number of workers.
-        allow_change: `state` belongs to other data or settings: go on as `Planner.continue_from`
-            says.
+    """A `Loader` of its own planner, from the beginning or from `state` on.
 
     Raises:
         DataError: no usable sample, or `state` belongs to other data or settings.
     """
-    return Loader(config, indexes, data_rank, data_size, state, allow_change)
+    planner = Planner(config, indexes)
+    if state is not None:
+        planner.load_state(state)
+    return Loader(config, planner, data_rank, data_size)
 
 
 def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:

@@ -1,0 +1,61 @@
+"""The samples of a training run, from where it stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nvlm.batch import SkippedSample, StepBatch
+from nvlm.config import RunConfig
+from nvlm.data.index.rejected import check_rejected
+from nvlm.data.index.source_index import SourceIndex, open_indexes
+from nvlm.data.loading.loader import Loader
+from nvlm.data.order.planner import Planner, check_state, data_changes
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Opened, checked and placed where the run goes on; see `open_training_data`."""
+
+    config: RunConfig
+    indexes: list[SourceIndex]
+    planner: Planner
+    # What differs from the data that the run had before, and where each source goes on.
+    changes: list[str]
+
+    def batches(self, data_rank: int, data_size: int) -> Iterator[StepBatch]:
+        """The steps of one data-parallel rank; see `Loader`. To be called once."""
+        return iter(Loader(self.config, self.planner, data_rank, data_size))
+
+    def rejected(self) -> list[SkippedSample]:
+        """What the sources have that cannot be used."""
+        return [sample for index in self.indexes for sample in index.rejected]
+
+
+def open_training_data(
+    config: RunConfig, state: dict | None = None, allow_change: bool = False
+) -> TrainingData:
+    """Open the run's sources and go to `state`; indexes that are missing or stale are built.
+
+    Args:
+        state: `StepBatch.data_state` of the last step trained; None: before the first one.
+        allow_change: where `state` belongs to other data or settings, go on as
+            `Planner.continue_from` says.
+
+    Raises:
+        DataError: no usable sample, too many that are not, or `state` belongs to other data or
+            settings.
+    """
+    indexes = open_indexes(config)
+    changes: list[str] = []
+    if state is not None and allow_change:
+        changes = data_changes(config, indexes, state)
+    elif state is not None:
+        check_state(config, indexes, state)
+    check_rejected(indexes, config.data.max_skipped_share)
+    planner = Planner(config, indexes)
+    if state is not None and changes:
+        planner.continue_from(state)
+    elif state is not None:
+        planner.load_state(state)
+    return TrainingData(config, indexes, planner, changes)

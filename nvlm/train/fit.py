@@ -1,0 +1,90 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from nvlm.checkpoint_io import on_main_rank
+from nvlm.config import RunConfig
+from nvlm.errors import DataError
+from nvlm.parallel.broadcast import next_step_batch
+from nvlm.parallel.groups import Parallel, initialize, is_main_process, shut_down
+from nvlm.printing import new_console
+from nvlm.train.metrics import open_log
+from nvlm.train.ownership import Ownership, own_run_folder, share
+from nvlm.train.skips import check_run
+from nvlm.train.start import Start, begin, confirm, prepare
+from nvlm.train.training import Training
+
+
+def train(
+    config: RunConfig, allow_data_change: bool = False, ownership: Ownership | None = None
+) -> None:
+    """Run the stage that `config` describes to its last step, resuming where the run stopped.
+
+    Args:
+        allow_data_change: resume although the data or what decides their order have changed; see
+            `Planner.continue_from`.
+        ownership: of the run folder, on the main process, where it was taken before.
+
+    Raises:
+        NvlmError: something the user can put right; nothing was changed on disk before the first
+            step, except the sample index.
+    """
+    if ownership is None and is_main_process():
+        with own_run_folder(Path(config.run.dir)) as own:
+            return train(config, allow_data_change, own)
+    start = prepare(config, allow_data_change)
+    parallel = initialize(config)
+    try:
+        share(ownership)
+        fit(config, parallel, start, ownership)
+    finally:
+        shut_down()
+
+
+def fit(
+    config: RunConfig, parallel: Parallel, start: Start, ownership: Ownership | None = None
+) -> None:
+    """Train from `start` to the last step; process groups may serve several trainings in turn.
+
+    Raises:
+        NvlmError: something the user can put right; the last checkpoint is whole.
+    """
+    console = new_console(quiet=not parallel.is_main, soft_wrap=True)
+    start = confirm(start, config, console)
+    training = begin(config, parallel, start, console)
+    if training.step >= config.train.steps:
+        console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
+        return
+    batches = start.data and start.data.batches(parallel.data_rank, parallel.data_size)
+    with open_log(training, start.data, console) as log:
+        while training.step < config.train.steps:
+            started = time.perf_counter()
+            batch = next_step_batch(batches, parallel)
+            data_seconds = time.perf_counter() - started
+            if batch is None:
+                raise _data_ended(training, ownership)
+            taken = training.take_step(batch)
+            if log:
+                log.write_step(training, taken, time.perf_counter() - started, data_seconds)
+            seen = training.counters
+            check_run(seen.skipped_by, seen.samples, config.data.max_skipped_share, taken.skipped)
+            if training.step % config.checkpoint.every == 0 or training.step == config.train.steps:
+                saved = _save(training, ownership)
+                console.print(f"saved {saved}", markup=False, highlight=False)
+
+
+def _save(training: Training, ownership: Ownership | None) -> Path:
+    on_main_rank(lambda: ownership and ownership.check())
+    return training.save()
+
+
+def _data_ended(training: Training, ownership: Ownership | None) -> DataError:
+    if training.step != training.last_saved:
+        _save(training, ownership)
+    return DataError(
+        f"every source has reached its max_epochs: the data ended at step {training.step} of "
+        f"train.steps {training.config.train.steps}, which is saved"
+    )

@@ -1,0 +1,140 @@
+"""Where a training begins: found and refused before its model is built, then built and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from nvlm import platform
+from nvlm.checkpoint_files import (
+    MANIFEST_FILE,
+    changed,
+    has_checksums,
+    read_config,
+    read_progress,
+)
+from nvlm.config import RunConfig
+from nvlm.config.checks import check_world_size
+from nvlm.data.loading.training_data import TrainingData, open_training_data
+from nvlm.parallel.agreement import on_ranks
+from nvlm.parallel.groups import (
+    Parallel,
+    broadcast_object,
+    reading_ranks,
+    world_size_from_environment,
+)
+from nvlm.platform.megatron_calls import seed_random_numbers
+from nvlm.run_checkpoints import Newest
+from nvlm.train.checkpoint import find_initial_weights, find_resume_point
+from nvlm.train.metrics import print_module_table
+from nvlm.train.rates import rate_changes
+from nvlm.train.training import Training, build_with_weights
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins; on ranks that read no data, nothing is known before `confirm`."""
+
+    resumed: Newest = field(default_factory=Newest)  # the run's own checkpoint, if it has one
+    weights: Path | None = None  # another run's checkpoint; None: random ones, where none resumes
+    data: TrainingData | None = None  # on the ranks that read
+    allow_data_change: bool = False
+
+
+def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:
+    """All that can be refused before a process group exists; every rank calls this.
+
+    The ranks that will read data look at the disks, the others wait and raise what they raise.
+
+    Args:
+        allow_data_change: resume although the data or what decides their order have changed; see
+            `Planner.continue_from`.
+
+    Raises:
+        NvlmError: something the user can put right.
+    """
+    world_size = world_size_from_environment()
+    check_world_size(config, world_size)
+    platform.current().resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
+
+    def find() -> Start:
+        resumed = find_resume_point(config)
+        weights = None if resumed.checkpoint else find_initial_weights(config)
+        data = _open_data(config, resumed, allow_data_change)
+        return Start(resumed, weights, data, allow_data_change)
+
+    readers = reading_ranks(config.parallel, world_size)
+    return on_ranks(readers, find) or Start(allow_data_change=allow_data_change)
+
+
+def confirm(start: Start, config: RunConfig, console: Console) -> Start:
+    """The same start on every rank, from the newest checkpoint whose every byte is as written.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    resumed, weights = broadcast_object((start.resumed, start.weights))
+    data, damaged = start.data, {}
+    while resumed.checkpoint and (damage := changed(resumed.checkpoint)):
+        damaged[resumed.checkpoint] = damage
+        resumed = find_resume_point(config, damaged)
+    if damaged:
+        readers = reading_ranks(config.parallel, world_size_from_environment())
+        data = on_ranks(readers, lambda: _open_data(config, resumed, start.allow_data_change))
+    for note in resumed.notes:
+        console.print(note, style="yellow", markup=False, highlight=False)
+    if resumed.checkpoint and not has_checksums(resumed.checkpoint):
+        console.print(
+            f"{resumed.checkpoint} has no {MANIFEST_FILE}: its files cannot be compared with "
+            "checksums",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+    return replace(start, resumed=resumed, weights=weights, data=data)
+
+
+def begin(config: RunConfig, parallel: Parallel, start: Start, console: Console) -> Training:
+    """The training at its first step to take; says where it comes from and what is different."""
+    checkpoint = start.resumed.checkpoint
+    # A process may run several trainings: each draws as if it were alone.
+    seed_random_numbers(config.train.seed)
+    chunks = None if checkpoint else build_with_weights(config, parallel, start.weights)
+    training = Training(config, parallel, chunks)
+    print_module_table(training.module_rows, config, console)
+    if checkpoint:
+        training.load(checkpoint)
+    _announce(training, start, console)
+    lines = [f"data: {line}" for line in start.data.changes] if start.data else []
+    if checkpoint:
+        lines += rate_changes(read_config(checkpoint), config, training.step)
+    for line in lines:
+        console.print(line, style="yellow", markup=False, highlight=False)
+    return training
+
+
+def _open_data(config: RunConfig, resumed: Newest, allow_change: bool) -> TrainingData:
+    progress = read_progress(resumed.checkpoint) if resumed.checkpoint else None
+    return open_training_data(config, progress and progress["data_state"], allow_change)
+
+
+def _announce(training: Training, start: Start, console: Console) -> None:
+    config, parallel = training.config, training.parallel
+    if start.resumed.checkpoint:
+        origin = f"resuming {start.resumed.checkpoint} at step {training.step}"
+    elif start.weights:
+        origin = f"starting from the weights of {start.weights}"
+    else:
+        origin = "starting from random weights"
+    processes = "1 process" if parallel.world_size == 1 else f"{parallel.world_size} processes"
+    console.print(
+        f"{origin}; {processes} on {platform.current().device_name()}: tensor "
+        f"{parallel.tensor_size} x pipeline {parallel.pipeline_size} x data {parallel.data_size}; "
+        f"{config.train.global_batch_size} sequences of {config.stage.sequence_length} tokens a "
+        f"step, {config.train.precision}",
+        markup=False,
+    )

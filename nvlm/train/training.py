@@ -1,0 +1,148 @@
+"""A training: the model, its optimizer and schedule, and how far they are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nvlm.batch import SkippedSample, StepBatch
+from nvlm.config.schema import RunConfig
+from nvlm.model.nvlm_d import NVLMD, build_model_chunks
+from nvlm.model.parts.initialize import initialize_weights
+from nvlm.parallel.groups import Parallel
+from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
+from nvlm.train.diagnose import check_parameters
+from nvlm.train.freezing import freeze, module_table, multipliers
+from nvlm.train.optim import (
+    bare,
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    wrap_data_parallel,
+)
+from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_skipped
+from nvlm.train.step import StepResult, train_step
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a run has trained on so far, over all data ranks."""
+
+    tokens: int = 0
+    samples: int = 0
+    tiles: int = 0
+    skipped_by: dict[str, int] = field(default_factory=dict)  # "SOURCE/REASON" -> samples
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(self.skipped_by.values())
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """What a training's step did, over all data ranks."""
+
+    result: StepResult
+    learning_rate: float  # the schedule's, before any module's own factor
+    skipped: list[SkippedSample]
+    repaired: dict[str, int]  # "SOURCE/WHAT" -> changes made to samples
+    shortened: dict[str, int]  # see `StepBatch`
+
+
+class Training:
+    """One stage's training on this process; all processes make one and call the same methods.
+
+    `chunks` are wrapped for data parallelism, `module_rows` are those of the start-up table. `step`
+    counts the steps taken, `data_state` is the position in the data behind them (None before the
+    first), and `last_saved` is the step that the newest checkpoint holds.
+    """
+
+    def __init__(self, config: RunConfig, parallel: Parallel, chunks: list[NVLMD] | None = None):
+        """Freeze, wrap and give an optimizer to the bare `chunks`, which start from their weights.
+
+        Without `chunks` they are built and have no weights yet: `load` has to follow.
+
+        Raises:
+            ConfigError: a pattern for freezing or rates fits no parameter, or nothing is left.
+        """
+        if chunks is None:
+            chunks = build_model_chunks(config, parallel)
+        freeze(chunks, config, parallel)
+        factors = multipliers(chunks, config, parallel)
+        self.config = config
+        self.parallel = parallel
+        self.module_rows = module_table(chunks, factors, parallel)
+        self.chunks = wrap_data_parallel(chunks, parallel)
+        self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        self.step = 0
+        self.last_saved = 0
+        self.data_state: dict | None = None
+        self.counters = Counters()
+
+    def take_step(self, batch: StepBatch) -> StepTaken:
+        """Train on a global step, of which `batch` is this data rank's share.
+
+        Raises:
+            TrainingError: see `train_step`.
+        """
+        self.scheduler.step(increment=1)
+        rate = learning_rate(self.scheduler, self.config)
+        self.step += 1
+        result = train_step(self.chunks, self.optimizer, batch, self.parallel, self.step)
+        skipped = gather_skipped(batch, self.parallel) if result.num_skipped else []
+        repaired = gather_repaired(batch, self.parallel) if result.num_repaired else {}
+        before = self.counters
+        self.counters = Counters(
+            tokens=before.tokens + result.num_trained_tokens,
+            samples=before.samples + result.num_samples,
+            tiles=before.tiles + result.num_tiles,
+            skipped_by=add_counts(before.skipped_by, count_skipped(skipped)),
+        )
+        self.data_state = batch.data_state
+        return StepTaken(result, rate, skipped, repaired, batch.shortened)
+
+    def save(self) -> Path:
+        """Write a checkpoint into the run's folder; returns it.
+
+        Raises:
+            TrainingError: a parameter is not finite.
+            CheckpointError: it cannot be written.
+        """
+        assert self.data_state is not None, "no step was taken"
+        check_parameters(bare(self.chunks), self.step, self.parallel)
+        progress = {
+            "step": self.step,
+            "counters": asdict(self.counters),
+            "data_state": self.data_state,
+        }
+        saved = save_training_state(
+            self.config, self.chunks, self.optimizer, self.scheduler, progress, self.parallel
+        )
+        self.last_saved = self.step
+        return saved
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint that `save` wrote, at any layout.
+
+        Raises:
+            CheckpointError: it is damaged or does not fit the model.
+        """
+        progress = load_training_state(
+            checkpoint, self.chunks, self.optimizer, self.scheduler, self.parallel
+        )
+        self.step = self.last_saved = progress["step"]
+        self.counters = Counters(**progress["counters"])
+        self.data_state = progress["data_state"]
+
+
+def build_with_weights(
+    config: RunConfig, parallel: Parallel, checkpoint: Path | None
+) -> list[NVLMD]:
+    """This process's bare chunks with random weights, or with those of `checkpoint`."""
+    chunks = build_model_chunks(config, parallel)
+    for chunk in chunks:
+        initialize_weights(chunk, config)
+    if checkpoint is not None:
+        load_weights(checkpoint, chunks)
+    return chunks
