@@ -30,7 +30,11 @@ PROJECTOR_ONLY = [
 ]
 # Well above the rounding of a gradient: Adam divides by its size, so an element that ought to be
 # zero would otherwise move by a whole step in a direction that rounding decides.
-OPTIMIZER = ["train.optimizer.epsilon=1e-4", "train.schedule.warmup_steps=0"]
+OPTIMIZER = [
+    "train.optimizer.epsilon=1e-4",
+    "train.schedule.warmup_steps=0",
+    "stage.freeze=[]",
+]
 
 # Results of two optimizer steps, and of the second one on another layout's checkpoint.
 STEPS = "two steps, InternViT-300M, shared embeddings"
@@ -151,67 +155,48 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
 
 
 class TwoSteps:
-    """The training loop's own optimizer, steps and checkpoints, for two steps of the model."""
+    """A real training of the small model, with all its optimizer, for two steps."""
 
     def __init__(self, config: RunConfig, parallel: Parallel):
-        from nvlm.train.freezing import multipliers
-        from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
+        from nvlm.train.training import Training
 
-        self.config, self.parallel = config, parallel
         chunks = small_model.build_chunks(config, parallel)
         self.start = {id(p): p.detach().clone() for chunk in chunks for p in chunk.parameters()}
-        factors = multipliers(chunks, config, parallel)
-        self.chunks = wrap_data_parallel(chunks, parallel)
-        self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
-        self.scheduler = build_scheduler(self.optimizer, config)
+        self.training = Training(config, parallel, chunks)
         self.losses: dict[int, Tensor] = {}
 
-    def take(self, step: int) -> None:
-        """Step 0 or 1; the second has no images."""
-        from nvlm.train.step import train_step
-
-        micro_batches = (with_images, without_images)[step](self.config)
-        mine = micro_batches[self.parallel.data_rank :: self.parallel.data_size]
-        self.scheduler.step(increment=1)
-        batch = StepBatch(mine, [], {})
-        result = train_step(self.chunks, self.optimizer, batch, self.parallel, step)
-        self.losses[step] = torch.tensor([result.loss, result.grad_norm])
-
-    def save(self) -> None:
-        """Write a checkpoint of step 0 to `run.dir`."""
-        from nvlm.train.checkpoint import save_training_state
-
-        optimizer, scheduler = self.optimizer, self.scheduler
-        save_training_state(
-            self.config, 0, self.chunks, optimizer, scheduler, {}, {}, self.parallel
-        )
+    def take(self) -> None:
+        """The next step; the second has no images."""
+        training = self.training
+        micro_batches = (with_images, without_images)[training.step](training.config)
+        mine = micro_batches[training.parallel.data_rank :: training.parallel.data_size]
+        result = training.take_step(StepBatch(mine, [], {})).result
+        self.losses[training.step] = torch.tensor([result.loss, result.grad_norm])
 
     def load(self, run_folder: Path) -> None:
         """Take everything from the checkpoint that another layout wrote, and keep nothing."""
         from nvlm.checkpoint_io import resolve_checkpoint
-        from nvlm.train.checkpoint import load_training_state
 
         with torch.no_grad():
-            for chunk in self.chunks:
+            for chunk in self.training.chunks:
                 for parameter in chunk.parameters():
                     parameter.fill_(torch.nan)
-        checkpoint = resolve_checkpoint(run_folder)
-        load_training_state(checkpoint, self.chunks, self.optimizer, self.scheduler, self.parallel)
+        self.training.load(resolve_checkpoint(run_folder))
 
     def result(self) -> dict:
         """`losses`: step -> (mean loss, gradient norm). `tensors`: how far the weights moved."""
         return {
             "losses": self.losses,
-            "tensors": _shards(self.chunks, lambda p: p - self.start[id(p)]),
+            "tensors": _shards(self.training.chunks, lambda p: p - self.start[id(p)]),
         }
 
 
 def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
     run = TwoSteps(config, parallel)
-    run.take(0)
+    run.take()
     if save:
-        run.save()
-    run.take(1)
+        run.training.save()
+    run.take()
     return run.result()
 
 
@@ -219,7 +204,7 @@ def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dic
     """What `two_steps` gives, with the first step read from another layout's checkpoint."""
     run = TwoSteps(config, parallel)
     run.load(resume_from)
-    run.take(1)
+    run.take()
     return run.result()
 
 

@@ -165,49 +165,31 @@ def test_vision_encoder_is_as_exact_as_the_published_one(parallel, measure):
     )
 
 
-class Training:
-    """The training loop's own model, optimizer and steps, on the same two micro-batches."""
+class Run:
+    """A training on the same two micro-batches."""
 
     def __init__(self, parallel, *overrides: str):
-        from nvlm.model.nvlm_d import build_model_chunks
-        from nvlm.model.parts.initialize import initialize_weights
-        from nvlm.train.freezing import multipliers
-        from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
+        from nvlm.train.training import Training, build_with_weights
 
         self.config = small_model.small_config(*TRAINING, *overrides)
-        self.parallel = parallel
-        (self.model,) = build_model_chunks(self.config, parallel)
-        initialize_weights(self.model, self.config)
-        factors = multipliers([self.model], self.config, parallel)
-        self.chunks = wrap_data_parallel([self.model], parallel)
-        self.optimizer = build_optimizer(self.chunks, self.config, factors, parallel)
-        self.scheduler = build_scheduler(self.optimizer, self.config)
-        self.step = 0
+        (self.model,) = chunks = build_with_weights(self.config, parallel, None)
+        self.training = Training(self.config, parallel, chunks)
 
     def train(self, num_steps: int = 1) -> list[float]:
-        from nvlm.train.step import train_step
-
         losses = []
         for _ in range(num_steps):
-            self.step += 1
-            self.scheduler.step(increment=1)
             micro_batches = [
                 small_model.batch(self.config, 1, [60, 20], num_tiles=2),
                 small_model.batch(self.config, 2, [30, 50], num_tiles=0),
             ]
-            result = train_step(
-                self.chunks,
-                self.optimizer,
-                StepBatch(micro_batches, [], {}),
-                self.parallel,
-                self.step,
-            )
-            losses.append(result.loss)
+            taken = self.training.take_step(StepBatch(micro_batches, [], {}))
+            losses.append(taken.result.loss)
         return losses
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> `param` (its main copy) and Adam's moments, as the optimizer holds."""
-        inner = getattr(self.optimizer, "chained_optimizers", [self.optimizer])[0]
+        optimizer = self.training.optimizer
+        inner = getattr(optimizer, "chained_optimizers", [optimizer])[0]
         return {
             name: {
                 key: tensor.detach().clone()
@@ -221,7 +203,7 @@ class Training:
 
 
 def test_main_parameters_gradients_and_moments_are_fp32(parallel: ProcessGroupCollection):
-    run = Training(parallel)
+    run = Run(parallel)
     losses = run.train(3)
     assert losses[2] < losses[0]
     states = run.states()
@@ -235,7 +217,7 @@ def test_main_parameters_gradients_and_moments_are_fp32(parallel: ProcessGroupCo
 
 
 def test_updates_below_bf16_resolution_add_up(parallel):
-    run = Training(parallel)
+    run = Run(parallel)
     weights = [name for name, weight in run.parameters().items() if bool((weight == 1).all())]
     assert any("input_layernorm" in name for name in weights)
 
@@ -258,12 +240,14 @@ def test_updates_below_bf16_resolution_add_up(parallel):
 
 def test_gradients_of_micro_batches_are_summed_in_fp32(parallel, measure):
     """As each micro-batch's own gradients, added up here."""
-    run = Training(parallel)
+    run = Run(parallel)
     micro_batches = [
         small_model.batch(run.config, seed, [60, 20], num_tiles=1) for seed in range(1, 5)
     ]
-    found = mean_loss_gradients(run.chunks, micro_batches)
-    parts = [mean_loss_gradients(run.chunks, [micro_batch]) for micro_batch in micro_batches]
+    found = mean_loss_gradients(run.training.chunks, micro_batches)
+    parts = [
+        mean_loss_gradients(run.training.chunks, [micro_batch]) for micro_batch in micro_batches
+    ]
     shares = torch.tensor([float(micro_batch.loss_mask().sum()) for micro_batch in micro_batches])
     shares /= shares.sum()
     worst = in_bf16 = 0.0
@@ -279,16 +263,11 @@ def test_gradients_of_micro_batches_are_summed_in_fp32(parallel, measure):
 
 
 def test_a_checkpoint_resumes_bit_equal(parallel, tmp_path):
-    from nvlm.train.checkpoint import load_training_state, save_training_state
-
-    run = Training(parallel, f"run.dir={tmp_path}")
+    run = Run(parallel, f"run.dir={tmp_path}")
     run.train(2)
-    saved = save_training_state(
-        run.config, 2, run.chunks, run.optimizer, run.scheduler, {}, {}, parallel
-    )
-    again = Training(parallel, f"run.dir={tmp_path}", "train.seed=77")
-    load_training_state(saved, again.chunks, again.optimizer, again.scheduler, parallel)
-    again.step = 2
+    saved = run.training.save()
+    again = Run(parallel, f"run.dir={tmp_path}", "train.seed=77")
+    again.training.load(saved)
     for _ in range(2):
         states, expected = again.states(), run.states()
         assert states.keys() == expected.keys()

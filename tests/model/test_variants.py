@@ -22,9 +22,7 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
     head. Its norm weights see queries and keys of zero. Adam moves nothing whose gradient has
     always been zero, and decay multiplies zero.
     """
-    from nvlm.train.freezing import multipliers
-    from nvlm.train.optim import build_optimizer, build_scheduler, wrap_data_parallel
-    from nvlm.train.step import train_step
+    from nvlm.train.training import Training
 
     config = small_model.small_config(
         *variants.VISION[variant],
@@ -34,19 +32,16 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
         "train.optimizer.lr=0.01",
         "train.schedule.warmup_steps=0",
     )
-    bare = small_model.build_chunks(config, parallel)
-    chunks = wrap_data_parallel(bare, parallel)
-    optimizer = build_optimizer(chunks, config, multipliers(bare, config, parallel), parallel)
-    scheduler = build_scheduler(optimizer, config)
-    parameters = dict(bare[0].named_parameters())
+    model = small_model.build(config, parallel)
+    training = Training(config, parallel, [model])
+    parameters = dict(model.named_parameters())
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for step in range(1, 4):
         micro_batches = [
             small_model.batch(config, 2 * step, [60, 20], num_tiles=2),
             small_model.batch(config, 2 * step + 1, [40, 40], num_tiles=0),
         ]
-        scheduler.step(increment=1)
-        train_step(chunks, optimizer, StepBatch(micro_batches, [], {}), parallel, step)
+        training.take_step(StepBatch(micro_batches, [], {}))
 
     vision = config.model.vision
     padded = [row for row in component_parameters(config.model, VISION) if row.zero_heads]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.spawn import kill, metrics, run_or_fail, start
 
 STEPS = 8
@@ -29,22 +30,6 @@ def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
         "log.tensorboard=false",
         *overrides,
     ]
-
-
-def checkpoint_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint (weights and optimizer state), whole, read without a model."""
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    metadata = FileSystemReader(str(checkpoint)).read_metadata()
-    tensors = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
-    return tensors
 
 
 def worker_processes(launcher: subprocess.Popen) -> list[int]:

@@ -12,19 +12,16 @@ from helpers import small_model
 from nvlm.batch import StepBatch
 from nvlm.errors import TrainingError
 from nvlm.train.diagnose import check_parameters
-from nvlm.train.freezing import multipliers
-from nvlm.train.optim import build_optimizer, wrap_data_parallel
-from nvlm.train.step import train_step
+from nvlm.train.training import Training
 
-CONFIG = small_model.small_config()
+CONFIG = small_model.small_config("stage.freeze=[]")
 
 
 @pytest.fixture
 def trained(parallel):
     """A bare model and a function that does one real training step on three micro-batches."""
     model = small_model.build(CONFIG, parallel)
-    chunks = wrap_data_parallel([model], parallel)
-    optimizer = build_optimizer(chunks, CONFIG, multipliers([model], CONFIG, parallel), parallel)
+    training = Training(CONFIG, parallel, [model])
     micro_batches = [
         replace(small_model.batch(CONFIG, seed, documents, num_tiles), sample_keys=keys)
         for seed, documents, num_tiles, keys in (
@@ -35,7 +32,8 @@ def trained(parallel):
     ]
 
     def step(number: int = 7):
-        return train_step(chunks, optimizer, StepBatch(micro_batches, [], {}), parallel, number)
+        training.step = number - 1
+        return training.take_step(StepBatch(micro_batches, [], {})).result
 
     return model, step
 
