@@ -71,27 +71,10 @@ def test_imports_have_no_circle():
         pytest.fail(" <- ".join(map(relative, error.args[1])))
 
 
-# What is still longer and is being divided.
-LONG_FILES = {
-    "nvlm/convert/hf/architectures.py",
-    "demo/report.py",
-    "nvlm/importers/media.py",
-    "nvlm/importers/normalise.py",
-}
-LONG_FUNCTIONS = {
-    "nvlm/cli/data.py: import_command",
-    "nvlm/config/checks.py: _problems",
-    "nvlm/convert/rules.py: language_rules",
-    "nvlm/convert/rules.py: vision_rules",
-    "nvlm/convert/to_hf.py: convert_to_hf",
-    "nvlm/train/trainer.py: _train",
-}
-
-
 def test_files_are_short():
     num_lines = {relative(path): len(path.read_text().splitlines()) for path in files_of(*CODE)}
     long = {name: n for name, n in num_lines.items() if n > MAX_LINES_OF_FILE}
-    assert not long.keys() - LONG_FILES, long
+    assert not long
 
 
 def test_functions_are_short():
@@ -102,7 +85,7 @@ def test_functions_are_short():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     }
     long = {name: n for name, n in num_lines.items() if n > MAX_LINES_OF_FUNCTION}
-    assert not long.keys() - LONG_FUNCTIONS, long
+    assert not long
 
 
 def test_first_reading_is_short():
@@ -119,9 +102,9 @@ def test_first_reading_is_short():
 OTHER_FOLDERS = {"docs", "golden", "helpers", "parallel"}
 # Tests of what several files of a room do together.
 TOPICS = {
-    "": {"house", "repository"},
+    "": {"house", "repository", "wheel"},
     "cli": {"bad_input", "failing_verbs", "usage"},
-    "config": {"fuzz"},
+    "config": {"documented", "fuzz"},
     "convert": {
         "export_images", "hostile_folders", "published_variants", "refusals", "released_layout",
         "round_trip", "serving", "streaming",
@@ -137,7 +120,8 @@ TOPICS = {
     "model": {
         "bf16", "model_layouts", "packed_loss", "recompute", "transformer_engine", "variants",
     },
-    "sizes": {"derived"},
+    "megatron": {"own_parts"},
+    "sizes": {"memory_of_layouts", "split_axes"},
     "train": {"blown_up_runs"},
 }  # fmt: skip
 
@@ -166,7 +150,7 @@ def test_tests_share_through_helpers_only():
     for path in files_of("tests"):
         text = path.read_text()
         assert not re.search(r"^\s*(from|import) (test_|conftest)", text, re.M), path
-        assert path == Path(__file__) or "sys.path" not in text, path
+        assert path == Path(__file__) or not re.search(r"sys\.path\.(insert|append)", text), path
         defines = re.search(r"Path\(__file__\)\S*parents\[", text)
         assert bool(defines) == (relative(path) == "tests/helpers/paths.py") or (
             path == Path(__file__)

@@ -14,6 +14,14 @@ from nvlm.files import parse_size
 from nvlm.places import check_file, check_folder
 from nvlm.printing import printable, say
 
+FromSplit = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Take SRC's files of this split, by their names; all: every file; none: those "
+        "that name no split. Not given: those of --split."
+    ),
+]
+
 
 @data_app.command("import", short_help="Turn data in another format into shards.")
 def import_command(
@@ -44,13 +52,7 @@ def import_command(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="SRC may name files outside that folder.")
     ] = False,
-    from_split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="Take SRC's files of this split, by their names; all: every file; none: those "
-            "that name no split. Not given: those of --split."
-        ),
-    ] = None,
+    from_split: FromSplit = None,
     shard_size: Annotated[str, typer.Option(help="Largest shard, such as 500MB.")] = "1GB",
     samples_per_shard: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Most samples in one.")

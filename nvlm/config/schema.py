@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from nvlm.config.tiles import max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
     CountOrZero,
@@ -377,37 +378,6 @@ class RunConfig(Section):
     @property
     def num_tokens_per_tagged_tile(self) -> int:
         """Tokens of a tile with the longest tag that it may have."""
-        tag = max_tag_tokens(self.stage, self.model.vision.image_size)
+        stage, image_size = self.stage, self.model.vision.image_size
+        tag = max_tag_tokens(stage.tile_tags, stage.max_num_tiles, image_size)
         return self.model.vision.num_tokens_per_tile + tag
-
-
-def with_thumbnail(num_cells, use_thumbnail: bool):
-    """Tiles of an image cut into `num_cells` (an int, or an array of them), with its thumbnail.
-
-    An image that is one tile never gets one: the tile shows all of it.
-    """
-    return num_cells + (num_cells > 1) * use_thumbnail
-
-
-def max_tag_tokens(stage: StageConfig, image_size: int) -> int:
-    """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
-
-    Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).
-    """
-    tiles = stage.max_num_tiles
-    match stage.tile_tags:
-        case "none":
-            return 0
-        case "1d":  # `<tile_6>`; `<tile_global_thumbnail>` is as long
-            return 4 + len(str(tiles))
-        case _ if tiles == 1:  # `<tile_global_thumbnail>`
-            return 5
-        case "2d_grid":  # `<tile_x0_y0>`
-            return 5 + 2 * len(str(tiles - 1))
-        case "2d_box":  # `<box> (0, 0), (448, 448) </box>`
-            corners = [
-                (x * image_size, y * image_size, (x + 1) * image_size, (y + 1) * image_size)
-                for x in range(tiles)
-                for y in range(tiles // (x + 1))
-            ]
-            return 14 + max(sum(len(str(number)) for number in corner) for corner in corners)

@@ -39,10 +39,7 @@ _WRITTEN = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
 
 
 def convert_to_hf(
-    checkpoint: str | Path,
-    out: str | Path,
-    dtype: str | None = None,
-    shard_size: str = "5GB",
+    checkpoint: str | Path, out: str | Path, dtype: str | None = None, shard_size: str = "5GB"
 ) -> Path:
     """Write `out` from a checkpoint that any layout wrote; returns `out`.
 

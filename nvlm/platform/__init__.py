@@ -14,9 +14,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from nvlm.platform.base import Platform
+from nvlm.platform.base import HOST_BACKEND, Platform
 
-HOST_BACKEND = "gloo"
+__all__ = ["HOST_BACKEND", "Platform", "current", "hide_unfitting_torchvision"]
 
 
 def current() -> Platform:

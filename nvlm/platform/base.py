@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+# What processes talk through that compute on no device.
+HOST_BACKEND = "gloo"
+
 
 class Platform(Protocol):
     """One module per kind of device has these functions and no others (pyright checks them)."""

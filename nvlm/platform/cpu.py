@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from nvlm.errors import ConfigError
 from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.megatron.uncompiled_import import nothing_compiled
-from nvlm.platform import HOST_BACKEND
+from nvlm.platform.base import HOST_BACKEND
 
 _mode: _CudaLandsOnCpu | None = None
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from nvlm.config.schema import RunConfig, with_thumbnail
+from nvlm.config.schema import RunConfig
+from nvlm.config.tiles import with_thumbnail
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from helpers.paths import REPOSITORY
 
 from nvlm.config import changed, load_config
 from nvlm.config.changed import changed_section
 from nvlm.config.schema import ParallelConfig, SourceConfig
 from nvlm.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
 
 

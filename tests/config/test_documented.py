@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import REPOSITORY
 from jsonschema import Draft7Validator
 
 from nvlm.config import load_config
 from nvlm.config.compose import to_yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 WRITTEN = runpy.run_path(str(REPOSITORY / "scripts" / "config_docs"))

@@ -230,7 +230,8 @@ def test_a_checkpoint_keeps_groups_apart_and_takes_new_rates(model, parallel, tm
     for parameter in model.parameters():
         parameter.main_grad.fill_(1e-3)
     optimizer.step()
-    saved = save_training_state(config, 3, chunks, optimizer, scheduler, {}, {}, parallel)
+    progress = {"step": 3, "counters": {}, "data_state": {}}
+    saved = save_training_state(config, chunks, optimizer, scheduler, progress, parallel)
     before = {
         name: (group_of(optimizer, p)["lr"], group_of(optimizer, p)["weight_decay"])
         for name, p in named_parameters([model])
