@@ -60,7 +60,8 @@ def run_demo(
     os.chdir(REPOSITORY)
     paths = Paths(root.relative_to(REPOSITORY) if root.is_relative_to(REPOSITORY) else root)
     stages = commands.load_stages(paths, overrides)
-    _introduce(console, *(stage.config for stage in stages), paths)
+    pretrain, sft = stages
+    _introduce(console, pretrain.config, sft.config, paths)
     runner = StepRunner(root, REPOSITORY, _environment(root), console)
     questions, records = _run_steps(runner, console, paths, stages, limit_per_task)
     report = _build_report(paths, stages, questions, records)

@@ -100,7 +100,7 @@ def read_config(checkpoint: Path) -> RunConfig:
         values = read_yaml(path)
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint is damaged: use another one") from None
-    return validate(values, source=str(path))
+    return validate(values, where=str(path))
 
 
 def read_progress(checkpoint: Path) -> dict | None:

@@ -25,6 +25,11 @@ from nvlm.config import load_config
 from nvlm.config.compose import validate
 from nvlm.sizes.flops import step_flops
 
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
+]
 SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
 
@@ -106,7 +111,7 @@ def test_configuration_loads(path: Path):
     assert part, f"{path} is empty"
     for section, values in part.items():
         resolved[section] = values if section != "stage" else {**resolved[section], **values}
-    validate(resolved, source=str(path))
+    validate(resolved, where=str(path))
 
 
 def readme_commands() -> list[str]:
@@ -176,14 +181,12 @@ def test_readme_gpu_hours():
     assert round(total / (8 * h100_dense_bf16 * percent / 100) / 3600) == hours
 
 
-@pytest.mark.parametrize(
-    "document",
-    ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))],
-)
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_files_that_exist(document: str):
     text = (REPOSITORY / document).read_text()
     named = re.findall(
-        r"`((?:configs|nvlm|tests|scripts|docs|docker|assets)/[\w./*-]+)(?::[^`]*)?`", text
+        r"`((?:configs|nvlm|demo|tests|scripts|docs|docker|assets|benchmarks)/[\w./*-]+)(?::[^`]*)?`",
+        text,
     )
     linked = [
         os.path.normpath(Path(document).parent / target)
@@ -191,6 +194,24 @@ def test_documents_name_files_that_exist(document: str):
     ]
     missing = [name for name in named + linked if not any(REPOSITORY.glob(name.rstrip("/")))]
     assert not missing
+
+
+def test_code_and_documents_name_modules_that_exist():
+    """In full (nvlm/data/order/lengths.py), or from one of nvlm's folders on (order/lengths.py)."""
+    modules = {str(path.relative_to(REPOSITORY)) for path in text_files() if path.suffix == ".py"}
+    endings = {path[start.start() :] for path in modules for start in re.finditer(r"\b\w", path)}
+    rooms = {path.parent.name for path in (REPOSITORY / "nvlm").rglob("*.py")}
+    named = re.compile(
+        rf"(?<![\w./])((?:nvlm|demo|tests|benchmarks|{'|'.join(rooms)})/(?!core/)[a-z_0-9/]+\.py)\b"
+    )
+    programs = [path for room in ("nvlm", "demo") for path in (REPOSITORY / room).rglob("*.py")]
+    missing = [
+        f"{path.relative_to(REPOSITORY)}: {match[1]}"
+        for path in [*programs, *(REPOSITORY / document for document in DOCUMENTS)]
+        for match in named.finditer(path.read_text())
+        if match[1] not in endings
+    ]
+    assert not missing, "\n".join(missing)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

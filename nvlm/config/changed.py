@@ -19,26 +19,26 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def changed(
-    config: RunConfig, changes: Mapping[str, Any], source: str = "configuration"
+    config: RunConfig, changes: Mapping[str, Any], where: str = "configuration"
 ) -> RunConfig:
     """`config` with other values, the rules between its sections included.
 
     Args:
         changes: key with dots, such as `data.root` -> value: plain, or a section. What is below
             a key with a dot of its own (a source of a blend) is given with the whole blend.
-        source: what messages name as the place of a problem.
+        where: what messages name as the place of a problem.
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type, or sections contradict each
             other.
     """
-    copy = changed_section(config, changes, source)
-    check_config(copy, source)
+    copy = changed_section(config, changes, where)
+    check_config(copy, where)
     return copy
 
 
 def changed_section(
-    section: AnySection, changes: Mapping[str, Any], source: str = "configuration"
+    section: AnySection, changes: Mapping[str, Any], where: str = "configuration"
 ) -> AnySection:
     """One section with other values, keys counted from it; the rest as in `changed`.
 
@@ -58,4 +58,4 @@ def changed_section(
         return type(section).model_validate(values)
     except ValidationError as error:
         problems = describe_all(error, type(section), lambda location: "")
-        raise ConfigError(*(f"{source}: {problem}" for problem in problems)) from None
+        raise ConfigError(*(f"{where}: {problem}" for problem in problems)) from None

@@ -15,16 +15,16 @@ NUM_TOKENS_AROUND_IMAGE = 16
 
 
 def check_config(
-    config: RunConfig, source: str = "configuration", world_size: int | None = None
+    config: RunConfig, where: str = "configuration", world_size: int | None = None
 ) -> None:
     """Raise `ConfigError` with every contradiction between sections.
 
     Args:
-        source: the file, as messages name it.
+        where: the file, as messages name it.
         world_size: the number of processes; where it does not fit, that is one more problem. None:
             not looked at.
     """
-    problems = [f"{source}: {problem}" for problem in contradictions(config)]
+    problems = [f"{where}: {problem}" for problem in contradictions(config)]
     if world_size is not None:
         # Where no micro-batches fill the batch, this has been said.
         if config.train.global_batch_size % config.train.micro_batch_size:

@@ -86,21 +86,21 @@ def load_config(
     return config
 
 
-def validate(values: Any, source: str) -> RunConfig:
+def validate(values: Any, where: str) -> RunConfig:
     """Build a `RunConfig` from plain values. Rules between sections are not looked at.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type.
     """
-    return _validate(values, source, lambda location: "")
+    return _validate(values, where, lambda location: "")
 
 
-def _validate(values: Any, source: str, origin_of: Any) -> RunConfig:
+def _validate(values: Any, where: str, origin_of: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         problems = describe_all(error, RunConfig, origin_of)
-        raise ConfigError(*(f"{source}: {problem}" for problem in problems)) from None
+        raise ConfigError(*(f"{where}: {problem}" for problem in problems)) from None
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

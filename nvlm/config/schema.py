@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from nvlm.config.tiles import max_tag_tokens, with_thumbnail
+from nvlm.config.tiles import TileTags, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
     CountOrZero,
@@ -226,7 +226,7 @@ class StageConfig(Section):
     tile."""
     use_thumbnail: Switch = True
     """An image of several tiles gets one more, of the whole image."""
-    tile_tags: Literal["none", "1d", "2d_grid", "2d_box"] = "1d"
+    tile_tags: TileTags = "1d"
     """The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding
     box."""
     image_boundary: Literal["merged", "separate"] = "merged"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+TileTags = Literal["none", "1d", "2d_grid", "2d_box"]
+
 
 def with_thumbnail(num_cells, use_thumbnail: bool):
     """Tiles of an image cut into `num_cells` (an int, or an array of them), with its thumbnail.
@@ -11,7 +15,7 @@ def with_thumbnail(num_cells, use_thumbnail: bool):
     return num_cells + (num_cells > 1) * use_thumbnail
 
 
-def max_tag_tokens(tile_tags: str, max_num_tiles: int, image_size: int) -> int:
+def max_tag_tokens(tile_tags: TileTags, max_num_tiles: int, image_size: int) -> int:
     """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
 
     Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).

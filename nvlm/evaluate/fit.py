@@ -35,7 +35,7 @@ def fit_question(
 def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -> int:
     """Fewer than the source's where the whole sample would not fit a training sequence else.
 
-    The rule of data/lengths.py, whose plans need an index. Training would go on to cut trailing
+    The rule of order/lengths.py, whose plans need an index. Training would go on to cut trailing
     turns; here the last one is asked for.
     """
     stage = config.stage

@@ -44,7 +44,7 @@ class Question:
     images: list[ByteRange] = field(repr=False, default_factory=list)  # in order of use
     sizes: list[tuple[int, int]] = field(repr=False, default_factory=list)  # (width, height)
     num_frames: int = 0  # of a video, which then is each of `images`
-    repairs: dict[str, int] = field(default_factory=dict)  # of its text, as in data/repairs.py
+    repairs: dict[str, int] = field(default_factory=dict)  # of its text, as in samples/repairs.py
 
     @property
     def text(self) -> str:

@@ -175,6 +175,6 @@ def config_for_generation(
         "train.global_batch_size": world_size,
     }
     where = f"the checkpoint at --tensor {layout.tensor} --pipeline {layout.pipeline}"
-    config = changed(config, changes, source=where)
+    config = changed(config, changes, where)
     check_world_size(config, world_size)
     return config

@@ -20,6 +20,8 @@ from nvlm.errors import DataError
 from nvlm.sizes.visual import VisualLayout
 
 if TYPE_CHECKING:
+    from megatron.core.inference.contexts import StaticInferenceContext
+
     from nvlm.model.nvlm_d import NVLMD
 
 
@@ -70,7 +72,13 @@ def generate_greedy(
     return answer
 
 
-def _next_token(model: NVLMD, tokens: Tensor, positions: Tensor, context, images: dict) -> Tensor:
+def _next_token(
+    model: NVLMD,
+    tokens: Tensor,
+    positions: Tensor,
+    context: StaticInferenceContext,
+    images: dict[str, Tensor],
+) -> Tensor:
     """[1, 1] int64, the same on every process of the replica."""
     groups = model.language_model.pg_collection
     stage, num_stages = groups.pp.rank(), groups.pp.size()

@@ -41,8 +41,9 @@ def import_with_progress(options: ImportOptions, out: Path) -> ImportSummary:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    settings = {"transient": True, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **settings) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         bar = bars.add_task("importing", total=None, rate="")
         # Samples of an earlier, interrupted run do not count for the rate.
         first: list[int] = []

@@ -12,24 +12,31 @@ distributed optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import wraps
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBuffer
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-def keep_padding_between_buckets(optimizer) -> None:
-    """Correct what `optimizer` (a MegatronOptimizer) hands to a checkpoint."""
+
+def keep_padding_between_buckets(optimizer: MegatronOptimizer) -> None:
+    """Correct what `optimizer` hands to a checkpoint."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner.get_parameter_state_dp_zero = _with_padding(inner)
 
 
-def _with_padding(optimizer):
+def _with_padding(optimizer: DistributedOptimizer) -> Callable[..., dict | None]:
     without_padding = optimizer.get_parameter_state_dp_zero
 
     @wraps(without_padding)
     def parameter_state(*args, **kwargs) -> dict | None:
-        state = without_padding(*args, **kwargs)
+        state: dict | None = without_padding(*args, **kwargs)
         if state is None:
             return None
         for index, buffer in enumerate(optimizer.buffers):
@@ -42,7 +49,7 @@ def _with_padding(optimizer):
     return parameter_state
 
 
-def _spread(joined: Tensor, buffer) -> Tensor:
+def _spread(joined: Tensor, buffer: _ParamAndGradBuffer) -> Tensor:
     """Every bucket's part of `joined` [elements without padding] at its place in `buffer`."""
     spread = torch.zeros(buffer.numel, dtype=joined.dtype)
     sizes = [bucket.numel_unpadded for bucket in buffer.buckets]

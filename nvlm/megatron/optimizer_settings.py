@@ -8,9 +8,14 @@ When the pin moves: which keys of a group belong to the state; `step` alone toda
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def load_optimizer_state(optimizer, state: dict) -> None:
-    """Restore what `optimizer` (a MegatronOptimizer) counted and accumulated; no setting."""
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
+
+
+def load_optimizer_state(optimizer: MegatronOptimizer, state: dict) -> None:
+    """Restore what `optimizer` counted and accumulated; no setting."""
     restored = ("params", "step")
     own = [
         {key: value for key, value in group.items() if key not in restored}

@@ -8,6 +8,7 @@ of the pipeline.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,10 +21,10 @@ from nvlm.failures import explain
 from nvlm.parallel.groups import Parallel
 
 
-def next_step_batch(loader, parallel: Parallel) -> StepBatch | None:
+def next_step_batch(loader: Iterator[StepBatch] | None, parallel: Parallel) -> StepBatch | None:
     """The next step's batch on this process's device; None when the data has ended.
 
-    `loader` is an iterator on the model-parallel main process and ignored elsewhere.
+    `loader` is ignored on all but the model-parallel main process.
 
     Raises:
         DataError: the reading process failed; every process of the replica raises the same.
@@ -31,6 +32,7 @@ def next_step_batch(loader, parallel: Parallel) -> StepBatch | None:
     step: StepBatch | None = None
     failure: str | None = None
     if parallel.is_model_parallel_main:
+        assert loader is not None, "the main process of a replica reads the data"
         try:
             step = next(loader, None)
         except Exception as error:

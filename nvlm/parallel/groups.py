@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
 
@@ -14,13 +14,17 @@ from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.launch import launched
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
 
+if TYPE_CHECKING:  # loading Megatron-core is the platform's business
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+T = TypeVar("T")
 # A collective that waits longer means that a process is gone or stuck; torchrun then stops all.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process's ranks and sizes; `groups` is Megatron-core's ProcessGroupCollection."""
+    """This process's ranks and sizes; `groups` is what Megatron-core knows of them."""
 
     rank: int
     world_size: int
@@ -32,7 +36,7 @@ class Parallel:
     virtual_size: int
     data_rank: int
     data_size: int
-    groups: Any
+    groups: ProcessGroupCollection
 
     @property
     def is_main(self) -> bool:
@@ -141,7 +145,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value, source: int = 0, group=None):
+def broadcast_object(value: T, source: int = 0, group: dist.ProcessGroup | None = None) -> T:
     """`value` of global rank `source`, on every rank of `group`."""
     holder = [value]
     dist.broadcast_object_list(holder, src=source, group=group)

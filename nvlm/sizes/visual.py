@@ -18,10 +18,10 @@ they are. No tag is the beginning of another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nvlm.config.schema import RunConfig
-from nvlm.config.tiles import with_thumbnail
+from nvlm.config.tiles import TileTags, with_thumbnail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     # One image's number, or an array with one per image.
     Number = TypeVar("Number", int, NDArray[np.int64])
 
-TileTags = Literal["none", "1d", "2d_grid", "2d_box"]
 # (columns, rows) of an image's tiles.
 Grid = tuple[int, int]
 

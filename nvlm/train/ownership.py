@@ -28,7 +28,7 @@ from nvlm.printing import say
 
 OWNERS_FOLDER = ".owners"
 STALE_SECONDS = 120.0
-_SECONDS_BETWEEN_SIGNS = 10.0
+_HEARTBEAT_SECONDS = 10.0
 _JOB = "TORCHELASTIC_RUN_ID"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
@@ -81,11 +81,11 @@ class Ownership:
         }
         write_text(self.path, json.dumps(record))
 
-    def give_signs(self) -> None:
+    def start_heartbeat(self) -> None:
         """Renew the file's time until `end`. One process of each host calls this."""
 
         def renew() -> None:
-            while not self._ended.wait(_SECONDS_BETWEEN_SIGNS):
+            while not self._ended.wait(_HEARTBEAT_SECONDS):
                 with suppress(OSError):  # a full or slow disk; training itself will say so
                     os.utime(self.path)
 
@@ -130,7 +130,7 @@ def own_run_folder(folder: Path) -> Iterator[Ownership]:
         raise TrainingError(
             f"{folder}: cannot be written to: {where}: {error.strerror}: give another run.dir"
         ) from None
-    ownership.give_signs()
+    ownership.start_heartbeat()
     try:
         yield ownership
     finally:
@@ -153,7 +153,7 @@ def share(ownership: Ownership | None) -> None:
     if ownership is not None:
         ownership.write(list(members))
     elif paths[0] is not None and launched().local_rank == 0:
-        Ownership(paths[0], None).give_signs()
+        Ownership(paths[0], None).start_heartbeat()
 
 
 def _take(folder: Path) -> Ownership:

@@ -41,7 +41,7 @@ def test_a_section_is_a_value_and_later_keys_change_it():
 )
 def test_wrong_changes_are_refused(key: str, value: object, complaint: str):
     with pytest.raises(ConfigError) as caught:
-        changed(load_config(TINY), {key: value}, source="here")
+        changed(load_config(TINY), {key: value}, where="here")
     assert str(caught.value).startswith(complaint)
 
 

@@ -21,7 +21,7 @@ def test_torch_adam_cannot_be_resumed(parallel, monkeypatch):
     from megatron.core.optimizer import distrib_optimizer
 
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    run = layout_steps.TwoSteps(small_model.small_config(), parallel)
+    run = layout_steps.TwoSteps(small_model.small_config(), parallel).training
     weights = run.chunks[0].module.sharded_state_dict(metadata=dict(metadata))
     state = run.optimizer.sharded_state_dict(
         {"model0": weights}, is_loading=True, metadata=dict(metadata)
@@ -32,7 +32,7 @@ def test_torch_adam_cannot_be_resumed(parallel, monkeypatch):
     monkeypatch.setattr(distrib_optimizer, "Adam", torch.optim.AdamW)
     monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", True)
     monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", False)
-    plain = layout_steps.TwoSteps(small_model.small_config(), parallel)
+    plain = layout_steps.TwoSteps(small_model.small_config(), parallel).training
     weights = plain.chunks[0].module.sharded_state_dict(metadata=dict(metadata))
     with pytest.raises(AssertionError):
         plain.optimizer.sharded_state_dict(

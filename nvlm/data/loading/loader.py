@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -197,10 +197,10 @@ def num_prefetched(config: RunConfig) -> int:
 class _Requests(Sampler):
     """A sampler over a generator; runs in the main process."""
 
-    def __init__(self, generate):
+    def __init__(self, generate: Callable[[], Iterator]):
         self._generate = generate
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return self._generate()
 
 

@@ -34,14 +34,15 @@ def pack_samples(
     """
     longest_first = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
     # The loop below looks at one number at a time, for which lists are several times faster.
-    lengths, num_tiles = np.asarray(lengths).tolist(), np.asarray(num_tiles).tolist()
+    tokens_of: list[int] = np.asarray(lengths).tolist()
+    tiles_of: list[int] = np.asarray(num_tiles).tolist()
     if max_tiles is None:
-        max_tiles = sum(num_tiles)
+        max_tiles = sum(tiles_of)
     packs: list[list[int]] = []
     free_tiles: list[int] = []
     room: list[tuple[int, int]] = []  # (free tokens, pack), ascending
     for sample in longest_first:
-        length, tiles = lengths[sample], num_tiles[sample]
+        length, tiles = tokens_of[sample], tiles_of[sample]
         assert length <= max_tokens and tiles <= max_tiles, "too long samples are dropped earlier"
         place = bisect_left(room, (length, 0))
         while place < len(room) and free_tiles[room[place][1]] < tiles:
@@ -72,15 +73,16 @@ def choose_carried(
         lengths: [n] tokens of each sample.
         ages: [n] windows that each sample has been carried over already.
     """
-    lengths, ages = np.asarray(lengths).tolist(), np.asarray(ages).tolist()
+    tokens_of: list[int] = np.asarray(lengths).tolist()
+    age_of: list[int] = np.asarray(ages).tolist()
     most = min(_MAX_CARRIED, round(_MAX_CARRIED_SHARE * window_size))
-    filled = sorted((sum(lengths[i] for i in pack), number) for number, pack in enumerate(packs))
+    filled = sorted((sum(tokens_of[i] for i in pack), number) for number, pack in enumerate(packs))
     carried: set[int] = set()
     num_samples = 0
     for num_tokens, number in filled:
         if num_tokens >= _FULL_SHARE * max_tokens:
             break
-        if any(ages[i] >= _MAX_AGE for i in packs[number]):
+        if any(age_of[i] >= _MAX_AGE for i in packs[number]):
             continue
         num_samples += len(packs[number])
         # One pack at least goes out, or a window of few long samples would be empty.

@@ -1,9 +1,9 @@
 """The order of samples: a pure function of (seed, blend, position), the same on every rank.
 
 windows.py draws and packs samples, from the index only. Here the packs of several global steps are
-dealt out so that those of a step cost about the same (balance.py): a group. The state is where the
-current group began and how many of its steps were taken: small, JSON, and independent of processes
-and workers.
+dealt out so that those of a step cost about the same (balance.py): a step group. The state is where
+the current one began and how many of its steps were taken: small, JSON, and independent of
+processes and workers.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Planner:
         self.sources = [PlannedSource(config, index.settings, index) for index in indexes]
         self._flops = step_flops(config)
         self._stream = PackStream(config, self.sources)
-        # Packs planned for the next group: where their first window starts, how many of its packs
-        # the group before has, and for each window its packs and where the next one starts.
+        # Packs planned for the next step group: where their first window starts, how many of its
+        # packs the group before has, and for each window its packs and where the next one starts.
         self._origin = {"window": self._stream.state(), "num_packs_before": 0, "group": 0}
         self._windows: list[tuple[list[Pack], dict]] = []
         self._num_ahead = 0
         self._has_ended = False
-        # The current group.
-        self._group_origin = self._origin
+        # The current step group.
+        self._step_group_origin = self._origin
         self._steps: list[list[Pack]] = []
         self._num_taken = 0
 
@@ -52,7 +52,7 @@ class Planner:
         ones.
         """
         if self._num_taken == len(self._steps):
-            self._start_group()
+            self._start_step_group()
             if not self._steps:
                 return None
         self._num_taken += 1
@@ -64,7 +64,7 @@ class Planner:
         """Where the next step stands. JSON values only."""
         return {
             "fingerprint": self.fingerprint,
-            **self._group_origin,
+            **self._step_group_origin,
             "num_steps_taken": self._num_taken,
         }
 
@@ -77,7 +77,7 @@ class Planner:
         check_same(self.fingerprint, state["fingerprint"])
         self._go_to({key: state[key] for key in ("window", "num_packs_before", "group")})
         if state["num_steps_taken"]:
-            self._start_group()
+            self._start_step_group()
             self._num_taken = state["num_steps_taken"]
             self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
 
@@ -85,7 +85,7 @@ class Planner:
         """Go on from a position in other data or settings.
 
         A source that has the same samples in the same order continues after what was drawn from it
-        when the group of steps that `state` lies in began, so a few of its samples may come again
+        when the step group that `state` lies in began, so a few of its samples may come again
         in this pass. All others begin at their first sample, and the blend's shares are counted
         from zero.
         """
@@ -125,17 +125,17 @@ class Planner:
 
     def _go_to(self, origin: dict) -> None:
         self._stream.load_state(origin["window"])
-        self._origin = self._group_origin = origin
+        self._origin = self._step_group_origin = origin
         self._windows, self._steps = [], []
         self._num_ahead = -origin["num_packs_before"]
         self._num_taken, self._has_ended = 0, False
 
-    def _start_group(self) -> None:
+    def _start_step_group(self) -> None:
         batch = self._config.train.global_batch_size
         num_wanted = batch * num_steps_together(batch)
         self._plan_ahead(num_wanted)
         packs = self._take_ahead(num_wanted)
-        group = self._group_origin["group"]
+        group = self._step_group_origin["group"]
         self._num_taken = 0
         if self._config.stage.packing:
             costs = [self.cost(pack) for pack in packs]
@@ -159,8 +159,8 @@ class Planner:
                 self._num_ahead += len(window)
 
     def _take_ahead(self, num_packs: int) -> list[Pack]:
-        """Up to so many packs for a new group; the one after it begins after them."""
-        origin = self._group_origin = self._origin
+        """Up to so many packs for a new step group; the one after it begins after them."""
+        origin = self._step_group_origin = self._origin
         before = origin["num_packs_before"]
         packs = [pack for window, _ in self._windows for pack in window]
         packs = packs[before : before + num_packs]

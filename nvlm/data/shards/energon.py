@@ -93,7 +93,7 @@ def read_field_map(folder: Path) -> FieldMap | None:
         raise DataError(
             f"{where}: sample type {name} with {'a' if fields else 'no'} field_map is not read; "
             f"known with a field_map are {', '.join(_SAMPLE_TYPES)}, and CrudeWebdataset, whose "
-            "members nvlm names itself (nvlm/data/samples/shard.py)"
+            "members nvlm names itself (nvlm/data/samples/members.py)"
         )
     kind, names = _SAMPLE_TYPES[name]
     unknown = sorted(map(str, set(fields) - set(names) - {"image"}))

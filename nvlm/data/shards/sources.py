@@ -198,7 +198,7 @@ def _inherit(name: str, own: SourceConfig, above: SourceConfig) -> SourceConfig:
             "max_epochs": own.max_epochs or above.max_epochs,
             "loss_weight": own.loss_weight * above.loss_weight,
         },
-        source=f"data.blend: {name} with the settings of the blend that holds it",
+        where=f"data.blend: {name} with the settings of the blend that holds it",
     )
 
 
