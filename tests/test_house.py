@@ -71,6 +71,42 @@ def test_imports_have_no_circle():
         pytest.fail(" <- ".join(map(relative, error.args[1])))
 
 
+def test_what_is_imported_from_a_file_is_there():
+    """Also inside functions, which no test may reach."""
+    names_of: dict[Path, set[str]] = {}
+    for path in files_of(*CODE, "tests", "benchmarks"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+                continue
+            file = module_file(node.module)
+            if file is None:
+                continue
+            if file not in names_of:
+                names_of[file] = names_in(file)
+            for alias in node.names:
+                part = module_file(f"{node.module}.{alias.name}")
+                assert part or alias.name in names_of[file], (
+                    f"{relative(path)}:{node.lineno}: {node.module} has no {alias.name}"
+                )
+
+
+def names_in(file: Path) -> set[str]:
+    """All that a file's statements outside of functions and classes bind."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = list(ast.parse(file.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        waiting += ast.iter_child_nodes(node)
+    return names
+
+
 def test_files_are_short():
     num_lines = {relative(path): len(path.read_text().splitlines()) for path in files_of(*CODE)}
     long = {name: n for name, n in num_lines.items() if n > MAX_LINES_OF_FILE}

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from nvlm.cli import app
 from nvlm.config import load_config
 from nvlm.config.compose import validate
+from nvlm.config.shipped import find_run
 from nvlm.sizes.flops import step_flops
 
 DOCUMENTS = [
@@ -154,7 +155,7 @@ def test_readme_command_parses(arguments: list[str]):
         command = command.commands[name]
     parsed = command.make_context(command.name, arguments, parent=context).params
     if parsed.get("config"):
-        load_config(REPOSITORY / parsed["config"], parsed.get("overrides") or [])
+        load_config(find_run(str(parsed["config"])), parsed.get("overrides") or [])
 
 
 def test_readme_gpu_hours():

@@ -87,6 +87,13 @@ def test_wheel_has_nvlm_and_its_configurations_alone(wheel: Path):
     shipped = {name.removeprefix("nvlm/configs/") for name in names if "nvlm/configs/" in name}
     configs = REPOSITORY / "configs"
     assert {str(path.relative_to(configs)) for path in configs.rglob("*.yaml")} <= shipped
+    # Templates, styles, prompt pools, modelling files: all that the package's folders hold.
+    files = {
+        str(path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "nvlm").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files <= set(names), files - set(names)
     metadata = zipfile.ZipFile(wheel).read(f"{wheel.name[:10]}.dist-info/METADATA").decode()
     asked = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     of_the_demo = [line for line in asked if "matplotlib" in line or "scikit-" in line]

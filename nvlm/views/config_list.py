@@ -10,7 +10,7 @@ from rich.table import Table
 from nvlm.config import load_config
 from nvlm.config.shipped import RUNS, run_names
 from nvlm.printing import new_console
-from nvlm.sizes.parameters import derive
+from nvlm.sizes.derived import derive
 
 # Comments for programs, such as an editor's schema.
 _NOT_FOR_PEOPLE = "yaml-language-server:"
