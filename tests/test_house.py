@@ -193,6 +193,12 @@ def test_tests_share_through_helpers_only():
         ), f"{path}: helpers.paths has REPOSITORY"
 
 
+def test_names_of_test_files_are_unique():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in files_of("tests") if path.name.startswith("test_")]
+    assert len(names) == len(set(names)), {name for name in names if names.count(name) > 1}
+
+
 def test_programs_without_a_suffix_are_checked():
     """Ruff knows them by their names in pyproject.toml only."""
     programs = {

@@ -35,6 +35,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("WORLD_SIZE=auto SFT", "WORLD_SIZE is 'auto'"),
         ("SFT --no-such-option", "no such option"),
     ],
+    "config list": [("FOLDER", "unexpected extra argument")],
     "model summary": [
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT model.language.num_layers=x", "model.language.num_layers"),
@@ -81,7 +82,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("BYTES.json /proc/nvlm --format llava-json", "cannot be written"),
     ],
     "data index": [
-        ("FOLDER", "no YAML file"),
+        ("FOLDER", "is not a YAML file"),
         ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
         ("SFT data.root=SHARDS data.index_dir=FILE", "FILE"),
     ],

@@ -1,13 +1,13 @@
 """A checkpoint evaluated by Megatron on two processes, and by transformers from its export."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import spawn
 from helpers.paths import REPOSITORY
 
 from demo.build_data import SOURCES
@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 32
 
 def _run(*arguments: str | Path) -> str:
     command = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**spawn.environment(), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
     )
