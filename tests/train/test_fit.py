@@ -7,34 +7,13 @@ from pathlib import Path
 
 import torch
 from helpers.checkpoint_tensors import checkpoint_tensors
-from helpers.spawn import REPOSITORY, metrics
+from helpers.small_runs import STEPS, stage_config
+from helpers.spawn import metrics
 
-from nvlm.config import RunConfig, load_config
+from nvlm.config import RunConfig
 from nvlm.parallel.groups import initialize, shut_down
 
-STEPS = 2
 MEASURED = ("seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes")
-
-
-def stage_config(stage: str, demo_data: Path, folder: Path, load: str, *more: str) -> RunConfig:
-    return load_config(
-        REPOSITORY / f"configs/run/tiny/{stage}.yaml",
-        [
-            f"data.root={demo_data}",
-            "data.blend={digits: 1, text: 1}",
-            f"data.index_dir={folder.parent / 'index'}",
-            "data.num_workers=0",
-            f"run.dir={folder / stage}",
-            f"checkpoint.load={load}",
-            f"train.steps={STEPS}",
-            "train.global_batch_size=2",
-            "train.precision=fp32",
-            "model.vision.num_layers=1",
-            "model.language.num_layers=1",
-            "log.tensorboard=false",
-            *more,
-        ],
-    )
 
 
 def two_stages(demo_data: Path, folder: Path) -> list[RunConfig]:

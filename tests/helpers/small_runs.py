@@ -1,0 +1,31 @@
+"""Runs of one layer each over some of the demo's data: seconds on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers.paths import REPOSITORY
+from nvlm.config import RunConfig, load_config
+
+STEPS = 2
+
+
+def stage_config(stage: str, demo_data: Path, folder: Path, load: str, *more: str) -> RunConfig:
+    return load_config(
+        REPOSITORY / f"configs/run/tiny/{stage}.yaml",
+        [
+            f"data.root={demo_data}",
+            "data.blend={digits: 1, text: 1}",
+            f"data.index_dir={folder.parent / 'index'}",
+            "data.num_workers=0",
+            f"run.dir={folder / stage}",
+            f"checkpoint.load={load}",
+            f"train.steps={STEPS}",
+            "train.global_batch_size=2",
+            "train.precision=fp32",
+            "model.vision.num_layers=1",
+            "model.language.num_layers=1",
+            "log.tensorboard=false",
+            *more,
+        ],
+    )
