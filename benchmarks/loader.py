@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvlm.config import RunConfig, load_config
-from nvlm.data.index.source_index import open_indexes
-from nvlm.data.loading.loader import build_loader
+from nvlm.data.loading.training_data import open_training_data
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = "configs/run/tiny/sft.yaml"
@@ -81,7 +80,7 @@ def memory_along_the_way(config: RunConfig, num_samples: int) -> Iterator[tuple[
     process = psutil.Process(os.getpid())
     seen, next_report = 0, num_samples // 10
     started = time.perf_counter()
-    for batch in build_loader(config, open_indexes(config), 0, 1):
+    for batch in open_training_data(config).batches(0, 1):
         seen += sum(len(micro_batch.sample_keys) for micro_batch in batch.micro_batches)
         if seen >= next_report:
             family = [process, *process.children(recursive=True)]

@@ -25,6 +25,10 @@ def path_of_user(text: str | Path) -> Path:
 
 CONFIG_HELP = "A run's YAML file, or a name of `nvlm config list`."
 ConfigFile = Annotated[Path, typer.Argument(help=CONFIG_HELP, metavar="CONFIG")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."),
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
     typer.Argument(help="key=value, such as train.steps=100", metavar="KEY=VALUE"),

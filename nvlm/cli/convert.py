@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import convert_app
-from nvlm.cli.arguments import CONFIG_HELP, Overrides, path_of_user
+from nvlm.cli.arguments import CONFIG_HELP, Checkpoint, Overrides, path_of_user
 from nvlm.launch import launched, rank_to_speak
 from nvlm.places import check_folder
 
@@ -71,12 +71,7 @@ def convert_from_hf_command(
 
 @convert_app.command("to-hf", short_help="Write a checkpoint as a Hugging Face folder.")
 def convert_to_hf_command(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
-        ),
-    ],
+    checkpoint: Checkpoint,
     out: Annotated[
         Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The folder to write.")
     ],

@@ -9,7 +9,15 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import app
-from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, Pipeline, Tensor, path_of_user
+from nvlm.cli.arguments import (
+    LARGEST,
+    Checkpoint,
+    ConfigFile,
+    Overrides,
+    Pipeline,
+    Tensor,
+    path_of_user,
+)
 from nvlm.launch import launched, rank_to_speak
 from nvlm.printing import say
 
@@ -47,12 +55,7 @@ def train_command(
 
 @app.command("generate", short_help="Answer a prompt about images.")
 def generate_command(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
-        ),
-    ],
+    checkpoint: Checkpoint,
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     image: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -83,12 +86,7 @@ def generate_command(
 
 @app.command("evaluate", short_help="Answer a split's questions and score the answers.")
 def evaluate_command(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."
-        ),
-    ],
+    checkpoint: Checkpoint,
     data_root: Annotated[
         Path,
         typer.Option(parser=path_of_user, metavar="DIR", help="Folder with the split's shards."),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.loading import build_loader
 from helpers.page_tree import Element, parse_page
 from helpers.shard_writing import as_json, draw_image, make_sample, write_shard
 from helpers.videos import write_source
@@ -23,7 +24,6 @@ from nvlm.batch import IGNORED_LABEL
 from nvlm.cli import app
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import open_indexes
-from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.reader import MicroBatchReader
 from nvlm.data.order.planner import Planner
 from nvlm.data.samples.sample import SampleError

@@ -8,13 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.loading import build_loader
 from helpers.shard_writing import as_json, draw_image, write_shard
 from typer.testing import CliRunner
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.cli import app
 from nvlm.data.index.source_index import open_indexes
-from nvlm.data.loading.loader import build_loader, sample_request
+from nvlm.data.loading.loader import sample_request
 from nvlm.data.order.planner import Planner
 from nvlm.views import stats as stats_module
 from nvlm.views.stats import blend_stats

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from nvlm.batch import MicroBatch, SkippedSample, StepBatch
 from nvlm.config import RunConfig
-from nvlm.data.index.source_index import SourceIndex
 from nvlm.data.loading.ahead import one_ahead
 from nvlm.data.loading.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
 from nvlm.data.order.draws import Draw, Pack, PlannedDraws
@@ -145,24 +144,6 @@ class Loader:
             if number
         }
         return dict(sorted(counts.items()))
-
-
-def build_loader(
-    config: RunConfig,
-    indexes: list[SourceIndex],
-    data_rank: int,
-    data_size: int,
-    state: dict | None = None,
-) -> Loader:
-    """A `Loader` of its own planner, from the beginning or from `state` on.
-
-    Raises:
-        DataError: no usable sample, or `state` belongs to other data or settings.
-    """
-    planner = Planner(config, indexes)
-    if state is not None:
-        planner.load_state(state)
-    return Loader(config, planner, data_rank, data_size)
 
 
 def sample_request(source: PlannedSource, draw: Draw) -> SampleRequest:

@@ -10,7 +10,7 @@ from nvlm.config import RunConfig
 from nvlm.data.index.rejected import check_rejected
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import Loader
-from nvlm.data.order.planner import Planner, check_state, data_changes
+from nvlm.data.order.planner import Planner
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,13 @@ def open_training_data(
             settings.
     """
     indexes = open_indexes(config)
-    changes: list[str] = []
-    if state is not None and allow_change:
-        changes = data_changes(config, indexes, state)
-    elif state is not None:
-        check_state(config, indexes, state)
-    check_rejected(indexes, config.data.max_skipped_share)
     planner = Planner(config, indexes)
-    if state is not None and changes:
-        planner.continue_from(state)
-    elif state is not None:
-        planner.load_state(state)
+    changes: list[str] = []
+    if state is not None:
+        changes = planner.changes_since(state) if allow_change else []
+        if changes:
+            planner.continue_from(state)
+        else:
+            planner.load_state(state)
+    check_rejected(indexes, config.data.max_skipped_share)
     return TrainingData(config, indexes, planner, changes)

@@ -81,6 +81,21 @@ class Planner:
             self._num_taken = state["num_steps_taken"]
             self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
 
+    def changes_since(self, state: dict) -> list[str]:
+        """What differs from the data and settings of `state`, and where each source continues."""
+        changes = differences(state["fingerprint"], self.fingerprint)
+        if not changes:
+            return []
+        sizes = {source.index.source: len(source.index) for source in self.sources}
+        places = [
+            f"source {name} continues at sample {number % sizes[name]:,} of pass "
+            f"{number // sizes[name] + 1}"
+            if number
+            else f"source {name} begins at its first sample"
+            for name, number in _kept_positions(self.fingerprint, state).items()
+        ]
+        return changes + places
+
     def continue_from(self, state: dict) -> None:
         """Go on from a position in other data or settings.
 
@@ -175,29 +190,6 @@ class Planner:
             "group": origin["group"] + 1,
         }
         return packs
-
-
-def check_state(config: RunConfig, indexes: list[SourceIndex], state: dict) -> None:
-    """Raise `DataError` showing what differs, if `state` was taken with other data or settings."""
-    check_same(data_fingerprint(config, indexes), state["fingerprint"])
-
-
-def data_changes(config: RunConfig, indexes: list[SourceIndex], state: dict) -> list[str]:
-    """What differs from the data and settings of `state`, and where each source continues."""
-    current = data_fingerprint(config, indexes)
-    changes = differences(state["fingerprint"], current)
-    if not changes:
-        return []
-    kept = _kept_positions(current, state)
-    sizes = {index.source: len(index) for index in indexes}
-    places = [
-        f"source {name} continues at sample {number % sizes[name]:,} of pass "
-        f"{number // sizes[name] + 1}"
-        if number
-        else f"source {name} begins at its first sample"
-        for name, number in kept.items()
-    ]
-    return changes + places
 
 
 def _kept_positions(current: dict, state: dict) -> dict[str, int]:

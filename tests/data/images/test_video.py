@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.loading import build_loader
 from helpers.shard_writing import as_json, write_shard
 from helpers.videos import KINDS, make_video, write_source
 
 from nvlm.data.images.video import count_frames, decode_frames
 from nvlm.data.index.source_index import open_indexes
-from nvlm.data.loading.loader import build_loader
 from nvlm.data.samples.sample import SampleError
 from nvlm.errors import DataError
 

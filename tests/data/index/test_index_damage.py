@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.loading import build_loader
 from helpers.shard_writing import draw_image, make_sample, write_shard
 
 from nvlm.data.index.source_index import open_indexes
-from nvlm.data.loading.loader import build_loader
 from nvlm.data.shards.shard import ByteRange, ShardReader, scan_shard
 from nvlm.errors import DataError
 from nvlm.failures import explain

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.loading import build_loader
 from helpers.shard_writing import draw_image, make_sample, write_shard
 from PIL import ExifTags, Image
 
@@ -21,7 +22,7 @@ from nvlm.config import RunConfig, changed
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading import reader as reader_module
 from nvlm.data.loading.ahead import one_ahead
-from nvlm.data.loading.loader import build_loader, num_prefetched
+from nvlm.data.loading.loader import num_prefetched
 from nvlm.data.order.planner import iterate_order
 from nvlm.data.shards.shard import ShardReader
 from nvlm.errors import DataError
