@@ -197,6 +197,15 @@ def test_documents_name_files_that_exist(document: str):
     assert not missing
 
 
+def test_contributors_are_told_names_that_exist():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`(_?[A-Z]+(?:_[A-Z]+)+|_[a-z_]+|[A-Z][a-z]+[A-Z]\w+)`", text))
+    assert len(named) > 5
+    code = "\n".join(path.read_text() for path in text_files() if path.suffix == ".py")
+    missing = {name for name in named if not re.search(rf"\b{name}\b", code)}
+    assert not missing
+
+
 def test_code_and_documents_name_modules_that_exist():
     """In full (nvlm/data/order/lengths.py), or from one of nvlm's folders on (order/lengths.py)."""
     modules = {str(path.relative_to(REPOSITORY)) for path in text_files() if path.suffix == ".py"}
