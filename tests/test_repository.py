@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ import typer
 import yaml
 from helpers.paths import REPOSITORY
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from nvlm.cli import app
 from nvlm.config import load_config
@@ -363,3 +365,22 @@ def test_tested_versions_fit_what_is_asked_for():
     assert (pins["torch"], pins["megatron-core"]) == ("2.13.0", "0.16.1")
     # transformers imports torchvision where it is, and fails where its build is not torch's.
     assert not {"torchvision", "timm"} & pins.keys()
+
+
+def test_pins_admit_the_oldest_python():
+    """A release that asks for a later one cannot be installed there, and pip only says "conflict"."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    oldest = settings["requires-python"].removeprefix(">=") + ".0"
+    pinned = {
+        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    looked_at = 0
+    for found in distributions():
+        name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
+        asked = found.metadata["Requires-Python"]
+        if name in pinned and asked:
+            looked_at += 1
+            assert SpecifierSet(asked).contains(oldest), f"{name} asks for Python {asked}"
+    assert looked_at > len(pinned) / 2
