@@ -368,7 +368,7 @@ def test_tested_versions_fit_what_is_asked_for():
 
 
 def test_pins_admit_the_oldest_python():
-    """A release that asks for a later one cannot be installed there, and pip only says "conflict"."""
+    """A release that asks for a later one cannot be installed there; pip only says "conflict"."""
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     oldest = settings["requires-python"].removeprefix(">=") + ".0"
     pinned = {
