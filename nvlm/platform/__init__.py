@@ -4,6 +4,7 @@
     hide_unfitting_torchvision()   to be called before transformers is imported
     meta.OnMetaDevice              a model without memory
     HOST_BACKEND                   what processes talk through that compute on no device
+    machine, features              what was found here, and which kernels and settings follow
     megatron_calls                 calls of Megatron-core that name a device, the same on all
 
 Words for devices and for what connects them stand nowhere else.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from nvlm.platform.machine import Machine
+
 # What processes talk through that compute on no device.
 HOST_BACKEND = "gloo"
 
@@ -23,6 +25,10 @@ class Platform(Protocol):
 
     def device_name(self) -> str:
         """The device in words, for a line of the start-up."""
+        ...
+
+    def machine(self) -> Machine:
+        """What was found here, for the decisions of `nvlm.platform.features`."""
         ...
 
     def distributed_backend(self) -> str:

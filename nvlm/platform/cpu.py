@@ -22,6 +22,7 @@ from nvlm.errors import ConfigError
 from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.megatron.uncompiled_import import nothing_compiled
 from nvlm.platform.base import HOST_BACKEND
+from nvlm.platform.machine import Machine
 
 _mode: _CudaLandsOnCpu | None = None
 
@@ -52,6 +53,10 @@ def device() -> torch.device:
 def device_name() -> str:
     num_threads = torch.get_num_threads()
     return f"CPU ({num_threads} thread{'s' * (num_threads != 1)})"
+
+
+def machine() -> Machine:
+    return Machine(device_name())
 
 
 def distributed_backend() -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from functools import cache
+from importlib import metadata
 
 import torch
 
 from nvlm.errors import ConfigError
+from nvlm.platform.machine import Machine
 
 
 def activate() -> None:
@@ -26,6 +29,42 @@ def device() -> torch.device:
 
 def device_name() -> str:
     return torch.cuda.get_device_name()
+
+
+# Names of the distributions that bring packages with kernels.
+_DISTRIBUTIONS = {
+    "transformer_engine": "transformer_engine",
+    "flash_attn": "flash-attn",
+    "flash_attn_3": "flash-attn-3",
+    "apex": "apex",
+}
+
+
+def machine() -> Machine:
+    return _found()
+
+
+@cache
+def _found() -> Machine:
+    packages = {}
+    for package, distribution in _DISTRIBUTIONS.items():
+        try:
+            packages[package] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        device=device_name(),
+        capability=torch.cuda.get_device_capability(),
+        packages=packages,
+        cudnn=_cudnn_version(torch.backends.cudnn.version() or 0),
+        environment=dict(os.environ),
+    )
+
+
+def _cudnn_version(number: int) -> tuple[int, ...]:
+    """91002 -> (9, 10, 2); before version 9 it was 8907 -> (8, 9, 7)."""
+    major = 10000 if number >= 10000 else 1000
+    return number // major, number % major // 100, number % 100
 
 
 def distributed_backend() -> str:

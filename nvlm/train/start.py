@@ -25,6 +25,7 @@ from nvlm.parallel.groups import (
     reading_ranks,
     world_size_from_environment,
 )
+from nvlm.platform.features import decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
@@ -138,3 +139,18 @@ def _announce(training: Training, start: Start, console: Console) -> None:
         f"step, {config.train.precision}",
         markup=False,
     )
+    _print_features(config, console)
+
+
+def _print_features(config: RunConfig, console: Console) -> None:
+    """Which kernels and settings of the GPU are used; a CPU has no choice, and no lines."""
+    device_platform = platform.current()
+    machine = device_platform.machine()
+    if not machine.has_gpu:
+        return
+    layers = device_platform.resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
+    for feature in decide(config, machine, layers):
+        style = "dim" if feature.value == "off" else None
+        console.print(f"  {feature}", style=style, markup=False, highlight=False)

@@ -1,0 +1,47 @@
+"""What a process finds on its machine, as plain values: decisions about kernels read nothing else.
+
+This file imports no torch, so that a laptop can ask what another machine would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A process's device, and the packages and settings that decide how it is used."""
+
+    device: str  # its name, for people
+    # Compute capability of an NVIDIA GPU, such as (9, 0) for H100; None: no GPU.
+    capability: tuple[int, int] | None = None
+    # Version of each package with kernels that is installed and can be imported:
+    # transformer_engine, flash_attn, flash_attn_3, apex.
+    packages: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    # Those that are installed and cannot be imported, and why not.
+    broken: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    cudnn: tuple[int, ...] = ()  # version of the one that torch has loaded
+    environment: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.capability is not None
+
+    def has(self, package: str, *version: int) -> bool:
+        """Whether `package` can be imported, in at least this version."""
+        found = self.packages.get(package)
+        return found is not None and numbers(found) >= version
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`2.10.0+769ed778` -> (2, 10, 0)."""
+    parts = []
+    for part in version.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        parts.append(int(part))
+    return tuple(parts)
