@@ -6,7 +6,7 @@ a test fails, its correction is no longer needed.
 
     known_warnings       warnings that mean nothing to a user
     uncompiled_import    importing it loads torch's compiler
-    group_step_adam      its optimizer for machines without fused ones cannot be resumed
+    group_step_adam      the optimizer that it takes without fused ones cannot be resumed
     in_process_writes    a checkpoint's files are written by forked processes
     bucket_padding       optimizer state of buffers with several buckets is written shifted
     group_identity       parameter groups that differ in learning rate alone are mixed up

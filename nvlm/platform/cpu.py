@@ -19,7 +19,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nvlm.errors import ConfigError
-from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.megatron.uncompiled_import import nothing_compiled
 from nvlm.platform.base import HOST_BACKEND
 from nvlm.platform.machine import Machine
@@ -147,7 +146,5 @@ def _patch_torch_cuda() -> None:
 def _patch_megatron() -> None:
     with nothing_compiled():
         import megatron.core.tensor_parallel.random as random
-
-        use_group_step_adam()
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

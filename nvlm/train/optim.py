@@ -11,6 +11,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.bucket_padding import keep_padding_between_buckets
 from nvlm.megatron.group_identity import rate_override
+from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.platform.megatron_calls import OPTIMIZER_ARGUMENTS
@@ -86,6 +87,7 @@ def build_optimizer(
         **get_standard_config_overrides(settings),
         **_overrides(bare(chunks), config, factors),
     }
+    use_group_step_adam()
     optimizer = get_megatron_optimizer(
         settings,
         [*chunks],

@@ -1,37 +1,41 @@
-"""Why Megatron-core gets an AdamW of ours without a GPU, and that it is AdamW."""
+"""Why Megatron-core gets an AdamW of ours where it has no fused one, and that it is AdamW."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import layout_steps, small_model
 
+from nvlm.megatron import group_step_adam
 from nvlm.megatron.group_step_adam import GroupStepAdamW
+from nvlm.train import optim
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
 
+@pytest.fixture
+def plain_megatron(monkeypatch):
+    """Megatron-core's optimizer as it imports it where Transformer Engine and Apex are missing."""
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    monkeypatch.setattr(optimizer, "Adam", torch.optim.AdamW)
+    monkeypatch.setattr(distrib_optimizer, "Adam", torch.optim.Adam)
+    monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", True)
+    monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", False)
+
+
+@without_gpu
 def test_plain_megatron_takes_torch_adam(plain_import):
     assert plain_import.takes_torch_adam == [True, True, True]
 
 
-def test_torch_adam_cannot_be_resumed(parallel, monkeypatch):
+def test_torch_adam_cannot_be_resumed(parallel, plain_megatron, monkeypatch):
     """As a resumed run asks for it: before any step."""
-    from megatron.core import optimizer
-    from megatron.core.optimizer import distrib_optimizer
-
+    monkeypatch.setattr(optim, "use_group_step_adam", lambda: None)
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    run = layout_steps.TwoSteps(small_model.small_config(), parallel).training
-    weights = run.chunks[0].module.sharded_state_dict(metadata=dict(metadata))
-    state = run.optimizer.sharded_state_dict(
-        {"model0": weights}, is_loading=True, metadata=dict(metadata)
-    )
-    assert state["param_state"]
-
-    monkeypatch.setattr(optimizer, "Adam", torch.optim.AdamW)
-    monkeypatch.setattr(distrib_optimizer, "Adam", torch.optim.AdamW)
-    monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", True)
-    monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", False)
     plain = layout_steps.TwoSteps(small_model.small_config(), parallel).training
     weights = plain.chunks[0].module.sharded_state_dict(metadata=dict(metadata))
     with pytest.raises(AssertionError):
@@ -40,18 +44,58 @@ def test_torch_adam_cannot_be_resumed(parallel, monkeypatch):
         )
 
 
-def test_optimizer_equals_torch_adamw(measure):
+def test_a_run_resumes_whatever_the_platform_left(parallel, plain_megatron, tmp_path: Path):
+    """The optimizer is chosen where it is built: no device has to do that before."""
+    config = small_model.small_config(f"run.dir={tmp_path}", *layout_steps.OPTIMIZER)
+    whole = layout_steps.TwoSteps(config, parallel)
+    whole.take()
+    whole.training.save()
+    whole.take()
+    resumed = layout_steps.TwoSteps(config, parallel)
+    resumed.load(tmp_path)
+    resumed.take()
+    assert torch.equal(resumed.losses[2], whole.losses[2])
+
+
+def test_a_fused_optimizer_is_left_alone(plain_megatron, monkeypatch):
+    from megatron.core import optimizer
+
+    monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", False)
+    group_step_adam.use_group_step_adam()
+    assert optimizer.Adam is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("update", ["_update_one_by_one", "_update_fused"])
+def test_optimizer_equals_torch_adamw(update, measure, monkeypatch):
+    """Torch has the fused kernel for both devices, so that a GPU's way is taken here too."""
+    monkeypatch.setattr(group_step_adam, "_update_one_by_one", getattr(group_step_adam, update))
+    error, optimizer = worst_difference("cpu")
+    # The same formula in another order of operations.
+    measure(
+        f"20 AdamW steps on CPU, {update}, largest difference", "torch.optim.AdamW", error, 1e-6
+    )
+    assert optimizer.param_groups[0]["step"] == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_optimizer_on_a_gpu_equals_torch_adamw(measure):
+    error, _ = worst_difference("cuda")
+    measure("20 AdamW steps on a GPU, largest difference", "torch.optim.AdamW", error, 1e-6)
+
+
+def worst_difference(device: str) -> tuple[float, GroupStepAdamW]:
     torch.manual_seed(0)
     settings = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
-    ours = torch.nn.Parameter(torch.randn(64, 8))
+    ours = torch.nn.Parameter(torch.randn(64, 8).to(device))
     theirs = torch.nn.Parameter(ours.detach().clone())
-    optimizers = [GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    optimizer, reference = (
+        GroupStepAdamW([ours], **settings),
+        torch.optim.AdamW([theirs], **settings),
+    )
     for _ in range(20):
-        gradient = torch.randn(64, 8)
-        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
-            parameter.grad = gradient.clone()
-            optimizer.step()
-    # The same formula in another order of operations.
-    error = float((ours - theirs).detach().abs().max())
-    measure("20 AdamW steps on CPU, largest difference", "torch.optim.AdamW", error, 1e-6)
-    assert optimizers[0].param_groups[0]["step"] == 20
+        gradient = torch.randn(64, 8).to(device)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+    return float((ours - theirs).detach().abs().max()), optimizer
