@@ -142,20 +142,42 @@ def _tensor_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _pipeline_problems(config: RunConfig) -> Iterator[str]:
-    """Pipeline stages, and the chunks of each, have as many decoder layers."""
+    """Even stages have as many decoder layers each, others have them all between them."""
     pipeline, virtual = config.parallel.pipeline, config.parallel.virtual_pipeline
     num_layers = config.model.language.num_layers
     if virtual > 1 and pipeline == 1:
         yield f"parallel.virtual_pipeline {virtual} needs parallel.pipeline of at least 2"
-    if num_layers % pipeline:
+    layout = config.parallel.layout
+    if isinstance(layout, list):
+        yield from _layout_problems(layout, config)
+    elif layout == "even" and num_layers % pipeline:
         yield (
             f"parallel.pipeline {pipeline} does not divide model.language.num_layers {num_layers}"
+            "; parallel.layout can cut uneven stages"
         )
-    elif num_layers % (pipeline * virtual):
+    elif layout == "even" and num_layers % (pipeline * virtual):
         yield (
             f"parallel.pipeline {pipeline} x parallel.virtual_pipeline {virtual} does not divide "
-            f"model.language.num_layers {num_layers}"
+            f"model.language.num_layers {num_layers}; parallel.layout can cut uneven chunks"
         )
+
+
+def _layout_problems(layout: list[int] | list[list[int]], config: RunConfig) -> Iterator[str]:
+    pipeline, virtual = config.parallel.pipeline, config.parallel.virtual_pipeline
+    if len(layout) != pipeline:
+        yield f"parallel.layout has {len(layout)} stages, parallel.pipeline is {pipeline}"
+    rows = [[row] if isinstance(row, int) else row for row in layout]
+    for stage, row in enumerate(rows):
+        if len(row) != virtual:
+            found = "one number" if isinstance(layout[stage], int) else f"{len(row)} chunks"
+            wanted = f"a list of {virtual} numbers" if virtual > 1 else "its sum"
+            yield (
+                f"parallel.layout: stage {stage} has {found}, parallel.virtual_pipeline is "
+                f"{virtual}: write {wanted}"
+            )
+    total, num_layers = sum(map(sum, rows)), config.model.language.num_layers
+    if total != num_layers:
+        yield f"parallel.layout has {total} layers, model.language.num_layers is {num_layers}"
 
 
 def _sequence_parallel_problems(config: RunConfig) -> Iterator[str]:
@@ -173,11 +195,8 @@ def _sequence_parallel_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _recompute_problems(config: RunConfig) -> Iterator[str]:
-    parallel, vision, language = config.parallel, config.model.vision, config.model.language
-    layers_of_stage = {
-        "vision": vision.num_layers,
-        "language": language.num_layers // parallel.pipeline,
-    }
+    parallel, vision = config.parallel, config.model.vision
+    layers_of_stage = {"vision": vision.num_layers, "language": _most_layers(config)}
     for part, num_layers in layers_of_stage.items():
         wanted = getattr(config.train.recompute, part)
         key = f"train.recompute.{part}.num_layers"
@@ -205,6 +224,16 @@ def _recompute_problems(config: RunConfig) -> Iterator[str]:
             f"nothing to recompute: stage.freeze {freezing[0]!r} freezes the vision model, which "
             "then keeps no activations; set it to none"
         )
+
+
+def _most_layers(config: RunConfig) -> int:
+    """Of the decoder, that a pipeline stage may have; where costs decide, all of them."""
+    layout, num_layers = config.parallel.layout, config.model.language.num_layers
+    if layout == "even":
+        return num_layers // config.parallel.pipeline
+    if layout == "auto":
+        return num_layers
+    return max(row if isinstance(row, int) else sum(row) for row in layout)
 
 
 def _tile_problems(config: RunConfig) -> Iterator[str]:

@@ -28,6 +28,7 @@ from nvlm.config.values import (
     PositiveOrZero,
     Seed,
     Share,
+    StageLayers,
     Switch,
     Text,
 )
@@ -250,6 +251,10 @@ class ParallelConfig(Section):
     virtual_pipeline: Count = 1
     """Parts of the decoder that each pipeline stage holds, interleaved (virtual pipeline
     stages)."""
+    layout: StageLayers = "even"
+    """Decoder layers of each pipeline stage: as many on all (`even`), as many as make the stages
+    take about the same time (`auto`), or a number for each, and with virtual stages a list for
+    each with a number per chunk. docs/parallel.md."""
     sequence: Switch = False
     """Megatron's sequence parallelism (activations split over the tensor-parallel group)."""
 

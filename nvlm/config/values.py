@@ -11,7 +11,7 @@ import math
 import os
 import re
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -78,6 +78,22 @@ def _read_switch(value: Any) -> bool:
     raise _wrong("true or false")
 
 
+def _read_stage_layers(value: Any) -> Any:
+    if isinstance(value, str) and value in ("even", "auto"):
+        return value
+    try:
+        if isinstance(value, list) and value:
+            if all(isinstance(row, list) and row for row in value):
+                return [[_read_whole(item, 0, 10_000) for item in row] for row in value]
+            return [_read_whole(item, 0, 10_000) for item in value]
+    except PydanticCustomError:
+        pass
+    raise _wrong(
+        "even, auto or the decoder layers of each pipeline stage, such as [14, 22, 22, 22], and "
+        "with virtual stages those of each chunk, such as [[6, 8], [11, 11]]"
+    )
+
+
 def _check_text(value: str) -> str:
     if any(not (c.isprintable() or c in "\n\t") and ord(c) < 0xA0 for c in value):
         raise _wrong("a text without control characters")
@@ -126,6 +142,10 @@ Count = Annotated[int, _whole(1)]
 CountOrZero = Annotated[int, _whole(0)]
 # Layers are listed by name, tiles by their tags.
 NumLayers = Annotated[int, _whole(1, 10_000)]
+# Even, cut by cost, or decoder layers of each pipeline stage or of each stage's chunks.
+StageLayers = Annotated[
+    Literal["even", "auto"] | list[int] | list[list[int]], BeforeValidator(_read_stage_layers)
+]
 NumTiles = Annotated[int, _whole(1, MAX_NUM_TILES)]
 NumWorkers = Annotated[int, _whole(0, 1024)]
 # numpy's generators take 32 bits.

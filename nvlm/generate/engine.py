@@ -21,6 +21,7 @@ from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.greedy import check_positions, generate_greedy
 from nvlm.parallel.groups import Parallel, initialize, shut_down, world_size_from_environment
 from nvlm.safe_loading import check_readable
+from nvlm.sizes.layout import stage_layers
 
 
 @dataclass(frozen=True)
@@ -160,16 +161,21 @@ def config_for_generation(
 ) -> RunConfig:
     """A checkpoint's configuration with the layout in use; see `Engine`.
 
-    Sequence parallelism and virtual stages are for training; batch sizes are made to fit.
+    Sequence parallelism and virtual stages are for training: of uneven ones a stage has as many
+    layers in one run. Batch sizes are made to fit.
 
     Raises:
         ConfigError: the layout does not fit the model or the number of processes.
     """
     if layout is None:
         layout = ParallelConfig() if world_size == 1 else config.parallel
+    stages: list[int] | str = "even"
+    if layout is config.parallel and layout.layout != "even":
+        stages = [sum(chunks) for chunks in stage_layers(config)]
     changes = {
         "parallel": layout,
         "parallel.virtual_pipeline": 1,
+        "parallel.layout": stages,
         "parallel.sequence": False,
         "train.micro_batch_size": 1,
         "train.global_batch_size": world_size,

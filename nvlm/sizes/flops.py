@@ -73,15 +73,9 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
 def step_flops(config: RunConfig) -> StepFlops:
     """What training computes with `stage.freeze`."""
     forward = forward_flops(config.model)
-    named = parameters_by_name(config.model)
-
-    def trainable_share(component: str) -> float:
-        count = count_parameters(named, config.stage.freeze, component)
-        return count.trainable / count.total
-
     # The decoder always passes gradients on to the projector or to its own lower layers.
-    language_passes = 2 + trainable_share(LANGUAGE)
-    vision_share = trainable_share(VISION)
+    language_passes = 2 + trainable_share(config, LANGUAGE)
+    vision_share = trainable_share(config, VISION)
     vision_passes = 2 + vision_share if vision_share else 1
     visual = VisualLayout.from_config(config)
     num_projected = visual.num_tokens(1) + visual.num_tokens_beside(1)
@@ -94,6 +88,13 @@ def step_flops(config: RunConfig) -> StepFlops:
             + 3 * forward.projector_per_token * num_projected
         ),
     )
+
+
+def trainable_share(config: RunConfig, component: str) -> float:
+    """How much of a component's parameters trains, from 0 to 1."""
+    named = parameters_by_name(config.model)
+    count = count_parameters(named, config.stage.freeze, component)
+    return count.trainable / count.total
 
 
 def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = False) -> int:

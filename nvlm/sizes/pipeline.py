@@ -1,24 +1,29 @@
 """Which pipeline stage holds what.
 
 The vision encoder, the projector and the embedding are on the first stage, the final norm and the
-output layer on the last. Layers are dealt out in equal runs: one per stage or, with virtual
-stages, one per chunk in turn. 8 layers on 2 stages of 2 chunks: stage 0 has layers 0, 1, 4 and 5.
+output layer on the last. Layers are dealt out in runs, which `nvlm.sizes.layout` counts: one per
+stage or, with virtual stages, one per chunk in turn. 8 layers on 2 stages of 2 chunks, evenly:
+stage 0 has layers 0, 1, 4 and 5.
 """
 
 from __future__ import annotations
 
 from nvlm.config.schema import RunConfig
+from nvlm.sizes.layout import stage_layers
 from nvlm.sizes.parameters import parameter_table
 from nvlm.sizes.row import Parameter
 
 
 def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
     """The decoder's layers of pipeline stage `stage`, chunk by chunk."""
-    parallel = config.parallel
-    num_chunks = parallel.pipeline * parallel.virtual_pipeline
-    size = config.model.language.num_layers // num_chunks
-    starts = range(stage * size, config.model.language.num_layers, parallel.pipeline * size)
-    return [list(range(start, start + size)) for start in starts]
+    counts, start, found = stage_layers(config), 0, []
+    for chunk in range(config.parallel.virtual_pipeline):
+        for other in range(config.parallel.pipeline):
+            size = counts[other][chunk]
+            if other == stage:
+                found.append(list(range(start, start + size)))
+            start += size
+    return found
 
 
 def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Parameter]:

@@ -134,7 +134,7 @@ def _print_stages(console: Console, summary: ModelSummary, config: RunConfig) ->
     for number, stage in enumerate(summary.stages):
         counts = [stage.parameters[name].total for name in COMPONENTS]
         counts += [stage.total.total, stage.total.trainable, stage.num_per_process]
-        layers = ", ".join(f"{chunk[0]}-{chunk[-1]}" for chunk in stage.layers)
+        layers = ", ".join(f"{chunk[0]}-{chunk[-1]}" if chunk else "none" for chunk in stage.layers)
         rows.append([f"{number}: {layers}", *map(_number, counts)])
     print_table(console, title, headings, rows)
     if num_copied := sum(stage.num_copied for stage in summary.stages):

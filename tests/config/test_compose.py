@@ -339,6 +339,16 @@ def test_binary_file(content: bytes, tmp_path: Path):
             ["parallel.pipeline=2", "parallel.virtual_pipeline=3"],
             "parallel.pipeline 2 x parallel.virtual_pipeline 3 does not divide",
         ),
+        (["parallel.pipeline=2", "parallel.layout=[4]"], "parallel.layout has 1 stages"),
+        (["parallel.pipeline=2", "parallel.layout=[1, 2]"], "parallel.layout has 3 layers"),
+        (
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.layout=[1, 3]"],
+            "stage 0 has one number, parallel.virtual_pipeline is 2: write a list of 2 numbers",
+        ),
+        (
+            ["parallel.pipeline=2", "parallel.layout=[[1, 1], [1, 1]]"],
+            "stage 1 has 2 chunks, parallel.virtual_pipeline is 1: write its sum",
+        ),
         (["parallel.sequence=true"], "needs parallel.tensor of at least 2"),
         (
             ["parallel.tensor=2", "parallel.sequence=true", "stage.sequence_length=513"],
@@ -376,6 +386,15 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (
             [
                 "parallel.pipeline=2",
+                "parallel.layout=[1, 3]",
+                "train.recompute.language.granularity=full",
+                "train.recompute.language.num_layers=4",
+            ],
+            "num_layers 4 is more than the 3 language layers of a pipeline stage",
+        ),
+        (
+            [
+                "parallel.pipeline=2",
                 "parallel.virtual_pipeline=2",
                 "train.recompute.language.granularity=full",
                 "train.recompute.language.num_layers=1",
@@ -392,6 +411,31 @@ def test_contradictions_between_sections(overrides: list[str], expected: str):
     text = message(*overrides)
     assert str(TINY) in text
     assert expected in text
+
+
+def test_every_problem_of_a_layout_is_said_at_once():
+    text = message(
+        "parallel.pipeline=3", "parallel.virtual_pipeline=2", "parallel.layout=[[1, 1], [2]]"
+    )
+    for problem in ("has 2 stages", "parallel.pipeline is 3", "stage 1 has 1 chunks"):
+        assert problem in text
+    assert "layers," not in text  # they are four, as they should be
+
+
+@pytest.mark.parametrize("layout", ["auto", [1, 0, 3], [[1, 0], [1, 1], [0, 1]]])
+def test_layouts_that_no_even_cut_could_have(layout: str | list, tmp_path: Path):
+    virtual = 2 if isinstance(layout[0], list) else 1
+    config = load_config(
+        TINY,
+        [
+            "parallel.pipeline=3",
+            f"parallel.virtual_pipeline={virtual}",
+            f"parallel.layout={layout}",
+        ],
+    )
+    assert config.parallel.layout == layout
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
 
 
 def test_shortest_sequence_that_holds_an_image():

@@ -44,6 +44,8 @@ def load(key: str, written: str, folder: Path, in_file: bool):
         ("stage.system_message", "yes", "yes"),
         ("stage.system_message", '"a\\nb"', "a\nb"),
         ("stage.freeze", "[no, 010]", ["no", "010"]),
+        ("parallel.layout", "auto", "auto"),
+        ("parallel.layout", "[4]", [4]),
     ],
 )
 def test_written_values(key: str, written: str, value: object, in_file: bool, tmp_path: Path):
@@ -57,6 +59,10 @@ def test_written_values(key: str, written: str, value: object, in_file: bool, tm
     [
         ("train.steps", "010", "must be a whole number without leading zeros of at least 1"),
         ("train.steps", "true", "must be a whole number of at least 1, found 'true'"),
+        *[
+            ("parallel.layout", written, "must be even, auto or the decoder layers of each")
+            for written in ("uneven", "4", "[]", "[[]]", "[2, 02]", "[2, [2]]", "[-1, 5]", "{a: 4}")
+        ],
         ("train.steps", "0x10", "must be a whole number"),
         ("train.steps", "1:30", "must be a whole number"),
         ("train.steps", "5.0", "must be a whole number of at least 1, found 5.0"),

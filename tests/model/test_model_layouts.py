@@ -25,8 +25,18 @@ LAYOUTS = {
     "TP4": ["parallel.tensor=4"],
     "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
     "PP2 x DP2": ["parallel.pipeline=2"],
-    "PP4": ["parallel.pipeline=4"],
     "PP2 x VPP2 x DP2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    # The first stage has the encoder alone, or a first chunk of nothing else.
+    "PP4, layers 0 2 1 1, recomputed": [
+        "parallel.pipeline=4",
+        "parallel.layout=[0, 2, 1, 1]",
+        "train.recompute.language.granularity=full",
+    ],
+    "PP2 x VPP2 x DP2, layers 0+1 2+1": [
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "parallel.layout=[[0, 1], [2, 1]]",
+    ],
     "TP2 + SP x PP2 x VPP2, recomputed": [
         "parallel.tensor=2",
         "parallel.sequence=true",
@@ -39,7 +49,13 @@ LAYOUTS = {
 }
 GRADIENTS = ["with images", "without images", "InternViT-300M, shared embeddings", "projector only"]
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
-CHECKPOINTING = ["TP4 + SP", "PP2 x VPP2 x DP2", "TP2 + SP x PP2 x VPP2, recomputed"]
+CHECKPOINTING = [
+    "TP4 + SP",
+    "PP2 x VPP2 x DP2",
+    "PP4, layers 0 2 1 1, recomputed",
+    "PP2 x VPP2 x DP2, layers 0+1 2+1",
+    "TP2 + SP x PP2 x VPP2, recomputed",
+]
 
 
 @pytest.fixture(scope="module")

@@ -12,22 +12,29 @@ TINY = "configs/run/tiny/sft.yaml"
 EMBEDDING = "language_model.embedding.word_embeddings.weight"
 
 
-def make_config(pipeline: int, virtual: int, *overrides: str) -> RunConfig:
+def make_config(pipeline: int, virtual: int, *overrides: str, layers: object = "even") -> RunConfig:
     layout = [f"parallel.pipeline={pipeline}", f"parallel.virtual_pipeline={virtual}"]
+    layout.append(f"parallel.layout={layers}")
     return load_config(TINY, ["model.language.num_layers=8", *layout, *overrides])
 
 
 @pytest.mark.parametrize(
-    "pipeline, virtual, expected",
+    "pipeline, virtual, layers, expected",
     [
-        (1, 1, [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
-        (4, 1, [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]),
-        (2, 2, [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]),
-        (2, 4, [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]),
+        (1, 1, "even", [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
+        (4, 1, "even", [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]),
+        (2, 2, "even", [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]),
+        (2, 4, "even", [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]),
+        (1, 1, [8], [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
+        (3, 1, [0, 5, 3], [[[]], [[0, 1, 2, 3, 4]], [[5, 6, 7]]]),
+        (2, 2, [[1, 3], [2, 2]], [[[0], [3, 4, 5]], [[1, 2], [6, 7]]]),
+        (2, 2, [[0, 3], [4, 1]], [[[], [4, 5, 6]], [[0, 1, 2, 3], [7]]]),
     ],
 )
-def test_layers_are_dealt_out_chunk_by_chunk(pipeline: int, virtual: int, expected: list):
-    config = make_config(pipeline, virtual)
+def test_layers_are_dealt_out_chunk_by_chunk(
+    pipeline: int, virtual: int, layers: object, expected: list
+):
+    config = make_config(pipeline, virtual, layers=layers)
     assert [chunk_layers(config, stage) for stage in range(pipeline)] == expected
     stages = [stage_parameters(config, stage) for stage in range(pipeline)]
     for stage, chunks in enumerate(expected):
@@ -46,10 +53,15 @@ def test_layers_are_dealt_out_chunk_by_chunk(pipeline: int, virtual: int, expect
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("pipeline, virtual", [(1, 1), (4, 1), (2, 2)])
-def test_stages_hold_the_model_between_them(pipeline: int, virtual: int, shared: bool):
+@pytest.mark.parametrize(
+    "pipeline, virtual, layers",
+    [(1, 1, "even"), (4, 1, "even"), (2, 2, "even"), (4, 1, "auto"), (2, 2, [[0, 3], [4, 1]])],
+)
+def test_stages_hold_the_model_between_them(
+    pipeline: int, virtual: int, layers: object, shared: bool
+):
     override = f"model.language.share_embeddings_and_output_weights={shared}"
-    config = make_config(pipeline, virtual, override)
+    config = make_config(pipeline, virtual, override, layers=layers)
     whole = parameters_by_name(config.model)
     stages = [stage_parameters(config, stage) for stage in range(pipeline)]
     copies = {

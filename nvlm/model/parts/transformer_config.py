@@ -14,6 +14,7 @@ from torch.nn import functional
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
+from nvlm.sizes.layout import stage_layers
 
 
 def parameter_dtype(config: RunConfig) -> torch.dtype:
@@ -37,12 +38,14 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         pipeline_model_parallel_size=config.parallel.pipeline,
+        pipeline_model_parallel_layout=_uneven_layout(config),
         **message_settings(config.parallel.virtual_pipeline),
         sequence_parallel=config.parallel.sequence,
         pipeline_dtype=parameter_dtype(config),
         **_recompute(
             config.train.recompute.language,
-            language.num_layers // config.parallel.pipeline,
+            # Of the largest chunk: smaller ones recompute what they have.
+            max(map(max, stage_layers(config))) * config.parallel.virtual_pipeline,
             config.parallel.virtual_pipeline,
         ),
         **_common(config, layer_implementation),
@@ -89,6 +92,19 @@ def projector_transformer_config(config: RunConfig, layer_implementation: str) -
         sequence_parallel=False,
         **_common(config, layer_implementation),
     )
+
+
+def _uneven_layout(config: RunConfig) -> list[list[str]] | None:
+    """What each chunk holds, in the order of the forward pass; None where all have as many layers.
+
+    Megatron-core counts layers by this list alone: encoder and projector are none of its business.
+    """
+    layers, parallel = stage_layers(config), config.parallel
+    counts = [layers[s][c] for c in range(parallel.virtual_pipeline) for s in range(len(layers))]
+    if len(set(counts)) == 1:
+        return None
+    rows = [["decoder"] * count for count in counts]
+    return [["embedding", *rows[0]], *rows[1:-1], [*rows[-1], "loss"]]
 
 
 def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) -> dict:
