@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from nvlm.config.schema import LanguageConfig
 from nvlm.megatron.residual_gradients import follow_gradient_mode
+from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import RMSNorm
 from nvlm.parallel.groups import Parallel
@@ -71,7 +72,7 @@ def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=RotatedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=parts.column_linear,

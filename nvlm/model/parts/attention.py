@@ -7,13 +7,27 @@ divisor of h), d channels per head, t packed positions.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class RotatedSelfAttention(SelfAttention):
+    """Megatron-core's, for layers that rotate queries and keys: what was rotated is not kept.
+
+    There the values are a view of one tensor with queries and keys, and keep all of it alive until
+    the backward pass, beside the rotated ones.
+    """
+
+    def get_query_key_value_tensors(self, *arguments: Any, **named: Any) -> Any:
+        query, key, value = super().get_query_key_value_tensors(*arguments, **named)
+        return query, key, value.contiguous()
 
 
 class SdpaAttention(nn.Module):

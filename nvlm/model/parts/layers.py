@@ -11,6 +11,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nvlm.model.parts.attention import SdpaAttention
+from nvlm.model.parts.swiglu import swiglu
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def layer_parts(layer_implementation: str) -> LayerParts:
 
 
 def mlp_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
+    """Of a layer, with our SwiGLU where `config` has a place for it (`use_te_activation_func`)."""
+    activation: Any = swiglu if config.use_te_activation_func else None
     return ModuleSpec(
         module=MLP,
         params={"ffn_hidden_size": config.ffn_hidden_size},
-        submodules=MLPSubmodules(linear_fc1=parts.column_linear, linear_fc2=parts.row_linear),
+        submodules=MLPSubmodules(parts.column_linear, activation, parts.row_linear),
     )

@@ -17,6 +17,8 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvlm.model.parts.rms_norm import rms_norm
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
@@ -30,13 +32,14 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return (wide * scale).to(hidden.dtype) * self.weight
+        return rms_norm(hidden, self.weight, self.epsilon)
 
 
 class LayerNorm(nn.Module):
-    """Torch's layer normalisation with weight and bias, built from a `TransformerConfig`."""
+    """Torch's layer normalisation with weight and bias, built from a `TransformerConfig`.
+
+    Torch's own kernel is one, and keeps its input, mean and deviation only.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6):
         super().__init__()

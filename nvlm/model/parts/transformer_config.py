@@ -35,6 +35,8 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         layernorm_epsilon=language.norm_epsilon,
         gated_linear_unit=True,
         activation_func=functional.silu,
+        # Megatron-core's place for an activation module: ours is there (`parts/swiglu.py`).
+        use_te_activation_func=True,
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         pipeline_model_parallel_size=config.parallel.pipeline,
