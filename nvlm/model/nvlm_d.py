@@ -185,9 +185,11 @@ class NVLMD(MegatronModule):
             visual = self.encode_tiles(micro_batch.tiles)
             embeddings_t1h = splice(embeddings_t1h, micro_batch.image_mask, visual)
         if self.config.sequence_parallel:
-            embeddings_t1h = tensor_parallel.scatter_to_sequence_parallel_region(
-                embeddings_t1h, group=self.tp_group
-            )
+            embeddings_t1h = (
+                tensor_parallel.scatter_to_sequence_parallel_region(
+                    embeddings_t1h, group=self.tp_group
+                ).clone()
+            )  # a part of the whole would keep the whole in memory, as the first layer's input
         return recomputable(embeddings_t1h, self.config)
 
     def sharded_state_dict(

@@ -7,7 +7,7 @@ divisor of h), d channels per head, t packed positions.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -26,7 +26,8 @@ class RotatedSelfAttention(SelfAttention):
     """
 
     def get_query_key_value_tensors(self, *arguments: Any, **named: Any) -> Any:
-        query, key, value = super().get_query_key_value_tensors(*arguments, **named)
+        # Three where attention has no output gate and nothing fuses the rotation, as here.
+        query, key, value = cast("Any", super().get_query_key_value_tensors(*arguments, **named))
         return query, key, value.contiguous()
 
 

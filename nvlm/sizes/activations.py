@@ -1,0 +1,171 @@
+"""Bytes that one micro-batch's forward pass keeps for its backward pass, on one process.
+
+    layer_activations      of a decoder layer, without recomputation
+    stage_activations      of a pipeline stage's layers, projector and head, with it
+
+A schedule keeps as many of these at a time as it has micro-batches under way. What kernels take
+for a moment is not counted, and neither is what a recomputed layer takes while its turn is: a
+`layer_activations` of it. A frozen encoder keeps nothing; one that trains is not reckoned here.
+
+Of a layer with t tokens, n of them on this rank (t, or t / tensor with sequence parallelism):
+
+    norms       2 x (the input [n, h] and one fp32 per row; the output [n, h], where what follows
+                trains)
+    attention   values, and queries and keys after their rotation, [t, heads x d] each, and the
+                result with an fp32 per head and token. With `local` layers the result of each
+                document is joined to one more [t, heads x d], which is kept where the projection
+                trains, and so are cosine and sine of the rotation, twice.
+    MLP         gate and up [t, 2 f]; their product [t, f] where the second matrix trains
+
+with heads and f divided by the tensor-parallel size. tests/sizes/test_activations.py holds it to
+what autograd keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nvlm.config.schema import LanguageConfig, RunConfig
+from nvlm.dtypes import DTYPES
+from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, is_frozen
+from nvlm.sizes.pipeline import chunk_layers
+
+_FP32 = DTYPES["fp32"].num_bytes
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Of one decoder layer, in bytes."""
+
+    norms: int
+    attention: int
+    mlp: int
+
+    @property
+    def total(self) -> int:
+        return self.norms + self.attention + self.mlp
+
+
+@dataclass(frozen=True)
+class StageActivations:
+    """Of one micro-batch on one process of a pipeline stage, in bytes."""
+
+    layers: int
+    projector: int  # the first stage's, for the tiles of the micro-batch
+    head: int  # the last stage's: final norm, and the logits' softmax in fp32
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.projector + self.head
+
+
+def layer_activations(
+    config: RunConfig, layer: int, layer_implementation: str = "local"
+) -> LayerActivations:
+    """Of decoder layer `layer`, through which gradients pass, without recomputation.
+
+    Args:
+        layer_implementation: `local` or `transformer_engine` (reckoned, not measured: its attention
+            keeps one result, and its rotation no cosines of each layer).
+    """
+    language, tensor = config.model.language, config.parallel.tensor
+    width = DTYPES[config.train.precision].num_bytes
+    tokens, local_tokens = _num_tokens(config)
+    trains = _trained_matrices(config, layer)
+
+    norm_inputs = 2 * (width * local_tokens * language.hidden_size + _FP32 * local_tokens)
+    num_outputs = trains["self_attention.linear_qkv"] + trains["mlp.linear_fc1"]
+    norm_outputs = num_outputs * width * local_tokens * language.hidden_size
+
+    heads, groups = language.num_attention_heads // tensor, language.num_query_groups // tensor
+    per_head = width * tokens * language.head_dim
+    attention = (2 * heads + 2 * groups) * per_head + _FP32 * tokens * heads
+    if layer_implementation == "local":
+        attention += trains["self_attention.linear_proj"] * heads * per_head + 4 * per_head
+
+    product = width * tokens * language.ffn_hidden_size // tensor
+    mlp = 2 * product + trains["mlp.linear_fc2"] * product
+    return LayerActivations(norm_inputs + norm_outputs, attention, mlp)
+
+
+def stage_activations(
+    config: RunConfig, stage: int, num_tiles: int, layer_implementation: str = "local"
+) -> StageActivations:
+    """Of pipeline stage `stage`, all its chunks, for a micro-batch with `num_tiles` tiles."""
+    parallel = config.parallel
+    width, (_, local_tokens) = DTYPES[config.train.precision].num_bytes, _num_tokens(config)
+    only_input = width * local_tokens * config.model.language.hidden_size
+    layers = sum(
+        only_input
+        if index < _num_recomputed(config, len(chunk))
+        else layer_activations(config, layer, layer_implementation).total
+        for chunk in chunk_layers(config, stage)
+        for index, layer in enumerate(chunk)
+    )
+    if config.train.recompute.language.granularity == "full":
+        # The table of angles, as long as the longest document may be; in fp32, and one for all.
+        layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
+    return StageActivations(
+        layers,
+        projector=_projector(config, num_tiles) if stage == 0 else 0,
+        head=_head(config) if stage == parallel.pipeline - 1 else 0,
+    )
+
+
+def _num_tokens(config: RunConfig) -> tuple[int, int]:
+    """Of a micro-batch, and those whose hidden states a rank holds between layers."""
+    tokens = config.train.micro_batch_size * config.stage.sequence_length
+    return tokens, tokens // config.parallel.tensor if config.parallel.sequence else tokens
+
+
+def _trained_matrices(config: RunConfig, layer: int) -> Mapping[str, bool]:
+    """Name within a decoder layer -> whether it trains, of the four matrices."""
+    prefix = f"{LANGUAGE}.decoder.layers.{layer}"
+    return {
+        name: not is_frozen(f"{prefix}.{name}.weight", config.stage.freeze)
+        for name in (
+            "self_attention.linear_qkv",
+            "self_attention.linear_proj",
+            "mlp.linear_fc1",
+            "mlp.linear_fc2",
+        )
+    }
+
+
+def _num_recomputed(config: RunConfig, num_layers: int) -> int:
+    """Layers, of the `num_layers` of a chunk, of which nothing but the input is kept."""
+    recompute = config.train.recompute.language
+    if recompute.granularity != "full":
+        return 0
+    if recompute.num_layers is None:
+        return num_layers
+    return recompute.num_layers // config.parallel.virtual_pipeline
+
+
+def _projector(config: RunConfig, num_tiles: int) -> int:
+    """Norm (input, output, mean and deviation per row) and both sides of the GELU."""
+    if all(
+        is_frozen(f"{PROJECTOR}.{name}", config.stage.freeze)
+        for name in ("norm.weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
+    ):
+        return 0
+    vision, width = config.model.vision, DTYPES[config.train.precision].num_bytes
+    rows = num_tiles * vision.num_tokens_per_tile
+    inner = config.model.projector.ffn_hidden_size // config.parallel.tensor
+    return rows * (width * (2 * vision.token_size + 2 * inner) + 2 * _FP32)
+
+
+def _head(config: RunConfig) -> int:
+    """Final norm as in a layer; softmax in fp32, and of each token its label and a mark."""
+    language: LanguageConfig = config.model.language
+    width = DTYPES[config.train.precision].num_bytes
+    tokens, local_tokens = _num_tokens(config)
+    matrix = (
+        "embedding.word_embeddings"
+        if language.share_embeddings_and_output_weights
+        else "output_layer"
+    )
+    trains = not is_frozen(f"{LANGUAGE}.{matrix}.weight", config.stage.freeze)
+    norm = (1 + trains) * width * local_tokens * language.hidden_size + _FP32 * local_tokens
+    return norm + tokens * (_FP32 * language.vocab_size // config.parallel.tensor + 8 + 1)
