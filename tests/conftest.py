@@ -18,9 +18,15 @@ pytest_plugins = ["helpers.data_fixtures", "helpers.model_fixtures"]
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards as `nvlm data build-demo` writes them (shared by xdist workers of one session)."""
+    """Shards as `nvlm data build-demo` writes them.
+
+    Shared by xdist workers of one session, and by sessions that name one folder (`scripts/test`).
+    """
     base = tmp_path_factory.getbasetemp()
-    root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "demo-data"
+    if folder := os.environ.get("NVLM_TEST_DATA"):
+        root = Path(folder) / "demo-data"
+    else:
+        root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "demo-data"
     lock = root.with_suffix(".lock")
     with lock.open("w") as handle:
         import fcntl

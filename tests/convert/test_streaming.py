@@ -29,34 +29,25 @@ from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.convert.verify import verify
 from nvlm.errors import CheckpointError
 
-
-def _start(script: str, *arguments: str | Path, processes: int = 1) -> subprocess.Popen:
-    path = str(REPOSITORY / "tests" / "helpers" / script)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, path, *map(str, arguments)],
-        env=spawn.environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+HELPERS = REPOSITORY / "tests" / "helpers"
 
 
 def _run(script: str, *arguments: str | Path, processes: int = 1) -> None:
-    process = _start(script, *arguments, processes=processes)
-    try:
-        assert process.wait(timeout=300) == 0
-    finally:
-        spawn.kill(process)
+    log = Path(arguments[-1]).with_suffix(".log")
+    spawn.run_program_or_fail(processes, HELPERS / script, *arguments, log=log)
 
 
 def test_memory_is_a_few_blocks_and_a_killed_conversion_leaves_nothing_whole(tmp_path):
     """Of a model of 200 MB, whose largest tensor has 100 MB."""
     _run("measure_memory.py", tmp_path)
-    process = _start("measure_memory.py", tmp_path)
+    # Started from nothing: what others have imported would count as its own.
+    process = subprocess.Popen(
+        [sys.executable, HELPERS / "measure_memory.py", tmp_path],
+        env=spawn.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         measured = json.loads(process.stdout.readline())

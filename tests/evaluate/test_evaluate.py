@@ -20,14 +20,11 @@ from nvlm.evaluate.score import score_answer
 MAX_NEW_TOKENS = 32
 
 
-def _run(*arguments: str | Path) -> str:
-    command = [sys.executable, *map(str, arguments)]
+def _run_client(*arguments: str | Path) -> None:
+    """As a user of the export: started from nothing, with the hub out of reach."""
     environment = {**spawn.environment(), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    command = [sys.executable, "-m", "nvlm.evaluate.hf_client", *arguments]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
 
 
 def _rows(path: Path) -> list[dict]:
@@ -37,7 +34,8 @@ def _rows(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    _run(REPOSITORY / "tests" / "helpers" / "random_checkpoints.py", folder)
+    program = REPOSITORY / "tests" / "helpers" / "random_checkpoints.py"
+    spawn.run_program_or_fail(1, program, folder, log=folder / "log")
     return folder
 
 
@@ -45,9 +43,9 @@ def checkpoints(tmp_path_factory) -> Path:
 def test_export_answers_as_megatron_does(checkpoints, demo_data, tmp_path):
     """Random weights say nothing sensible, but both programs must say the same, token by token."""
     ours = tmp_path / "ours.jsonl"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     options = ("--data-root", demo_data, "--limit-per-task", "2", "--out", ours)
-    printed = _run(*torchrun, "-m", "nvlm", "evaluate", checkpoints / "trained", *options)
+    evaluate = ("-m", "nvlm", "evaluate", checkpoints / "trained", *options)
+    printed = spawn.run_program_or_fail(2, *evaluate, log=checkpoints / "evaluate.log")
     assert re.search(r"^ sheets +2 +0 +0\.0%", printed, flags=re.MULTILINE), printed
 
     config = read_config(checkpoints / "trained")
@@ -62,11 +60,12 @@ def test_export_answers_as_megatron_does(checkpoints, demo_data, tmp_path):
         assert 1 <= len(row["answer_token_ids"]) <= MAX_NEW_TOKENS
     assert list(tmp_path.iterdir()) == [ours]
 
-    _run("-m", "nvlm", "convert", "to-hf", checkpoints / "trained", tmp_path / "export")
+    to_hf = ("convert", "to-hf", str(checkpoints / "trained"), str(tmp_path / "export"))
+    spawn.run_or_fail(1, *to_hf, log=tmp_path / "log")
     write_questions(questions, tmp_path / "questions", config.data.max_image_megapixels)
     theirs = tmp_path / "theirs.jsonl"
-    client = ("-m", "nvlm.evaluate.hf_client", tmp_path / "export", tmp_path / "questions", theirs)
-    _run(*client, "--max-new-tokens", str(MAX_NEW_TOKENS))
+    files = (tmp_path / "export", tmp_path / "questions", theirs)
+    _run_client(*files, "--max-new-tokens", str(MAX_NEW_TOKENS))
     agreement = compare_answers(rows, _rows(theirs))
     assert agreement.is_complete, agreement
     assert [row["answer"] for row in rows] == [row["answer"] for row in _rows(theirs)]
@@ -74,7 +73,8 @@ def test_export_answers_as_megatron_does(checkpoints, demo_data, tmp_path):
 
 def test_frozen_parameters_are_compared_bit_by_bit(checkpoints, tmp_path):
     paths = [checkpoints / name for name in ("first", "trained", "thawed")]
-    _run("-m", "demo.frozen", tmp_path / "frozen.json", *paths)
+    program = ("-m", "demo.frozen", tmp_path / "frozen.json", *paths)
+    spawn.run_program_or_fail(1, *program, log=tmp_path / "log")
     trained, thawed = json.loads((tmp_path / "frozen.json").read_text())
     assert trained["patterns"] == ["vision_model.*"]
     assert len(trained["frozen"]) > 10 and len(trained["trained"]) > 10

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from helpers import generate_case, small_model, spawn
-from helpers.paths import REPOSITORY
 
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import ParallelConfig
@@ -116,14 +113,7 @@ def test_layouts_give_the_same_answers(checkpoint, engine, tensor, pipeline, tmp
         for ids, tiles in generate_case.prompts(engine.config, image_id)
     ]
     out = tmp_path / "answers"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [generate_case.__file__, str(checkpoint), str(out), str(tensor), str(pipeline)]
-    subprocess.run(
-        [*command, *arguments],
-        check=True,
-        timeout=120,
-        env=spawn.environment(),
-        cwd=REPOSITORY,
-    )
+    program = (generate_case.__file__, checkpoint, out, str(tensor), str(pipeline))
+    spawn.run_program_or_fail(2, *program, log=tmp_path / "log")
     for rank in range(2):
         assert json.loads(out.with_name(f"answers.{rank}").read_text()) == expected

@@ -56,23 +56,23 @@ def make_language_folder(folder: Path, config) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    config = small_folders.convert_config(*LARGE)
+    config, small_config = small_folders.convert_config(*LARGE), small_folders.convert_config()
     vision, language = folder / "vision", folder / "language"
     if not language.exists():
         small_folders.make_vision_folder(vision, config)
         make_language_folder(language, config)
+        small_folders.make_vision_folder(folder / "small" / "vision", small_config)
+        small_folders.make_language_folder(folder / "small" / "language", small_config)
         return
 
     from nvlm import platform
     from nvlm.convert import convert_from_hf, convert_to_hf
-    from nvlm.convert.export.tokenizer import load_tokenizer
 
     platform.current()
-    load_tokenizer(config)
-    # Both belong to what imports take; torch loads the second when it is first asked for more.
-    import torch._dynamo  # noqa: F401
-
-    from nvlm.model.parts import initialize  # noqa: F401
+    # Once with a small model: what is imported and set up by then does not depend on the model.
+    small = folder / "small"
+    convert_from_hf(small / "vision", small / "language", small_config, small / "checkpoint")
+    convert_to_hf(small / "checkpoint", small / "export")
 
     def peak_of(convert) -> int:
         forget_peak()

@@ -1,4 +1,4 @@
-"""Start real `torchrun` jobs for tests, with a hard time limit."""
+"""Start real `torchrun` jobs for tests, cold or warm, with a hard time limit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+from helpers import warm
 from helpers.paths import REPOSITORY
 
 
@@ -33,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def start(num_processes: int, *arguments: str, log: Path) -> subprocess.Popen:
-    """Start a job in its own process group, its output going to `log`."""
+    """Start `nvlm ARGUMENTS` from nothing, in its own process group, its output going to `log`."""
     return subprocess.Popen(
         command(num_processes, *arguments),
         cwd=REPOSITORY,
@@ -45,13 +47,32 @@ def start(num_processes: int, *arguments: str, log: Path) -> subprocess.Popen:
     )
 
 
-def run(num_processes: int, *arguments: str, log: Path, timeout_seconds: float = 240) -> int:
-    """Run a job to its end and return its exit code; kill all of it at the time limit."""
-    process = start(num_processes, *arguments, log=log)
+@cache
+def _server() -> warm.Server:
+    return warm.Server(environment(), REPOSITORY)
+
+
+def start_warm(num_processes: int, *program: str | Path, log: Path) -> warm.Job:
+    """Start `python PROGRAM…`, under torchrun for several processes, with everything imported."""
+    words = [str(word) for word in program]
+    return _server().start(words, environment(), REPOSITORY, log, num_processes)
+
+
+def run_program(
+    num_processes: int, *program: str | Path, log: Path, timeout_seconds: float = 240
+) -> int:
+    """Run a program to its end and return its exit code; kill all of it at the time limit."""
+    process = start_warm(num_processes, *program, log=log)
     try:
         return process.wait(timeout_seconds)
     finally:
         kill(process)
+
+
+def run(num_processes: int, *arguments: str, log: Path, timeout_seconds: float = 240) -> int:
+    """`run_program` for `nvlm ARGUMENTS`."""
+    program = ("-m", "nvlm", *arguments)
+    return run_program(num_processes, *program, log=log, timeout_seconds=timeout_seconds)
 
 
 def run_or_fail(num_processes: int, *arguments: str, log: Path, timeout_seconds: float = 240):
@@ -60,7 +81,17 @@ def run_or_fail(num_processes: int, *arguments: str, log: Path, timeout_seconds:
     assert code == 0, f"exit code {code}\n{log.read_text()[-4000:]}"
 
 
-def kill(process: subprocess.Popen) -> None:
+def run_program_or_fail(
+    num_processes: int, *program: str | Path, log: Path, timeout_seconds: float = 300
+) -> str:
+    """`run_program`, failing the test unless it succeeds; returns what it printed."""
+    code = run_program(num_processes, *program, log=log, timeout_seconds=timeout_seconds)
+    printed = log.read_text()
+    assert code == 0, f"exit code {code}\n{printed[-20000:]}"
+    return printed
+
+
+def kill(process: subprocess.Popen | warm.Job) -> None:
     """Kill a job and every process it started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

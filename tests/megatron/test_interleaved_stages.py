@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers import small_model
+from helpers import small_model, spawn
 
 from nvlm.model.parts import transformer_config
 from nvlm.parallel.stand_in import stand_in
@@ -59,8 +57,7 @@ dist.destroy_process_group()
 def test_batched_messages_between_two_processes_are_swapped(tmp_path: Path):
     program = tmp_path / "exchange.py"
     program.write_text(EXCHANGE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run([*torchrun, "--nproc-per-node=2", program, tmp_path], check=True, timeout=300)
+    spawn.run_program_or_fail(2, program, tmp_path, log=tmp_path / "log")
     for rank, other in ((0, 1), (1, 0)):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         from_previous, from_next = 20 + other, 10 + other

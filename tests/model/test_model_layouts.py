@@ -7,15 +7,12 @@ the second of them has no image in any micro-batch.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import layout_steps, spawn
 from helpers.layout_steps import RESUMED, STEPS
-from helpers.paths import REPOSITORY
 
 from nvlm.parallel.groups import initialize
 
@@ -71,18 +68,8 @@ def single(parallel, folder) -> dict:
 @pytest.fixture(scope="module")
 def by_layout(single, folder) -> dict[str, list[dict]]:
     """Layout -> the results of each rank."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    processes = [f"--nproc-per-node={NUM_PROCESSES}", layout_steps.__file__]
-    finished = subprocess.run(
-        [*torchrun, *processes, str(folder), json.dumps(LAYOUTS), json.dumps(CHECKPOINTING)],
-        timeout=300,
-        env=spawn.environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stdout[-20000:]
+    program = (layout_steps.__file__, folder, json.dumps(LAYOUTS), json.dumps(CHECKPOINTING))
+    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
     return {
         name: [
             torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from helpers.checkpoint_tensors import checkpoint_tensors
-from helpers.spawn import kill, metrics, run_or_fail, start
+from helpers.spawn import kill, metrics, run_or_fail, start_warm
+from helpers.warm import Job
 
 STEPS = 8
 
@@ -32,15 +33,11 @@ def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
     ]
 
 
-def worker_processes(launcher: subprocess.Popen) -> list[int]:
+def ranks(launcher: Job) -> list[int]:
     """The training processes of a torchrun job."""
-    import psutil
-
-    return [
-        child.pid
-        for child in psutil.Process(launcher.pid).children()
-        if "nvlm" in child.cmdline() and "train" in child.cmdline()
-    ]
+    children = [child.pid for child in psutil.Process(launcher.pid).children()]
+    assert len(children) == 2
+    return sorted(children)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +50,13 @@ def uninterrupted(demo_data: Path, tmp_path_factory) -> Path:
 
 def train_until_killed(options: list[str], folder: Path, log: Path, rank: int, steps: int):
     """Start the run, and `kill -9` one rank when it has done `steps` steps."""
-    job = start(2, *options, log=log)
+    job = start_warm(2, "-m", "nvlm", *options, log=log)
     try:
         deadline = time.monotonic() + 180
         while not (folder / "metrics.jsonl").exists() or len(metrics_so_far(folder)) < steps:
             assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.02)
-        os.kill(worker_processes(job)[rank], signal.SIGKILL)
+        os.kill(ranks(job)[rank], signal.SIGKILL)
         assert job.wait(60) != 0
     finally:
         kill(job)
