@@ -18,7 +18,7 @@ from nvlm.parallel.signals import stop_on_signals
 from nvlm.printing import forgive_encoding, say
 
 # Each adds its verbs, in the order of the help text.
-from nvlm.cli import look, run, demo, data, convert  # noqa: F401  # isort: skip
+from nvlm.cli import look, plan, run, demo, data, convert  # noqa: F401  # isort: skip
 
 __all__ = ["app", "main", "run_app"]
 

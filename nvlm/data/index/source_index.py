@@ -180,15 +180,44 @@ def open_indexes(
     return [_open_index(config, source, encoder, show) for source in sources.values()]
 
 
-def _open_index(
-    config: RunConfig, source: Source, encoder: SampleEncoder, show: ShowProgress | None
-) -> SourceIndex:
+def existing_indexes(config: RunConfig) -> list[SourceIndex] | None:
+    """As `open_indexes`, but nothing is built: None where one is missing, stale or damaged.
+
+    Raises:
+        DataError: as there.
+    """
+    if not _root(config).is_dir():
+        return None
+    encoder, indexes = SampleEncoder.from_config(config), []
+    for source in find_sources(config).values():
+        folder, settings, reading = _place(config, source, encoder)
+        index = _load_if_fresh(folder, source, reading.of_source.parser, settings)
+        if index is None:
+            return None
+        indexes.append(index)
+    return indexes
+
+
+def _root(config: RunConfig) -> Path:
+    return Path(config.data.index_dir or Path(config.run.dir) / "index")
+
+
+def _place(
+    config: RunConfig, source: Source, encoder: SampleEncoder
+) -> tuple[Path, dict[str, Any], ShardReading]:
+    """A source's folder of the index, the settings that name it, and how its shards are read."""
     reading = ShardReading(encoder, SourceReading.from_config(config, source))
     settings = _settings(config, source, reading)
     name = re.sub(r"[^\w.-]", "_", source.name)
     place = str(source.folder.resolve())
-    root = Path(config.data.index_dir or Path(config.run.dir) / "index")
-    folder = root / f"{name}-{hash_json([place, config.data.split, settings])[:12]}"
+    of_source = hash_json([place, config.data.split, settings])[:12]
+    return _root(config) / f"{name}-{of_source}", settings, reading
+
+
+def _open_index(
+    config: RunConfig, source: Source, encoder: SampleEncoder, show: ShowProgress | None
+) -> SourceIndex:
+    folder, settings, reading = _place(config, source, encoder)
     parser = reading.of_source.parser
     index = _load_if_fresh(folder, source, parser, settings)
     if index is not None:

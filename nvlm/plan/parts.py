@@ -1,0 +1,176 @@
+"""What parts of the model take on one GPU for a micro-batch: layers, encoder, embedding, head."""
+
+from __future__ import annotations
+
+from nvlm.config.schema import RunConfig
+from nvlm.plan.operations import patch_flops, trainable_shares
+from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
+from nvlm.plan.work import Work
+from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION
+
+# Operations that the host starts for a layer, forwards and backwards.
+_LAUNCHES = (50, 75)
+# Bytes per channel of a visual token: class token dropped, patches laid side by side, normalised.
+_SHUFFLE_BYTES = 20
+
+
+def num_tokens(config: RunConfig) -> int:
+    """Of a micro-batch."""
+    return config.stage.sequence_length * config.train.micro_batch_size
+
+
+def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
+    """One layer of the decoder that is not recomputed."""
+    language, numbers, rows = config.model.language, device.assumptions, num_tokens(config)
+    tensor = config.parallel.tensor
+    split = tensor if config.parallel.sequence else 1
+    heads = language.num_attention_heads // tensor
+    groups = language.num_query_groups // tensor
+    hidden, ffn, width = language.hidden_size, language.ffn_hidden_size / tensor, language.head_dim
+    # Of whole rows between the linear layers, and of this rank's heads and MLP.
+    local, turned, inner = rows * hidden / split, rows * (heads + groups) * width, rows * ffn
+    scale = device.number / 2
+
+    def moved(norm: float, activation: float) -> float:
+        bytes_ = 2 * local * (norm + numbers["residual_bytes"])
+        return scale * (bytes_ + turned * numbers["rotary_bytes"] + inner * activation)
+
+    pairs = work.token_pairs * config.train.micro_batch_size
+    shape = LayerShape(
+        rows=rows,
+        products=(
+            (hidden, (heads + 2 * groups) * width),
+            (heads * width, hidden),
+            (hidden, 2 * ffn),
+            (ffn, hidden),
+        ),
+        hidden=rows * hidden,
+        split=split,
+        attention=2 * pairs * heads * width,
+        elementwise=(
+            moved(numbers["norm_bytes_forward"], numbers["activation_bytes_forward"]),
+            moved(numbers["norm_bytes_backward"], numbers["activation_bytes_backward"]),
+        ),
+        launches=_LAUNCHES,
+        trains=trainable_shares(config)[LANGUAGE] > 0,
+    )
+    return layer_passes(shape, device)
+
+
+def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[Passes, Seconds]:
+    """Layers of a chunk of a stage, and what of their backward passes is computed again."""
+    recompute = config.train.recompute.language
+    again = NOTHING
+    if recompute.granularity == "full":
+        wanted = recompute.num_layers
+        recomputed = num_layers
+        if wanted is not None:
+            recomputed = min(num_layers, wanted // config.parallel.virtual_pipeline)
+        again = layer.forward * recomputed
+    elif recompute.granularity == "selective":
+        again = Seconds(attention=layer.forward.attention) * num_layers
+    passes = layer * num_layers
+    return Passes(passes.forward, passes.backward + again), again
+
+
+def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes, Seconds]:
+    """InternViT for so many tiles, and what of its backward pass is computed again."""
+    vision, numbers = config.model.vision, device.assumptions
+    tensor = device.tensor_group.size
+    rows = num_tiles * (vision.num_patches + 1)
+    width = vision.num_stored_attention_heads * vision.head_dim / tensor
+    ffn, hidden = vision.ffn_hidden_size / tensor, vision.hidden_size
+    scale = device.number / 2
+    trains = trainable_shares(config)[VISION] > 0
+
+    def moved(norm: float, factor: float) -> float:
+        bytes_ = rows * hidden * 2 * (norm + factor * numbers["layer_scale_bytes"])
+        bytes_ += rows * width * 2 * norm * vision.qk_layernorm
+        return scale * (bytes_ + rows * ffn * factor * 8)  # bias and GELU
+
+    shape = LayerShape(
+        rows=rows,
+        products=((hidden, 3 * width), (width, hidden), (hidden, ffn), (ffn, hidden)),
+        hidden=rows * hidden,
+        split=1,
+        attention=4 * rows * (vision.num_patches + 1) * width,
+        elementwise=(
+            moved(numbers["norm_bytes_forward"], 1),
+            moved(numbers["norm_bytes_backward"], 2),
+        ),
+        launches=_LAUNCHES,
+        trains=trains,
+    )
+    layer = layer_passes(shape, device)
+    peak = numbers["peak_flops"] * numbers["matmul_efficiency"]
+    patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
+    forward = layer.forward * vision.num_layers + patches
+    if not trains:
+        return Passes(forward, NOTHING), NOTHING
+    recompute, again = config.train.recompute.vision, NOTHING
+    if recompute.granularity == "full":
+        again = layer.forward * (recompute.num_layers or vision.num_layers)
+    elif recompute.granularity == "selective":
+        again = Seconds(attention=layer.forward.attention) * vision.num_layers
+    return Passes(forward, layer.backward * vision.num_layers + patches + again), again
+
+
+def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
+    """Pixel shuffle, norm and MLP, and their output in the place of the placeholders."""
+    vision, language, numbers = config.model.vision, config.model.language, device.assumptions
+    rows = num_tiles * vision.num_tokens_per_tile
+    ffn = config.model.projector.ffn_hidden_size / config.parallel.tensor
+    products = device.product(rows, vision.token_size, ffn)
+    products += device.product(rows, ffn, language.hidden_size)
+    scale = device.number / 2
+    splice = num_tokens(config) * language.hidden_size * numbers["splice_bytes"]
+    moved = device.moving(scale * (rows * (vision.token_size * _SHUFFLE_BYTES + ffn * 4) + splice))
+    summed = _reduced(device, rows * language.hidden_size)
+    forward = Seconds(matmul=products, elementwise=moved, messages=summed)
+    shares = trainable_shares(config)
+    if not (shares[PROJECTOR] or shares[VISION]):
+        return Passes(forward, NOTHING)
+    factor = 1 + (shares[PROJECTOR] > 0)
+    return Passes(forward, Seconds(matmul=factor * products, elementwise=2 * moved))
+
+
+def embedding(config: RunConfig, device: Device) -> Passes:
+    """Rows looked up in this rank's part of the vocabulary, summed over ranks."""
+    numbers = num_tokens(config) * config.model.language.hidden_size
+    moved = device.moving(3 * device.number * numbers)
+    forward = Seconds(elementwise=moved, messages=_reduced(device, numbers))
+    return Passes(forward, Seconds(elementwise=moved))
+
+
+def head(config: RunConfig, device: Device) -> Passes:
+    """Final norm, output layer and loss."""
+    language, numbers, rows = config.model.language, device.assumptions, num_tokens(config)
+    columns = language.vocab_size / config.parallel.tensor
+    product = device.product(rows, language.hidden_size, columns)
+    scale = device.number / 2
+    trains = trainable_shares(config)[LANGUAGE] > 0
+    gathered = 0.0
+    if config.parallel.sequence:
+        gathered = device.tensor_group.gather_seconds(rows * language.hidden_size * device.number)
+    else:
+        # The gradient of the hidden states is a sum over ranks.
+        gathered = _reduced(device, rows * language.hidden_size) / 2
+    logits = rows * columns
+    return Passes(
+        Seconds(
+            matmul=product,
+            elementwise=device.moving(scale * logits * numbers["logit_bytes_forward"]),
+            messages=gathered,
+        ),
+        Seconds(
+            matmul=(1 + trains) * product,
+            elementwise=device.moving(scale * logits * numbers["logit_bytes_backward"]),
+            messages=gathered,
+        ),
+    )
+
+
+def _reduced(device: Device, num_numbers: float) -> float:
+    if device.tensor_group.size == 1:
+        return 0.0
+    return device.tensor_group.reduce_seconds(num_numbers * device.number)

@@ -1,0 +1,93 @@
+"""The plan as a whole: limits that are known, and what a change of layout must do."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.paths import REPOSITORY
+
+from nvlm.config import load_config
+from nvlm.errors import ConfigError
+from nvlm.plan.assumptions import assumptions_for
+from nvlm.plan.estimate import Plan, make_plan
+from nvlm.plan.hardware import CARDS
+from nvlm.plan.work import largest_work
+from nvlm.sizes.flops import forward_flops
+
+SFT = "nvlm_d_72b/sft"
+# A card with nothing but its peak to wait for.
+PERFECT = {
+    "matmul_efficiency": 1.0, "attention_efficiency_forward": 1.0,
+    "attention_efficiency_backward": 1.0, "memory_bandwidth": 1e30, "link_bandwidth": 1e30,
+    "network_bandwidth": 1e30, "link_latency": 0.0, "network_latency": 0.0, "launch_seconds": 0.0,
+}  # fmt: skip
+
+
+def plan(name: str, num_gpus: int, *overrides: str, assume: dict | None = None) -> Plan:
+    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", overrides)
+    return make_plan(
+        config, num_gpus, assumptions_for(CARDS["h100-80gb"], assume), largest_work(config)
+    )
+
+
+@pytest.mark.parametrize(
+    "name, frozen", [("nvlm_d_34b/sft", None), ("nvlm_d_34b/pretrain", None),
+                     ("internvit_300m_qwen2_0_5b/sft", "stage.freeze=[]")],
+)  # fmt: skip
+def test_a_perfect_card_reaches_its_peak(name: str, frozen: str | None):
+    """The products of layers, encoder and head are the operations counted from the table of
+    parameters; attention's backward pass computes five products for the four that are needed, and
+    nothing else is lost."""
+    found = plan(name, 32, *([frozen] if frozen else []), assume=PERFECT)
+    model, work = found.config.model, found.work
+    attention = forward_flops(model).per_token_pair * work.token_pairs
+    if frozen is not None:
+        positions = model.vision.num_patches + 1
+        attention += 4 * 24 * 1024 * positions**2 * work.num_tiles
+    needed = found.flops.total / found.config.train.global_batch_size
+    assert found.mfu == pytest.approx(needed / (needed + attention / 2))
+    lost = {k: share for k, share in found.losses.items() if abs(share) > 1e-9}
+    assert lost.keys() == {"useful", "products_below_peak"}
+
+
+def test_pipeline_of_a_perfect_card_loses_its_bubble_and_its_imbalance():
+    found = plan(SFT, 128, assume=PERFECT)
+    lost = {k for k, share in found.losses.items() if abs(share) > 1e-9}
+    assert lost == {"useful", "products_below_peak", "pipeline_bubble", "uneven_stages"}
+    # Of stages that take the same time: 3 of 32 micro-batches.
+    busy = found.losses["useful"] + found.losses["products_below_peak"]
+    assert found.losses["pipeline_bubble"] == pytest.approx(busy * 3 / 32)
+
+
+@pytest.mark.parametrize("overrides", [[], ["parallel.sequence=true"],
+    ["parallel.virtual_pipeline=5"], ["train.recompute.language.granularity=full"]])  # fmt: skip
+def test_shares_of_the_step_are_all_of_it(overrides: list[str]):
+    found = plan(SFT, 128, *overrides)
+    assert sum(found.losses.values()) == pytest.approx(1)
+    assert found.losses["useful"] == pytest.approx(found.mfu)
+    assert all(share > -1e-9 for share in found.losses.values())
+
+
+def test_what_changes_of_layout_do():
+    shipped = plan(SFT, 128)
+    sequence = plan(SFT, 128, "parallel.sequence=true")
+    assert sequence.peak_bytes < shipped.peak_bytes
+    assert sequence.losses["elementwise"] < shipped.losses["elementwise"]
+    interleaved = plan(SFT, 128, "parallel.virtual_pipeline=5")
+    assert interleaved.losses["pipeline_bubble"] < shipped.losses["pipeline_bubble"]
+    again = plan(SFT, 128, "train.recompute.language.granularity=full")
+    assert again.peak_bytes < shipped.peak_bytes
+    assert again.step_seconds > shipped.step_seconds and again.flops == shipped.flops
+    assert again.losses["recomputed"] > 0.1
+
+
+def test_more_gpus_take_less_time_and_lose_more():
+    few, many = plan(SFT, 128), plan(SFT, 512)
+    assert many.step_seconds < few.step_seconds
+    assert many.mfu < few.mfu
+    assert many.flops == few.flops
+    assert many.hours * 512 > few.hours * 128
+
+
+def test_a_number_that_does_not_fit_the_layout_is_refused():
+    with pytest.raises(ConfigError, match=r"100 processes do not fit parallel.tensor 8 x"):
+        plan(SFT, 100)

@@ -1,0 +1,81 @@
+"""Memory of a rank: parts that are counted elsewhere are those, and the rest follows its rules.
+
+That parameters, gradients and optimizer state are what Megatron-core allocates is in tests/sizes.
+"""
+
+from __future__ import annotations
+
+import pytest
+from helpers.paths import REPOSITORY
+
+from nvlm.config import load_config
+from nvlm.plan.assumptions import assumptions_for
+from nvlm.plan.hardware import CARDS
+from nvlm.plan.stage_bytes import checkpoint_bytes, stage_bytes
+from nvlm.plan.work import largest_work
+from nvlm.sizes.memory import stage_memory
+
+NO_OVERHEAD = {"memory_overhead": 0.0, "fragmentation": 0.0}
+
+
+def stages(name: str, data_size: int, *overrides: str, assume: dict | None = None) -> list:
+    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", overrides)
+    assumptions = assumptions_for(CARDS["h100-80gb"], NO_OVERHEAD if assume is None else assume)
+    work = largest_work(config)
+    return [
+        stage_bytes(config, stage, data_size, work, assumptions)
+        for stage in range(config.parallel.pipeline)
+    ]
+
+
+def test_what_stays_is_what_megatron_allocates():
+    config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml")
+    for number, stage in enumerate(stages("nvlm_d_72b/sft", 4)):
+        counted = stage_memory(config, number, 4)
+        assert (stage.parameters, stage.gradients, stage.optimizer) == (
+            counted.parameters, counted.gradients, counted.optimizer,
+        )  # fmt: skip
+        assert stage.kept == counted.total
+        assert stage.peak == max(stage.at_step, stage.at_checkpoint)
+
+
+def test_earlier_stages_keep_more_micro_batches():
+    """1F1B: as many as stages follow, and one; the images' besides on the first."""
+    kept = [stage.activations for stage in stages("nvlm_d_72b/sft", 4)]
+    assert kept[1:] == [3 * kept[3], 2 * kept[3], kept[3]]
+    assert 4 * kept[3] < kept[0] < 4.1 * kept[3]
+    # One micro-batch a step: no stage keeps more.
+    few = [stage.activations for stage in stages("nvlm_d_72b/sft", 128)]
+    assert few[1:] == [kept[3]] * 3
+
+
+def test_recomputed_layers_keep_their_input():
+    full = "train.recompute.language.granularity=full"
+    ten = [full, "train.recompute.language.num_layers=10"]
+    kept, half, none = (
+        stages("nvlm_d_72b/sft", 4, *overrides)[3].activations for overrides in ([], ten, [full])
+    )
+    assert none == 20 * 3200 * 8192 * 2
+    assert half == (kept + none) / 2
+
+
+def test_logits_are_on_the_last_stage_and_tiles_on_the_first():
+    found = stages("nvlm_d_72b/sft", 4)
+    assert [stage.logits > 0 for stage in found] == [False, False, False, True]
+    assert [stage.tiles for stage in found] == [32 * 7 * 3 * 448 * 448, 0, 0, 0]
+
+
+def test_overhead_is_assumed():
+    (alone,) = stages("tiny/sft", 1)
+    (with_room,) = stages("tiny/sft", 1, assume={"memory_overhead": 1e9, "fragmentation": 0.5})
+    coming = alone.activations + alone.tiles + alone.logits + alone.buffers
+    assert alone.overhead == 0
+    assert with_room.at_step == pytest.approx(alone.at_step + 1e9 + coming / 2)
+
+
+def test_checkpoint_of_the_72b():
+    """By hand: bf16 weights, and 12 bytes of each number that trains."""
+    config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml")
+    written = checkpoint_bytes(config)
+    assert written.weights == 2 * 79_379_593_344
+    assert written.optimizer == 12 * (72_706_203_648 + 620_717_056)
