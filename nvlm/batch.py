@@ -51,15 +51,19 @@ class MicroBatch:
     position_ids: Tensor  # [1, t] int64
     image_mask: Tensor  # [1, t] bool; True where an image embedding overwrites the token's
     cu_seqlens: Tensor  # [d + 1] int32; starts of the documents, and t
-    tiles: Tensor  # [n, 3, image_size, image_size] uint8, in order of their placeholders
+    # [n, 3, image_size, image_size] uint8, in order of their placeholders; none (n = 0) on pipeline
+    # stages that do not encode, and where `features` or a `TileShare` are in their place.
+    tiles: Tensor
     sample_keys: list[str] = field(default_factory=list)
     num_real_tokens: int = 0  # tokens of samples, without padding
     # [1, t] float32; what each label counts in the loss, 0 where it is not trained. None: 1 each.
     loss_weights: Tensor | None = None
+    # [n, tokens of a tile, channels]: the tiles as the projector reads them, encoded beforehand.
+    features: Tensor | None = None
 
     @property
     def num_tiles(self) -> int:
-        return self.tiles.shape[0]
+        return self.tiles.shape[0] if self.features is None else self.features.shape[0]
 
     @property
     def max_document_length(self) -> int:
@@ -82,8 +86,17 @@ class MicroBatch:
         return replace(self, **moved)
 
     def without_tiles(self) -> MicroBatch:
-        """The same batch for a pipeline stage that has no vision encoder."""
-        return replace(self, tiles=self.tiles[:0])
+        """The same batch for who does not encode them."""
+        # Not a view of no tiles: that would keep all of them, and take them along when it is sent.
+        return replace(self, tiles=self.tiles.new_empty(0, *self.tiles.shape[1:]))
+
+
+@dataclass(frozen=True)
+class TileShare:
+    """The tiles of a step that this process encodes: some consecutive ones of its data rank's."""
+
+    tiles: Tensor  # [m, 3, image_size, image_size] uint8
+    num_tiles: list[int]  # of each micro-batch of the step, whoever encodes them
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,8 @@ class StepBatch:
     shortened: dict[str, int] = field(default_factory=dict)
     # Of this rank: "SOURCE/WHAT" -> changes made to samples so that they could be used.
     repaired: dict[str, int] = field(default_factory=dict)
+    # With `parallel.vision: tile_parallel`, until its features are there.
+    tile_share: TileShare | None = None
 
 
 def check_micro_batch(batch: MicroBatch, visual: VisualLayout) -> None:

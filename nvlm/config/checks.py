@@ -51,6 +51,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _vision_problems(config)
     yield from _language_problems(config)
     yield from _tensor_problems(config)
+    yield from _tile_parallel_problems(config)
     yield from _pipeline_problems(config)
     yield from _sequence_parallel_problems(config)
     yield from _recompute_problems(config)
@@ -127,9 +128,10 @@ def _language_problems(config: RunConfig) -> Iterator[str]:
 
 def _tensor_problems(config: RunConfig) -> Iterator[str]:
     """Tensor parallelism splits these sizes evenly."""
+    # A process that encodes tiles of its own has the whole vision model.
+    of_vision = ("model.vision.num_stored_attention_heads", "model.vision.ffn_hidden_size")
     for key in (
-        "model.vision.num_stored_attention_heads",
-        "model.vision.ffn_hidden_size",
+        *(() if config.parallel.shares_tiles else of_vision),
         "model.projector.ffn_hidden_size",
         "model.language.num_attention_heads",
         "model.language.num_query_groups",
@@ -139,6 +141,25 @@ def _tensor_problems(config: RunConfig) -> Iterator[str]:
         value, tensor = attrgetter(key)(config), config.parallel.tensor
         if value % tensor:
             yield f"parallel.tensor {tensor} does not divide {key} {value}"
+
+
+def _tile_parallel_problems(config: RunConfig) -> Iterator[str]:
+    if config.parallel.shares_tiles and _freezing_vision(config) is None:
+        yield (
+            "parallel.vision tile_parallel needs a frozen vision model, and stage.freeze "
+            f"{config.stage.freeze} lets it train: features are computed before the step's forward "
+            "passes, and no gradient comes back to the processes that encode; add 'vision_model.*' "
+            "to stage.freeze, or use parallel.vision tensor"
+        )
+
+
+def _freezing_vision(config: RunConfig) -> str | None:
+    """The first pattern of `stage.freeze` that by itself freezes all of the vision model."""
+    for pattern in config.stage.freeze:
+        # What matches the beginning of a name, and then anything, matches every such name.
+        if pattern.endswith("*") and fnmatchcase("vision_model.", pattern):
+            return pattern
+    return None
 
 
 def _pipeline_problems(config: RunConfig) -> Iterator[str]:
@@ -217,11 +238,11 @@ def _recompute_problems(config: RunConfig) -> Iterator[str]:
                 f"{key} {wanted.num_layers} is not a multiple of parallel.virtual_pipeline "
                 f"{parallel.virtual_pipeline}: each chunk of a stage recomputes as many layers"
             )
-    freezing = [p for p in config.stage.freeze if fnmatchcase("vision_model.", p)]
+    freezing = _freezing_vision(config)
     if freezing and config.train.recompute.vision.granularity != "none":
         yield (
             f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} has "
-            f"nothing to recompute: stage.freeze {freezing[0]!r} freezes the vision model, which "
+            f"nothing to recompute: stage.freeze {freezing!r} freezes the vision model, which "
             "then keeps no activations; set it to none"
         )
 

@@ -257,10 +257,18 @@ class ParallelConfig(Section):
     each with a number per chunk. docs/parallel.md."""
     sequence: Switch = False
     """Megatron's sequence parallelism (activations split over the tensor-parallel group)."""
+    vision: Literal["tensor", "tile_parallel"] = "tensor"
+    """Where tiles are encoded. `tensor`: on the first stage, whose processes share each layer.
+    `tile_parallel`: on all `tensor` x `pipeline` processes, each with the whole, frozen vision
+    model and an equal part of the step's tiles."""
 
     @property
     def model_parallel_size(self) -> int:
         return self.tensor * self.pipeline
+
+    @property
+    def shares_tiles(self) -> bool:
+        return self.vision == "tile_parallel"
 
 
 class OptimizerConfig(Section):

@@ -161,8 +161,9 @@ def config_for_generation(
 ) -> RunConfig:
     """A checkpoint's configuration with the layout in use; see `Engine`.
 
-    Sequence parallelism and virtual stages are for training: of uneven ones a stage has as many
-    layers in one run. Batch sizes are made to fit.
+    Sequence parallelism, virtual stages and shared tiles are for training: of uneven virtual stages
+    a stage has as many layers in one run, and a question has few tiles, which the first stage
+    encodes. Batch sizes are made to fit.
 
     Raises:
         ConfigError: the layout does not fit the model or the number of processes.
@@ -177,6 +178,7 @@ def config_for_generation(
         "parallel.virtual_pipeline": 1,
         "parallel.layout": stages,
         "parallel.sequence": False,
+        "parallel.vision": "tensor",
         "train.micro_batch_size": 1,
         "train.global_batch_size": world_size,
     }

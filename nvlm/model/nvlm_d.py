@@ -6,7 +6,9 @@ a tile, h language hidden size, v vocabulary rows of this rank.
 
 from __future__ import annotations
 
+import torch
 from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -30,7 +32,12 @@ from nvlm.model.parts.transformer_config import (
 )
 from nvlm.model.placement import check_stage
 from nvlm.model.splice import splice
-from nvlm.parallel.groups import Parallel
+from nvlm.parallel.groups import Parallel, alone
+from nvlm.sizes.parameters import VISION
+
+# Tiles that go through a frozen encoder at once: 16,400 patches, which fill a device, and of
+# InternViT-6B in bf16 about 1 GB of activations, for as long as a layer takes.
+MAX_TILES_PER_CALL = 16
 
 
 def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
@@ -65,8 +72,11 @@ def build_model(config: RunConfig, parallel: Parallel) -> NVLMD:
 class NVLMD(MegatronModule):
     """One part of the model: a pipeline stage, or one of the chunks that a stage is made of.
 
-    The vision encoder and the projector are on the first stage only, in its first chunk.
-    `vision_model`, `vision_projection` and `language_model` are what freeze patterns name.
+    The vision encoder and the projector are on the first stage only, in its first chunk. With
+    `parallel.vision: tile_parallel` the first chunk of every stage has an encoder, which is whole
+    on every process: it is frozen, so that data parallelism keeps nothing for it, and runs before
+    the schedule (`encode`), not in `forward`. `vision_model`, `vision_projection` and
+    `language_model` are what freeze patterns name.
     """
 
     def __init__(
@@ -80,6 +90,8 @@ class NVLMD(MegatronModule):
         language_config = language_transformer_config(config, layer_implementation)
         super().__init__(language_config)
         groups = parallel.groups
+        self.parallel = parallel
+        self.shares_tiles = config.parallel.shares_tiles
         parts = layer_parts(layer_implementation)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
@@ -94,10 +106,17 @@ class NVLMD(MegatronModule):
         self.vision_model: InternViT | None = None
         self.vision_projection: VisionProjection | None = None
         vision = config.model.vision
-        if self.pre_process:
+        self.feature_shape = (vision.num_tokens_per_tile, vision.token_size)
+        if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):
             self.vision_model = InternViT(
-                vision, vision_transformer_config(config, layer_implementation), parts, groups
+                vision,
+                vision_transformer_config(config, layer_implementation),
+                parts,
+                alone(groups) if self.shares_tiles else groups,
             )
+            if self.shares_tiles:
+                _mark_whole(self.vision_model)
+        if self.pre_process:
             self.vision_projection = VisionProjection(
                 vision.token_size,
                 projector_transformer_config(config, layer_implementation),
@@ -175,6 +194,21 @@ class NVLMD(MegatronModule):
         assert self.vision_model is not None and self.vision_projection is not None
         return self.vision_projection(pixel_shuffle(self.vision_model(tiles)))
 
+    @torch.no_grad()
+    def encode(self, tiles: Tensor) -> Tensor:
+        """tiles [n, 3, size, size] uint8 -> what the projector reads of them, [n, q, channels]."""
+        encoder = self.vision_model
+        assert encoder is not None and encoder.is_frozen
+        features = torch.empty(
+            len(tiles), *self.feature_shape, dtype=self.config.params_dtype, device=tiles.device
+        )
+        calls = zip(
+            tiles.split(MAX_TILES_PER_CALL), features.split(MAX_TILES_PER_CALL), strict=True
+        )
+        for some, place in calls if len(tiles) else []:
+            place.copy_(pixel_shuffle(encoder(some)))
+        return features
+
     def _embed(self, micro_batch: MicroBatch) -> Tensor:
         """Token and image embeddings [t, 1, h]; with sequence parallelism this rank's part of t."""
         embeddings_t1h = self.language_model.embedding(micro_batch.tokens, micro_batch.position_ids)
@@ -182,7 +216,7 @@ class NVLMD(MegatronModule):
         # they start a step with, and no process waits for it: the tensor-parallel group shares one
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         if micro_batch.num_tiles:
-            visual = self.encode_tiles(micro_batch.tiles)
+            visual = self._visual_embeddings(micro_batch)
             embeddings_t1h = splice(embeddings_t1h, micro_batch.image_mask, visual)
         if self.config.sequence_parallel:
             embeddings_t1h = (
@@ -192,6 +226,13 @@ class NVLMD(MegatronModule):
             )  # a part of the whole would keep the whole in memory, as the first layer's input
         return recomputable(embeddings_t1h, self.config)
 
+    def _visual_embeddings(self, micro_batch: MicroBatch) -> Tensor:
+        """[n, q, h]"""
+        if not self.shares_tiles:
+            return self.encode_tiles(micro_batch.tiles)
+        assert micro_batch.features is not None and self.vision_projection is not None
+        return self.vision_projection(micro_batch.features)
+
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict:
@@ -199,7 +240,10 @@ class NVLMD(MegatronModule):
 
         They depend on no implementation of the layers either.
         """
-        return without_extra_state(super().sharded_state_dict(prefix, sharded_offsets, metadata))
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.shares_tiles:
+            _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
+        return without_extra_state(entries)
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As in torch, except that `_extra_state` may be missing.
@@ -212,6 +256,20 @@ class NVLMD(MegatronModule):
         unexpected = [key for key in result.unexpected_keys if not is_extra_state(key)]
         assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
         return result._replace(missing_keys=missing, unexpected_keys=unexpected)
+
+
+def _mark_whole(encoder: InternViT) -> None:
+    """Undo Megatron-core's marks: a parameter that one process has all of is not split."""
+    for parameter in encoder.parameters():
+        parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
+
+
+def _mark_copies(entries: dict, prefix: str, parallel: Parallel) -> None:
+    """Tell the encoders of all processes apart: one of them is saved."""
+    copy = (parallel.pipeline_rank, parallel.tensor_rank, parallel.data_rank)
+    for name, entry in entries.items():
+        if name.startswith(prefix) and isinstance(entry, ShardedTensor):
+            entry.replica_id = copy
 
 
 def _packed_documents(micro_batch: MicroBatch) -> PackedSeqParams:

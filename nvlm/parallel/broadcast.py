@@ -1,7 +1,8 @@
 """One process per model replica reads the data; here it reaches the others.
 
 The text side of a micro-batch is small and goes to the whole model-parallel group. Tiles are large
-and go only to the tensor-parallel group of the first pipeline stage, where the vision encoder is.
+and go only to the tensor-parallel group of the first pipeline stage, where the vision encoder is
+or, where every process has one, each to the process that encodes it (`nvlm.parallel.tiles`).
 A whole step is exchanged before its schedule starts, so no collective of the data path can meet one
 of the pipeline.
 """
@@ -15,16 +16,22 @@ import torch
 import torch.distributed as dist
 
 from nvlm import platform
-from nvlm.batch import StepBatch
+from nvlm.batch import StepBatch, TileShare
 from nvlm.errors import DataError
 from nvlm.failures import explain
 from nvlm.parallel.groups import Parallel
+from nvlm.parallel.tiles import scatter_tiles
 
 
-def next_step_batch(loader: Iterator[StepBatch] | None, parallel: Parallel) -> StepBatch | None:
+def next_step_batch(
+    loader: Iterator[StepBatch] | None, parallel: Parallel, shares_tiles: bool
+) -> StepBatch | None:
     """The next step's batch on this process's device; None when the data has ended.
 
-    `loader` is ignored on all but the model-parallel main process.
+    Args:
+        loader: ignored on all but the model-parallel main process.
+        shares_tiles: every process of the model-parallel group gets its share of the step's tiles
+            (`parallel.vision: tile_parallel`), not the first stage all of them.
 
     Raises:
         DataError: the reading process failed; every process of the replica raises the same.
@@ -41,13 +48,14 @@ def next_step_batch(loader: Iterator[StepBatch] | None, parallel: Parallel) -> S
                 raise
     device = platform.current().device()
     group = parallel.groups.mp
+    tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
+    shapes = [tuple(t.shape) for t in tiles]
     if dist.get_world_size(group) == 1:
         if failure:
             raise DataError(failure)
-        return step and _on_device(step, [m.tiles for m in step.micro_batches], device)
-
-    tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
-    shapes = [tuple(t.shape) for t in tiles]
+        if step and shares_tiles:
+            return _with_share(step, tiles, shapes, parallel, device)
+        return step and _on_device(step, tiles, device)
     text = step and replace(
         step, micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches]
     )
@@ -58,6 +66,8 @@ def next_step_batch(loader: Iterator[StepBatch] | None, parallel: Parallel) -> S
         raise DataError(failure)
     if text is None:
         return None
+    if shares_tiles:
+        return _with_share(text, tiles, shapes, parallel, device)
     if parallel.is_first_stage:
         source = dist.get_global_rank(parallel.groups.tp, 0)
         if not parallel.is_model_parallel_main:
@@ -69,6 +79,20 @@ def next_step_batch(loader: Iterator[StepBatch] | None, parallel: Parallel) -> S
     else:
         tiles = [m.tiles for m in text.micro_batches]
     return _on_device(text, tiles, device)
+
+
+def _with_share(
+    step: StepBatch,
+    tiles: list[torch.Tensor],
+    shapes: list[tuple[int, ...]],
+    parallel: Parallel,
+    device: torch.device,
+) -> StepBatch:
+    """`tiles` are those of the process that reads, `shapes` theirs."""
+    num_tiles = [shape[0] for shape in shapes]
+    own = scatter_tiles(tiles, sum(num_tiles), shapes[0][-1], parallel, device)
+    text = [micro_batch.without_tiles().to(device) for micro_batch in step.micro_batches]
+    return replace(step, micro_batches=text, tile_share=TileShare(own, num_tiles))
 
 
 def _on_device(step: StepBatch, tiles: list[torch.Tensor], device: torch.device) -> StepBatch:

@@ -130,6 +130,18 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     return parallel
 
 
+def alone(groups: ProcessGroupCollection) -> ProcessGroupCollection:
+    """Groups in which this process has all of every layer, for a part that each process holds."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    # There is no context parallelism, so that this group has one process. Megatron-core makes it
+    # anyway; a new group for each process would be one rendezvous after another.
+    assert groups.cp.size() == 1
+    return ProcessGroupCollection(
+        tp=groups.cp, pp=groups.cp, cp=groups.cp, dp=groups.dp, dp_cp=groups.dp_cp
+    )
+
+
 def shut_down() -> None:
     """Leave the process groups; safe to call when none exist."""
     from megatron.core import parallel_state

@@ -1,16 +1,19 @@
 """Which pipeline stage holds what.
 
 The vision encoder, the projector and the embedding are on the first stage, the final norm and the
-output layer on the last. Layers are dealt out in runs, which `nvlm.sizes.layout` counts: one per
-stage or, with virtual stages, one per chunk in turn. 8 layers on 2 stages of 2 chunks, evenly:
-stage 0 has layers 0, 1, 4 and 5.
+output layer on the last. With `parallel.vision: tile_parallel` each process of every stage has all
+of the encoder. Layers are dealt out in runs, which `nvlm.sizes.layout` counts: one per stage or,
+with virtual stages, one per chunk in turn. 8 layers on 2 stages of 2 chunks, evenly: stage 0 has
+layers 0, 1, 4 and 5.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nvlm.config.schema import RunConfig
 from nvlm.sizes.layout import stage_layers
-from nvlm.sizes.parameters import parameter_table
+from nvlm.sizes.parameters import VISION, parameter_table
 from nvlm.sizes.row import Parameter
 
 
@@ -26,6 +29,17 @@ def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
     return found
 
 
+def placed_parameters(config: RunConfig) -> list[Parameter]:
+    """The table of parameters, with the encoder where `parallel.vision` has it."""
+    table = parameter_table(config.model)
+    if not config.parallel.shares_tiles:
+        return table
+    return [
+        replace(row, split_axis=None, pipeline_stage="every") if row.component == VISION else row
+        for row in table
+    ]
+
+
 def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Parameter]:
     """Whole-model name -> row, of every parameter of a chunk of pipeline stage `stage`.
 
@@ -34,6 +48,8 @@ def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Par
     """
     parallel = config.parallel
     wanted = {"its layer's"}
+    if chunk == 0:
+        wanted |= {"every"}
     if (stage, chunk) == (0, 0):
         wanted |= {"first", "first and last"}
     if (stage, chunk) == (parallel.pipeline - 1, parallel.virtual_pipeline - 1):
@@ -41,7 +57,7 @@ def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Par
     layers_here = chunk_layers(config, stage)[chunk]
     return {
         row.name(layer): row
-        for row in parameter_table(config.model)
+        for row in placed_parameters(config)
         if row.pipeline_stage in wanted
         for layer in row.layers()
         if row.pipeline_stage != "its layer's" or layer in layers_here
@@ -59,4 +75,4 @@ def stage_parameters(config: RunConfig, stage: int) -> dict[str, Parameter]:
 
 def is_copy(row: Parameter, stage: int) -> bool:
     """Whether what pipeline stage `stage` holds of `row` is a copy of what another one holds."""
-    return row.pipeline_stage == "first and last" and stage > 0
+    return row.pipeline_stage in ("first and last", "every") and stage > 0

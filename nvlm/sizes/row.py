@@ -54,7 +54,7 @@ class Parameter:
     initial: what it is filled with before training.
     split_axis: the axis that tensor-parallel ranks share; None: each of them has all of it.
     num_layers: layers of the stack; None: no layer owns it.
-    pipeline_stage: the first, the last or both, or that of the layer.
+    pipeline_stage: the first, the last or both, every one, or that of the layer.
     zero_heads: where heads are stored that the model does not have.
     """
 
@@ -63,7 +63,7 @@ class Parameter:
     initial: Constant | Normal
     split_axis: int | None = None
     num_layers: int | None = None
-    pipeline_stage: Literal["first", "last", "first and last", "its layer's"] = "first"
+    pipeline_stage: Literal["first", "last", "first and last", "every", "its layer's"] = "first"
     zero_heads: ZeroHeads | None = None
 
     @property

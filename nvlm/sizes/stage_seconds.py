@@ -52,7 +52,9 @@ _NUMBER_BYTES, _NUM_SUMS = 2, 2
 class PartSeconds:
     """Of one micro-batch and one GPU, forwards and backwards."""
 
-    encoder: float  # with what is computed twice, and the projector
+    # With what is computed twice, and the projector; the projector alone where all processes encode
+    # tiles before the pipeline starts.
+    encoder: float
     embedding: float
     layer: float  # of the decoder, with what `selective` computes twice
     recomputed: float  # added to a layer that is recomputed whole
@@ -138,7 +140,7 @@ class _Layers:
 
 
 def _encoder_seconds(config: RunConfig, rates: Rates) -> float:
-    """Of encoder and projector for `expected_tiles`."""
+    """Of encoder and projector for `expected_tiles`, on the first pipeline stage."""
     vision, tensor = config.model.vision, config.parallel.tensor
     num_tiles = expected_tiles(config)
     num_positions = num_tiles * (vision.num_patches + 1)
@@ -156,7 +158,8 @@ def _encoder_seconds(config: RunConfig, rates: Rates) -> float:
         message_bytes=vision.num_layers
         * _message_bytes(tensor, num_positions * vision.hidden_size),
     )
-    seconds, share = layers.forward(rates), trainable_share(config, VISION)
+    share = trainable_share(config, VISION)
+    seconds = 0.0 if config.parallel.shares_tiles else layers.forward(rates)
     if share:
         granularity = config.train.recompute.vision.granularity
         seconds += layers.backward(rates, share)

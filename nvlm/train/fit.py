@@ -62,7 +62,7 @@ def fit(
     with open_log(training, start.data, console) as log:
         while training.step < config.train.steps:
             started = time.perf_counter()
-            batch = next_step_batch(batches, parallel)
+            batch = next_step_batch(batches, parallel, config.parallel.shares_tiles)
             data_seconds = time.perf_counter() - started
             if batch is None:
                 raise _data_ended(training, ownership)

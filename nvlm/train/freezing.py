@@ -17,6 +17,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.sizes.parameters import VISION
 
 LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
 WEIGHT_DECAY_MULTIPLIERS = "train.optimizer.weight_decay_multipliers"
@@ -109,6 +110,8 @@ def module_table(
     for name, parameter in parameters:
         if getattr(parameter, "shared", False):
             continue  # the last stage's copy of the embedding, counted on the first
+        if name.startswith(f"{VISION}.") and not parallel.is_first_stage:
+            continue  # later stages' copies of the encoder, likewise
         part, factor = _part_of(name), factors[name]
         if has_weight_decay(name, parameter):
             decay_of_part.setdefault((part, factor.lr), factor.weight_decay)

@@ -9,6 +9,7 @@ from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config.schema import RunConfig
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.initialize import initialize_weights
+from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.groups import Parallel
 from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
 from nvlm.train.diagnose import check_parameters
@@ -89,6 +90,7 @@ class Training:
         self.scheduler.step(increment=1)
         rate = learning_rate(self.scheduler, self.config)
         self.step += 1
+        batch = encode_shares(batch, bare(self.chunks)[0], self.parallel)
         result = train_step(self.chunks, self.optimizer, batch, self.parallel, self.step)
         skipped = gather_skipped(batch, self.parallel) if result.num_skipped else []
         repaired = gather_repaired(batch, self.parallel) if result.num_repaired else {}

@@ -69,6 +69,11 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
         f"Layout on {numbers.world_size:,} processes: tensor {parallel.tensor} x pipeline "
         f"{parallel.pipeline} x data {numbers.data_parallel_size}"
     )
+    if parallel.shares_tiles:
+        yield (
+            f"Tiles are shared by the {parallel.model_parallel_size} processes of a replica, "
+            "each of which has the whole vision model"
+        )
     sequences = "packs" if config.stage.packing else "samples"
     yield from _table(
         [

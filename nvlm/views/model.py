@@ -21,6 +21,7 @@ from nvlm.platform.meta import OnMetaDevice
 from nvlm.printing import new_console, say
 from nvlm.sizes.parameters import (
     COMPONENTS,
+    VISION,
     ParameterCount,
     count_parameters,
     num_zero_parameters,
@@ -37,7 +38,8 @@ class StageSummary:
     layers: list[list[int]]  # of the decoder, per chunk (one chunk without virtual stages)
     parameters: dict[str, ParameterCount]  # component -> count
     total: ParameterCount
-    # Of them, the last stage's copy of an embedding that is shared with the output layer.
+    # Of them, copies of what another stage holds: of an embedding that is shared with the output
+    # layer, on the last stage, and of an encoder that every process has.
     num_copied: int
     num_per_process: int
 
@@ -137,7 +139,12 @@ def _print_stages(console: Console, summary: ModelSummary, config: RunConfig) ->
         layers = ", ".join(f"{chunk[0]}-{chunk[-1]}" if chunk else "none" for chunk in stage.layers)
         rows.append([f"{number}: {layers}", *map(_number, counts)])
     print_table(console, title, headings, rows)
-    if num_copied := sum(stage.num_copied for stage in summary.stages):
+    num_copied = sum(stage.num_copied for stage in summary.stages)
+    if layout.shares_tiles:
+        vision = summary.parameters[VISION].total
+        num_copied -= vision * (layout.pipeline - 1)
+        console.print(f"Every process has the whole vision model ({vision:,}), counted above once.")
+    if num_copied:
         console.print(
             f"The last stage's output layer is a copy of the embedding ({num_copied:,}), counted "
             "here and not above."
@@ -159,6 +166,7 @@ def _as_json(summary: ModelSummary, config: RunConfig) -> dict:
             "tensor": layout.tensor,
             "pipeline": layout.pipeline,
             "virtual_pipeline": layout.virtual_pipeline,
+            "vision": layout.vision,
         },
         "pipeline_stages": [
             {

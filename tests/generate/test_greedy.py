@@ -39,6 +39,7 @@ def test_a_layout_of_training_is_made_fit_for_generation():
         "model.language.num_layers=4",
         "parallel.tensor=2",
         "parallel.sequence=true",
+        "parallel.vision=tile_parallel",
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
         "train.global_batch_size=8",

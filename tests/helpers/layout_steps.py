@@ -18,6 +18,7 @@ from helpers import small_model, variants
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
+from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, shut_down
 
 # Four layers: one for each stage of four, or for each chunk of two stages with two.
@@ -115,6 +116,15 @@ def wrapped(chunks: list) -> list:
     return [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
 
 
+def delivered(micro_batches: list[MicroBatch], parallel: Parallel, shares_tiles: bool) -> StepBatch:
+    """This data rank's part of a step, as it comes from the process that reads."""
+    mine = micro_batches[parallel.data_rank :: parallel.data_size]
+    read = iter([StepBatch(mine, [], {})]) if parallel.is_model_parallel_main else None
+    step = next_step_batch(read, parallel, shares_tiles)
+    assert step is not None
+    return step
+
+
 def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel: Parallel) -> dict:
     """One step on Megatron-core's schedule and gradient finalisation, without the optimizer.
 
@@ -125,6 +135,8 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
         global shape, values).
     """
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    from nvlm.model.tile_parallel import encode_shares
 
     losses: dict[int, Tensor] = {}
 
@@ -140,7 +152,10 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
 
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    mine = list(enumerate(micro_batches))[parallel.data_rank :: parallel.data_size]
+    numbers = range(len(micro_batches))[parallel.data_rank :: parallel.data_size]
+    model = chunks[0].module
+    step = delivered(micro_batches, parallel, model.shares_tiles)
+    mine = list(zip(numbers, encode_shares(step, model, parallel).micro_batches, strict=True))
     get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=[iter(mine) for _ in chunks],
@@ -168,9 +183,10 @@ class TwoSteps:
     def take(self) -> None:
         """The next step; the second has no images."""
         training = self.training
-        micro_batches = (with_images, without_images)[training.step](training.config)
-        mine = micro_batches[training.parallel.data_rank :: training.parallel.data_size]
-        result = training.take_step(StepBatch(mine, [], {})).result
+        config, parallel = training.config, training.parallel
+        micro_batches = (with_images, without_images)[training.step](config)
+        step = delivered(micro_batches, parallel, config.parallel.shares_tiles)
+        result = training.take_step(step).result
         self.losses[training.step] = torch.tensor([result.loss, result.grad_norm])
 
     def load(self, run_folder: Path) -> None:
@@ -210,6 +226,8 @@ def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dic
 
 def _shards(chunks: list, values_of) -> list[tuple]:
     """`values_of` every trainable parameter, with their place in the global tensors."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
     from nvlm.model.parts.initialize import sharded_tensors
 
     shards = []
@@ -218,7 +236,9 @@ def _shards(chunks: list, values_of) -> list[tuple]:
             if not entry.data.requires_grad:
                 continue
             values = values_of(entry.data).detach().clone()
-            for shard in sharded_tensors({name: replace(entry, data=values)}):
+            # A factory of tensors takes the number type of its values.
+            dtype = {"dtype": values.dtype} if isinstance(entry, ShardedTensor) else {}
+            for shard in sharded_tensors({name: replace(entry, data=values, **dtype)}):
                 layer = shard.global_offset[0] if shard.prepend_axis_num else None
                 slices = shard.global_slice()[shard.prepend_axis_num :]
                 shape = shard.global_shape[shard.prepend_axis_num :]

@@ -76,6 +76,14 @@ def test_the_72b_has_fewer_layers_beside_its_encoder():
     assert cut[0][0] < one_tile[0][0] <= 20
 
 
+def test_an_encoder_on_every_process_leaves_the_first_stage_its_layers():
+    shared = load("nvlm_d_72b/sft", "parallel.layout=auto", "parallel.vision=tile_parallel")
+    # The output layer costs about as much as a layer of the decoder.
+    assert stage_layers(shared) == [[20], [20], [21], [19]]
+    alone = load("nvlm_d_72b/sft", "parallel.layout=auto")
+    assert 0 < part_seconds(shared).encoder < part_seconds(alone).encoder / 20
+
+
 @pytest.mark.parametrize(
     "name, overrides, tiles",
     [

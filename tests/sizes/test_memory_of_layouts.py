@@ -16,7 +16,8 @@ from nvlm.train.optim import wrap_data_parallel
 @pytest.mark.parametrize(
     "layout",
     [["parallel.tensor=2"], ["parallel.tensor=2", "parallel.pipeline=2"],
-     ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.layout=[[0, 1], [2, 1]]"]],
+     ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.layout=[[0, 1], [2, 1]]"],
+     ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"]],
 )  # fmt: skip
 def test_buffers_of_each_stage(layout: list[str], shared: list[str]):
     config = small_model.small_config(

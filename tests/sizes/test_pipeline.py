@@ -6,7 +6,7 @@ import pytest
 
 from nvlm.config import RunConfig, load_config
 from nvlm.sizes.parameters import parameters_by_name
-from nvlm.sizes.pipeline import chunk_layers, is_copy, stage_parameters
+from nvlm.sizes.pipeline import chunk_layers, chunk_parameters, is_copy, stage_parameters
 
 TINY = "configs/run/tiny/sft.yaml"
 EMBEDDING = "language_model.embedding.word_embeddings.weight"
@@ -50,6 +50,21 @@ def test_layers_are_dealt_out_chunk_by_chunk(
     for name in parameters_by_name(config.model):
         if name.startswith(("vision_model.", "vision_projection.")) or name == EMBEDDING:
             assert [name in held for held in stages] == [True] + [False] * (pipeline - 1)
+
+
+def test_with_shared_tiles_every_process_has_the_encoder_whole():
+    config = make_config(2, 2, "parallel.tensor=2", "parallel.vision=tile_parallel")
+    for stage in range(2):
+        held = stage_parameters(config, stage)
+        of_vision = {name: row for name, row in held.items() if name.startswith("vision_model.")}
+        assert of_vision.keys() == {
+            name for name in parameters_by_name(config.model) if name.startswith("vision_model.")
+        }
+        assert all(row.local_shape(2) == row.shape for row in of_vision.values())
+        assert all(is_copy(row, stage) == (stage > 0) for row in of_vision.values())
+        assert not any(
+            name.startswith("vision_model.") for name in chunk_parameters(config, stage, 1)
+        )
 
 
 @pytest.mark.parametrize("shared", [False, True])

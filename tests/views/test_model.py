@@ -229,7 +229,8 @@ def test_command_prints_json_and_takes_little_memory():
         "zero_heads": 516_176_640,
         "without_zero_heads": 78_863_416_704,
     }
-    assert summary["layout"] == {"tensor": 8, "pipeline": 4, "virtual_pipeline": 1}
+    layout = {"tensor": 8, "pipeline": 4, "virtual_pipeline": 1, "vision": "tensor"}
+    assert summary["layout"] == layout
     assert [stage["parameters"] for stage in summary["pipeline_stages"]] == [
         25_472_792_704, 17_553_694_720, 17_553_694_720, 18_799_411_200,
     ]  # fmt: skip

@@ -55,7 +55,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
 
 
 def vision_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
-    """InternViT over its stored heads, whole on the first pipeline stage.
+    """InternViT over its stored heads, whole on the first pipeline stage or on every process.
 
     The head dimension comes from the real heads: the stored ones beyond them are zero everywhere
     and exist so that any tensor-parallel size up to 8 divides their number.
@@ -76,7 +76,7 @@ def vision_transformer_config(config: RunConfig, layer_implementation: str) -> T
         # class token is dropped before the language model's sequence begins.
         sequence_parallel=False,
         **_recompute(config.train.recompute.vision, vision.num_layers, num_chunks=1),
-        **_common(config, layer_implementation),
+        **_common(config, layer_implementation, 1 if config.parallel.shares_tiles else None),
     )
 
 
@@ -125,12 +125,13 @@ def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) 
     }
 
 
-def _common(config: RunConfig, layer_implementation: str) -> dict:
+def _common(config: RunConfig, layer_implementation: str, tensor_size: int | None = None) -> dict:
+    """`tensor_size`: None for the layout's."""
     dtype = parameter_dtype(config)
     return {
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "tensor_model_parallel_size": config.parallel.tensor,
+        "tensor_model_parallel_size": tensor_size or config.parallel.tensor,
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "init_method": _leave_as_is,
