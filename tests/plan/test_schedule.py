@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,9 +22,8 @@ def test_order_is_megatrons(tmp_path: Path):
     """Of every rank, recorded while the small model trains on four processes."""
     layouts = {json.dumps(layout): overrides for layout, overrides in LAYOUTS.items()}
     num_micro_batches = schedule_events.NUM_MICRO_BATCHES
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    program = ["4", "-m", "helpers.schedule_events", str(tmp_path), json.dumps(layouts)]
-    subprocess.run([*torchrun, *program], env=spawn.environment(), check=True, timeout=240)
+    program = ("-m", "helpers.schedule_events", tmp_path, json.dumps(layouts))
+    spawn.run_program_or_fail(4, *program, log=tmp_path / "log")
     for rank in range(4):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         for name, (stage, passes) in found.items():
