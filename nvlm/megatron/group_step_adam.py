@@ -29,8 +29,18 @@ def use_group_step_adam() -> None:
     distrib_optimizer.HAVE_APEX_OR_TE = True
 
 
+def _unhidden(name: str) -> Any:
+    return getattr(torch.optim.Optimizer, name).__wrapped__
+
+
 class GroupStepAdamW(torch.optim.Optimizer):
     """AdamW (decoupled weight decay) with the arithmetic of `torch.optim.AdamW`."""
+
+    # Theirs first load torch's compiler, in order to hide from it: half a second of each start.
+    add_param_group = _unhidden("add_param_group")
+    state_dict = _unhidden("state_dict")
+    load_state_dict = _unhidden("load_state_dict")
+    zero_grad = _unhidden("zero_grad")
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **_: Any):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}

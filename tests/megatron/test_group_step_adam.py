@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,27 @@ def test_optimizer_equals_torch_adamw(update, measure, monkeypatch):
 def test_optimizer_on_a_gpu_equals_torch_adamw(measure):
     error, _ = worst_difference("cuda")
     measure("20 AdamW steps on a GPU, largest difference", "torch.optim.AdamW", error, 1e-6)
+
+
+def test_it_does_not_load_the_compiler():
+    """As torch's own methods do when they are first called: half a second of every start."""
+    program = """if True:
+        import sys, torch
+        from nvlm.megatron.group_step_adam import GroupStepAdamW
+        parameter = torch.nn.Parameter(torch.ones(2))
+        optimizer = GroupStepAdamW([parameter])
+        parameter.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.load_state_dict(optimizer.state_dict())
+        before = "torch._dynamo" in sys.modules
+        torch.optim.AdamW([parameter])
+        print(before, "torch._dynamo" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 def worst_difference(device: str) -> tuple[float, GroupStepAdamW]:
