@@ -56,6 +56,7 @@ class MicroBatch:
     tiles: Tensor
     sample_keys: list[str] = field(default_factory=list)
     num_real_tokens: int = 0  # tokens of samples, without padding
+    num_real_token_pairs: int = 0  # sum of the samples' squared lengths, as attention costs
     # [1, t] float32; what each label counts in the loss, 0 where it is not trained. None: 1 each.
     loss_weights: Tensor | None = None
     # [n, tokens of a tile, channels]: the tiles as the projector reads them, encoded beforehand.

@@ -67,6 +67,27 @@ CARDS = {
     )
 }  # fmt: skip
 DEFAULT_CARD = "h100-80gb"
+# What their driver calls them: all of these words are in the device's name.
+_WORDS = {
+    "h100-80gb": ("H100", "HBM3"),
+    "h200": ("H200",),
+    "b200": ("B200",),
+    "a100-80gb": ("A100", "SXM", "80GB"),
+    "a100-40gb": ("A100", "SXM", "40GB"),
+    "l40s": ("L40S",),
+    "rtx-4090": ("4090",),
+}
+
+
+def card_of_device(device_name: str) -> Card | None:
+    """The card of that name, as in `NVIDIA H100 80GB HBM3`; None where it is not known."""
+    words = device_name.replace("-", " ").split()
+    known = (
+        card
+        for name, card in CARDS.items()
+        if all(any(word.startswith(part) for word in words) for part in _WORDS[name])
+    )
+    return next(known, None)
 
 
 def card_named(name: str) -> Card:

@@ -49,9 +49,13 @@ class StepFlops:
         """Of a sequence with documents of these lengths; the rest is a document of padding."""
         padding = sequence_length - sum(lengths)
         pairs = sum(length * length for length in lengths) + padding * padding
+        return self.of_documents(sequence_length, pairs, num_tiles)
+
+    def of_documents(self, num_tokens: int, num_token_pairs: int, num_tiles: int) -> int:
+        """Of documents with so many tokens, pairs of tokens of one document, and tiles."""
         return (
-            self.per_token * sequence_length
-            + self.per_token_pair * pairs
+            self.per_token * num_tokens
+            + self.per_token_pair * num_token_pairs
             + self.per_tile * num_tiles
         )
 

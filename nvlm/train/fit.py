@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from nvlm.checkpoint_io import on_main_rank
 from nvlm.config import RunConfig
 from nvlm.errors import DataError
@@ -65,25 +67,27 @@ def fit(
             batch = next_step_batch(batches, parallel, config.parallel.shares_tiles)
             data_seconds = time.perf_counter() - started
             if batch is None:
-                raise _data_ended(training, ownership)
+                raise _data_ended(training, ownership, console)
             taken = training.take_step(batch)
             if log:
                 log.write_step(training, taken, time.perf_counter() - started, data_seconds)
             seen = training.counters
             check_run(seen.skipped_by, seen.samples, config.data.max_skipped_share, taken.skipped)
             if training.step % config.checkpoint.every == 0 or training.step == config.train.steps:
-                saved = _save(training, ownership)
-                console.print(f"saved {saved}", markup=False, highlight=False)
+                _save(training, ownership, console)
 
 
-def _save(training: Training, ownership: Ownership | None) -> Path:
+def _save(training: Training, ownership: Ownership | None, console: Console) -> None:
+    started = time.perf_counter()
     on_main_rank(lambda: ownership and ownership.check())
-    return training.save()
+    saved = training.save()
+    seconds = time.perf_counter() - started
+    console.print(f"saved {saved} in {seconds:.1f} s", markup=False, highlight=False)
 
 
-def _data_ended(training: Training, ownership: Ownership | None) -> DataError:
+def _data_ended(training: Training, ownership: Ownership | None, console: Console) -> DataError:
     if training.step != training.last_saved:
-        _save(training, ownership)
+        _save(training, ownership, console)
     return DataError(
         f"every source has reached its max_epochs: the data ended at step {training.step} of "
         f"train.steps {training.config.train.steps}, which is saved"

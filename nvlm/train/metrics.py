@@ -26,10 +26,13 @@ from nvlm.train.run_folder import (
     read_run_id,
 )
 from nvlm.train.skips import count_skipped
+from nvlm.train.throughput import device_card, rates
 from nvlm.train.training import StepTaken, Training
 
 # Of a step; the file has all.
 _NUM_SKIPPED_PRINTED = 10
+# Ranks whose work differs by less than this wait for each other hardly at all.
+_WORTH_SAYING = 1.05
 
 
 class MetricsWriter:
@@ -166,7 +169,16 @@ def step_record(
         "padding": 1 - result.num_tokens / num_positions,
         "seconds": seconds,
         "data_seconds": data_seconds,
-        "tokens_per_second": result.num_tokens / seconds,
+        "forward_backward_seconds": result.forward_backward_seconds,
+        "optimizer_seconds": result.optimizer_seconds,
+        **rates(
+            taken.work,
+            result.num_tokens,
+            result.num_tiles,
+            training.parallel.world_size,
+            seconds,
+            device_card(),
+        ),
         "peak_memory_bytes": platform.current().peak_memory_bytes(),
         **{f"skipped/{name}": number for name, number in count_skipped(taken.skipped).items()},
         **{f"repaired/{name}": number for name, number in taken.repaired.items()},
@@ -188,9 +200,19 @@ def _step_line(step: int, steps: int, record: dict[str, float]) -> str:
         f"step {step:>{len(str(steps))}}/{steps}  loss {record['loss']:.4f}  "
         f"grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
         f"tokens {int(record['tokens']):,}  tiles {int(record['tiles'])}  "
-        f"padding {record['padding']:.0%}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"padding {record['padding']:.0%}  {_speed(record)}  "
         f"{record['seconds']:.2f} s (data {record['data_seconds']:.2f} s)"
     )
+
+
+def _speed(record: dict[str, float]) -> str:
+    parts = [f"{record['tokens_per_second']:,.0f} tokens/s"]
+    parts.append(f"{record['tflops_per_second']:.3g} TFLOP/s")
+    if "mfu" in record:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    if record["rank_imbalance"] >= _WORTH_SAYING:
+        parts.append(f"slowest rank +{record['rank_imbalance'] - 1:.0%}")
+    return "  ".join(parts)
 
 
 def print_module_table(rows: list[ModuleRow], config: RunConfig, console: Console) -> None:

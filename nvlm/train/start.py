@@ -31,6 +31,7 @@ from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
 from nvlm.train.metrics import print_module_table
 from nvlm.train.rates import rate_changes
+from nvlm.train.throughput import device_card, explain_peak
 from nvlm.train.training import Training, build_with_weights
 
 
@@ -140,6 +141,8 @@ def _announce(training: Training, start: Start, console: Console) -> None:
         markup=False,
     )
     _print_features(config, console)
+    if line := explain_peak(device_card()):
+        console.print(line, markup=False, highlight=False)
 
 
 def _print_features(config: RunConfig, console: Console) -> None:

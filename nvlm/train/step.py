@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -35,6 +36,9 @@ class StepResult:
     num_samples: int
     num_skipped: int  # left out: too long, or not readable
     num_repaired: int  # changes made to samples so that they could be used
+    # On this process; reading the loss, and then the gradient norm, waits for the device.
+    forward_backward_seconds: float
+    optimizer_seconds: float
 
 
 def train_step(
@@ -53,12 +57,14 @@ def train_step(
         TrainingError: the loss or the gradient norm is not finite; the same on every process, with
             the modules or parameters and the samples where that began.
     """
+    started = time.perf_counter()
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
     reports = _run_schedule(_forward_step, chunks, micro_batches)
     result = _reduce(reports, batch, parallel)
+    computed = time.perf_counter()
     bare_chunks = bare(chunks)
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, _ in reports]
@@ -77,6 +83,8 @@ def train_step(
         num_samples=int(result["num_samples"]),
         num_skipped=int(result["num_skipped"]),
         num_repaired=int(result["num_repaired"]),
+        forward_backward_seconds=computed - started,
+        optimizer_seconds=time.perf_counter() - computed,
     )
 
 

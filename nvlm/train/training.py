@@ -11,6 +11,7 @@ from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.initialize import initialize_weights
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.groups import Parallel
+from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
 from nvlm.train.diagnose import check_parameters
 from nvlm.train.freezing import freeze, module_table, multipliers
@@ -23,6 +24,7 @@ from nvlm.train.optim import (
 )
 from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_skipped
 from nvlm.train.step import StepResult, train_step
+from nvlm.train.throughput import StepWork, step_work
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class StepTaken:
     """What a training's step did, over all data ranks."""
 
     result: StepResult
+    work: StepWork
     learning_rate: float  # the schedule's, before any module's own factor
     skipped: list[SkippedSample]
     repaired: dict[str, int]  # "SOURCE/WHAT" -> changes made to samples
@@ -76,6 +79,7 @@ class Training:
         self.chunks = wrap_data_parallel(chunks, parallel)
         self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
         self.scheduler = build_scheduler(self.optimizer, config)
+        self.flops = step_flops(config)
         self.step = 0
         self.last_saved = 0
         self.data_state: dict | None = None
@@ -102,7 +106,8 @@ class Training:
             skipped_by=add_counts(before.skipped_by, count_skipped(skipped)),
         )
         self.data_state = batch.data_state
-        return StepTaken(result, rate, skipped, repaired, batch.shortened)
+        work = step_work(batch, self.flops, self.parallel)
+        return StepTaken(result, work, rate, skipped, repaired, batch.shortened)
 
     def save(self) -> Path:
         """Write a checkpoint into the run's folder; returns it.

@@ -13,7 +13,16 @@ from helpers.spawn import metrics
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import initialize, shut_down
 
-MEASURED = ("seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes")
+MEASURED = (
+    "seconds",
+    "data_seconds",
+    "forward_backward_seconds",
+    "optimizer_seconds",
+    "tokens_per_second",
+    "tiles_per_second",
+    "tflops_per_second",
+    "peak_memory_bytes",
+)
 
 
 def two_stages(demo_data: Path, folder: Path) -> list[RunConfig]:

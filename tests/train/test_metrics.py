@@ -18,6 +18,8 @@ RECORD = {
     "tiles": 3,
     "padding": 0.1,
     "tokens_per_second": 5.0,
+    "tflops_per_second": 1.0,
+    "rank_imbalance": 1.0,
     "seconds": 2.0,
     "data_seconds": 0.1,
 }

@@ -62,6 +62,7 @@ def build_micro_batch(
         if start < end:
             position_ids[start:end] = np.arange(end - start)
             starts.append(start)
+    lengths = [len(sample.encoded.tokens) for samples in sequences for sample in samples]
     return MicroBatch(
         tokens=torch.from_numpy(tokens)[None],
         labels=torch.from_numpy(labels)[None],
@@ -71,7 +72,8 @@ def build_micro_batch(
         cu_seqlens=torch.tensor([*starts, num_tokens], dtype=torch.int32),
         tiles=torch.from_numpy(np.concatenate(tiles)),
         sample_keys=[sample.key for samples in sequences for sample in samples],
-        num_real_tokens=sum(len(s.encoded.tokens) for samples in sequences for s in samples),
+        num_real_tokens=sum(lengths),
+        num_real_token_pairs=sum(length**2 for length in lengths),
     )
 
 
