@@ -33,7 +33,15 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
 ]
-SCRIPTS = ["scripts/install", "scripts/quickstart", "scripts/test", ".ci/run"]
+SCRIPTS = [
+    "scripts/fetch_transformer_engine",
+    "scripts/install",
+    "scripts/quickstart",
+    "scripts/test",
+    ".ci/run",
+]
+# What `scripts/install` does again where one of them has changed.
+LISTED = ["pyproject.toml", "constraints.txt", "scripts/transformer_engine.txt"]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
 
 
@@ -237,13 +245,13 @@ def test_script_runs_as_a_program(script: str):
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What `scripts/install` reads, in a folder of its own."""
-    for name in ("pyproject.toml", "constraints.txt", "scripts/install"):
+    for name in (*LISTED, "scripts/install"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy2(REPOSITORY / name, tmp_path / name)
     return tmp_path
 
 
-@pytest.mark.parametrize("script", ["quickstart", "install", "test"])
+@pytest.mark.parametrize("script", ["fetch_transformer_engine", "quickstart", "install", "test"])
 def test_help_of_scripts_installs_nothing(script: str, checkout: Path):
     shutil.copy2(REPOSITORY / "scripts" / script, checkout / "scripts" / script)
     for option in ("--help", "-h"):
@@ -310,10 +318,8 @@ def test_install_refuses_an_old_python(checkout: Path):
     "installed, extras", [("", [""]), ("-demo", ["", "demo"]), ("-dev", ["", "demo", "dev"])]
 )
 def test_install_does_nothing_when_it_is_done(installed: str, extras: list[str], checkout: Path):
-    """The stamp holds the folder and the contents of pyproject.toml and constraints.txt."""
-    contents = (checkout / "pyproject.toml").read_bytes() + (
-        checkout / "constraints.txt"
-    ).read_bytes()
+    """The stamp holds the folder and the contents of the files that list what is installed."""
+    contents = b"".join((checkout / name).read_bytes() for name in LISTED)
     digest = subprocess.run(["sha256sum"], input=contents, capture_output=True, check=True)
     (checkout / ".venv").mkdir()
     stamp = checkout / ".venv" / f"nvlm-installed{installed}"
@@ -365,6 +371,41 @@ def test_tested_versions_fit_what_is_asked_for():
     assert (pins["torch"], pins["megatron-core"]) == ("2.13.0", "0.16.1")
     # transformers imports torchvision where it is, and fails where its build is not torch's.
     assert not {"torchvision", "timm"} & pins.keys()
+
+
+def test_install_fetches_transformer_engine_for_development(checkout: Path):
+    """`.venv/bin/python` here only notes what it is asked; a version that is there stays."""
+    shutil.copy2(REPOSITORY / "scripts/fetch_transformer_engine", checkout / "scripts")
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/transformer_engine/2.10.0").mkdir(parents=True)
+    (checkout / ".venv/nvlm-folder").write_text(f"{checkout}\n")
+    python = checkout / ".venv/bin/python"
+    # Makes the folder that follows `--target`, as pip would, and notes the requirement.
+    python.write_text(
+        '#!/bin/bash\n[[ "$*" == *--require-hashes* ]] || exit 0\n'
+        'mkdir -p "${*: -3:1}"; cat "${*: -1}" >> asked\n'
+    )
+    python.chmod(0o755)
+    for extra, expected in (("demo", []), ("dev", ["2.9.0", "2.11.0"])):
+        subprocess.run(
+            ["scripts/install", extra], cwd=checkout, check=True, capture_output=True, text=True
+        )
+        asked = checkout / "asked"
+        lines = asked.read_text().splitlines() if asked.exists() else []
+        found = [re.fullmatch(r"transformer_engine==(\S+) --hash=sha256:\w{64}", x) for x in lines]
+        assert [match and match[1] for match in found] == expected
+    folders = {path.name for path in (checkout / ".venv/transformer_engine").iterdir()}
+    assert folders == {"2.9.0", "2.10.0", "2.11.0"}
+
+
+def test_fetched_versions_of_transformer_engine_are_those_of_the_extra():
+    """Each minor version that the extra `cuda` allows."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (asked,) = extras["optional-dependencies"]["cuda"]
+    listed = (REPOSITORY / "scripts/transformer_engine.txt").read_text()
+    minors = re.findall(r"^transformer_engine==2\.(\d+)\.\d+ ", listed, re.M)
+    allowed = [str(n) for n in range(100) if Requirement(asked).specifier.contains(f"2.{n}.0")]
+    assert minors == allowed
 
 
 def test_pins_admit_the_oldest_python():
