@@ -35,7 +35,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
 from nvlm.files import free_name
-from nvlm.megatron.in_process_writes import write_in_process
+from nvlm.megatron.in_process_writes import in_process_writer
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
@@ -128,10 +128,13 @@ def write_checkpoint(
     """
     from megatron.core import dist_checkpointing
 
-    write_in_process()
-
     def write(folder: Path) -> None:
-        dist_checkpointing.save(sharded_state_dict, str(folder), content_metadata=content_metadata)
+        dist_checkpointing.save(
+            sharded_state_dict,
+            str(folder),
+            in_process_writer(),
+            content_metadata=content_metadata,
+        )
 
     return replace_checkpoint(target, write, config, progress)
 

@@ -12,9 +12,6 @@ from torch import Tensor
 # a checkpoint does not consist of too many pieces.
 BLOCK_BYTES = 16 * 2**20
 
-# Bytes given to the system at a time. Linux takes a much larger write up several times slower.
-WRITE_BYTES = 2**20
-
 
 class Buffer:
     """Memory for one block, used again for the next: fresh pages cost more time than a disk does.

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nvlm.checkpoint_io import check_contents, read_config, read_sharded, resolve_checkpoint
+from nvlm.checkpoint_io import check_contents, read_config, resolve_checkpoint
+from nvlm.checkpoint_shares import read_shared, sharded_tensors
 from nvlm.config.changed import changed
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
@@ -93,8 +94,8 @@ class Engine:
 
         check_contents(self.checkpoint)
         self.model = build_model(self.config, self.parallel)
-        state = {"model": self.model.sharded_state_dict()}
-        self.model.load_state_dict(read_sharded(self.checkpoint, state)["model"])
+        tensors = [*sharded_tensors(self.model.sharded_state_dict())]
+        read_shared(self.checkpoint, tensors, self.parallel.groups.dp)
         self.model.eval()
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ a test fails, its correction is no longer needed.
     known_warnings       warnings that mean nothing to a user
     uncompiled_import    importing it loads torch's compiler
     group_step_adam      the optimizer that it takes without fused ones cannot be resumed
-    in_process_writes    a checkpoint's files are written by forked processes
-    bucket_padding       optimizer state of buffers with several buckets is written shifted
+    in_process_writes    all of a checkpoint is copied first, then written by forked processes
+    optimizer_shares     optimizer state is gathered to be written, read whole, and can be shifted
     group_identity       parameter groups that differ in learning rate alone are mixed up
     optimizer_settings   a resumed optimizer keeps the checkpoint's learning rates
     idle_stage           a pipeline stage without trainable parameters cannot be saved

@@ -1,50 +1,97 @@
-"""Files of a checkpoint written by threads of the process that has the values.
+"""A checkpoint's files written by the process that has the values, a tensor at a time.
 
-What is wrong: Megatron-core 0.16.1 forks a process for each file and starts a further one, with a
-tracker of its own, to hand the results over, also where the caller waits for them. What is left of
-these when a rank is killed stays forever; a writer that is killed leaves its rank waiting; and
-forking a process that has threads is not safe.
-What is done: its own writing function runs in threads. It takes any queues, and the work is in
-system calls, which do not hold Python's lock.
-When the pin moves: the arguments of `write_preloaded_data` and `write_preloaded_data_multiproc`,
-and whether synchronous saves still pass through the latter.
+What is wrong: Megatron-core 0.16.1 copies all that a rank writes to the host before it writes the
+first byte, on a GPU to pinned memory, whose blocks are rounded up to powers of two. It then forks a
+process for each file and starts a further one to hand the results over, also where the caller waits
+for them. What is left of these when a rank is killed stays forever; a writer that is killed leaves
+its rank waiting; and forking a process that has threads is not safe.
+What is done: its checkpoints are of torch's format, and torch writes them, in this process. One
+tensor after the other goes to the file, and no other is on the host meanwhile (torch's own loop
+over a file's tensors keeps them all to its end).
+When the pin moves: what is imported here, and whether synchronous saves still copy all first.
 """
 
 from __future__ import annotations
 
-import queue
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import io
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import SavePlan, SavePlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from nvlm.small_writes import InSmallWrites
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+    from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 
 
-def write_in_process() -> None:
-    """Make Megatron-core's synchronous checkpoints start no process; safe to call again."""
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+def in_process_writer() -> SaveShardedStrategy:
+    """For `dist_checkpointing.save`; what it writes is what Megatron-core's own would have."""
+    from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 
-    if not isinstance(filesystem_async._results_queue, queue.Queue):
-        filesystem_async._results_queue = queue.Queue()
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write)
+    class InProcessWriter(SaveShardedStrategy):
+        can_handle_sharded_objects = True  # type: ignore[assignment]
+
+        def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+            _write(sharded_state_dict, checkpoint_dir)
+
+    return InProcessWriter("torch_dist", 1)
 
 
-def _write(transforms: list, use_msc: bool, rank: int, buckets: list, results: queue.Queue) -> None:
-    """As `FileSystemWriterAsync.write_preloaded_data_multiproc`: one file for each bucket."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+def _write(sharded_state_dict: ShardedStateDict, folder: str | Path) -> None:
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        MCoreSavePlanner,
+        _replace_state_dict_keys_with_sharded_keys,
+        mcore_to_pyt_state_dict,
+    )
 
-    written: Any = queue.Queue()
-    running: Any = queue.Queue()
-    with ThreadPoolExecutor(len(buckets)) as pool:
-        for number, bucket in enumerate(buckets):
-            running.put(number)
-            pool.submit(
-                FileSystemWriterAsync.write_preloaded_data,
-                transforms,
-                number,
-                bucket,
-                written,
-                running,
-                use_fsync=True,
-                use_msc=use_msc,
-            )
-    by_number = dict(written.get_nowait() for _ in buckets)
-    failures = [result for result in by_number.values() if isinstance(result, Exception)]
-    results.put(failures[0] if failures else by_number)
+    entries, _, _ = _replace_state_dict_keys_with_sharded_keys(
+        sharded_state_dict, keep_only_main_replica=True
+    )
+    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+    checkpoint.save(
+        mcore_to_pyt_state_dict(entries), storage_writer=_TensorByTensor(folder), planner=planner
+    )
+
+
+class _TensorByTensor(checkpoint.FileSystemWriter):
+    """One file for each rank that has something to write."""
+
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        self.fs = InSmallWrites()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results: list[WriteResult] = []
+        if plan.items:
+            name = f"{plan.storage_data.prefix}0.distcp"
+            with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
+                for item in plan.items:
+                    begin = stream.tell()
+                    _write_value(planner.resolve_data(item), stream)
+                    size = stream.tell() - begin
+                    place = _StorageInfo(name, begin, size)
+                    results.append(WriteResult(item.index, size, place))
+                stream.flush()
+                os.fsync(stream.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+def _write_value(value: Tensor | io.BytesIO, stream: io.IOBase) -> None:
+    if isinstance(value, io.BytesIO):
+        stream.write(value.getbuffer())
+        return
+    values = value.detach().cpu()
+    if values.untyped_storage().nbytes() != values.nbytes:
+        values = values.clone()  # a storage is written whole
+    torch.save(values, cast("IO[bytes]", stream))

@@ -19,10 +19,10 @@ from nvlm.checkpoint_io import (
     move_aside,
     on_main_rank,
     point_latest,
-    read_sharded,
     resolve_checkpoint,
     write_checkpoint,
 )
+from nvlm.checkpoint_shares import read_shared, sharded_tensors, share_writing
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.megatron.idle_stage import without_empty_state
@@ -36,6 +36,7 @@ from nvlm.train.optim import bare
 from nvlm.train.run_folder import check_nothing_is_missing, read_run_id
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.distributed import DistributedDataParallel
     from megatron.core.optimizer import MegatronOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -136,10 +137,11 @@ def save_training_state(
     target = folder / f"step_{progress['step']:08d}"
     run_id = read_run_id(Path(config.run.dir))
     on_main_rank(lambda: _make_way(target))
-    state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
+    tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
+    share_writing(tensors, parallel.groups.dp)
     checkpoint = write_checkpoint(
         target,
-        state,
+        {"weights": {str(number): tensor for number, tensor in enumerate(tensors)}, **others},
         config,
         progress={
             "step": progress["step"],
@@ -202,12 +204,11 @@ def load_training_state(
     """
     progress = read_progress(checkpoint)
     assert progress is not None
-    state = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=True)
+    tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=True)
     same_layout = progress["layout"] == _layout(parallel)
     if not same_layout:
-        del state["rng"]
-    loaded = read_sharded(checkpoint, state)
-    _load_chunks(loaded, bare(chunks))
+        del others["rng"]
+    loaded = read_shared(checkpoint, tensors, parallel.groups.dp, others)
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -215,25 +216,15 @@ def load_training_state(
     return progress
 
 
-def load_weights(checkpoint: Path, chunks: list[NVLMD]) -> None:
-    """Read only the model's weights into the bare `chunks`.
+def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> None:
+    """Read only the model's weights, all of them, into the bare `chunks`.
 
     Raises:
         CheckpointError: a file has other bytes than were written, or does not fit the model.
     """
     check_contents(checkpoint)
-    state = {_chunk_key(index): chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-    _load_chunks(read_sharded(checkpoint, state), chunks)
-
-
-def _chunk_key(index: int) -> str:
-    """Place of a chunk's entries in the state; on disk tensors go by keys of their own."""
-    return f"model{index}"
-
-
-def _load_chunks(loaded: dict, chunks: list[NVLMD]) -> None:
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[_chunk_key(index)])
+    tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
+    read_shared(checkpoint, tensors, parallel.groups.dp)
 
 
 def _sharded_state(
@@ -242,24 +233,25 @@ def _sharded_state(
     scheduler: OptimizerParamScheduler,
     parallel: Parallel,
     is_loading: bool,
-) -> dict:
+) -> tuple[list[ShardedTensor], dict]:
+    """The weights, which data-parallel ranks hold alike, and everything else."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     weights = {
-        _chunk_key(index): chunk.sharded_state_dict(metadata=sharding_metadata())
+        f"model{index}": chunk.sharded_state_dict(metadata=sharding_metadata())
         for index, chunk in enumerate(bare(chunks))
     }
     optimizer_state = optimizer.sharded_state_dict(
         weights, is_loading=is_loading, metadata=sharding_metadata()
     )
-    return {
-        **weights,
+    others = {
         "optimizer": without_empty_state(optimizer_state),
         "scheduler": scheduler.state_dict(),
         "rng": ShardedObject(
             "rng", torch.get_rng_state(), (dist.get_world_size(),), (parallel.rank,)
         ),
     }
+    return [t for entries in weights.values() for t in sharded_tensors(entries)], others
 
 
 def _layout(parallel: Parallel) -> dict[str, int]:

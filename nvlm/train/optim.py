@@ -9,9 +9,9 @@ import torch
 
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.megatron.bucket_padding import keep_padding_between_buckets
 from nvlm.megatron.group_identity import rate_override
 from nvlm.megatron.group_step_adam import use_group_step_adam
+from nvlm.megatron.optimizer_shares import keep_own_shares
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.platform.megatron_calls import OPTIMIZER_ARGUMENTS
@@ -95,7 +95,7 @@ def build_optimizer(
         pg_collection=parallel.groups,
         **OPTIMIZER_ARGUMENTS,
     )
-    keep_padding_between_buckets(optimizer)
+    keep_own_shares(optimizer)
     return optimizer
 
 

@@ -148,8 +148,9 @@ def build_with_weights(
 ) -> list[NVLMD]:
     """This process's bare chunks with random weights, or with those of `checkpoint`."""
     chunks = build_model_chunks(config, parallel)
-    for chunk in chunks:
-        initialize_weights(chunk, config)
     if checkpoint is not None:
-        load_weights(checkpoint, chunks)
+        load_weights(checkpoint, chunks, parallel)
+    else:
+        for chunk in chunks:
+            initialize_weights(chunk, config)
     return chunks

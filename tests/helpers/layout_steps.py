@@ -228,7 +228,7 @@ def _shards(chunks: list, values_of) -> list[tuple]:
     """`values_of` every trainable parameter, with their place in the global tensors."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    from nvlm.model.parts.initialize import sharded_tensors
+    from nvlm.checkpoint_shares import sharded_tensors
 
     shards = []
     for chunk in chunks:

@@ -30,8 +30,15 @@ def take_step(model, optimizer) -> None:
     optimizer.step()
 
 
+def make_plain(optimizer) -> None:
+    """The optimizer's own methods of Megatron-core are called for checkpoints again."""
+    (inner,) = optimizer.chained_optimizers
+    del inner.sharded_param_state_fully_reshardable
+    del inner.load_parameter_state_from_fully_reshardable
+
+
 def sharded_state(model, optimizer, is_loading: bool = False) -> dict[str, Any]:
-    """Model and optimizer as a checkpoint takes them, with no correction of ours on the way."""
+    """Model and optimizer as a checkpoint takes them."""
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
     weights = model.sharded_state_dict(metadata=dict(metadata))
     state = optimizer.sharded_state_dict(
@@ -44,13 +51,13 @@ def written(folder: Path, state: dict) -> Path:
     """`state` in a checkpoint of Megatron-core's."""
     from megatron.core import dist_checkpointing
 
-    from nvlm.megatron.in_process_writes import write_in_process
+    from nvlm.megatron.in_process_writes import in_process_writer
 
-    write_in_process()
     folder.mkdir()
     dist_checkpointing.save(
         state,
         str(folder),
+        in_process_writer(),
         content_metadata={"distrib_optim_sharding_type": "fully_reshardable"},
     )
     return folder

@@ -38,7 +38,8 @@ def build_chunks(config: RunConfig, parallel: Parallel) -> list:
 
 
 def _make_random(model, config: RunConfig) -> None:
-    from nvlm.model.parts.initialize import initialize_weights, sharded_tensors
+    from nvlm.checkpoint_shares import sharded_tensors
+    from nvlm.model.parts.initialize import initialize_weights
 
     table = parameters_by_key(config.model)
     initialize_weights(model, config)

@@ -1,4 +1,4 @@
-"""Why a checkpoint's files are written by threads: plain Megatron-core forks for each of them."""
+"""Why torch's writer writes a checkpoint's files: Megatron-core's copies all first, and forks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-import json, os, sys
+import json, os, sys, weakref
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvlm import platform
-from nvlm.megatron.in_process_writes import write_in_process
+from nvlm.megatron.in_process_writes import in_process_writer
 
+NUM_TENSORS = 6
 platform.current()
 from megatron.core import dist_checkpointing
 
@@ -24,33 +26,60 @@ forked = [0]
 os.register_at_fork(before=lambda: forked.__setitem__(0, forked[0] + 1))
 
 
-def num_forks(folder):
+class Copies(TorchDispatchMode):
+    # Counts the tensors that are copied, and how many copies there are at most at a time.
+
+    alive, most, total = 0, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.clone.default:
+            weakref.finalize(result, self.count, -1)
+            self.count(1)
+        return result
+
+    def count(self, change):
+        self.alive += change
+        self.most = max(self.most, self.alive)
+        self.total += max(0, change)
+
+
+def saved(folder, *strategy):
+    # Returns forks, copies in all and most of them at a time. Each tensor is a part of a buffer.
     before = forked[0]
     folder.mkdir()
-    tensor = dist_checkpointing.ShardedTensor.from_rank_offsets("w", torch.arange(4.0))
-    dist_checkpointing.save({"w": tensor}, str(folder))
-    return forked[0] - before
+    buffer = torch.arange(4.0 * NUM_TENSORS)
+    state = {
+        f"w{number}": dist_checkpointing.ShardedTensor.from_rank_offsets(f"w{number}", part)
+        for number, part in enumerate(buffer.split(4))
+    }
+    with Copies() as copies:
+        dist_checkpointing.save(state, str(folder), *strategy)
+    return forked[0] - before, copies.total, copies.most
 
 
 if __name__ == "__main__":
     backend = platform.current().distributed_backend()
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     root = Path(sys.argv[1])
-    plain = num_forks(root / "plain")
-    write_in_process()
-    corrected = num_forks(root / "corrected")
-    read = dist_checkpointing.load_plain_tensors(str(root / "corrected"))
-    print(json.dumps([plain, corrected, read["w"].tolist()]))
+    plain = saved(root / "plain")
+    corrected = saved(root / "corrected", in_process_writer())
+    values = dist_checkpointing.load_plain_tensors(str(root / "corrected"))
+    joined = torch.cat([values[f"w{number}"] for number in range(NUM_TENSORS)])
+    print(json.dumps([plain, corrected, joined.tolist()]))
 """
 
 
-def test_plain_saves_fork(tmp_path: Path):
+def test_plain_saves_fork_and_copy_all_first(tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, program, tmp_path], stdout=subprocess.PIPE, check=True, timeout=300
     )
     plain, corrected, values = json.loads(done.stdout.splitlines()[-1])
-    assert plain > 0
-    assert corrected == 0
-    assert values == [0.0, 1.0, 2.0, 3.0]
+    num_tensors = len(values) // 4
+    forks, _, most = plain
+    assert forks > 0 and most == num_tensors
+    forks, total, most = corrected
+    assert forks == 0 and total == num_tensors and most == 1
+    assert values == list(range(4 * num_tensors))

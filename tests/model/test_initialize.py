@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import small_model
 
+from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.model.nvlm_d import build_model
-from nvlm.model.parts.initialize import initial_tensor, initialize_weights, sharded_tensors
+from nvlm.model.parts.initialize import initial_tensor, initialize_weights
 from nvlm.sizes.row import Normal, Parameter
 
 

@@ -262,7 +262,7 @@ def test_a_checkpoint_of_one_is_read_by_the_other(writer, reader, parallel, tmp_
     checkpoint = write_checkpoint(tmp_path / "checkpoint", {"model": state}, config)
 
     other = build_model(config_of(reader, "bf16"), parallel)
-    load_weights(checkpoint, [other])
+    load_weights(checkpoint, [other], parallel)
     written = dict(model.named_parameters())
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, written.pop(name)), name

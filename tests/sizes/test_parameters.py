@@ -6,11 +6,12 @@ import pytest
 from helpers import small_model, variants
 from helpers.paths import REPOSITORY
 
+from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.config import load_config
 from nvlm.convert.rules import num_parameters
 from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.model.nvlm_d import build_model
-from nvlm.model.parts.initialize import initialize_weights, sharded_tensors
+from nvlm.model.parts.initialize import initialize_weights
 from nvlm.sizes.parameters import (
     COMPONENTS,
     component_parameters,

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from nvlm.convert.blocks import WRITE_BYTES
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
+from nvlm.small_writes import WRITE_BYTES
 
 # The types that weights are converted from and to; the format knows more.
 TORCH_DTYPES = {dtype.safetensors_name: dtype.torch for dtype in DTYPES.values()}

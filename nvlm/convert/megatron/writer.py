@@ -7,14 +7,10 @@ chunk's values at that moment holds no more than one, whatever the model's size.
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +18,6 @@ from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -35,7 +30,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from nvlm.convert.blocks import WRITE_BYTES
+from nvlm.small_writes import InSmallWrites
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], advance: Callable[[int],
     """
     # No copies ahead: they would hold a second chunk.
     writer = checkpoint.FileSystemWriter(folder, per_thread_copy_ahead=0)
-    writer.fs = _InSmallWrites()
+    writer.fs = InSmallWrites()
     try:
         checkpoint.save({}, storage_writer=writer, planner=_ChunkPlanner(chunks, advance))
     except CheckpointException as failed:
@@ -89,37 +84,6 @@ def _write_megatron_files(folder: Path) -> None:
 
     TorchCommonSaveStrategy("torch", 1).save_common({}, folder)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
-
-
-class _InSmallWrites(FileSystem):
-    """Files of a checkpoint, written a little at a time (see `WRITE_BYTES`)."""
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
-        assert mode == "wb", "a checkpoint is only written here"
-        raw = _SmallWrites(path, mode)
-        try:
-            with io.BufferedWriter(raw) as file:
-                yield file
-        except RuntimeError as error:
-            # torch's own complaint about a file that could not be written.
-            raise raw.failure or error from error
-
-
-class _SmallWrites(io.FileIO):
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), WRITE_BYTES):
-            rest = view[start : start + WRITE_BYTES]
-            try:
-                while rest:
-                    rest = rest[super().write(rest) :]
-            except OSError as error:
-                self.failure = error
-                raise
-        return len(view)
 
 
 class _ChunkPlanner(DefaultSavePlanner):

@@ -9,14 +9,13 @@ zero.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.config.schema import RunConfig
 from nvlm.sizes.parameters import parameters_by_key
 from nvlm.sizes.row import Constant, Parameter
@@ -37,18 +36,6 @@ def initialize_weights(model: MegatronModule, config: RunConfig, pattern: str = 
         local = whole[shard.global_slice()[shard.prepend_axis_num :]]
         with torch.no_grad():
             shard.data.copy_(local)
-
-
-def sharded_tensors(entries: dict) -> Iterator[ShardedTensor]:
-    """The tensors of a sharded state dict; a SwiGLU's gate and up part one by one.
-
-    Their `data` is the parameter itself or a view of it, so writing to it writes to the model.
-    """
-    for entry in entries.values():
-        parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
-        for part in parts:
-            assert isinstance(part, ShardedTensor), f"{entry} holds no tensor"
-            yield part
 
 
 def initial_tensor(seed: int, parameter: Parameter, layer: int | None) -> Tensor:

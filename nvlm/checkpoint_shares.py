@@ -1,0 +1,106 @@
+"""Weights that data-parallel ranks hold alike: each writes and reads a share of them.
+
+What a rank reads it sends to the others, into the place of the weights: nothing is held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from heapq import heapify, heapreplace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from nvlm.checkpoint_io import read_sharded
+
+if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+
+def sharded_tensors(entries: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+    """The tensors of a sharded state dict; a SwiGLU's gate and up part one by one.
+
+    Their `data` is the parameter itself or a view of it, so writing to it writes to the model.
+    """
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+    for entry in entries.values():
+        parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+        for part in parts:
+            assert isinstance(part, ShardedTensor), f"{entry} holds no tensor"
+            yield part
+
+
+def share_writing(tensors: Sequence[ShardedTensor], group: dist.ProcessGroup) -> None:
+    """Mark, of `tensors` that all ranks of `group` hold alike, those that this rank is to write.
+
+    What another tensor-parallel rank or pipeline stage writes stays marked as a copy.
+    """
+    written = [tensor for tensor in tensors if not any(_replica(tensor, 0))]
+    for tensor, rank in zip(written, _shares(written, group.size()), strict=True):
+        tensor.replica_id = _replica(tensor, 0 if rank == group.rank() else 1)
+
+
+def read_shared(
+    checkpoint: Path,
+    tensors: Sequence[ShardedTensor],
+    group: dist.ProcessGroup,
+    others: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fill `tensors`, which all ranks of `group` hold alike; every rank calls this.
+
+    Args:
+        others: entries of a sharded state dict that each rank reads for itself.
+
+    Returns: `others` as they were read.
+
+    Raises:
+        CheckpointError: see `read_sharded`.
+    """
+    readers = _shares(tensors, group.size())
+    mine = {
+        str(number): replace(tensor, replica_id=_replica(tensor, 0))
+        for number, tensor in enumerate(tensors)
+        if readers[number] == group.rank()
+    }
+    loaded = read_sharded(checkpoint, {"weights": mine, **(others or {})})
+    weights = loaded.pop("weights", {})
+    with torch.no_grad():
+        for number, tensor in enumerate(tensors):
+            assert tensor.data is not None
+            target = tensor.data.detach()
+            if str(number) in weights and weights[str(number)].data_ptr() != target.data_ptr():
+                target.copy_(weights[str(number)])
+            if group.size() > 1:
+                # As bytes, which every backend sends.
+                sender = dist.get_global_rank(group, readers[number])
+                dist.broadcast(target.view(-1).view(torch.uint8), src=sender, group=group)
+    return loaded
+
+
+def _shares(tensors: Sequence[ShardedTensor], num_ranks: int) -> list[int]:
+    """For each tensor a rank, so that all get about as many bytes; the same list on all of them."""
+    loads = [(0, rank) for rank in range(num_ranks)]
+    heapify(loads)
+    shares = [0] * len(tensors)
+    sizes = [_num_bytes(tensor) for tensor in tensors]
+    for number in sorted(range(len(tensors)), key=lambda number: -sizes[number]):
+        num_bytes, rank = loads[0]
+        shares[number] = rank
+        heapreplace(loads, (num_bytes + sizes[number], rank))
+    return shares
+
+
+def _num_bytes(tensor: ShardedTensor) -> int:
+    assert tensor.data is not None
+    return tensor.data.numel() * tensor.data.element_size()
+
+
+def _replica(tensor: ShardedTensor, copy: int) -> tuple[int, int, int]:
+    """`replica_id` of the copy of data-parallel rank `copy`; the first one is what counts."""
+    assert isinstance(tensor.replica_id, tuple)
+    pipeline, tensor_parallel, _ = tensor.replica_id
+    return pipeline, tensor_parallel, copy

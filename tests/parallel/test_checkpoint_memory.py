@@ -1,0 +1,67 @@
+"""Data ranks write and read a share of a checkpoint each, and hold nothing twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import checkpoint_memory, spawn
+from helpers.paths import REPOSITORY
+
+# What a process takes for Python's own objects meanwhile; a copy of all weights is 84 MB.
+SMALL = 24 * 2**20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    finished = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", checkpoint_memory.__file__, str(folder)],
+        timeout=240,
+        # Freed tensors go back to the system at once.
+        env={**spawn.environment(), "MALLOC_MMAP_THRESHOLD_": "65536"},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout[-8000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict]:
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def bytes_of(folder: Path, pattern: str = "*.distcp") -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
+@pytest.mark.parallel
+def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
+    for rank in ranks:
+        copy_of_weights = 4 * rank["parameters"]
+        bound = 2 * rank["largest"] + SMALL
+        assert bound < copy_of_weights / 2
+        assert rank["save peak"] <= bound and rank["load peak"] <= bound
+        # Plain Megatron-core: all ranks' parameters and both moments, and more than once.
+        assert rank["plain save peak"] > 5 * copy_of_weights
+        assert rank["plain load peak"] > 3 * copy_of_weights
+
+
+@pytest.mark.parallel
+def test_data_ranks_write_and_read_equal_shares(ranks, folder):
+    checkpoint = folder / "run/checkpoints/step_00000002"
+    total = bytes_of(checkpoint)
+    written = [bytes_of(checkpoint, f"__{rank}_*.distcp") for rank in range(2)]
+    assert sum(written) == total and max(written) < 0.51 * total
+    for rank in ranks:
+        assert rank["load read"] < 0.53 * total
+        assert rank["plain load read"] > total
+        assert rank["equal"] and rank["plain equal"]
+    assert not bytes_of(folder / "plain1"), "plain Megatron-core now writes on other ranks too"
