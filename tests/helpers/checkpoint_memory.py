@@ -9,6 +9,7 @@ bytes that it read. Data ranks hold a model of which no tensor is a large part.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from helpers.optimizer_parts import make_plain, read, sharded_state, take_step, 
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import Parallel, barrier, initialize, shut_down
 
+M_MMAP_THRESHOLD = -3
 SIZES = [
     "model.vision.num_layers=1",
     "model.language.num_layers=8",
@@ -73,6 +75,8 @@ def bytes_read() -> int:
 
 
 def main() -> None:
+    # Freed tensors go back to the system at once; else glibc keeps more, the larger they were.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
     folder = Path(sys.argv[1])
     config = config_in(folder / "run")
     parallel = initialize(config)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import checkpoint_memory, spawn
-from helpers.paths import REPOSITORY
 
 # What a process takes for Python's own objects meanwhile; a copy of all weights is 84 MB.
 SMALL = 24 * 2**20
@@ -18,18 +15,7 @@ SMALL = 24 * 2**20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    finished = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", checkpoint_memory.__file__, str(folder)],
-        timeout=240,
-        # Freed tensors go back to the system at once.
-        env={**spawn.environment(), "MALLOC_MMAP_THRESHOLD_": "65536"},
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stdout[-8000:]
+    spawn.run_program_or_fail(2, checkpoint_memory.__file__, folder, log=folder / "log")
     return folder
 
 
