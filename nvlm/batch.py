@@ -7,6 +7,7 @@ d documents (samples, and stretches of padding).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,6 +62,16 @@ class MicroBatch:
     loss_weights: Tensor | None = None
     # [n, tokens of a tile, channels]: the tiles as the projector reads them, encoded beforehand.
     features: Tensor | None = None
+    # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
+    # for numbers, or for how many elements are set, is to wait for all that it has to do.
+    document_starts: tuple[int, ...] = ()
+    image_positions: Tensor = None  # type: ignore[assignment]  # [image tokens] int64
+
+    def __post_init__(self) -> None:
+        if not self.document_starts:
+            object.__setattr__(self, "document_starts", tuple(self.cu_seqlens.tolist()))
+        if self.image_positions is None:
+            object.__setattr__(self, "image_positions", self.image_mask[0].nonzero()[:, 0])
 
     @property
     def num_tiles(self) -> int:
@@ -68,7 +79,7 @@ class MicroBatch:
 
     @property
     def max_document_length(self) -> int:
-        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+        return max(end - start for start, end in pairwise(self.document_starts))
 
     def loss_mask(self) -> Tensor:
         """[1, t] float32: 1 where the label is trained."""

@@ -158,7 +158,7 @@ TOPICS = {
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},
-    "train": {"blown_up_runs"},
+    "train": {"blown_up_runs", "synchronisations"},
 }  # fmt: skip
 
 

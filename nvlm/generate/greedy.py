@@ -52,14 +52,15 @@ def generate_greedy(
     from megatron.core.inference.contexts import StaticInferenceContext
 
     device = platform.current().device()
-    tokens = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
-    image_mask = tokens == image_id
+    prompt = torch.tensor([list(prompt_ids)], dtype=torch.int64)
+    image_positions = (prompt[0] == image_id).nonzero()[:, 0]
+    tokens = prompt.to(device)
     num_positions = tokens.shape[1] + max_new_tokens
-    _check_tiles(config, int(image_mask.sum()), tiles.shape[0])
+    _check_tiles(config, len(image_positions), tiles.shape[0])
     check_positions(config, tokens.shape[1], max_new_tokens)
 
     context = StaticInferenceContext(max_batch_size=1, max_sequence_length=num_positions)
-    images = {"image_mask": image_mask, "tiles": tiles.to(device)}
+    images = {"image_positions": image_positions.to(device), "tiles": tiles.to(device)}
     answer: list[int] = []
     while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
         start, length = context.sequence_len_offset, tokens.shape[1]

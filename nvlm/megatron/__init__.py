@@ -7,6 +7,7 @@ a test fails, its correction is no longer needed.
     known_warnings       warnings that mean nothing to a user
     uncompiled_import    importing it loads torch's compiler
     group_step_adam      the optimizer that it takes without fused ones cannot be resumed
+    gradient_norm        without a fused norm, it waits for the device once per gradient
     in_process_writes    all of a checkpoint is copied first, then written by forked processes
     optimizer_shares     optimizer state is gathered to be written, read whole, and can be shifted
     group_identity       parameter groups that differ in learning rate alone are mixed up
@@ -16,6 +17,7 @@ a test fails, its correction is no longer needed.
     extra_state          checkpoints depend on the implementation of the layers
     residual_gradients   residual additions ignore `no_grad`
     recomputed_inputs    recomputed layers after frozen embeddings do not train
+    packed_rotary        rotary embedding of packed documents waits for the device in each layer
     qkv_bias             the bias of queries, keys and values cannot be left out alone
     interleaved_stages   messages between virtual stages arrive in the wrong place, or changed
 

@@ -11,7 +11,6 @@ from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -24,6 +23,7 @@ from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
+from nvlm.model.parts.attention import PackedDocuments
 from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.transformer_config import (
     language_transformer_config,
@@ -160,14 +160,14 @@ class NVLMD(MegatronModule):
         tokens: Tensor,
         position_ids: Tensor,
         context: BaseInferenceContext,
-        image_mask: Tensor | None = None,
+        image_positions: Tensor | None = None,
         tiles: Tensor | None = None,
     ) -> Tensor:
         """Run this stage on the next tokens of one conversation, extending `context`'s cache.
 
         Args:
             tokens, position_ids: [1, t]; the whole prompt first, later one token at a time.
-            image_mask, tiles: the prompt's images; None when it has none.
+            image_positions, tiles: the prompt's images; None when it has none.
 
         Returns:
             Last stage: logits of the last token [1, 1, vocabulary]; others: hidden states
@@ -178,8 +178,8 @@ class NVLMD(MegatronModule):
         decoder_input = None
         if self.pre_process:
             decoder_input = self.language_model.embedding(tokens, position_ids)
-            if image_mask is not None and tiles is not None and tiles.shape[0]:
-                decoder_input = splice(decoder_input, image_mask, self.encode_tiles(tiles))
+            if image_positions is not None and tiles is not None and tiles.shape[0]:
+                decoder_input = splice(decoder_input, image_positions, self.encode_tiles(tiles))
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,
@@ -217,7 +217,7 @@ class NVLMD(MegatronModule):
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         if micro_batch.num_tiles:
             visual = self._visual_embeddings(micro_batch)
-            embeddings_t1h = splice(embeddings_t1h, micro_batch.image_mask, visual)
+            embeddings_t1h = splice(embeddings_t1h, micro_batch.image_positions, visual)
         if self.config.sequence_parallel:
             embeddings_t1h = (
                 tensor_parallel.scatter_to_sequence_parallel_region(
@@ -272,13 +272,13 @@ def _mark_copies(entries: dict, prefix: str, parallel: Parallel) -> None:
             entry.replica_id = copy
 
 
-def _packed_documents(micro_batch: MicroBatch) -> PackedSeqParams:
-    """Documents as Megatron-core's attention and rotary embedding read them."""
+def _packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
     starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
-    return PackedSeqParams(
+    return PackedDocuments(
         qkv_format="thd",
         cu_seqlens_q=starts,
         cu_seqlens_kv=starts,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
+        starts=micro_batch.document_starts,
     )

@@ -8,8 +8,13 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def splice(embeddings_t1h: Tensor, image_mask_1t: Tensor, visual_nqh: Tensor) -> Tensor:
-    """`embeddings_t1h` with the marked positions overwritten by `visual_nqh`, in order."""
-    visual = visual_nqh.reshape(-1, visual_nqh.shape[-1]).to(embeddings_t1h.dtype)
-    assert int(image_mask_1t.sum()) == visual.shape[0], "placeholders and image tokens differ"
-    return embeddings_t1h.masked_scatter(image_mask_1t.transpose(0, 1).unsqueeze(-1), visual)
+def splice(embeddings_t1h: Tensor, positions: Tensor, visual_nqh: Tensor) -> Tensor:
+    """`embeddings_t1h` with the tokens at `positions` overwritten by `visual_nqh`, in order.
+
+    Args:
+        positions: [n * q] int64, increasing. Positions and not a mask: a device that has to find
+            out how many there are makes the host wait, forward and backward.
+    """
+    visual_x1h = visual_nqh.reshape(-1, 1, visual_nqh.shape[-1]).to(embeddings_t1h.dtype)
+    assert len(positions) == len(visual_x1h), "placeholders and image tokens differ"
+    return embeddings_t1h.index_copy(0, positions, visual_x1h)

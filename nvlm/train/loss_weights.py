@@ -16,7 +16,9 @@ def normalize_loss_weights(micro_batches: list[MicroBatch], parallel: Parallel) 
     """Scale the weights to sum to the number of trained tokens of the global batch.
 
     Megatron-core divides gradients by that whole number. With weights of this sum the quotient is
-    the weighted mean, whatever the weights and the layout.
+    the weighted mean, whatever the weights and the layout. Weights of 0 everywhere stay.
+
+    The factor never leaves the device: the host goes on without knowing it.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=platform.current().device())
     for micro_batch in micro_batches:
@@ -24,8 +26,6 @@ def normalize_loss_weights(micro_batches: list[MicroBatch], parallel: Parallel) 
         sums[1] += micro_batch.loss_mask().sum(dtype=torch.float64)
     if parallel.data_size > 1:
         dist.all_reduce(sums, group=parallel.groups.dp)
-    total_weight, num_trained = sums.tolist()
-    if total_weight in (0.0, num_trained):
-        return micro_batches
-    factor = num_trained / total_weight
+    total_weight, num_trained = sums.unbind()
+    factor = torch.where(total_weight == 0, 1.0, num_trained / total_weight)
     return [replace(m, loss_weights=(m.weights().double() * factor).float()) for m in micro_batches]

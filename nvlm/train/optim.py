@@ -9,6 +9,7 @@ import torch
 
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
+from nvlm.megatron.gradient_norm import use_norm_on_device
 from nvlm.megatron.group_identity import rate_override
 from nvlm.megatron.group_step_adam import use_group_step_adam
 from nvlm.megatron.optimizer_shares import keep_own_shares
@@ -88,6 +89,7 @@ def build_optimizer(
         **_overrides(bare(chunks), config, factors),
     }
     use_group_step_adam()
+    use_norm_on_device()
     optimizer = get_megatron_optimizer(
         settings,
         [*chunks],

@@ -1,16 +1,19 @@
-"""Why virtual stages send their messages one by one and free nothing early."""
+"""Why nobody waits for messages, and virtual stages send them one by one and free nothing early."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers import small_model, spawn
+from helpers import layout_steps, small_model, spawn
+from helpers.synchronisations import counted
 
 from nvlm.model.parts import transformer_config
 from nvlm.parallel.stand_in import stand_in
+from nvlm.train.step import _forward_step, _run_schedule
 
 TWO_STAGES = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
 
@@ -63,6 +66,27 @@ def test_batched_messages_between_two_processes_are_swapped(tmp_path: Path):
         from_previous, from_next = 20 + other, 10 + other
         assert found["overlapped"] == [from_previous, from_next]
         assert found["batched"] == [from_next, from_previous]
+
+
+def waits(pipeline_rank: int) -> Counter[str]:
+    """What a stage, alone among groups that carry nothing, waits for in four micro-batches."""
+    config = small_model.small_config("parallel.pipeline=2", "stage.freeze=[]")
+    with stand_in(config, pipeline_rank) as parallel:
+        chunks = layout_steps.wrapped(small_model.build_chunks(config, parallel))
+        micro_batches = layout_steps.with_images(config)
+        _run_schedule(_forward_step, chunks, micro_batches[:1])  # copies what stays on the device
+        with counted() as found:
+            _run_schedule(_forward_step, chunks, micro_batches)
+    return found
+
+
+@pytest.mark.parametrize("pipeline_rank", [0, 1])
+def test_plain_messages_are_waited_for_by_the_host(pipeline_rank, monkeypatch):
+    # At the end of the step: whether there is a trained token.
+    assert sum(waits(pipeline_rank).values()) == 1
+    monkeypatch.setattr(transformer_config, "message_settings", lambda _: {})
+    exchanges = "synchronize in pipeline_parallel/p2p_communication.py _communicate"
+    assert waits(pipeline_rank)[exchanges] >= 4
 
 
 def freed(monkeypatch) -> list[bool]:

@@ -52,9 +52,9 @@ def test_projector_equals_plain_torch(parallel):
 
 def test_splice_keeps_order_and_gradients():
     embeddings = torch.zeros(6, 1, 2, requires_grad=True)
-    mask = torch.tensor([[False, True, True, False, False, True]])
+    positions = torch.tensor([1, 2, 5])
     visual = torch.arange(1.0, 7.0).view(1, 3, 2).requires_grad_()
-    spliced = splice(embeddings, mask, visual)
+    spliced = splice(embeddings, positions, visual)
     assert spliced[:, 0].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0], [0, 0], [5, 6]]
     (spliced * torch.arange(6.0).view(6, 1, 1)).sum().backward()
     assert embeddings.grad[:, 0, 0].tolist() == [0, 0, 0, 3, 4, 0]
@@ -63,6 +63,4 @@ def test_splice_keeps_order_and_gradients():
 
 def test_splice_refuses_another_number_of_placeholders():
     with pytest.raises(AssertionError, match="placeholders"):
-        splice(
-            torch.zeros(4, 1, 2), torch.tensor([[True, True, False, False]]), torch.ones(1, 1, 2)
-        )
+        splice(torch.zeros(4, 1, 2), torch.tensor([0, 1]), torch.ones(1, 1, 2))

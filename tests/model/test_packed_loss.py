@@ -146,4 +146,12 @@ def test_weights_sum_to_the_number_of_trained_tokens(config, parallel):
         assert total == pytest.approx(num_trained, rel=1e-6)
     # A step without a trained token has nothing to scale.
     empty = collate(config, [[]], ALL)
-    assert normalize_loss_weights([empty], parallel) == [empty]
+    (same,) = normalize_loss_weights([empty], parallel)
+    assert torch.equal(same.weights(), empty.weights()) and not same.weights().any()
+
+
+def test_weights_that_sum_to_it_already_are_not_touched(config, parallel, plain):
+    """Bit for bit: the factor is 1."""
+    batch = collate(config, [plain], ALL)
+    (same,) = normalize_loss_weights([batch], parallel)
+    assert torch.equal(same.weights(), batch.weights())

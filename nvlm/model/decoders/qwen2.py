@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from nvlm.config.schema import LanguageConfig
+from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
@@ -40,6 +41,7 @@ def build_language_model(
     Args:
         vp_stage: number of the chunk within its pipeline stage; None without virtual stages.
     """
+    use_rows_from_device()
     num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
     layers = TransformerBlockSubmodules(
         layer_specs=[_layer_spec(parts, config)] * num_layers,

@@ -10,6 +10,7 @@ Shape suffixes: n tiles, p patches of a tile, s = 1 + p tokens, c channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -120,9 +121,15 @@ class InternViT(MegatronModule):
 
 def normalize_tiles(tiles: Tensor) -> Tensor:
     """uint8 RGB [n, 3, h, w] -> float32 with ImageNet's mean and deviation."""
-    mean = torch.tensor(PIXEL_MEAN, device=tiles.device).view(1, 3, 1, 1)
-    deviation = torch.tensor(PIXEL_STD, device=tiles.device).view(1, 3, 1, 1)
+    mean, deviation = _pixel_statistics(tiles.device)
     return (tiles.float() / 255 - mean) / deviation
+
+
+@functools.cache
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [1, 3, 1, 1], copied to the device once: the copy waits for it."""
+    mean, deviation = (torch.tensor(values, device=device) for values in (PIXEL_MEAN, PIXEL_STD))
+    return mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)
 
 
 def _layer_spec(

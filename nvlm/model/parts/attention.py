@@ -6,6 +6,7 @@ divisor of h), d channels per head, t packed positions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -29,6 +30,14 @@ class RotatedSelfAttention(SelfAttention):
         # Three where attention has no output gate and nothing fuses the rotation, as here.
         query, key, value = cast("Any", super().get_query_key_value_tensors(*arguments, **named))
         return query, key, value.contiguous()
+
+
+@dataclass
+class PackedDocuments(PackedSeqParams):
+    """Documents as Megatron-core's and Transformer Engine's attention read them, and as ours does:
+    their starts and the number of tokens in host memory, so that no layer has to ask a device."""
+
+    starts: tuple[int, ...] = ()
 
 
 class SdpaAttention(nn.Module):
@@ -61,7 +70,7 @@ class SdpaAttention(nn.Module):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedDocuments | None = None,
     ) -> Tensor:
         """query_sbhd, key_kbgd, value_kbgd -> [s, b, h*d]; packed: query_thd ... -> [t, h*d]."""
         assert attention_mask is None and attention_bias is None, "masks follow from the documents"
@@ -76,12 +85,12 @@ class SdpaAttention(nn.Module):
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(
-        self, query_thd: Tensor, key_tgd: Tensor, value_tgd: Tensor, packed: PackedSeqParams
+        self, query_thd: Tensor, key_tgd: Tensor, value_tgd: Tensor, packed: PackedDocuments
     ) -> Tensor:
         """One call per document: exact, no mask of t x t, and no work across documents."""
         assert self.attn_mask_type == AttnMaskType.causal and packed.qkv_format == "thd"
         outputs = []
-        for start, end in pairwise(packed.cu_seqlens_q.tolist()):
+        for start, end in pairwise(packed.starts):
             query, key, value = (
                 tensor[start:end].transpose(0, 1).unsqueeze(0)
                 for tensor in (query_thd, key_tgd, value_tgd)

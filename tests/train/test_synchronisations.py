@@ -1,0 +1,37 @@
+"""The host waits for the device a few times per step, and never inside a micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import layout_steps, small_model
+from helpers.synchronisations import counted
+
+from nvlm.batch import StepBatch
+
+# Of a step, however many micro-batches it has.
+PER_STEP = {
+    # Whether there is a trained token, once for each chunk.
+    "aten._local_scalar_dense in distributed/finalize_model_grads.py finalize_model_grads": 1,
+    "aten._local_scalar_dense in optimizer/clip_grads.py get_grad_norm_fp32": 1,
+    # All counts of the step and its loss.
+    "tolist in train/step.py _reduce": 1,
+}
+RECOMPUTED = [
+    "train.recompute.vision.granularity=full",
+    "train.recompute.language.granularity=full",
+]
+
+
+@pytest.mark.parametrize("settings", [[], RECOMPUTED], ids=["kept", "recomputed"])
+def test_number_of_waits_per_step(settings, parallel):
+    config = small_model.small_config(
+        "stage.freeze=[]", "train.loss_weighting=sqrt_length", *settings
+    )
+    training = layout_steps.TwoSteps(config, parallel).training
+    micro_batches = layout_steps.with_images(config)
+    training.take_step(StepBatch(micro_batches[:1], [], {}))  # copies what stays on the device
+    for number in (1, len(micro_batches)):
+        batch = StepBatch(micro_batches[:number], [], {})
+        with counted() as found:
+            training.take_step(batch)
+        assert found == PER_STEP, f"{number} micro-batches"
