@@ -91,7 +91,6 @@ def _write_value(value: Tensor | io.BytesIO, stream: io.IOBase) -> None:
     if isinstance(value, io.BytesIO):
         stream.write(value.getbuffer())
         return
-    values = value.detach().cpu()
-    if values.untyped_storage().nbytes() != values.nbytes:
-        values = values.clone()  # a storage is written whole
+    # On the host, and with a storage of its own: of a view, all of what it is a view of is written.
+    values = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
     torch.save(values, cast("IO[bytes]", stream))
