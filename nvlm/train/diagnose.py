@@ -102,7 +102,7 @@ def explain_loss(
             place,
             [micro_batch.sample_keys for micro_batch in micro_batches],
             parameters=_bad_tensors(chunks, parallel, lambda parameter: parameter),
-            outputs=list(watch.first.values()),
+            outputs=[*watch.first.values(), *_bad_features(micro_batches, place)],
             losses=losses,
         )
     )
@@ -256,6 +256,15 @@ def _bad_tensors(
             order = (_position(number, parallel), index)
             found.append(_BadTensor(order, name, _place(parallel), num_bad, tensor.numel()))
     return found
+
+
+def _bad_features(micro_batches: Sequence[MicroBatch], place: _Place) -> list[_BadOutput]:
+    """What was encoded before the schedule, and so before any of its modules."""
+    return [
+        _BadOutput((-1, 0, place.rank), "vision_model", place, number)
+        for number, micro_batch in enumerate(micro_batches)
+        if micro_batch.features is not None and not _is_finite(micro_batch.features)
+    ]
 
 
 def _position(chunk: int, parallel: Parallel) -> int:

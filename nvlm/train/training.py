@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nvlm.batch import SkippedSample, StepBatch
@@ -94,8 +95,13 @@ class Training:
         self.scheduler.step(increment=1)
         rate = learning_rate(self.scheduler, self.config)
         self.step += 1
+        started = time.perf_counter()
         batch = encode_shares(batch, bare(self.chunks)[0], self.parallel)
+        encoded = time.perf_counter() - started
         result = train_step(self.chunks, self.optimizer, batch, self.parallel, self.step)
+        # Wherever the encoder runs, it is a part of the forward pass.
+        forward_backward = encoded + result.forward_backward_seconds
+        result = replace(result, forward_backward_seconds=forward_backward)
         skipped = gather_skipped(batch, self.parallel) if result.num_skipped else []
         repaired = gather_repaired(batch, self.parallel) if result.num_repaired else {}
         before = self.counters

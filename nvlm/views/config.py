@@ -10,11 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from nvlm.config.compose import load_config, to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.printing import new_console, say
 from nvlm.sizes.derived import DerivedNumbers, derive
+from nvlm.sizes.memory import feature_bytes
 from nvlm.sizes.parameters import ParameterCount
+from nvlm.sizes.stage_seconds import expected_tiles
 
 
 def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> None:
@@ -70,9 +74,15 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
         f"{parallel.pipeline} x data {numbers.data_parallel_size}"
     )
     if parallel.shares_tiles:
+        # Of all micro-batches, each as full of tiles as it can be.
+        num_tiles = numbers.num_micro_batches * expected_tiles(config)
         yield (
             f"Tiles are shared by the {parallel.model_parallel_size} processes of a replica, "
-            "each of which has the whole vision model"
+            "each of which has the whole vision model;"
+        )
+        yield (
+            f"the first stage's keep the features of a step: {num_tiles:,} tiles at most, "
+            f"{decimal(feature_bytes(config, num_tiles))}"
         )
     sequences = "packs" if config.stage.packing else "samples"
     yield from _table(

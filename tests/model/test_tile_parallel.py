@@ -7,15 +7,12 @@ One process with `parallel.vision: tensor` is the truth. Four others go through 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import layout_steps, small_model, spawn, tile_steps
 from helpers.checkpoint_tensors import checkpoint_tensors
-from helpers.paths import REPOSITORY
 from helpers.tile_steps import GRADIENTS, RESUMED, STEPS
 
 from nvlm.model import nvlm_d
@@ -53,18 +50,8 @@ def single(parallel, folder) -> dict:
 @pytest.fixture(scope="module")
 def by_layout(single, folder) -> dict[str, list[dict]]:
     """Layout -> the results of each rank."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    processes = [f"--nproc-per-node={NUM_PROCESSES}", tile_steps.__file__]
-    finished = subprocess.run(
-        [*torchrun, *processes, str(folder), json.dumps(LAYOUTS), json.dumps(CHECKPOINTING)],
-        timeout=240,
-        env=spawn.environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stdout[-20000:]
+    program = (tile_steps.__file__, folder, json.dumps(LAYOUTS), json.dumps(CHECKPOINTING))
+    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
     return {
         name: [
             torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)

@@ -19,7 +19,10 @@ LAYOUTS = {
     "tensor2-sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
     "pipeline2": (2, ["parallel.pipeline=2"]),
     "data2": (2, []),
-    "tensor2-pipeline2": (4, ["parallel.tensor=2", "parallel.pipeline=2"]),
+    "tensor2-pipeline2-tiles": (
+        4,
+        ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
+    ),
     "pipeline4": (4, ["parallel.pipeline=4"]),
     "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
 }

@@ -171,6 +171,13 @@ def test_shown_configuration_can_be_loaded_again(tmp_path: Path):
     assert "on 64 processes: tensor 8 x pipeline 4 x data 2" in text
 
 
+def test_features_of_shared_tiles_are_shown():
+    shared = render_config(load("nvlm_d_72b/sft", "parallel.vision=tile_parallel"), world_size=128)
+    # 32 micro-batches of 7 tiles, each of 256 x 12,800 numbers of 2 bytes.
+    assert "features of a step: 224 tiles at most, 1.5 GB" in shared
+    assert "features" not in render_config(load("nvlm_d_72b/sft"))
+
+
 def test_show_warns_of_a_pattern_without_a_match():
     assert "'vision_tower.*' matches no parameter" in render_config(
         load("tiny/sft", "stage.freeze=['vision_tower.*']")

@@ -11,6 +11,7 @@ from helpers import small_model
 
 from nvlm.batch import StepBatch
 from nvlm.errors import TrainingError
+from nvlm.parallel.broadcast import next_step_batch
 from nvlm.train.diagnose import check_parameters
 from nvlm.train.training import Training
 
@@ -69,6 +70,26 @@ def test_a_poisoned_weight_is_named_with_its_module(trained):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_features_that_were_encoded_before_the_step_are_looked_at(parallel):
+    config = small_model.small_config("parallel.vision=tile_parallel")
+    model = small_model.build(config, parallel)
+    with torch.no_grad():
+        model.vision_model.decoder.layers[1].mlp.linear_fc2.bias[3] = torch.inf
+    micro_batches = [small_model.batch(config, n, [80], num_tiles=n) for n in (0, 2)]
+    step = next_step_batch(iter([StepBatch(micro_batches, [], {})]), parallel, shares_tiles=True)
+    assert step is not None
+    with pytest.raises(TrainingError) as caught:
+        Training(config, parallel, [model]).take_step(step)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[1].startswith(
+        "parameters that are not finite: vision_model.decoder.layers.1.mlp.linear_fc2.bias on rank"
+    )
+    assert lines[2].startswith(
+        "micro-batch 1 of data rank 0: first in the output of vision_model on rank 0"
+    )
+    assert not lines[3].startswith("micro-batch")
 
 
 def test_an_overflow_names_only_the_guilty_micro_batches(trained):
