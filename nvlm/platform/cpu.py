@@ -37,6 +37,7 @@ def activate() -> None:
         return
     assert not torch.cuda.is_available(), "the CPU shim must stay inactive on a CUDA machine"
     _patch_torch_cuda()
+    _hide_packages_for_gpus()
     with warnings.catch_warnings():
         # Megatron-core says at import that Transformer Engine and Apex are missing: known here.
         warnings.simplefilter("ignore")
@@ -141,6 +142,16 @@ def _patch_torch_cuda() -> None:
         setattr(cuda, name, value)
     cuda.random.get_rng_state = cuda.get_rng_state
     cuda.random.set_rng_state = cuda.set_rng_state
+
+
+def _hide_packages_for_gpus() -> None:
+    """Megatron-core would run their kernels on the CPU, or fail where they cannot be imported.
+
+    They are installed on login nodes, in images for GPUs, and where only the wheel with Transformer
+    Engine's Python is. What somebody imported already stays.
+    """
+    for name in ("transformer_engine", "apex", "amp_C"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def _patch_megatron() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from functools import cache
 from importlib import metadata
 
@@ -21,6 +22,7 @@ def activate() -> None:
     they overlap with the computation that follows (megatron-core, tensor_parallel/layers.py).
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _why_transformer_engine_is_hidden()
 
 
 def device() -> torch.device:
@@ -52,10 +54,15 @@ def _found() -> Machine:
             packages[package] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
+    broken = {}
+    if why := _why_transformer_engine_is_hidden():
+        packages.pop("transformer_engine", None)
+        broken["transformer_engine"] = why
     return Machine(
         device=device_name(),
         capability=torch.cuda.get_device_capability(),
         packages=packages,
+        broken=broken,
         cudnn=_cudnn_version(torch.backends.cudnn.version() or 0),
         environment=dict(os.environ),
     )
@@ -85,6 +92,12 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
     """
     if wanted == "local" or (wanted == "auto" and precision == "fp32"):
         return "local"
+    if why := _why_transformer_engine_is_hidden():
+        # Said aloud, because `local` is slower.
+        raise ConfigError(
+            f"model.layer_implementation {wanted}: Transformer Engine is installed and cannot be "
+            f"imported ({why}): fix it, or use local"
+        )
     if importlib.util.find_spec("transformer_engine") is None:
         if wanted == "auto":
             return "local"
@@ -92,15 +105,26 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
             "model.layer_implementation transformer_engine: Transformer Engine is not installed "
             "(the extra `cuda` of this package names it): use auto or local"
         )
+    return "transformer_engine"
+
+
+@cache
+def _why_transformer_engine_is_hidden() -> str:
+    """What its import says where it is installed and cannot be imported; else "".
+
+    Hidden, because Megatron-core imports it wherever it is installed, also for local layers, and
+    expects an ImportError alone: other errors come where it is built for another torch or CUDA.
+    """
+    if importlib.util.find_spec("transformer_engine") is None:
+        return ""
     try:
         importlib.import_module("transformer_engine.pytorch")
-    except (ImportError, OSError) as error:
-        # Built for another torch or CUDA: said aloud, because `local` is slower.
-        raise ConfigError(
-            f"model.layer_implementation {wanted}: Transformer Engine is installed and cannot be "
-            f"imported ({error}): fix it, or use local"
-        ) from error
-    return "transformer_engine"
+    except Exception as error:
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
+            del sys.modules[name]
+        sys.modules["transformer_engine"] = None  # type: ignore[assignment]
+        return str(error) or type(error).__name__
+    return ""
 
 
 def peak_memory_bytes() -> int:

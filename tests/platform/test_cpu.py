@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import spawn, transformer_engine_steps
 
 from nvlm import platform
 from nvlm.errors import ConfigError
@@ -49,6 +52,23 @@ def test_a_torchvision_for_another_torch_is_hidden(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "torchvision")
     platform.current()
     assert importlib.util.find_spec("torchvision") is None
+
+
+def test_packages_for_gpus_are_hidden_from_megatron():
+    """Transformer Engine's wheel is installed, and raises RuntimeError: its library is not."""
+    folder = max(transformer_engine_steps.SOURCES.glob("*.*"), default=None)
+    if folder is None:
+        pytest.skip("needs Transformer Engine's Python: scripts/fetch_transformer_engine")
+    program = (
+        "from nvlm import platform; platform.current();"
+        "from megatron.core.extensions.transformer_engine import HAVE_TE; print(HAVE_TE)"
+    )
+    environment = spawn.environment()
+    environment["PYTHONPATH"] += f"{os.pathsep}{folder}"
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    )
+    assert printed.stdout == "False\n"
 
 
 def test_transformer_engine_is_refused():
