@@ -102,7 +102,8 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         if launched().world_size > 1:
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **alone)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     virtual = config.parallel.virtual_pipeline
@@ -110,6 +111,8 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         tensor_model_parallel_size=config.parallel.tensor,
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        # Its own default is another than torch's group has.
+        distributed_timeout_minutes=COLLECTIVE_TIMEOUT // datetime.timedelta(minutes=1),
         **GROUP_ARGUMENTS,
     )
     seed_random_numbers(config.train.seed)

@@ -17,12 +17,13 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
@@ -58,6 +59,8 @@ from nvlm.sizes.visual import Grid
 
 FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"
+# Of a process that waits for another to build the index.
+_SECONDS_BETWEEN_LOOKS = 0.2
 # What opening an index raises where it is not what was written.
 _DAMAGE = (DamagedIndexError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -222,14 +225,9 @@ def _open_index(
     index = _load_if_fresh(folder, source, parser, settings)
     if index is not None:
         return index
-    # All processes of a run come here at once: one builds, the others wait and load.
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            index = _load_if_fresh(folder, source, parser, settings, say_damage=True)
-            if index is None:
-                _build(folder, source, settings, reading, show)
-                index = _load_if_fresh(folder, source, parser, settings)
+        index = _build_or_wait(folder, source, settings, reading, show)
     except OSError as error:
         raise DataError(
             f"{folder}: the index cannot be written: {error}; fix that and run the same command "
@@ -238,6 +236,47 @@ def _open_index(
     if index is None:
         raise DataError(f"{source.folder}: the shards changed while they were indexed")
     return index
+
+
+def _build_or_wait(
+    folder: Path,
+    source: Source,
+    settings: dict[str, Any],
+    reading: ShardReading,
+    show: ShowProgress | None,
+) -> SourceIndex | None:
+    """The index, built here or by another process; None: the shards changed meanwhile.
+
+    All readers of a run come here at once. One of them gets the lock and builds. The others load
+    what is there as soon as it is, without the lock: one after the other, a thousand of them would
+    look at all shards of all sources in turn.
+    """
+    parser = reading.of_source.parser
+    lock = FileLock(folder / "lock")
+    seen = None  # when the index that was found not to fit was written
+    while True:
+        try:
+            with lock.acquire(timeout=0):
+                index = _load_if_fresh(folder, source, parser, settings, say_damage=True)
+                if index is None:
+                    _build(folder, source, settings, reading, show)
+                    index = _load_if_fresh(folder, source, parser, settings)
+                return index
+        except Timeout:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        written = _time_written(folder / _METADATA_FILE)
+        if written != seen:
+            seen = written
+            index = _load_if_fresh(folder, source, parser, settings)
+            if index is not None:
+                return index
+
+
+def _time_written(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[str, Any]:

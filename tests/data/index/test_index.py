@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers.shard_writing import as_json, draw_image, make_sample, write_shard
 from PIL import Image
 
@@ -29,6 +31,7 @@ from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.order.fingerprint import check_same, data_fingerprint
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import ConfigError, DataError
+from nvlm.files import write_bytes
 from nvlm.views.index_report import build_indexes_with_progress
 
 COLUMNS = ("key_hash", "turn_tokens", "turn_images", "image_width", "lead_single", "lead_multiple")
@@ -320,3 +323,23 @@ def test_the_command_indexes_folders_in_place_of_the_runs_sources(
     assert built == []
     with pytest.raises(ConfigError, match="is not a YAML file; the first argument is a run's"):
         app(["data", "index", *folders], standalone_mode=False)
+
+
+def test_who_waits_for_a_build_loads_it_without_the_lock(make_config, tmp_path: Path):
+    """A thousand readers would otherwise look at all shards of all sources one after the other."""
+    config = make_config(f"data.index_dir={tmp_path / 'index'}", "data.blend={text: 1}")
+    (built,) = open_indexes(config)
+    (folder,) = (tmp_path / "index").iterdir()
+    metadata = folder / "index.json"
+    whole = metadata.read_bytes()
+    metadata.unlink()  # as if its build were not done
+    opened: list[SourceIndex] = []
+    waiting = threading.Thread(target=lambda: opened.extend(open_indexes(config)), daemon=True)
+    with FileLock(folder / "lock"):  # held by who builds, and by whoever comes next
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive() and not metadata.exists()
+        write_bytes(metadata, whole)
+        waiting.join(20)
+        assert not waiting.is_alive()
+    assert keys(opened[0]) == keys(built)

@@ -1,0 +1,23 @@
+"""Process groups: their limit of time."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from helpers import small_model
+
+from nvlm.parallel.groups import COLLECTIVE_TIMEOUT, initialize, shut_down
+
+
+def test_every_group_has_the_same_limit():
+    parallel = initialize(small_model.small_config(), world_size=1)
+    try:
+        of_megatron = {id(group) for group in vars(parallel.groups).values() if group is not None}
+        every = dist.distributed_c10d._world.pg_map
+        assert of_megatron <= {id(group) for group in every}
+        assert len(every) > 10
+        for group in every:
+            options = group._get_backend(torch.device("cpu")).options
+            assert options._timeout == COLLECTIVE_TIMEOUT, group.group_desc
+    finally:
+        shut_down()
