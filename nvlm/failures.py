@@ -11,17 +11,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
+import signal
 import sys
+import threading
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 
+from nvlm.ending import begin, is_program, leave_soon
 from nvlm.errors import NvlmError
-from nvlm.hashes import hash_text
 from nvlm.launch import rank_to_speak
 from nvlm.printing import printable
+from nvlm.reports import is_first_to_say, report, reported, write_for_torchrun
 
 # docs/exit_codes.md says what each is.
 FAULT_OF_NVLM = 1
@@ -52,6 +54,17 @@ _EXTRAS = {
     "datasets": "datasets",
     "av": "video",
 }
+_LOST = (
+    "the connection to another process of the run is lost, or it did not answer in time: see "
+    "what that one or torchrun's summary says, and whether all of them were started"
+)
+_TOLD_TO_END = (
+    "a process that reads the data was told to end, as torchrun does when another process of the "
+    "run failed: see what that one says"
+)
+# A process that ends for another one may learn of it before that one has said why.
+_SECONDS_TO_HEAR = 2.0
+_CODE = "exit_code_of_nvlm"
 # Texts of errors that come without a class of their own, and what they mean.
 _MEANINGS = (
     (
@@ -71,8 +84,7 @@ _MEANINGS = (
     (
         r"[Cc]onnection closed by peer|Connection reset by peer|Connection refused|Broken pipe"
         r"|Connection was likely closed|failed to connect|Socket Timeout|[Tt]imed out|timeout",
-        "the connection to another process of the run is lost, or it did not answer in time: see "
-        "what that one says, and whether all of them were started",
+        _LOST,
     ),
     (
         r"Too many open files|received \d+ items of ancdata",
@@ -90,8 +102,7 @@ _MEANINGS = (
     ),
     (
         r"DataLoader worker .* is killed by signal: (Terminated|Hangup|Interrupt)",
-        "a process that reads the data was told to end, as torchrun does when another process of "
-        "the run failed: see what that one says",
+        _TOLD_TO_END,
     ),
     (
         r"DataLoader worker .* (exited unexpectedly|is killed by signal)",
@@ -104,8 +115,12 @@ _MEANINGS = (
 def end(error: BaseException) -> int:
     """Say on stderr what ended the program, and return its exit code.
 
-    Of several processes, all of which may fail for one reason, the first to say a thing says it.
+    Of several processes, all of which may fail for one reason, the first to say a thing says it;
+    one that only lost another says nothing where that one has said why.
     """
+    said: int | None = getattr(error, _CODE, None)
+    if said is not None:
+        return said
     if isinstance(error, BrokenPipeError):
         # `nvlm ... | head` has what it wants. Python would complain when it flushes at the end.
         with suppress(OSError):
@@ -114,23 +129,52 @@ def end(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         if rank_to_speak() == 0:
             _print("interrupted")
+        report("interrupted", is_signal=True)
         return INTERRUPTED
     message = explain(error)
+    notes = "".join(f"\n  {printable(note)}" for note in getattr(error, "__notes__", ()))
     if message is not None:
         problems = error.args if isinstance(error, NvlmError) else (message,)
-        code = CANNOT_GO_ON
+        code, what = CANNOT_GO_ON, message
         lines = "\n".join(f"error: {printable(str(problem))}{_whose()}" for problem in problems)
+        lines += notes
     else:
         trace = "".join(traceback.format_exception(error))
-        code = FAULT_OF_NVLM
+        code, what = FAULT_OF_NVLM, f"{type(error).__name__}: {error}"
         lines = (
             f"{printable(trace, keep=chr(10))}"
             "error: this is a fault of nvlm: please report it with the lines above, the command "
             f"and its configuration{_whose()}"
         )
-    if _is_first_to_say(message or f"{type(error).__name__}: {error}"):
+    for of_others in (_LOST, _TOLD_TO_END):
+        if of_others in what:
+            first = reported(_SECONDS_TO_HEAR)
+            if first is not None:
+                write_for_torchrun(f"rank {first.rank} ended before: {first.what}", is_first=False)
+                return code
+            what = of_others  # without what differs between those that lost the same one
+    report(what)
+    if is_first_to_say(what):
         _print(lines)
+        write_for_torchrun(f"{what}{_whose()}{notes}")
     return code
+
+
+def end_early(error: Exception) -> None:
+    """Say at once what will end this process, before it closes what is open.
+
+    That may take long, or be cut off by torchrun, which ends all processes when one has ended. To
+    be called by a process of the command line; any other goes on with `error` as it likes.
+    """
+    if not is_program():
+        return
+    begin()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+    code = end(error)
+    setattr(error, _CODE, code)
+    leave_soon(code)
 
 
 def explain(error: BaseException) -> str | None:
@@ -202,32 +246,3 @@ def _whose() -> str:
 def _print(lines: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads it
         print(lines, file=sys.stderr, flush=True)
-
-
-def _is_first_to_say(what: str) -> bool:
-    """Whether no other process of the run has said this.
-
-    They agree in torchrun's store. Where there is none, or it is gone, each speaks for itself.
-    """
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not address or not port.isdecimal():
-        return True
-    try:
-        # A look first: torch would try again and again, and log each time.
-        socket.create_connection((address, int(port)), timeout=2).close()
-        from datetime import timedelta
-
-        from torch.distributed import TCPStore
-
-        store = TCPStore(
-            address,
-            int(port),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=5),
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        key = hash_text(what)
-        return store.add(f"nvlm/said/{attempt}/{key}", 1) == 1
-    except (OSError, RuntimeError, ImportError):
-        return True

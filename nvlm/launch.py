@@ -59,6 +59,11 @@ def planned_world_size() -> int | None:
     return _number("WORLD_SIZE") or None
 
 
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process: it ends the others when one of them has ended."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def rank_to_speak() -> int:
     """This process's rank, 0 where it is not known; for messages about anything, so never fails."""
     try:

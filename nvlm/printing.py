@@ -38,6 +38,13 @@ def say(text: str, file: TextIO | None = None) -> None:
     print(printable(text, keep="\n\t"), file=file or sys.stdout)
 
 
+def listed(items: Iterable[Any], most: int) -> str:
+    """The first `most` of `items` with commas in between, and how many there are beyond these."""
+    texts = [str(item) for item in items]
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
+
+
 def new_console(**settings: Any) -> Console:
     """A Rich console with these settings; a bar or a table on it may show text from data."""
     console = Console(**settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nvlm import failures
 from nvlm.errors import ConfigError, DataError
 from nvlm.failures import CANNOT_GO_ON, FAULT_OF_NVLM, INTERRUPTED, end, explain
 
@@ -144,6 +146,42 @@ def test_each_thing_is_said_by_one_process(
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     assert end(DataError("without a store")) == CANNOT_GO_ON
     assert capsys.readouterr().err == "error: without a store [rank 3]\n"
+
+
+def test_who_only_lost_another_is_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Where that one said why; else one of those that lost it speaks. torchrun hears of both."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(failures, "_SECONDS_TO_HEAR", 0.1)
+
+    def end_as(rank: int, attempt: int, error: Exception) -> str:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{attempt}-{rank}.json"))
+        assert end(error) == CANNOT_GO_ON
+        return capsys.readouterr().err
+
+    own = DataError("its own")
+    own.add_note("in step 7")
+    assert end_as(1, 0, own) == "error: its own [rank 1]\n  in step 7\n"
+    lost = [RuntimeError(f"Connection closed by peer [::1]:{rank}") for rank in range(4)]
+    assert end_as(0, 0, lost[0]) == ""
+    assert "or torchrun's summary says" in end_as(2, 1, lost[2])
+    assert end_as(3, 1, lost[3]) == ""
+    records = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    messages = {name: record["message"]["message"] for name, record in records.items()}
+    assert messages["0-1.json"] == "its own [rank 1]\n  in step 7"
+    assert messages["0-0.json"] == "rank 1 ended before: its own"
+    assert messages["1-3.json"].startswith("rank 2 ended before: the connection")
+    times = [int(r["message"]["extraInfo"]["timestamp"]) for r in records.values()]
+    names = list(records)
+    assert times[names.index("0-1.json")] < times[names.index("0-0.json")]
 
 
 def test_a_reader_that_is_gone(capfd: pytest.CaptureFixture[str]):

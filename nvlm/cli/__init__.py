@@ -10,12 +10,14 @@ from typing import Any
 import typer
 
 from nvlm.cli.app import Ended, app
+from nvlm.ending import become_program, leave
 from nvlm.errors import ConfigError
 from nvlm.failures import end
 from nvlm.megatron.known_warnings import ignore_known_warnings
 from nvlm.parallel.orphans import end_with_launcher
 from nvlm.parallel.signals import stop_on_signals
 from nvlm.printing import forgive_encoding, say
+from nvlm.reports import hold_store
 
 # Each adds its verbs, in the order of the help text.
 from nvlm.cli import look, plan, run, demo, data, convert  # noqa: F401  # isort: skip
@@ -61,6 +63,7 @@ def main() -> None:
     ignore_known_warnings()
     forgive_encoding()
     _allow_more_files()
+    become_program()
     stop_on_signals()
     end_with_launcher()
     try:
@@ -68,10 +71,21 @@ def main() -> None:
             code = run_app()
         finally:
             sys.stdout.flush()
-    except SystemExit:
-        raise
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        code = stop.code
     except Ended as ended:
         code = end(ended.error)
     except BaseException as error:
         code = end(error)
+    if code and _has_process_groups():
+        hold_store()
+        leave(code)
     sys.exit(code)
+
+
+def _has_process_groups() -> bool:
+    """Whether others may wait for this process: they are left after success only."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()

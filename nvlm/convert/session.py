@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,8 @@ from rich.progress import (
 
 from nvlm.errors import ConvertError
 from nvlm.launch import launched
-from nvlm.parallel.groups import is_main_process
+from nvlm.parallel.groups import is_main_process, leaving_groups
+from nvlm.parallel.watch import watch_others
 from nvlm.platform import HOST_BACKEND
 from nvlm.printing import new_console
 
@@ -77,11 +78,10 @@ def conversion_processes() -> Iterator[Processes]:
             dist.init_process_group(HOST_BACKEND, timeout=_TIMEOUT)
         else:
             dist.init_process_group(HOST_BACKEND, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        if not existed:
-            dist.destroy_process_group()
+        watch_others()
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    with nullcontext() if existed else leaving_groups():
+        yield processes
 
 
 @contextmanager

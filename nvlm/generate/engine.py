@@ -20,7 +20,13 @@ from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.greedy import check_positions, generate_greedy
-from nvlm.parallel.groups import Parallel, initialize, shut_down, world_size_from_environment
+from nvlm.parallel.groups import (
+    Parallel,
+    initialize,
+    leave_groups,
+    shut_down,
+    world_size_from_environment,
+)
 from nvlm.safe_loading import check_readable
 from nvlm.sizes.layout import stage_layers
 
@@ -78,8 +84,10 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self._is_loaded:
+            leave_groups(has_failed=failure is not None)
+            self._is_loaded = False
 
     def load(self) -> None:
         """Read the weights into a model in evaluation mode.

@@ -17,6 +17,7 @@ from nvlm.errors import NvlmError
 from nvlm.failures import explain
 from nvlm.launch import launched
 from nvlm.parallel.groups import COLLECTIVE_TIMEOUT
+from nvlm.parallel.watch import watch_others
 
 Value = TypeVar("Value")
 # Every rank that hears of a failure says so before it ends, because the store may end with it.
@@ -62,6 +63,7 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
 def _meeting_place() -> dist.Store:
     """Where torchrun's variables say. Kept: it would end with rank 0's last reference to it."""
     store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    watch_others()
     return store
 
 

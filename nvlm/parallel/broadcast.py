@@ -34,36 +34,32 @@ def next_step_batch(
             (`parallel.vision: tile_parallel`), not the first stage all of them.
 
     Raises:
-        DataError: the reading process failed; every process of the replica raises the same.
+        DataError: this process could not read; the others of its replica wait until they end.
     """
     step: StepBatch | None = None
-    failure: str | None = None
     if parallel.is_model_parallel_main:
         assert loader is not None, "the main process of a replica reads the data"
         try:
             step = next(loader, None)
         except Exception as error:
             failure = explain(error)
-            if failure is None:
+            if failure is None or isinstance(error, DataError):
                 raise
+            raise DataError(failure) from error
     device = platform.current().device()
     group = parallel.groups.mp
     tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
     shapes = [tuple(t.shape) for t in tiles]
     if dist.get_world_size(group) == 1:
-        if failure:
-            raise DataError(failure)
         if step and shares_tiles:
             return _with_share(step, tiles, shapes, parallel, device)
         return step and _on_device(step, tiles, device)
     text = step and replace(
         step, micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches]
     )
-    holder = [(text, shapes, failure)]
+    holder = [(text, shapes)]
     dist.broadcast_object_list(holder, src=dist.get_global_rank(group, 0), group=group)
-    text, shapes, failure = holder[0]
-    if failure:
-        raise DataError(failure)
+    text, shapes = holder[0]
     if text is None:
         return None
     if shares_tiles:

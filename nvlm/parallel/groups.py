@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +15,7 @@ from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.launch import launched
+from nvlm.parallel.watch import stop_watching, watch_others
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
 
 if TYPE_CHECKING:  # loading Megatron-core is the platform's business
@@ -104,6 +108,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         else:
             alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **alone)
+        watch_others()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     virtual = config.parallel.virtual_pipeline
@@ -147,17 +152,33 @@ def alone(groups: ProcessGroupCollection) -> ProcessGroupCollection:
 
 def shut_down() -> None:
     """Leave the process groups; safe to call when none exist."""
-    from megatron.core import parallel_state
-
-    if parallel_state.model_parallel_is_initialized():
+    parallel_state = sys.modules.get("megatron.core.parallel_state")
+    if parallel_state is not None and parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
+        stop_watching()
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+def leave_groups(has_failed: bool) -> None:
+    """Leave the process groups where a run ends, but not where it failed and has other processes.
+
+    Others may wait in a collective then, and would be waited for: this process, and what it has to
+    say, would hang until the collective's time is up.
+    """
+    if not has_failed or not dist.is_initialized() or dist.get_world_size() == 1:
+        shut_down()
+
+
+@contextmanager
+def leaving_groups() -> Iterator[None]:
+    """`leave_groups` at the end of the block, or where it fails."""
+    try:
+        yield
+    except BaseException:
+        leave_groups(has_failed=True)
+        raise
+    leave_groups(has_failed=False)
 
 
 def broadcast_object(value: T, source: int = 0, group: dist.ProcessGroup | None = None) -> T:

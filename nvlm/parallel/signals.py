@@ -9,11 +9,11 @@ import threading
 import time
 from types import FrameType
 
-from nvlm.launch import rank_to_speak
+from nvlm.ending import SECONDS_TO_END, begin, leave
+from nvlm.launch import is_under_torchrun
 from nvlm.printing import say
+from nvlm.reports import is_first_to_say, report, reported, write_for_torchrun
 
-# What is open is closed in this time (files, a tracker's connection); then the process ends anyway.
-_SECONDS_TO_END = 10.0
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -24,17 +24,16 @@ def stop_on_signals() -> None:
     for a process that is gone: a second thread learns of the signal at once and sets the limit. A
     second signal ends the process without waiting. To be called once, by the main thread.
     """
-    heard = False
+    heard = threading.Event()
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal heard
-        if heard:
-            os._exit(128 + number)
-        heard = True
+        begin()
+        if heard.is_set():
+            leave(128 + number)
+        heard.set()
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # which says so itself
-        if rank_to_speak() == 0:
-            say(f"stopped by {signal.Signals(number).name}", sys.stderr)
+        _say_stopped(number)
         raise SystemExit(128 + number)
 
     handled = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
@@ -43,15 +42,32 @@ def stop_on_signals() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_set_limit, args=(reading, handled), daemon=True).start()
+    threading.Thread(target=_set_limit, args=(reading, handled, heard), daemon=True).start()
     os.register_at_fork(after_in_child=_forget_in_workers)
 
 
-def _set_limit(reading: int, handled: list[signal.Signals]) -> None:
+def _set_limit(reading: int, handled: list[signal.Signals], heard: threading.Event) -> None:
     while (number := os.read(reading, 1)[0]) not in handled:
         continue  # such as the end of a worker
-    time.sleep(_SECONDS_TO_END)
-    os._exit(128 + number)
+    begin()
+    time.sleep(SECONDS_TO_END)
+    if not heard.is_set():  # the main thread waits where it hears nothing
+        _say_stopped(number)
+    leave(128 + number)
+
+
+def _say_stopped(number: int) -> None:
+    """Once for all processes; not where one of them has failed, which is why the others end."""
+    what = f"stopped by {signal.Signals(number).name}"
+    found = reported()
+    if found is None:
+        report(what, is_signal=True)
+    elif not found.is_signal:
+        write_for_torchrun(f"rank {found.rank} ended before: {found.what}", is_first=False)
+        return
+    if is_first_to_say(what):
+        torchrun = "; if nobody sent it, torchrun did: its summary names the process that ended"
+        say(what + (torchrun if is_under_torchrun() else ""), sys.stderr)
 
 
 def _forget_in_workers() -> None:

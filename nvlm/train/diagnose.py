@@ -7,7 +7,7 @@ at its own part of the model, the findings are exchanged, and every process rais
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from nvlm.batch import MicroBatch
 from nvlm.errors import TrainingError
 from nvlm.model.parts.names import named_modules, named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.printing import listed
 
 # Longer lists are cut, with the number of what was left out.
 _MOST_NAMES = 8
@@ -115,7 +116,7 @@ def explain_loss(
     places = sorted(guilty)
     lines = [f"step {step}: the loss is {guilty[places[0]]}"]
     if bad := _by_name(reports):
-        lines.append(f"parameters that are not finite: {_listed(bad, _MOST_NAMES)}")
+        lines.append(f"parameters that are not finite: {listed(bad, _MOST_NAMES)}")
     for data_rank, number in places[:_MOST_NAMES]:
         lines.append(_micro_batch_line(reports, data_rank, number))
     if len(places) > _MOST_NAMES:
@@ -144,13 +145,13 @@ def explain_gradient_norm(
     )
     # Gradients flow from the loss backwards: the last in the model's order was spoilt first.
     bad = _by_name(reports)[::-1]
-    found = _listed(bad, _MOST_NAMES) if bad else "none; only their norm overflows"
+    found = listed(bad, _MOST_NAMES) if bad else "none; only their norm overflows"
     keys_of_rank = {report.place.data_rank: report.sample_keys for report in reports}
     keys = [key for of_rank in keys_of_rank.values() for batch in of_rank for key in batch]
     lines = [
         f"step {step}: the gradient norm is {grad_norm} and the loss is finite",
         f"gradients that are not finite, from the loss backwards: {found}",
-        f"samples of the step: {_listed(keys, _MOST_KEYS)}",
+        f"samples of the step: {listed(keys, _MOST_KEYS)}",
         _UNHARMED,
     ]
     return TrainingError("\n  ".join(lines))
@@ -166,7 +167,7 @@ def check_parameters(chunks: Sequence[nn.Module], step: int, parallel: Parallel)
     if bad := _by_name(_exchange(_Report(_place(parallel), [], bad))):
         raise TrainingError(
             f"step {step}: after the optimizer's update, parameters are not finite: "
-            f"{_listed(bad, _MOST_NAMES)}\n  {_UNHARMED}"
+            f"{listed(bad, _MOST_NAMES)}\n  {_UNHARMED}"
         )
 
 
@@ -230,7 +231,7 @@ def _micro_batch_line(reports: list[_Report], data_rank: int, number: int) -> st
     keys = next(r.sample_keys[number] for r in reports if r.place.data_rank == data_rank)
     return (
         f"micro-batch {number} of data rank {data_rank}: {found}; "
-        f"samples {_listed(keys, _MOST_KEYS)}"
+        f"samples {listed(keys, _MOST_KEYS)}"
     )
 
 
@@ -292,9 +293,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def _listed(items: Iterable, most: int) -> str:
-    items = [str(item) for item in items]
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

@@ -11,13 +11,14 @@ from nvlm.checkpoint_io import on_main_rank
 from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.parallel.broadcast import next_step_batch
-from nvlm.parallel.groups import Parallel, initialize, is_main_process, shut_down
+from nvlm.parallel.groups import Parallel, initialize, is_main_process, leaving_groups
 from nvlm.printing import new_console
 from nvlm.train.metrics import open_log
 from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.skips import check_run
 from nvlm.train.start import Start, begin, confirm, prepare
 from nvlm.train.training import Training
+from nvlm.train.work import at_work
 
 
 def train(
@@ -36,14 +37,13 @@ def train(
     """
     if ownership is None and is_main_process():
         with own_run_folder(Path(config.run.dir)) as own:
-            return train(config, allow_data_change, own)
+            train(config, allow_data_change, own)
+        return
     start = prepare(config, allow_data_change)
-    parallel = initialize(config)
-    try:
+    with leaving_groups():
+        parallel = initialize(config)
         share(ownership)
         fit(config, parallel, start, ownership)
-    finally:
-        shut_down()
 
 
 def fit(
@@ -61,13 +61,15 @@ def fit(
         console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
         return
     batches = start.data and start.data.batches(parallel.data_rank, parallel.data_size)
-    with open_log(training, start.data, console) as log:
+    with open_log(training, start.data, console) as log, at_work(training) as work:
         while training.step < config.train.steps:
             started = time.perf_counter()
+            work.batch = None
             batch = next_step_batch(batches, parallel, config.parallel.shares_tiles)
+            work.batch = batch
             data_seconds = time.perf_counter() - started
             if batch is None:
-                raise _data_ended(training, ownership, console)
+                break
             taken = training.take_step(batch)
             if log:
                 log.write_step(training, taken, time.perf_counter() - started, data_seconds)
@@ -75,6 +77,8 @@ def fit(
             check_run(seen.skipped_by, seen.samples, config.data.max_skipped_share, taken.skipped)
             if training.step % config.checkpoint.every == 0 or training.step == config.train.steps:
                 _save(training, ownership, console)
+    if training.step < config.train.steps:
+        raise _data_ended(training, ownership, console)
 
 
 def _save(training: Training, ownership: Ownership | None, console: Console) -> None:

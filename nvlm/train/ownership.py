@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nvlm.ending import released_at_end
 from nvlm.errors import TrainingError
 from nvlm.files import write_text
 from nvlm.launch import launched
@@ -131,11 +132,13 @@ def own_run_folder(folder: Path) -> Iterator[Ownership]:
             f"{folder}: cannot be written to: {where}: {error.strerror}: give another run.dir"
         ) from None
     ownership.start_heartbeat()
-    try:
-        yield ownership
-    finally:
+
+    def release() -> None:
         ownership.end()
         _remove_empty(made)
+
+    with released_at_end(release):
+        yield ownership
 
 
 def share(ownership: Ownership | None) -> None:

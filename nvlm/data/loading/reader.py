@@ -25,9 +25,13 @@ from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ByteRange, ShardReader
 from nvlm.data.text.encode import EncodedSample, SampleEncoder
-from nvlm.errors import DataError
+from nvlm.errors import DataError, NvlmError
 from nvlm.failures import explain
+from nvlm.printing import listed
 from nvlm.sizes.visual import Grid
+
+# Longer lists are cut, with the number of what was left out.
+_MOST_KEYS = 40
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,12 @@ class MicroBatchReader(Dataset):
             return self._read(request)
         except Exception as error:
             message = explain(error)
+            keys = [f"{sample.source}/{sample.key}" for sequence in request for sample in sequence]
+            where = f"while these samples were read: {listed(keys, _MOST_KEYS)}"
             if message is None:
+                error.add_note(where)
                 raise
-            return message
+            return message if isinstance(error, NvlmError) else f"{message}; {where}"
 
     def _read(
         self, request: MicroBatchRequest

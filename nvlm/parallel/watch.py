@@ -1,0 +1,73 @@
+"""Processes that end when another process of the run has failed, on whatever machine.
+
+torchrun ends the processes of its own machine when one of them ends, and no others: these would
+wait in a collective until its time is up. So each looks into the run's store now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from nvlm.ending import has_begun, is_program
+from nvlm.launch import launched
+from nvlm.printing import say
+from nvlm.reports import SECONDS_BETWEEN_LOOKS, Report, look, open_store
+
+# For torchrun, which is faster where it sees the one that failed, and for what both have to say.
+_SECONDS_FOR_OTHERS = 3.0
+# A store that cannot be reached for so long has ended with its machine.
+_SECONDS_TO_COME_BACK = 60.0
+
+_watching: threading.Event | None = None
+
+
+def watch_others() -> None:
+    """From now on, end this process as SIGTERM does when another one has failed.
+
+    Does nothing where the process runs alone, watches already, or belongs to another program.
+    """
+    global _watching
+    if _watching is not None or not is_program() or launched().world_size == 1:
+        return
+    _watching = threading.Event()
+    threading.Thread(target=_watch, args=(_watching,), daemon=True).start()
+
+
+def stop_watching() -> None:
+    """To be called before this process's part of the run is done: others may be done earlier."""
+    global _watching
+    if _watching is not None:
+        _watching.set()
+        _watching = None
+
+
+def _watch(stopped: threading.Event) -> None:
+    store, answered = None, time.monotonic()
+    while not stopped.wait(SECONDS_BETWEEN_LOOKS):
+        try:
+            store = store or open_store()
+            assert store is not None, "there are several processes"
+            found = look(store)
+            answered = time.monotonic()
+        except (OSError, RuntimeError, ImportError):
+            store = found = None
+            if time.monotonic() - answered > _SECONDS_TO_COME_BACK:
+                place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                what = f"the run's store at {place}, which torchrun or rank 0 holds, is gone"
+                found = Report(rank=-1, host="", what=what, is_signal=False)
+        if found is not None:
+            break
+    else:
+        return
+    if stopped.wait(_SECONDS_FOR_OTHERS) or has_begun():
+        return
+    # Each machine may have a log of its own.
+    if launched().local_rank == 0 and found.host != socket.gethostname():
+        whose = f"rank {found.rank} on {found.host}: " if found.host else ""
+        say(f"this process ends because of {whose}{found.what}", sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,75 @@
+"""A process that waits where it hears nothing ends when another has failed, or the store."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import spawn
+
+from nvlm import reports
+from nvlm.ending import SECONDS_TO_END
+from nvlm.parallel import watch
+
+# Shorter times than real ones. It waits as a collective does: in C++, which no signal interrupts.
+PROGRAM = """
+import sys
+from torch.distributed import TCPStore
+from nvlm.ending import become_program
+from nvlm.parallel import signals, watch
+watch.SECONDS_BETWEEN_LOOKS = watch._SECONDS_FOR_OTHERS = 0.3
+watch._SECONDS_TO_COME_BACK = signals.SECONDS_TO_END = 1
+become_program()
+signals.stop_on_signals()
+watch.watch_others()
+print("waiting", flush=True)
+TCPStore("localhost", int(sys.argv[1]), is_master=False, wait_for_workers=False).get("never")
+"""
+
+
+def start_waiting(port: int, of_store: int, log: Path) -> subprocess.Popen:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(port)],
+        env=spawn.environment() | place | {"MASTER_PORT": str(of_store)},
+        stdout=subprocess.PIPE,
+        stderr=log.open("wb"),
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parallel
+def test_a_waiting_process_ends_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from torch.distributed import TCPStore
+
+    stores = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(3)]
+    ports = [store.port for store in stores]
+    logs = [tmp_path / "failure", tmp_path / "store"]
+    jobs = [start_waiting(ports[2], port, log) for port, log in zip(ports[:2], logs, strict=True)]
+    try:
+        for job in jobs:
+            assert job.stdout is not None and job.stdout.readline() == b"waiting\n"
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", str(ports[0]))
+        monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+        reports.report("the disk is full")
+        del stores[1]
+        gc.collect()
+        assert [job.wait(30) for job in jobs] == [143, 143]
+    finally:
+        for job in jobs:
+            spawn.kill(job)
+    because = "this process ends because of "
+    assert logs[0].read_text() == f"{because}rank 0 on node7: the disk is full\n"
+    gone = f"{because}the run's store at localhost:{ports[1]}, which torchrun or rank 0 holds, is "
+    assert gone in logs[1].read_text()
+
+
+def test_the_real_times_are_under_half_a_minute():
+    seconds = reports.SECONDS_BETWEEN_LOOKS + watch._SECONDS_FOR_OTHERS + SECONDS_TO_END
+    assert seconds < 30
