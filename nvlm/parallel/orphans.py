@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from nvlm.ending import leave
+
 if TYPE_CHECKING:
     import psutil
 
@@ -62,4 +64,4 @@ def is_running(process: psutil.Process) -> bool:
 def _watch(launchers: list[psutil.Process]) -> None:
     while all(map(is_running, launchers)):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
+    leave(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,15 +27,16 @@ from megatron.core.optimizer import ChainedOptimizer  # isort: skip
 
 WORLD_SIZE = 4
 FAILING_STEP = 2
-# Where -> the rank that fails, the method that does and what it raises.
-FAILURES: dict[str, tuple[int, type, str, Exception]] = {
+# Where -> the rank that fails, the method that does and what it raises; None: it is killed.
+FAILURES: dict[str, tuple[int, type, str, Exception | None]] = {
     "forward": (2, NVLMD, "forward", RuntimeError("CUDA error: an illegal memory access")),
     "reader": (1, MicroBatchReader, "_read", OSError(errno.ESTALE, "Stale file", "/data/s.tar")),
     "optimizer": (3, ChainedOptimizer, "step", torch.OutOfMemoryError("CUDA out of memory.")),
+    "killed": (3, NVLMD, "forward", None),
 }
 
 
-def fail_in_second_call(of_class: Any, name: str, error: Exception) -> None:
+def fail_in_second_call(of_class: Any, name: str, error: Exception | None) -> None:
     """A step is one call where it has one micro-batch."""
     call: Callable = getattr(of_class, name)
     calls = 0
@@ -43,7 +45,10 @@ def fail_in_second_call(of_class: Any, name: str, error: Exception) -> None:
         nonlocal calls
         calls += 1
         if calls == FAILING_STEP:
-            raise error
+            if error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                raise error
         return call(*arguments, **named)
 
     setattr(of_class, name, failing)
