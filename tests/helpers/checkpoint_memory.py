@@ -22,7 +22,7 @@ from helpers import small_model
 from helpers.measure_memory import forget_peak, resident_bytes
 from helpers.optimizer_parts import make_plain, read, sharded_state, take_step, written
 from nvlm.config import RunConfig
-from nvlm.parallel.groups import Parallel, barrier, initialize, shut_down
+from nvlm.parallel.groups import Parallel, initialize, shut_down
 
 M_MMAP_THRESHOLD = -3
 SIZES = [
@@ -59,7 +59,7 @@ def state_of(training) -> list[torch.Tensor]:
 
 
 def measured(what: str, action: Callable[[], object]) -> dict[str, int]:
-    barrier()
+    dist.barrier()
     forget_peak()
     before, read = resident_bytes("VmRSS"), bytes_read()
     action()
