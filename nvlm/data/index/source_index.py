@@ -17,13 +17,12 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nvlm.batch import SkippedSample
@@ -45,6 +44,7 @@ from nvlm.data.index.join import (
     column_types,
     join_parts,
 )
+from nvlm.data.index.one_builder import one_builds
 from nvlm.data.index.reading import SourceReading, shard_name
 from nvlm.data.samples.kinds import KINDS, SampleParser
 from nvlm.data.samples.prompts import fingerprint, load_prompt_pools
@@ -59,8 +59,6 @@ from nvlm.sizes.visual import Grid
 
 FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"
-# Of a process that waits for another to build the index.
-_SECONDS_BETWEEN_LOOKS = 0.2
 # What opening an index raises where it is not what was written.
 _DAMAGE = (DamagedIndexError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -227,7 +225,12 @@ def _open_index(
         return index
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        index = _build_or_wait(folder, source, settings, reading, show)
+        index = one_builds(
+            folder / "lock",
+            folder / _METADATA_FILE,
+            load=partial(_load_if_fresh, folder, source, parser, settings),
+            build=partial(_build, folder, source, settings, reading, show),
+        )
     except OSError as error:
         raise DataError(
             f"{folder}: the index cannot be written: {error}; fix that and run the same command "
@@ -236,47 +239,6 @@ def _open_index(
     if index is None:
         raise DataError(f"{source.folder}: the shards changed while they were indexed")
     return index
-
-
-def _build_or_wait(
-    folder: Path,
-    source: Source,
-    settings: dict[str, Any],
-    reading: ShardReading,
-    show: ShowProgress | None,
-) -> SourceIndex | None:
-    """The index, built here or by another process; None: the shards changed meanwhile.
-
-    All readers of a run come here at once. One of them gets the lock and builds. The others load
-    what is there as soon as it is, without the lock: one after the other, a thousand of them would
-    look at all shards of all sources in turn.
-    """
-    parser = reading.of_source.parser
-    lock = FileLock(folder / "lock")
-    seen = None  # when the index that was found not to fit was written
-    while True:
-        try:
-            with lock.acquire(timeout=0):
-                index = _load_if_fresh(folder, source, parser, settings, say_damage=True)
-                if index is None:
-                    _build(folder, source, settings, reading, show)
-                    index = _load_if_fresh(folder, source, parser, settings)
-                return index
-        except Timeout:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        written = _time_written(folder / _METADATA_FILE)
-        if written != seen:
-            seen = written
-            index = _load_if_fresh(folder, source, parser, settings)
-            if index is not None:
-                return index
-
-
-def _time_written(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[str, Any]:
