@@ -29,6 +29,9 @@ def plan_command(
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="NAME=VALUE", help="Another value of an assumption; may be repeated."),
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Rank other layouts on the same GPUs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Reckon a run on so many GPUs: memory by pipeline stage and whether it fits, operations, time.
@@ -41,7 +44,9 @@ def plan_command(
     from nvlm.plan.hardware import card_named
 
     card, assumed = card_named(gpu), parse_overrides(assume or [])
-    checked = load_config(config, overrides or [], gpus)
-    from nvlm.views.plan import print_plan, work_of
+    checked = load_config(config, overrides or [], None if search else gpus)
+    from nvlm.views.plan import print_plan, print_search, work_of
 
-    print_plan(checked, gpus, card, assumed, work_of(checked, tiles, tokens), as_json)
+    work = work_of(checked, tiles, tokens)
+    show = print_search if search else print_plan
+    show(checked, gpus, card, assumed, work, as_json)

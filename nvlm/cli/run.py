@@ -34,6 +34,12 @@ def train_command(
             "goes on.",
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Train although by `nvlm plan` the GPUs' memory is too small."
+        ),
+    ] = False,
 ) -> None:
     """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
     place = launched()
@@ -49,7 +55,10 @@ def train_command(
     owning = own_run_folder(Path(checked.run.dir)) if place.rank == 0 else nullcontext()
     with owning as ownership:
         from nvlm.train.fit import train
+        from nvlm.train.start import check_memory
 
+        if not force:
+            check_memory(checked, place.world_size)
         train(checked, allow_data_change, ownership)
 
 

@@ -78,6 +78,10 @@ class Passes:
     forward: Seconds
     backward: Seconds
 
+    @property
+    def total(self) -> float:
+        return self.forward.total + self.backward.total
+
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.forward + other.forward, self.backward + other.backward)
 

@@ -1,4 +1,4 @@
-"""What a process of each pipeline stage holds at the height of a step, and while it saves.
+"""What a process of each pipeline stage holds at the height of a step, and at a checkpoint.
 
 Parameters, gradients and optimizer state are counted as Megatron-core allocates them
 (`nvlm.sizes.memory`); the rest is reckoned from shapes. A step's height is where most micro-batches
@@ -15,14 +15,14 @@ from nvlm.plan.activations import (
     backward_bytes,
     chunk_bytes,
     encoding_bytes,
-    logits_bytes,
-    visual_bytes,
+    head_bytes,
+    layer_implementation,
 )
 from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.schedule import most_kept, stage_order
 from nvlm.plan.work import Work
 from nvlm.sizes.components.internvit import NUM_COLOUR_CHANNELS
-from nvlm.sizes.memory import stage_memory
+from nvlm.sizes.memory import MemoryBytes, stage_memory
 from nvlm.sizes.parameters import count_parameters, parameters_by_name
 
 _WIDE = DTYPES["fp32"].num_bytes
@@ -33,10 +33,11 @@ class StageBytes:
     """Of one process, in bytes.
 
     activations: kept for backward passes, of all micro-batches in between.
-    tiles: pixels of the step's micro-batches.
+    tiles: pixels of the step's micro-batches, or the features made of them before its schedule.
     logits: with softmax and gradient; on the last stage.
     buffers: what comes and goes within a pass.
-    gathered: what saving a checkpoint gathers besides parameters, gradients and optimizer.
+    copied: what a checkpoint takes besides: nothing while it is saved; Transformer Engine's Adam
+        copies both moments once while it takes them over.
     overhead: what libraries take, and what the allocator cannot use.
     """
 
@@ -47,7 +48,7 @@ class StageBytes:
     tiles: int
     logits: int
     buffers: int
-    gathered: int
+    copied: int
     overhead: int
 
     @property
@@ -62,7 +63,7 @@ class StageBytes:
 
     @property
     def at_checkpoint(self) -> int:
-        return self.kept + self.gathered + self.overhead
+        return self.kept + self.copied + self.overhead
 
     @property
     def peak(self) -> int:
@@ -70,29 +71,35 @@ class StageBytes:
 
 
 def stage_bytes(
-    config: RunConfig, stage: int, data_size: int, work: Work, assumptions: Assumptions
+    config: RunConfig,
+    stage: int,
+    data_size: int,
+    work: Work,
+    assumptions: Assumptions,
+    kept: MemoryBytes | None = None,
 ) -> StageBytes:
-    """Of each process of pipeline stage `stage`, with `data_size` data-parallel ranks."""
+    """Of each process of pipeline stage `stage`, with `data_size` data-parallel ranks.
+
+    Args:
+        kept: what `stage_memory` says, where that is known.
+    """
     parallel, train = config.parallel, config.train
-    is_first, is_last = stage == 0, stage == parallel.pipeline - 1
+    is_first = stage == 0
     num_micro_batches = train.global_batch_size // (data_size * train.micro_batch_size)
-    kept = stage_memory(config, stage, data_size)
+    kept = kept or stage_memory(config, stage, data_size)
     most_tiles = work.most_tiles * train.micro_batch_size
 
-    chunks: list[float] = [*chunk_bytes(config, stage)]
-    if is_first:
-        chunks[0] += visual_bytes(config, most_tiles)
+    chunks = chunk_bytes(config, stage, most_tiles)
     order = stage_order(stage, parallel.pipeline, parallel.virtual_pipeline, num_micro_batches)
     activations = most_kept(order, chunks)
-    logits = logits_bytes(config) if is_last else 0
-    buffers = backward_bytes(config)
-    if is_first:
+    logits = head_bytes(config, stage)
+    buffers = backward_bytes(config, stage)
+    if is_first and not parallel.shares_tiles:
         buffers = max(buffers, encoding_bytes(config, most_tiles))
-    tiles = 0.0
-    if is_first:
-        tiles = num_micro_batches * train.micro_batch_size * work.num_tiles * tile_bytes(config)
-    gathered = checkpoint_gather_bytes(kept.gradients, data_size)
-    coming = max(activations + tiles + logits + buffers, gathered)
+    num_tiles = num_micro_batches * train.micro_batch_size * work.num_tiles
+    tiles = _visual_bytes(config, num_tiles, is_first)
+    copied = _copied_bytes(config, kept.optimizer)
+    coming = max(activations + tiles + logits + buffers, copied)
     return StageBytes(
         parameters=kept.parameters,
         gradients=kept.gradients,
@@ -101,8 +108,21 @@ def stage_bytes(
         tiles=round(tiles),
         logits=logits,
         buffers=round(buffers),
-        gathered=gathered,
+        copied=copied,
         overhead=round(assumptions["memory_overhead"] + assumptions["fragmentation"] * coming),
+    )
+
+
+def _visual_bytes(config: RunConfig, num_tiles: float, is_first: bool) -> float:
+    """Of a step with so many tiles: pixels on the first stage or, where all ranks share the tiles,
+    a rank's share of them and, on the first stage, the features of all."""
+    parallel, vision = config.parallel, config.model.vision
+    if not parallel.shares_tiles:
+        return num_tiles * tile_bytes(config) * is_first
+    features = num_tiles * vision.num_tokens_per_tile * vision.token_size
+    width = DTYPES[config.train.precision].num_bytes
+    return (
+        num_tiles * tile_bytes(config) / parallel.model_parallel_size + features * width * is_first
     )
 
 
@@ -111,13 +131,11 @@ def tile_bytes(config: RunConfig) -> int:
     return NUM_COLOUR_CHANNELS * config.model.vision.image_size**2
 
 
-def checkpoint_gather_bytes(buffer_bytes: int, data_size: int) -> int:
-    """Besides what stays: one fp32 buffer of the optimizer's, gathered over the data ranks.
-
-    Megatron-core gathers a list of the ranks' shares, which its message lays side by side once
-    more, from a copy of the own share (`get_parameter_state_dp_zero`).
-    """
-    return 0 if data_size == 1 else 2 * buffer_bytes + buffer_bytes // data_size
+def _copied_bytes(config: RunConfig, optimizer: int) -> int:
+    """Both moments: two of the optimizer's three numbers, or all it has beside fp32 weights."""
+    if layer_implementation(config) == "local":
+        return 0
+    return optimizer * 2 // 3
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def _found() -> Machine:
         broken=broken,
         cudnn=_cudnn_version(torch.backends.cudnn.version() or 0),
         environment=dict(os.environ),
+        memory_bytes=torch.cuda.get_device_properties(0).total_memory,
     )
 
 

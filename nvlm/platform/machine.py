@@ -26,6 +26,7 @@ class Machine:
     broken: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     cudnn: tuple[int, ...] = ()  # version of the one that torch has loaded
     environment: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    memory_bytes: int = 0  # of the GPU, in all
 
     @property
     def has_gpu(self) -> bool:

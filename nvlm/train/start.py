@@ -25,6 +25,7 @@ from nvlm.parallel.groups import (
     reading_ranks,
     world_size_from_environment,
 )
+from nvlm.plan.refuse import check_fit
 from nvlm.platform.features import decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
@@ -43,6 +44,16 @@ class Start:
     weights: Path | None = None  # another run's checkpoint; None: random ones, where none resumes
     data: TrainingData | None = None  # on the ranks that read
     allow_data_change: bool = False
+
+
+def check_memory(config: RunConfig, world_size: int) -> None:
+    """Refuse a run that the GPU's memory is too small for; on a CPU nothing is looked at.
+
+    Raises:
+        ConfigError: see `nvlm.plan.refuse.check_fit`.
+    """
+    if memory_bytes := platform.current().machine().memory_bytes:
+        check_fit(config, world_size, memory_bytes)
 
 
 def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:

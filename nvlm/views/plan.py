@@ -12,14 +12,17 @@ from rich.padding import Padding
 from rich.text import Text
 
 from nvlm.config import RunConfig
+from nvlm.errors import ConfigError
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.estimate import Plan, StagePlan, make_plan
 from nvlm.plan.hardware import Card
+from nvlm.plan.search import changes_of, search
 from nvlm.plan.work import Work, largest_work, stated_work
 from nvlm.printing import new_console, say
 from nvlm.tables import print_table
 
 _GB = 1e9
+_NUM_RANKED = 12
 # Names of `Plan.losses` in words.
 _LOSSES = {
     "useful": "needed operations at the card's peak: MFU",
@@ -31,6 +34,7 @@ _LOSSES = {
     "pipeline_bubble": "filling and draining the pipeline",
     "pipeline_messages": "messages between stages",
     "uneven_stages": "stages of unequal time",
+    "feature_messages": "tile features on their way to the first stage",
     "uneven_data": "data ranks of unequal work",
     "data_messages": "gradients and parameters between data ranks",
     "optimizer": "the optimizer's update",
@@ -85,6 +89,70 @@ def print_plan(
     _print_assumptions(console, plan)
 
 
+def print_search(
+    config: RunConfig,
+    num_gpus: int,
+    card: Card,
+    overrides: dict[str, float],
+    work: Work,
+    as_json: bool,
+) -> None:
+    """Print the fastest layouts that fit, and how to have the first.
+
+    Raises:
+        ConfigError: no layout is legal, none fits, or an override is wrong.
+    """
+    assumptions = assumptions_for(card, overrides)
+    found = search(config, num_gpus, assumptions, work)
+    if not found.plans:
+        raise ConfigError(
+            f"--search: none of {found.num_legal} layouts fits {num_gpus} x {card.name}: the "
+            f"smallest takes {_size(found.least_bytes)} of {_size(assumptions['memory_bytes'])}; "
+            "take more GPUs or a larger card"
+        )
+    if as_json:
+        ranked = [
+            {**plan_as_json(plan, card), "overrides": changes_of(plan, config)}
+            for plan in found.plans
+        ]
+        say(json.dumps(ranked, indent=2))
+        return
+    console = new_console(highlight=False)
+    _print_ranking(console, found.plans)
+    console.print(
+        f"{found.num_fitting} of {found.num_legal} layouts fit {num_gpus:,} x {card.name}, with as "
+        "few recomputed layers as that takes; times are the plan's, with its assumptions (`nvlm "
+        f"plan` without --search). Work: {work.source}.",
+        markup=False,
+    )
+    changes = " ".join(changes_of(found.plans[0], config)) or "as configured"
+    console.print(f"The first: {changes}", markup=False, soft_wrap=True)
+
+
+def _print_ranking(console: Console, plans: list[Plan]) -> None:
+    headings = ["rank", "tensor", "pipe-\nline", "chunks", "data", "micro-\nbatch", "layers"]
+    headings += ["tiles", "recom-\nputed", "GB", "s/step", "MFU"]
+    rows = []
+    for rank, plan in enumerate(plans[:_NUM_RANKED], start=1):
+        parallel, train = plan.config.parallel, plan.config.train
+        recompute = train.recompute.language
+        recomputed = "none" if recompute.granularity == "none" else "all"
+        if recompute.num_layers is not None:
+            recomputed = str(recompute.num_layers)
+        rows.append(
+            [
+                *map(str, (rank, parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)),
+                *map(str, (plan.data_size, train.micro_batch_size, parallel.layout)),
+                "shared" if parallel.shares_tiles else "stage 0",
+                recomputed,
+                f"{plan.peak_bytes / _GB:.1f}",
+                f"{plan.step_seconds:.3g}",
+                f"{plan.mfu:.1%}",
+            ]
+        )
+    print_table(console, "the fastest layouts", headings, rows)
+
+
 def plan_as_json(plan: Plan, card: Card) -> dict:
     """Every number of a plan: bytes, seconds and shares, unless a name says otherwise."""
     config, parallel = plan.config, plan.config.parallel
@@ -129,7 +197,7 @@ def _stage_as_json(stage: StagePlan) -> dict:
         "forward_seconds": asdict(stage.forward),
         "backward_seconds": asdict(stage.backward),
         "recomputed_seconds": stage.recomputed.total,
-        "encoder_seconds": stage.encoder,
+        "visual_seconds": stage.visual,
         "head_seconds": stage.head,
         "idle": stage.idle,
     }
@@ -195,13 +263,13 @@ def _print_memory(console: Console, plan: Plan) -> None:
 
 
 def _print_seconds(console: Console, plan: Plan) -> None:
-    headings = ["stage: layers", "forward", "backward", "of it\nagain", "encoder", "head"]
+    headings = ["stage: layers", "forward", "backward", "of it\nagain", "visual", "head"]
     headings += ["products", "atten-\ntion", "element-\nwise", "mes-\nsages", "idle"]
     rows = []
     for number, stage in enumerate(plan.stages):
         both = stage.forward + stage.backward
         times = [stage.forward.total, stage.backward.total, stage.recomputed.total]
-        times += [stage.encoder, stage.head, both.matmul, both.attention, both.elementwise]
+        times += [stage.visual, stage.head, both.matmul, both.attention, both.elementwise]
         times += [both.messages]
         rows.append(
             [f"{number}: {_layers(stage.layers)}"]
