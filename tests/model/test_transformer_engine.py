@@ -37,6 +37,11 @@ LAYOUTS = {
     "TP4 + SP": ("trained", ["parallel.tensor=4", "parallel.sequence=true"]),
     "TP2 x DP2": ("trained", ["parallel.tensor=2"]),
     "PP2 x DP2": ("trained", ["parallel.pipeline=2"]),
+    # Whole encoders, in which no tensor rank has a part.
+    "TP2 x PP2, shared tiles": (
+        "encoder frozen",
+        ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
+    ),
     "TP2 + SP x PP2, recomputed": (
         "trained",
         ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2", *RECOMPUTED],
@@ -45,6 +50,7 @@ LAYOUTS = {
 # The decoder's documents, one to three in a micro-batch, and the encoder's batches of tiles.
 DOCUMENTS = [("thd", "NVTE_PADDING_CAUSAL_MASK", number) for number in (1, 2, 3)]
 TILES = [("sbhd", "NVTE_NO_MASK", number) for number in (2, 3)]
+ONE_TILE = ("sbhd", "NVTE_NO_MASK", 1)  # of a share
 
 needs_sources = pytest.mark.skipif(
     not all((SOURCES / version).is_dir() for version in VERSIONS),
@@ -90,7 +96,7 @@ def check_same_parameters(results: list[dict]) -> None:
         assert not any(name.startswith("TE") for name in local["modules"])
         # Its attention was chosen for all that came, by its own rules, and got the documents.
         assert not local["attention"]
-        assert set(theirs["attention"]) <= {*DOCUMENTS, *TILES}
+        assert set(theirs["attention"]) <= {*DOCUMENTS, *TILES, ONE_TILE}
 
 
 def largest_errors(found: list[dict], expected: list[dict]) -> tuple[float, float]:

@@ -127,6 +127,20 @@ def test_the_documentation_has_these_counts():
         assert all(f"{count:,}" in page for count in counts.values())
 
 
+def test_shared_tiles_put_the_whole_encoder_on_every_process():
+    split = summarize(load("nvlm_d_72b"))
+    shared = summarize(load("nvlm_d_72b", "parallel.vision=tile_parallel"))
+    vision = 6_052_672_640
+    assert (shared.parameters, shared.total) == (split.parameters, split.total)
+    assert [stage.parameters["vision_model"].total for stage in shared.stages] == [vision] * 4
+    assert [stage.num_copied for stage in shared.stages] == [0, vision, vision, vision]
+    assert [stage.total.trainable for stage in shared.stages] == [
+        stage.total.trainable for stage in split.stages
+    ]
+    later = zip(shared.stages[1:], split.stages[1:], strict=True)
+    assert all(ours.num_per_process - theirs.num_per_process == vision for ours, theirs in later)
+
+
 def test_stages_of_the_72b_at_tensor_8_pipeline_4():
     """20 layers of 877,684,736 each; the embedding and the output layer have 152,064 x 8192."""
     stages = summarize(load("nvlm_d_72b")).stages
