@@ -31,7 +31,7 @@ from nvlm.model.parts.transformer_config import (
     vision_transformer_config,
 )
 from nvlm.model.placement import check_stage
-from nvlm.model.splice import splice
+from nvlm.model.splice import splice, with_zero_gradient
 from nvlm.parallel.groups import Parallel, alone
 from nvlm.sizes.parameters import VISION
 
@@ -103,9 +103,12 @@ class NVLMD(MegatronModule):
             config.model.language.share_embeddings_and_output_weights
         )
 
+        # Set by whoever wraps this model so; see `_embed`.
+        self.overlaps_data_parallelism = False
+        vision = config.model.vision
         self.vision_model: InternViT | None = None
         self.vision_projection: VisionProjection | None = None
-        vision = config.model.vision
+        self.image_size = vision.image_size
         self.feature_shape = (vision.num_tokens_per_tile, vision.token_size)
         if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):
             self.vision_model = InternViT(
@@ -215,15 +218,18 @@ class NVLMD(MegatronModule):
         # Without tiles the encoder does not run at all. Its gradient buffers keep the zeros that
         # they start a step with, and no process waits for it: the tensor-parallel group shares one
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
+        # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
             visual = self._visual_embeddings(micro_batch)
             embeddings_t1h = splice(embeddings_t1h, micro_batch.image_positions, visual)
+        elif self.overlaps_data_parallelism:
+            embeddings_t1h = with_zero_gradient(embeddings_t1h, self._blank_tile(embeddings_t1h))
         if self.config.sequence_parallel:
-            embeddings_t1h = (
-                tensor_parallel.scatter_to_sequence_parallel_region(
-                    embeddings_t1h, group=self.tp_group
-                ).clone()
-            )  # a part of the whole would keep the whole in memory, as the first layer's input
+            scattered = tensor_parallel.scatter_to_sequence_parallel_region(
+                embeddings_t1h, group=self.tp_group
+            )
+            # As it is, a view, it would keep the whole in memory with the first layer's input.
+            embeddings_t1h = scattered.clone()
         return recomputable(embeddings_t1h, self.config)
 
     def _visual_embeddings(self, micro_batch: MicroBatch) -> Tensor:
@@ -232,6 +238,14 @@ class NVLMD(MegatronModule):
             return self.encode_tiles(micro_batch.tiles)
         assert micro_batch.features is not None and self.vision_projection is not None
         return self.vision_projection(micro_batch.features)
+
+    def _blank_tile(self, like: Tensor) -> Tensor:
+        """What a tile of zeros becomes, [1, q, h]; through the encoder only where that trains."""
+        assert self.vision_model is not None and self.vision_projection is not None
+        if not self.vision_model.is_frozen:
+            size = self.image_size
+            return self.encode_tiles(like.new_zeros((1, 3, size, size), dtype=torch.uint8))
+        return self.vision_projection(like.new_zeros((1, *self.feature_shape)))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -5,6 +5,9 @@ Shape suffixes: t tokens, n tiles, q tokens of a tile, h language hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -18,3 +21,19 @@ def splice(embeddings_t1h: Tensor, positions: Tensor, visual_nqh: Tensor) -> Ten
     visual_x1h = visual_nqh.reshape(-1, 1, visual_nqh.shape[-1]).to(embeddings_t1h.dtype)
     assert len(positions) == len(visual_x1h), "placeholders and image tokens differ"
     return embeddings_t1h.index_copy(0, positions, visual_x1h)
+
+
+def with_zero_gradient(embeddings: Tensor, visual: Tensor) -> Tensor:
+    """`embeddings` unchanged; in the backward pass `visual` gets a gradient of zeros."""
+    return _WithZeroGradient.apply(embeddings, visual)  # type: ignore[return-value]
+
+
+class _WithZeroGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, visual: Tensor) -> Tensor:
+        ctx.shape = visual.shape
+        return embeddings.view_as(embeddings)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return gradient, gradient.new_zeros(ctx.shape)

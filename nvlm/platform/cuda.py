@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from functools import cache
 from importlib import metadata
@@ -39,7 +40,10 @@ _DISTRIBUTIONS = {
     "flash_attn": "flash-attn",
     "flash_attn_3": "flash-attn-3",
     "apex": "apex",
+    "triton": "triton",
 }
+# Apex's extension for gradients of weights, a module of its own.
+_WEIGHT_GRADIENTS = "fused_weight_gradient_mlp_cuda"
 
 
 def machine() -> Machine:
@@ -58,6 +62,8 @@ def _found() -> Machine:
     if why := _why_transformer_engine_is_hidden():
         packages.pop("transformer_engine", None)
         broken["transformer_engine"] = why
+    if importlib.util.find_spec(_WEIGHT_GRADIENTS):
+        packages[_WEIGHT_GRADIENTS] = packages.get("apex", "0")
     return Machine(
         device=device_name(),
         capability=torch.cuda.get_device_capability(),
@@ -66,6 +72,7 @@ def _found() -> Machine:
         cudnn=_cudnn_version(torch.backends.cudnn.version() or 0),
         environment=dict(os.environ),
         memory_bytes=torch.cuda.get_device_properties(0).total_memory,
+        c_compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "",
     )
 
 

@@ -42,6 +42,56 @@ class Feature:
 Rule = Callable[[Situation], str]
 
 
+def why_not_compiled(machine: Machine) -> str:
+    """Why functions are not compiled into kernels of their own; "": they are."""
+    if not machine.has_gpu:
+        return "no GPU"
+    missing = [] if machine.has("triton") else ["Triton"]
+    missing += [] if machine.c_compiler else ["a C compiler (gcc, clang or $CC)"]
+    return f"torch.compile needs {' and '.join(missing)}" if missing else ""
+
+
+def _compiled_norms_and_swiglu(where: Situation) -> str:
+    return why_not_compiled(where.machine)
+
+
+def _fused_cross_entropy(where: Situation) -> str:
+    """Megatron-core's, which is compiled wherever it finds a GPU."""
+    if where.config.train.precision == "fp32":
+        return "it rounds gradients to bf16"
+    return why_not_compiled(where.machine) if where.machine.has_gpu else ""
+
+
+def _fused_rotation(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    return "" if where.layers == "transformer_engine" else "needs Transformer Engine's layers"
+
+
+def _fused_gradient_accumulation(where: Situation) -> str:
+    """Of both implementations, since the output layer is Megatron-core's own in both."""
+    if not where.machine.has_gpu:
+        return "no GPU"
+    has = where.machine.has("fused_weight_gradient_mlp_cuda")
+    return "" if has else "needs Apex with its extension fused_weight_gradient_mlp_cuda"
+
+
+def _overlapped_data_parallelism(where: Situation) -> str:
+    return "" if where.machine.has_gpu else "no GPU"
+
+
+def _tensor_parallel_overlap(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    return "Transformer Engine's userbuffers are not set up here"
+
+
+def _encoder_cuda_graphs(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    return "the number of tiles differs from call to call"
+
+
 def _pinned_memory(where: Situation) -> str:
     return "" if where.machine.has_gpu else "no GPU"
 
@@ -50,6 +100,13 @@ def _pinned_memory(where: Situation) -> str:
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "pinned_memory": _pinned_memory,
+        "compiled_norms_and_swiglu": _compiled_norms_and_swiglu,
+        "fused_cross_entropy": _fused_cross_entropy,
+        "fused_rotation": _fused_rotation,
+        "fused_gradient_accumulation": _fused_gradient_accumulation,
+        "overlapped_data_parallelism": _overlapped_data_parallelism,
+        "tensor_parallel_overlap": _tensor_parallel_overlap,
+        "encoder_cuda_graphs": _encoder_cuda_graphs,
     }
 )
 

@@ -20,13 +20,15 @@ class Machine:
     # Compute capability of an NVIDIA GPU, such as (9, 0) for H100; None: no GPU.
     capability: tuple[int, int] | None = None
     # Version of each package with kernels that is installed and can be imported:
-    # transformer_engine, flash_attn, flash_attn_3, apex.
+    # transformer_engine, flash_attn, flash_attn_3, apex, triton; and of Apex's extension
+    # fused_weight_gradient_mlp_cuda, which it may be installed without.
     packages: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     # Those that are installed and cannot be imported, and why not.
     broken: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     cudnn: tuple[int, ...] = ()  # version of the one that torch has loaded
     environment: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     memory_bytes: int = 0  # of the GPU, in all
+    c_compiler: str = ""  # the program that Triton starts kernels with the help of; "": none
 
     @property
     def has_gpu(self) -> bool:

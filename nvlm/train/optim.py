@@ -26,8 +26,16 @@ if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.m
     from nvlm.model.nvlm_d import NVLMD
 
 
-def wrap_data_parallel(chunks: list[NVLMD], parallel: Parallel) -> list[DistributedDataParallel]:
-    """Each chunk with gradient buffers (fp32) that are reduce-scattered over the data ranks."""
+def wrap_data_parallel(
+    chunks: list[NVLMD], parallel: Parallel, overlap: bool = False
+) -> list[DistributedDataParallel]:
+    """Each chunk with gradient buffers (fp32) that are reduce-scattered over the data ranks.
+
+    Args:
+        overlap: gradients are reduced while the last micro-batch is still on its way back, and new
+            parameters gathered while the next step's first one is on its way: whoever looks at
+            parameters between two steps calls `gather_parameters` first.
+    """
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -35,16 +43,33 @@ def wrap_data_parallel(chunks: list[NVLMD], parallel: Parallel) -> list[Distribu
     )
 
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
     )
     # The schedules call this after the last micro-batch: gradients are summed over data ranks and,
     # with sequence parallelism, norms' over tensor ranks, then divided by the step's tokens.
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = finalize_model_grads
-    return [
+        chunk.overlaps_data_parallelism = overlap
+    wrapped = [
         DistributedDataParallel(chunk.config, settings, chunk, pg_collection=parallel.groups)
         for chunk in chunks
     ]
+    if overlap:
+        # Of all micro-batches but the last, gradients are added up here.
+        waits = [chunk.no_sync for chunk in wrapped]
+        for chunk in chunks:
+            chunk.config.no_sync_func = waits if len(waits) > 1 else waits[0]  # type: ignore[assignment]
+    return wrapped
+
+
+def gather_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
+    """All parameters on every data rank as the last step left them; all ranks call this."""
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def bare(chunks: Sequence[DistributedDataParallel]) -> list[NVLMD]:

@@ -6,12 +6,14 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from nvlm import platform
 from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config.schema import RunConfig
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.initialize import initialize_weights
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.groups import Parallel
+from nvlm.platform.features import is_on
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
 from nvlm.train.diagnose import check_parameters
@@ -20,6 +22,7 @@ from nvlm.train.optim import (
     bare,
     build_optimizer,
     build_scheduler,
+    gather_parameters,
     learning_rate,
     wrap_data_parallel,
 )
@@ -77,7 +80,7 @@ class Training:
         self.config = config
         self.parallel = parallel
         self.module_rows = module_table(chunks, factors, parallel)
-        self.chunks = wrap_data_parallel(chunks, parallel)
+        self.chunks = wrap_data_parallel(chunks, parallel, _overlaps(config))
         self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
         self.scheduler = build_scheduler(self.optimizer, config)
         self.flops = step_flops(config)
@@ -123,6 +126,7 @@ class Training:
             CheckpointError: it cannot be written.
         """
         assert self.data_state is not None, "no step was taken"
+        gather_parameters(self.chunks)
         check_parameters(bare(self.chunks), self.step, self.parallel)
         progress = {
             "step": self.step,
@@ -147,6 +151,14 @@ class Training:
         self.step = self.last_saved = progress["step"]
         self.counters = Counters(**progress["counters"])
         self.data_state = progress["data_state"]
+
+
+def _overlaps(config: RunConfig) -> bool:
+    here = platform.current()
+    layers = here.resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
+    return is_on("overlapped_data_parallelism", config, here.machine(), layers)
 
 
 def build_with_weights(

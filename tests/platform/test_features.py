@@ -31,3 +31,48 @@ def test_versions_are_compared_as_numbers():
     assert numbers("2.7.4.post1") == (2, 7, 4)
     assert H100.has("transformer_engine", 2, 9) and not H100.has("transformer_engine", 2, 11)
     assert not CPU.has("transformer_engine")
+
+
+H100_WITH_ALL = Machine(
+    "H100",
+    (9, 0),
+    {
+        "transformer_engine": "2.10.0",
+        "apex": "0.1",
+        "fused_weight_gradient_mlp_cuda": "0.1",
+        "triton": "3.5.0",
+    },
+    cudnn=(9, 15, 0),
+    c_compiler="/usr/bin/gcc",
+)
+H100_BARE = Machine("H100", (9, 0))
+# Feature -> whether it is on: on a GPU with everything, on one with nothing, and on a CPU.
+EXPECTED = {
+    "compiled_norms_and_swiglu": (True, False, False),
+    "fused_cross_entropy": (True, False, True),
+    "fused_rotation": (True, False, False),
+    "fused_gradient_accumulation": (True, False, False),
+    "overlapped_data_parallelism": (True, True, False),
+    "tensor_parallel_overlap": (False, False, False),
+    "encoder_cuda_graphs": (False, False, False),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fusions_and_overlaps(name: str):
+    config = small_model.small_config("train.precision=bf16")
+    found = (
+        is_on(name, config, H100_WITH_ALL, "transformer_engine"),
+        is_on(name, config, H100_BARE, "local"),
+        is_on(name, config, CPU, "local"),
+    )
+    assert found == EXPECTED[name]
+
+
+def test_what_is_missing_is_named():
+    config = small_model.small_config("train.precision=bf16")
+    lines = {feature.name: feature.reason for feature in decide(config, H100_BARE, "local")}
+    assert "Triton and a C compiler" in lines["compiled norms and swiglu"]
+    assert "Apex" in lines["fused gradient accumulation"]
+    in_fp32 = small_model.small_config("train.precision=fp32")
+    assert not is_on("fused_cross_entropy", in_fp32, H100_WITH_ALL, "transformer_engine")

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvlm.model.parts.compiled import compiled
+
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """hidden [..., c] / sqrt(mean(hidden^2) + epsilon), rounded to its dtype, times weight [c]."""
@@ -35,6 +37,7 @@ class _RmsNorm(torch.autograd.Function):
         return input_gradient(gradient, hidden, weight, scale), of_weight, None
 
 
+@compiled
 def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The output, in the dtype of `hidden`, and what rows were multiplied with, fp32 [..., 1]."""
     wide = hidden.float()
@@ -42,6 +45,7 @@ def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, 
     return (wide * scale).to(hidden.dtype) * weight, scale
 
 
+@compiled
 def input_gradient(gradient: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """[..., c], from the output's gradient: what autograd would compute, step by step."""
     wide = hidden.float()
@@ -52,6 +56,7 @@ def input_gradient(gradient: Tensor, hidden: Tensor, weight: Tensor, scale: Tens
     return (of_rows * scale + through_mean).to(hidden.dtype)
 
 
+@compiled
 def weight_gradient(gradient: Tensor, hidden: Tensor, scale: Tensor) -> Tensor:
     """[c]: the sum over all rows."""
     rows = (hidden.float() * scale).to(hidden.dtype)

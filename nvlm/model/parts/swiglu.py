@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nvlm.model.parts.compiled import compiled
+
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """silu(gate) * up: [..., 2f], gate first -> [..., f]."""
@@ -31,11 +33,13 @@ class _SwiGLU(torch.autograd.Function):
         return input_gradient(gradient, *ctx.saved_tensors)
 
 
+@compiled
 def product(gate_and_up: Tensor) -> Tensor:
     gate, up = gate_and_up.chunk(2, dim=-1)
     return functional.silu(gate) * up
 
 
+@compiled
 def input_gradient(gradient: Tensor, gate_and_up: Tensor) -> Tensor:
     """[..., 2f], from the output's gradient [..., f]."""
     gate, up = gate_and_up.chunk(2, dim=-1)

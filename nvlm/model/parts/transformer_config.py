@@ -11,9 +11,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from nvlm import platform
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
+from nvlm.platform.features import is_on
 from nvlm.sizes.layout import stage_layers
 
 
@@ -43,6 +45,8 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         pipeline_model_parallel_layout=_uneven_layout(config),
         **message_settings(config.parallel.virtual_pipeline),
         sequence_parallel=config.parallel.sequence,
+        apply_rope_fusion=_is_on("fused_rotation", config, layer_implementation),
+        cross_entropy_loss_fusion=_is_on("fused_cross_entropy", config, layer_implementation),
         pipeline_dtype=parameter_dtype(config),
         **_recompute(
             config.train.recompute.language,
@@ -140,9 +144,15 @@ def _common(config: RunConfig, layer_implementation: str, tensor_size: int | Non
         # The loss is a mean over the trained tokens of the whole step, not a mean of means.
         "calculate_per_token_loss": True,
         "attention_softmax_in_fp32": True,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": _is_on(
+            "fused_gradient_accumulation", config, layer_implementation
+        ),
         "transformer_impl": layer_implementation,
     }
+
+
+def _is_on(feature: str, config: RunConfig, layer_implementation: str) -> bool:
+    return is_on(feature, config, platform.current().machine(), layer_implementation)
 
 
 def _leave_as_is(tensor: Tensor) -> Tensor:

@@ -1,0 +1,114 @@
+"""Run by torchrun with two processes: trainings with and without overlap of data parallelism.
+
+Argument: folder, in which each rank leaves what its trainings came to. The second data rank never
+sees a tile, the first in some micro-batches only. Then the bytes that a process of a
+tensor-parallel pair keeps of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from helpers import small_model
+from helpers.kept import kept_by_autograd
+from nvlm import platform
+from nvlm.batch import StepBatch
+from nvlm.config import RunConfig, changed
+from nvlm.config.schema import RunSection
+from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.sizes.activations import stage_activations
+
+FROZEN = {
+    "encoder": ["vision_model.*"],
+    "all but projector": ["vision_model.*", "language_model.*"],
+    "nothing": [],
+}
+NUM_STEPS = 3
+# Of each micro-batch of a step, by data rank. The last one of a step reduces the gradients.
+TILES = [[(2, 0), (0, 0)], [(0, 1), (0, 0)], [(0, 0), (0, 0)]]
+WITH_KEPT = ["parallel.tensor=2", "parallel.sequence=true", "train.precision=bf16"]
+
+
+def batch_of(config: RunConfig, step: int, parallel: Parallel) -> StepBatch:
+    tiles = TILES[step][parallel.data_rank]
+    micro_batches = [
+        small_model.batch(config, 10 * step + 2 * parallel.data_rank + index, [60, 20], num_tiles)
+        for index, num_tiles in enumerate(tiles)
+    ]
+    return StepBatch(micro_batches, [], {})
+
+
+def train(config: RunConfig, parallel: Parallel) -> dict:
+    """Three steps; the third again, from the checkpoint of the second."""
+    from nvlm.train.optim import bare, gather_parameters
+    from nvlm.train.training import Training
+
+    training = Training(config, parallel, small_model.build_chunks(config, parallel))
+    buffers = cast("Any", training.chunks[0]).buffers
+    results: dict = {"buckets": sum(len(buffer.buckets) for buffer in buffers)}
+    saved = None
+    for step in range(NUM_STEPS):
+        result = training.take_step(batch_of(config, step, parallel)).result
+        results[f"step {step}"] = torch.tensor([result.loss, result.grad_norm])
+        if step == NUM_STEPS - 2:
+            saved = training.save()
+    gather_parameters(training.chunks)
+    results["parameters"] = weights_of(bare(training.chunks))
+
+    assert saved is not None
+    again = Training(config, parallel, small_model.build_chunks(config, parallel))
+    again.load(saved)
+    again.take_step(batch_of(config, NUM_STEPS - 1, parallel))
+    gather_parameters(again.chunks)
+    results["resumed"] = weights_of(bare(again.chunks))
+    return results
+
+
+def weights_of(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    (chunk,) = chunks
+    return {name: parameter.detach().clone() for name, parameter in chunk.named_parameters()}
+
+
+def kept_bytes() -> tuple[int, int]:
+    """What this process keeps, and what was reckoned."""
+    config = small_model.small_config(*WITH_KEPT, "stage.sequence_length=384")
+    model = small_model.build(config, initialize(config))
+    model.vision_model.requires_grad_(False)
+    with kept_by_autograd(model) as kept:
+        model(small_model.batch(config, 1, [300, 84], num_tiles=2))
+    return kept.num_bytes, stage_activations(config, 0, num_tiles=2).total
+
+
+def main() -> None:
+    platform.current()
+    from megatron.core import distributed
+
+    from nvlm.train import training
+
+    # Several buckets, of which one holds projector and embedding, as large models have them.
+    distributed.DistributedDataParallelConfig = partial(
+        distributed.DistributedDataParallelConfig, bucket_size=200_000
+    )
+    folder, results = Path(sys.argv[1]), {}
+    for name, patterns in FROZEN.items():
+        config = small_model.small_config(f"stage.freeze={patterns}", "train.global_batch_size=4")
+        parallel = initialize(config)
+        for overlap in (False, True):
+            training._overlaps = lambda config, overlap=overlap: overlap
+            place = RunSection(name="overlap", dir=str(folder / f"{name} {overlap}"))
+            results[name, overlap] = train(changed(config, {"run": place}), parallel)
+            print(name, overlap, flush=True)
+    results["kept"] = kept_bytes()
+    torch.save(results, folder / f"rank{torch.distributed.get_rank()}.pt")
+    shut_down()
+
+
+if __name__ == "__main__":
+    main()
