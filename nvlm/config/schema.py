@@ -308,7 +308,8 @@ class ModuleRecomputeConfig(Section):
     """What of one module's activations is computed again in the backward pass instead of kept."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    """`selective`: the core attention; `full`: whole layers."""
+    """`selective`: norms, SwiGLU's product, and the core attention of `local` layers, which cost
+    little; `full`: whole layers."""
     num_layers: Count | None = None
     """With `full`: layers of each pipeline stage that are recomputed. null: all."""
 

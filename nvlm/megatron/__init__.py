@@ -16,6 +16,8 @@ a test fails, its correction is no longer needed.
     sharding_metadata    process groups are written into the dictionary that it is given
     extra_state          checkpoints depend on the implementation of the layers
     residual_gradients   residual additions ignore `no_grad`
+    checkpoint_without_fp8
+                         norms cannot be recomputed without Transformer Engine
     recomputed_inputs    recomputed layers after frozen embeddings do not train
     packed_rotary        rotary embedding of packed documents waits for the device in each layer
     qkv_bias             the bias of queries, keys and values cannot be left out alone

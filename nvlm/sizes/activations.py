@@ -1,6 +1,6 @@
 """Bytes that one micro-batch's forward pass keeps for its backward pass, on one process.
 
-    layer_activations      of a decoder layer, without recomputation
+    layer_activations      of a decoder layer that is not recomputed whole
     stage_activations      of a pipeline stage's layers, projector and head, with it
 
 A schedule keeps as many of these at a time as it has micro-batches under way. What kernels take
@@ -17,8 +17,9 @@ Of a layer with t tokens, n of them on this rank (t, or t / tensor with sequence
                 trains, and so are cosine and sine of the rotation, twice.
     MLP         gate and up [t, 2 f]; their product [t, f] where the second matrix trains
 
-with heads and f divided by the tensor-parallel size. tests/sizes/test_activations.py holds it to
-what autograd keeps.
+with heads and f divided by the tensor-parallel size. With selective recomputation no output of a
+norm, no product, and with `local` layers of the results the joined one only.
+tests/sizes/test_activations.py holds it to what autograd keeps.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class StageActivations:
 def layer_activations(
     config: RunConfig, layer: int, layer_implementation: str = "local"
 ) -> LayerActivations:
-    """Of decoder layer `layer`, through which gradients pass, without recomputation.
+    """Of decoder layer `layer`, through which gradients pass, unless it is recomputed whole.
 
     Args:
         layer_implementation: `local` or `transformer_engine` (reckoned, not measured: its attention
@@ -73,19 +74,22 @@ def layer_activations(
     width = DTYPES[config.train.precision].num_bytes
     tokens, local_tokens = _num_tokens(config)
     trains = _trained_matrices(config, layer)
+    keeps_all = config.train.recompute.language.granularity != "selective"
 
     norm_inputs = 2 * (width * local_tokens * language.hidden_size + _FP32 * local_tokens)
     num_outputs = trains["self_attention.linear_qkv"] + trains["mlp.linear_fc1"]
-    norm_outputs = num_outputs * width * local_tokens * language.hidden_size
+    norm_outputs = keeps_all * num_outputs * width * local_tokens * language.hidden_size
 
     heads, groups = language.num_attention_heads // tensor, language.num_query_groups // tensor
     per_head = width * tokens * language.head_dim
-    attention = (2 * heads + 2 * groups) * per_head + _FP32 * tokens * heads
+    attention = (heads + 2 * groups) * per_head
+    if keeps_all or layer_implementation != "local":
+        attention += heads * per_head + _FP32 * tokens * heads
     if layer_implementation == "local":
         attention += trains["self_attention.linear_proj"] * heads * per_head + 4 * per_head
 
     product = width * tokens * language.ffn_hidden_size // tensor
-    mlp = 2 * product + trains["mlp.linear_fc2"] * product
+    mlp = 2 * product + (keeps_all and trains["mlp.linear_fc2"]) * product
     return LayerActivations(norm_inputs + norm_outputs, attention, mlp)
 
 

@@ -105,7 +105,7 @@ def test_losses_and_gradients_are_those_without(part, name, kept_everything, par
     measure(f"gradients, {part} {name}, worst tensor, relative", against, gradients, bound)
 
     # A recomputed layer keeps its input; others keep what their operations cannot do without.
-    share = {"selective": 1.0, "full": 0.8, "full, 1 layer": 0.9}[name]
+    share = {"selective": 0.99, "full": 0.8, "full, 1 layer": 0.9}[name]
     assert kept < share * kept_by_all, (kept, kept_by_all)
 
 

@@ -49,7 +49,7 @@ H100_BARE = Machine("H100", (9, 0))
 # Feature -> whether it is on: on a GPU with everything, on one with nothing, and on a CPU.
 EXPECTED = {
     "compiled_norms_and_swiglu": (True, False, False),
-    "fused_cross_entropy": (True, False, True),
+    "fused_cross_entropy": (True, False, False),
     "fused_rotation": (True, False, False),
     "fused_gradient_accumulation": (True, False, False),
     "overlapped_data_parallelism": (True, True, False),

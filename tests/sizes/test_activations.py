@@ -25,6 +25,7 @@ SIZES = [
 NUM_TILES = 2
 TP2, SP = "parallel.tensor=2", "parallel.sequence=true"
 FULL = "train.recompute.language.granularity=full"
+SELECTIVE = "train.recompute.language.granularity=selective"
 FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 CASES = {
@@ -36,6 +37,8 @@ CASES = {
     "tensor 2, sequence, frozen": [BF16, TP2, SP, FROZEN],
     "pipeline 2": [BF16, "parallel.pipeline=2"],
     "pipeline 2, tensor 2, sequence": [BF16, TP2, SP, "parallel.pipeline=2"],
+    "selective recompute": [BF16, SELECTIVE],
+    "selective recompute, tensor 2, sequence": [BF16, SELECTIVE, TP2, SP],
     "full recompute": [BF16, FULL],
     "full recompute, 1 layer": [BF16, FULL, "train.recompute.language.num_layers=1"],
     "full recompute, pipeline 2, tensor 2, sequence": [BF16, FULL, TP2, SP, "parallel.pipeline=2"],

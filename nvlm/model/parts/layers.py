@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
+from nvlm.megatron.checkpoint_without_fp8 import ask_no_fp8_state
 from nvlm.model.parts.attention import SdpaAttention
 from nvlm.model.parts.swiglu import swiglu
 
@@ -32,6 +35,7 @@ def layer_parts(layer_implementation: str) -> LayerParts:
     Norms stay ours in both: fused with the next linear they would be named differently, and
     InternViT's cast before the weight is not Transformer Engine's.
     """
+    ask_no_fp8_state()
     if layer_implementation == "local":
         return LayerParts(ColumnParallelLinear, RowParallelLinear, SdpaAttention)
     assert layer_implementation == "transformer_engine", layer_implementation
@@ -44,11 +48,28 @@ def layer_parts(layer_implementation: str) -> LayerParts:
     return LayerParts(TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention)
 
 
+class ProductRecomputingMLP(MLP):
+    """Megatron-core's, of which SwiGLU's product is not kept but computed again.
+
+    As Megatron-core's own selective recomputation does with norms, and with activations of experts.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
+        gate_and_up, bias = self.linear_fc1(hidden_states)
+        assert bias is None
+        checkpoint = CheckpointWithoutOutput()
+        product: Any = checkpoint.checkpoint(self.activation_func, gate_and_up)
+        output, output_bias = self.linear_fc2(product)
+        checkpoint.discard_output_and_register_recompute(output)
+        return output, output_bias
+
+
 def mlp_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
     """Of a layer, with our SwiGLU where `config` has a place for it (`use_te_activation_func`)."""
     activation: Any = swiglu if config.use_te_activation_func else None
+    recomputes = activation and config.recompute_granularity == "selective"
     return ModuleSpec(
-        module=MLP,
+        module=ProductRecomputingMLP if recomputes else MLP,
         params={"ffn_hidden_size": config.ffn_hidden_size},
         submodules=MLPSubmodules(parts.column_linear, activation, parts.row_linear),
     )

@@ -53,6 +53,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
             # Of the largest chunk: smaller ones recompute what they have.
             max(map(max, stage_layers(config))) * config.parallel.virtual_pipeline,
             config.parallel.virtual_pipeline,
+            layer_implementation,
         ),
         **_common(config, layer_implementation),
     )
@@ -79,7 +80,7 @@ def vision_transformer_config(config: RunConfig, layer_implementation: str) -> T
         # Its tokens are not split over the tensor-parallel group: 1025 has few divisors, and the
         # class token is dropped before the language model's sequence begins.
         sequence_parallel=False,
-        **_recompute(config.train.recompute.vision, vision.num_layers, num_chunks=1),
+        **_recompute(config.train.recompute.vision, vision.num_layers, 1, layer_implementation),
         **_common(config, layer_implementation, 1 if config.parallel.shares_tiles else None),
     )
 
@@ -113,7 +114,9 @@ def _uneven_layout(config: RunConfig) -> list[list[str]] | None:
     return [["embedding", *rows[0]], *rows[1:-1], [*rows[-1], "loss"]]
 
 
-def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) -> dict:
+def _recompute(
+    wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int, layer_implementation: str
+) -> dict:
     """Settings of activation recomputation; `num_layers` are those of the pipeline stage.
 
     Megatron-core counts the layers of each model chunk of a stage by themselves.
@@ -121,7 +124,9 @@ def _recompute(wanted: ModuleRecomputeConfig, num_layers: int, num_chunks: int) 
     if wanted.granularity == "none":
         return {}
     if wanted.granularity == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        # What a fused core attention keeps is what the next layer keeps as well.
+        modules = ["layernorm", "core_attn"] if layer_implementation == "local" else ["layernorm"]
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
     return {
         "recompute_granularity": "full",
         "recompute_method": "block",
