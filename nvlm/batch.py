@@ -6,6 +6,7 @@ d documents (samples, and stretches of padding).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
@@ -89,13 +90,13 @@ class MicroBatch:
         """[1, t] float32: what each label counts in the loss."""
         return self.loss_mask() if self.loss_weights is None else self.loss_weights
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """The same batch with every tensor changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})
+
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def without_tiles(self) -> MicroBatch:
         """The same batch for who does not encode them."""

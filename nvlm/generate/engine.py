@@ -101,7 +101,7 @@ class Engine:
         from nvlm.model.nvlm_d import build_model
 
         check_contents(self.checkpoint)
-        self.model = build_model(self.config, self.parallel)
+        self.model = build_model(self.config, self.parallel, to_generate=True)
         tensors = [*sharded_tensors(self.model.sharded_state_dict())]
         read_shared(self.checkpoint, tensors, self.parallel.groups.dp)
         self.model.eval()

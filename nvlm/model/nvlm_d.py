@@ -33,6 +33,7 @@ from nvlm.model.parts.transformer_config import (
 from nvlm.model.placement import check_stage
 from nvlm.model.splice import splice, with_zero_gradient
 from nvlm.parallel.groups import Parallel, alone
+from nvlm.platform.attention import choose_attention
 from nvlm.sizes.parameters import VISION
 
 # Tiles that go through a frozen encoder at once: 16,400 patches, which fill a device, and of
@@ -40,11 +41,16 @@ from nvlm.sizes.parameters import VISION
 MAX_TILES_PER_CALL = 16
 
 
-def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
+def build_model_chunks(
+    config: RunConfig, parallel: Parallel, to_generate: bool = False
+) -> list[NVLMD]:
     """This process's parts of the model, on its device, in `train.precision`.
 
     One part, or `parallel.virtual_pipeline` of them. Weights are left unset: fill them with
     `nvlm.model.parts.initialize.initialize_weights` or from a checkpoint.
+
+    Args:
+        to_generate: for answering instead of training; see `choose_attention`.
 
     Raises:
         ConfigError: `model.layer_implementation` asks for what this machine does not have.
@@ -56,16 +62,16 @@ def build_model_chunks(config: RunConfig, parallel: Parallel) -> list[NVLMD]:
     )
     virtual = config.parallel.virtual_pipeline
     chunks = [
-        NVLMD(config, parallel, implementation, vp_stage=chunk if virtual > 1 else None)
+        NVLMD(config, parallel, implementation, chunk if virtual > 1 else None, to_generate)
         for chunk in range(virtual)
     ]
     check_stage(chunks, config, parallel)
     return [chunk.to(device_platform.device()) for chunk in chunks]
 
 
-def build_model(config: RunConfig, parallel: Parallel) -> NVLMD:
+def build_model(config: RunConfig, parallel: Parallel, to_generate: bool = False) -> NVLMD:
     """`build_model_chunks` where a process holds one part: without virtual pipeline stages."""
-    (model,) = build_model_chunks(config, parallel)
+    (model,) = build_model_chunks(config, parallel, to_generate)
     return model
 
 
@@ -85,6 +91,7 @@ class NVLMD(MegatronModule):
         parallel: Parallel,
         layer_implementation: str,
         vp_stage: int | None = None,
+        to_generate: bool = False,
     ):
         """`vp_stage`: number of the chunk within its stage; None without virtual stages."""
         language_config = language_transformer_config(config, layer_implementation)
@@ -92,7 +99,10 @@ class NVLMD(MegatronModule):
         groups = parallel.groups
         self.parallel = parallel
         self.shares_tiles = config.parallel.shares_tiles
-        parts = layer_parts(layer_implementation)
+        attention = choose_attention(
+            platform.current().machine(), layer_implementation, config.train.precision, to_generate
+        )
+        parts = layer_parts(layer_implementation, attention.implementation)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
         self.model_type = ModelType.encoder_or_decoder

@@ -68,7 +68,7 @@ def next_step_batch(
         source = dist.get_global_rank(parallel.groups.tp, 0)
         if not parallel.is_model_parallel_main:
             tiles = [torch.empty(shape, dtype=torch.uint8) for shape in shapes]
-        tiles = [t.to(device).contiguous() for t in tiles]
+        tiles = [t.to(device, non_blocking=True).contiguous() for t in tiles]
         for t in tiles:
             if t.numel() and parallel.tensor_size > 1:
                 dist.broadcast(t, src=source, group=parallel.groups.tp)
@@ -92,8 +92,11 @@ def _with_share(
 
 
 def _on_device(step: StepBatch, tiles: list[torch.Tensor], device: torch.device) -> StepBatch:
+    """All copies of the step are under way when this returns; the device waits for them in turn."""
     micro_batches = [
-        replace(micro_batch, tiles=t).to(device)
+        replace(micro_batch, tiles=t)
+        .each(lambda tensor: platform.current().pinned(tensor))
+        .to(device)
         for micro_batch, t in zip(step.micro_batches, tiles, strict=True)
     ]
     return replace(step, micro_batches=micro_batches)

@@ -5,6 +5,7 @@
     meta.OnMetaDevice              a model without memory
     HOST_BACKEND                   what processes talk through that compute on no device
     machine, features              what was found here, and which kernels and settings follow
+    layers, attention, environment the larger of those decisions, a file each
     megatron_calls                 calls of Megatron-core that name a device, the same on all
 
 Words for devices and for what connects them stand nowhere else.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from nvlm.platform import environment
 from nvlm.platform.base import HOST_BACKEND, Platform
 
 __all__ = ["HOST_BACKEND", "Platform", "current", "hide_unfitting_torchvision"]
@@ -25,6 +27,8 @@ def current() -> Platform:
     import torch  # here, because the command line imports this package before it needs torch
 
     platform: Platform
+    if torch.version.cuda:  # what it is built for: asking so does not wake a GPU
+        environment.set_defaults()
     if torch.cuda.is_available():
         from nvlm.platform import cuda
 

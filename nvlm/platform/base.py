@@ -46,6 +46,12 @@ class Platform(Protocol):
         """
         ...
 
+    def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A host tensor's values in memory from which copies to the device are not waited for.
+
+        Other tensors stay as they are."""
+        ...
+
     def peak_memory_bytes(self) -> int:
         """Most memory that this process has had: the device's, or on a CPU the resident one."""
         ...

@@ -10,6 +10,7 @@ available.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import warnings
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nvlm.errors import ConfigError
 from nvlm.megatron.uncompiled_import import nothing_compiled
+from nvlm.platform import environment
 from nvlm.platform.base import HOST_BACKEND
+from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
 
 _mode: _CudaLandsOnCpu | None = None
@@ -69,13 +71,13 @@ def bind_local_rank(local_rank: int) -> None:
 
 def resolve_layer_implementation(wanted: str, precision: str) -> str:
     """Transformer Engine needs CUDA, so `auto` is `local` here; asking for it is refused."""
-    del precision  # makes a difference on GPUs
-    if wanted == "transformer_engine":
-        raise ConfigError(
-            "model.layer_implementation transformer_engine needs an NVIDIA GPU; "
-            "none is available here: use auto or local"
-        )
-    return "local"
+    environment.check(os.environ)
+    return choose_layers(machine(), wanted, precision)
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Nothing is copied anywhere."""
+    return tensor
 
 
 def peak_memory_bytes() -> int:

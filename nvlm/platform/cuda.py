@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -12,17 +13,14 @@ from importlib import metadata
 
 import torch
 
-from nvlm.errors import ConfigError
+from nvlm.launch import launched
+from nvlm.platform import environment
+from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
 
 
 def activate() -> None:
-    """Megatron-core is written for this device; one setting that it recommends is made here.
-
-    With a single hardware queue, collectives start in the order in which they are issued, so that
-    they overlap with the computation that follows (megatron-core, tensor_parallel/layers.py).
-    """
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    """Megatron-core is written for this device, but for what it cannot be imported with."""
     _why_transformer_engine_is_hidden()
 
 
@@ -52,26 +50,25 @@ def machine() -> Machine:
 
 @cache
 def _found() -> Machine:
-    packages = {}
+    packages, broken = {}, {}
     for package, distribution in _DISTRIBUTIONS.items():
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    broken = {}
     if why := _why_transformer_engine_is_hidden():
         packages.pop("transformer_engine", None)
         broken["transformer_engine"] = why
     if importlib.util.find_spec(_WEIGHT_GRADIENTS):
         packages[_WEIGHT_GRADIENTS] = packages.get("apex", "0")
+    # By its number: a process that has not been given its device yet would wake the first one.
+    number = launched().local_rank
     return Machine(
-        device=device_name(),
-        capability=torch.cuda.get_device_capability(),
+        device=torch.cuda.get_device_name(number),
+        capability=torch.cuda.get_device_capability(number),
         packages=packages,
         broken=broken,
         cudnn=_cudnn_version(torch.backends.cudnn.version() or 0),
         environment=dict(os.environ),
-        memory_bytes=torch.cuda.get_device_properties(0).total_memory,
+        memory_bytes=torch.cuda.get_device_properties(number).total_memory,
         c_compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "",
     )
 
@@ -91,29 +88,12 @@ def bind_local_rank(local_rank: int) -> None:
 
 
 def resolve_layer_implementation(wanted: str, precision: str) -> str:
-    """`auto` -> `transformer_engine` where it is installed and can be used, else `local`.
+    environment.check(os.environ)
+    return choose_layers(machine(), wanted, precision)
 
-    Transformer Engine's attention over packed documents takes no fp32.
 
-    Raises:
-        ConfigError: it is asked for and missing, or installed and cannot be imported.
-    """
-    if wanted == "local" or (wanted == "auto" and precision == "fp32"):
-        return "local"
-    if why := _why_transformer_engine_is_hidden():
-        # Said aloud, because `local` is slower.
-        raise ConfigError(
-            f"model.layer_implementation {wanted}: Transformer Engine is installed and cannot be "
-            f"imported ({why}): fix it, or use local"
-        )
-    if importlib.util.find_spec("transformer_engine") is None:
-        if wanted == "auto":
-            return "local"
-        raise ConfigError(
-            "model.layer_implementation transformer_engine: Transformer Engine is not installed "
-            "(the extra `cuda` of this package names it): use auto or local"
-        )
-    return "transformer_engine"
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if tensor.is_cpu else tensor
 
 
 @cache

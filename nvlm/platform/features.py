@@ -1,10 +1,11 @@
 """What of a run uses which kernels and settings of its device, decided here and printed at start.
 
-    decide(config, machine, layers)     the whole list, for the start-up
-    is_on(name, config, machine, layers)    one line of it, for who builds that part
+    decide(config, machine, layers)         the whole list, for the start-up
+    is_on(name, config, machine, layers)    one rule of it, for who builds that part
 
 Every rule is a pure function of the configuration and of a `Machine` (what was found), so it is
 tested without the device. A rule gives the reason why its feature is off, or "" where it is on.
+What is one of several rather than on or off is a choice, and made in a file of its own.
 This file imports no torch.
 """
 
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from nvlm.config.schema import RunConfig
+from nvlm.platform import environment
+from nvlm.platform.attention import choose_attention
+from nvlm.platform.layers import why_layers
 from nvlm.platform.machine import Machine
 
 
@@ -92,8 +96,50 @@ def _encoder_cuda_graphs(where: Situation) -> str:
     return "the number of tiles differs from call to call"
 
 
+def _layers(where: Situation) -> Feature:
+    model, precision = where.config.model, where.config.train.precision
+    reason = why_layers(where.machine, model.layer_implementation, precision)
+    return Feature("layers", where.layers, reason)
+
+
+def _attention(where: Situation) -> Feature:
+    chosen = choose_attention(where.machine, where.layers, where.config.train.precision)
+    return Feature("attention", chosen.kernel, chosen.reason)
+
+
+def _optimizer(where: Situation) -> Feature:
+    """Megatron-core's order; the last is nvlm/megatron/group_step_adam.py."""
+    for package, name in (("transformer_engine", "Transformer Engine"), ("apex", "Apex")):
+        if where.machine.has(package):
+            return Feature("optimizer", f"{name}'s FusedAdam")
+    return Feature("optimizer", "torch's fused AdamW", "neither Transformer Engine nor Apex")
+
+
 def _pinned_memory(where: Situation) -> str:
     return "" if where.machine.has_gpu else "no GPU"
+
+
+def _single_hardware_queue(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    value = where.machine.environment.get(environment.QUEUES, "")
+    return "" if value == "1" else f"{environment.QUEUES} is {value or 'not set'}"
+
+
+def _expandable_segments(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    found = {
+        name: where.machine.environment[name]
+        for name in environment.ALLOCATOR
+        if name in where.machine.environment
+    }
+    if any(environment.EXPANDABLE in value for value in found.values()):
+        return ""
+    return "; ".join(f"{name} is {value}" for name, value in found.items()) or "not set"
+
+
+CHOICES: tuple[Callable[[Situation], Feature], ...] = (_layers, _attention, _optimizer)
 
 
 # One line a feature, in the order in which they are printed. Names are printed with spaces.
@@ -107,6 +153,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "overlapped_data_parallelism": _overlapped_data_parallelism,
         "tensor_parallel_overlap": _tensor_parallel_overlap,
         "encoder_cuda_graphs": _encoder_cuda_graphs,
+        "single_hardware_queue": _single_hardware_queue,
+        "expandable_segments": _expandable_segments,
     }
 )
 
@@ -117,9 +165,9 @@ def is_on(name: str, config: RunConfig, machine: Machine, layers: str) -> bool:
 
 
 def decide(config: RunConfig, machine: Machine, layers: str) -> list[Feature]:
-    """All features in the order of `RULES`."""
+    """All choices, then all features in the order of `RULES`."""
     situation = Situation(config, machine, layers)
-    lines = []
+    lines = [choose(situation) for choose in CHOICES]
     for name, rule in RULES.items():
         reason = rule(situation)
         lines.append(Feature(name.replace("_", " "), "off" if reason else "on", reason))

@@ -36,8 +36,11 @@ class Machine:
 
     def has(self, package: str, *version: int) -> bool:
         """Whether `package` can be imported, in at least this version."""
-        found = self.packages.get(package)
-        return found is not None and numbers(found) >= version
+        return package in self.packages and self.version(package) >= version
+
+    def version(self, package: str) -> tuple[int, ...]:
+        """Of a package that `has` said is there."""
+        return numbers(self.packages[package])
 
 
 def numbers(version: str) -> tuple[int, ...]:

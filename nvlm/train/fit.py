@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nvlm import platform
 from nvlm.checkpoint_io import on_main_rank
 from nvlm.config import RunConfig
 from nvlm.errors import DataError
@@ -60,7 +61,9 @@ def fit(
     if training.step >= config.train.steps:
         console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
         return
-    batches = start.data and start.data.batches(parallel.data_rank, parallel.data_size)
+    batches = start.data and start.data.batches(
+        parallel.data_rank, parallel.data_size, platform.current().pinned
+    )
     with open_log(training, start.data, console) as log, at_work(training) as work:
         while training.step < config.train.steps:
             started = time.perf_counter()

@@ -40,12 +40,12 @@ def step_work(batch: StepBatch, flops: StepFlops, parallel: Parallel) -> StepWor
     device = platform.current().device()
     # Stages behind the first have no tiles; a replica counts as its reading process does.
     counted = own if parallel.is_model_parallel_main else 0
-    total = torch.tensor([counted], dtype=torch.float64, device=device)
-    largest = total.clone()
-    dist.all_reduce(total)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    mean = float(total) / parallel.data_size
-    return StepWork(flops=int(total), imbalance=float(largest) / mean if mean else 1.0)
+    values = torch.full((2,), counted, dtype=torch.float64, device=device)
+    dist.all_reduce(values[0])
+    dist.all_reduce(values[1], op=dist.ReduceOp.MAX)
+    total, largest = values.tolist()  # at once: the host waits for the device
+    mean = total / parallel.data_size
+    return StepWork(flops=int(total), imbalance=largest / mean if mean else 1.0)
 
 
 def device_card() -> Card | None:

@@ -1,4 +1,4 @@
-"""The GPU platform's choice of the layers' implementation; needs no GPU to be decided."""
+"""What the GPU platform finds; but for the last test it needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import importlib.util
 import sys
 
 import pytest
+import torch
 
-from nvlm.errors import ConfigError
 from nvlm.platform import cuda
 
 BROKEN = {
@@ -52,36 +52,11 @@ def installed(monkeypatch):
     cuda._why_transformer_engine_is_hidden.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "state, wanted, precision, expected",
-    [
-        ("whole", "auto", "bf16", "transformer_engine"),
-        ("whole", "transformer_engine", "bf16", "transformer_engine"),
-        ("whole", "local", "bf16", "local"),
-        # Its attention over packed documents has no fp32.
-        ("whole", "auto", "fp32", "local"),
-        ("missing", "auto", "bf16", "local"),
-        *((state, "local", "bf16", "local") for state in BROKEN),
-    ],
-)
-def test_layer_implementation(installed, state, wanted, precision, expected):
-    installed(state)
-    assert cuda.resolve_layer_implementation(wanted, precision) == expected
-
-
-def test_missing_transformer_engine_is_refused(installed):
-    installed("missing")
-    with pytest.raises(ConfigError, match=r"not installed .* use auto or local"):
-        cuda.resolve_layer_implementation("transformer_engine", "bf16")
-
-
-@pytest.mark.parametrize("wanted", ["auto", "transformer_engine"])
 @pytest.mark.parametrize("state", BROKEN)
-def test_broken_transformer_engine_is_told(installed, state, wanted):
+def test_what_is_wrong_with_transformer_engine_is_found(installed, state):
     installed(state)
-    with pytest.raises(ConfigError, match=r"cannot be imported \((?P<why>.+)\).*use local") as told:
-        cuda.resolve_layer_implementation(wanted, "bf16")
-    assert (str(BROKEN[state]) or "AssertionError") in str(told.value)
+    why = cuda._why_transformer_engine_is_hidden()
+    assert why == (str(BROKEN[state]) or "AssertionError")
 
 
 @pytest.mark.parametrize("state", BROKEN)
@@ -97,3 +72,20 @@ def test_whole_transformer_engine_is_not_hidden(installed):
     installed("whole")
     cuda.activate()
     assert sys.modules["transformer_engine"] is not None
+    assert not cuda._why_transformer_engine_is_hidden()
+
+
+@pytest.mark.parametrize(
+    "number, version", [(91002, (9, 10, 2)), (90600, (9, 6, 0)), (8907, (8, 9, 7))]
+)
+def test_cudnn_version(number, version):
+    assert cuda._cudnn_version(number) == version
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_tensors_are_copied_without_waiting():
+    pinned = cuda.pinned(torch.ones(1000))
+    assert pinned.is_pinned() and cuda.pinned(pinned) is pinned
+    on_device = pinned.to(cuda.device(), non_blocking=True)
+    assert cuda.pinned(on_device) is on_device and float(on_device.sum()) == 1000

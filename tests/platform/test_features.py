@@ -76,3 +76,24 @@ def test_what_is_missing_is_named():
     assert "Apex" in lines["fused gradient accumulation"]
     in_fp32 = small_model.small_config("train.precision=fp32")
     assert not is_on("fused_cross_entropy", in_fp32, H100_WITH_ALL, "transformer_engine")
+
+
+def reason_of(name: str, machine: Machine) -> str:
+    return RULES[name](Situation(small_model.small_config(), machine, "local"))
+
+
+def test_settings_of_the_environment_are_lines():
+    found = Machine("H100", (9, 0), environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+    assert not reason_of("expandable_segments", found)
+    assert "not set" in reason_of("single_hardware_queue", found)
+    other = {"PYTORCH_CUDA_ALLOC_CONF": "backend:native", "CUDA_DEVICE_MAX_CONNECTIONS": "8"}
+    found = Machine("H100", (9, 0), environment=other)
+    assert "PYTORCH_CUDA_ALLOC_CONF is backend:native" in reason_of("expandable_segments", found)
+    assert "CUDA_DEVICE_MAX_CONNECTIONS is 8" in reason_of("single_hardware_queue", found)
+
+
+def test_choices_are_named_with_their_reasons():
+    lines = {f.name: str(f) for f in decide(small_model.small_config(), H100, "local")}
+    assert lines["optimizer"] == "optimizer Transformer Engine's FusedAdam"
+    assert lines["attention"] == "attention torch, document by document"
+    assert lines["layers"].startswith("layers local: ")

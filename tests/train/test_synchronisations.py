@@ -13,6 +13,7 @@ PER_STEP = {
     # Whether there is a trained token, once for each chunk.
     "aten._local_scalar_dense in distributed/finalize_model_grads.py finalize_model_grads": 1,
     "aten._local_scalar_dense in optimizer/clip_grads.py get_grad_norm_fp32": 1,
+    "tolist in train/throughput.py step_work": 1,
     # All counts of the step and its loss.
     "tolist in train/step.py _reduce": 1,
 }

@@ -43,12 +43,25 @@ class Loader:
     left it.
     """
 
-    def __init__(self, config: RunConfig, planner: Planner, data_rank: int, data_size: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        planner: Planner,
+        data_rank: int,
+        data_size: int,
+        pinned: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            pinned: what a platform does with tensors that are soon copied to its device; it is done
+                ahead, while a step is trained. None: nothing.
+        """
         batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
         assert batch % (data_size * micro_batch) == 0, "check_world_size was not called"
         assert 0 <= data_rank < data_size
         self._config = config
         self._planner = planner
+        self._pinned = pinned
         self._num_packs = batch // data_size
         self._first_pack = data_rank * self._num_packs
         # Of the steps that were requested: batches to be filled.
@@ -74,7 +87,8 @@ class Loader:
                 if isinstance(result, str):
                     raise DataError(result)
                 travelled, newly_skipped, newly_repaired = result
-                read.append(unpack(travelled))
+                micro_batch = unpack(travelled)
+                read.append(micro_batch.each(self._pinned) if self._pinned else micro_batch)
                 skipped += newly_skipped
                 repaired += newly_repaired
                 if len(read) == num_micro_batches:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config import RunConfig
@@ -23,9 +25,11 @@ class TrainingData:
     # What differs from the data that the run had before, and where each source goes on.
     changes: list[str]
 
-    def batches(self, data_rank: int, data_size: int) -> Iterator[StepBatch]:
+    def batches(
+        self, data_rank: int, data_size: int, pinned: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[StepBatch]:
         """The steps of one data-parallel rank; see `Loader`. To be called once."""
-        return iter(Loader(self.config, self.planner, data_rank, data_size))
+        return iter(Loader(self.config, self.planner, data_rank, data_size, pinned))
 
     def rejected(self) -> list[SkippedSample]:
         """What the sources have that cannot be used."""

@@ -29,8 +29,11 @@ class LayerParts:
     core_attention: Any
 
 
-def layer_parts(layer_implementation: str) -> LayerParts:
+def layer_parts(layer_implementation: str, attention: str = "transformer_engine") -> LayerParts:
     """`local` or `transformer_engine`, as the platform resolved `model.layer_implementation`.
+
+    Transformer Engine's linear layers may come with our attention (`attention: torch`), see
+    `nvlm.platform.attention`.
 
     Norms stay ours in both: fused with the next linear they would be named differently, and
     InternViT's cast before the weight is not Transformer Engine's.
@@ -45,7 +48,8 @@ def layer_parts(layer_implementation: str) -> LayerParts:
         TERowParallelLinear,
     )
 
-    return LayerParts(TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention)
+    core = TEDotProductAttention if attention == "transformer_engine" else SdpaAttention
+    return LayerParts(TEColumnParallelLinear, TERowParallelLinear, core)
 
 
 class ProductRecomputingMLP(MLP):
