@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from nvlm.errors import ConfigError
@@ -48,27 +48,39 @@ _GENERAL = (
     ("network_latency", 20e-6, "seconds a message", "calculon-ai/calculon systems/a100_80g.json"),
     ("launch_seconds", 8e-6, "seconds an operation costs the host",
      f"{_GUESS}: Python, autograd and the driver together"),
-    # Bytes through memory for each number of a tensor in bf16.
-    ("norm_bytes_forward", 36, "bytes a number", f"{_COUNTED}: torch's operations one by one"),
-    ("norm_bytes_backward", 78, "bytes a number", f"{_COUNTED}: torch's operations one by one"),
-    ("residual_bytes", 6, "bytes a number", f"{_COUNTED}: two read, one written"),
-    ("rotary_bytes", 24, "bytes a number", f"{_COUNTED}: halves turned, two products, one sum"),
-    ("activation_bytes_forward", 14, "bytes a number of the MLP",
-     f"{_COUNTED}: SiLU, a copy, a product"),
-    ("activation_bytes_backward", 28, "bytes a number of the MLP", f"{_COUNTED}: the same back"),
-    ("layer_scale_bytes", 14, "bytes a number", f"{_COUNTED}: bias, factor, sum"),
-    ("splice_bytes", 12, "bytes a number", f"{_COUNTED}: embeddings and images, read and written"),
-    ("logit_bytes_forward", 30, "bytes a logit", f"{_COUNTED}: fp32 copy, maximum, softmax"),
-    ("logit_bytes_backward", 22, "bytes a logit", f"{_COUNTED}: gradient in fp32, then bf16"),
-    ("optimizer_bytes", 30, "bytes a parameter that a rank updates",
-     f"{_COUNTED}: gradient, original and moments in fp32 read, the last three and bf16 written"),
-    ("data_overlap", 0.0, "of gradients' and parameters' messages",
-     "nvlm/train/optim.py: gradients are reduced after the last backward pass"),
     ("memory_overhead", 4e9, "bytes",
      f"{_GUESS}: context, communicators and libraries take 3 to 5 GB"),
     ("fragmentation", 0.05, "of what comes and goes",
      f"{_GUESS}: what torch's allocator cannot use of the memory that it holds"),
 )  # fmt: skip
+
+
+# Bytes through memory for each number of a tensor in bf16: kernels' name in platform/features.py,
+# and rows with the values without them and with them.
+_TRAFFIC = {
+    "compiled_norms_and_swiglu": (
+        ("norm_bytes_forward", "bytes a number", 36, 4),
+        ("norm_bytes_backward", "bytes a number", 102, 12),
+        ("activation_bytes_forward", "bytes a number of the MLP", 10, 6),
+        ("activation_bytes_backward", "bytes a number of the MLP", 30, 10),
+    ),
+    "fused_rotation": (("rotary_bytes", "bytes a number", 24, 4),),
+    "fused_cross_entropy": (
+        ("logit_bytes_forward", "bytes a logit", 30, 22),
+        ("logit_bytes_backward", "bytes a logit", 22, 6),
+    ),
+    "fused_gradient_accumulation": (
+        ("accumulation_bytes", "bytes a weight and micro-batch", 10, 6),
+    ),
+    "": (
+        ("residual_bytes", "bytes a number", 6, 6),
+        ("layer_scale_bytes", "bytes a number", 14, 14),
+        ("splice_bytes", "bytes a number", 12, 12),
+        ("optimizer_bytes", "bytes a parameter that a rank updates", 30, 30),
+    ),
+}
+# Of gradients' and parameters' messages that a pass could hide, with overlapped data parallelism.
+_DATA_OVERLAP = 0.8
 
 
 class Assumptions:
@@ -82,8 +94,15 @@ class Assumptions:
         return self._values[name]
 
 
-def assumptions_for(card: Card, overrides: Mapping[str, float] | None = None) -> Assumptions:
+def assumptions_for(
+    card: Card,
+    overrides: Mapping[str, float] | None = None,
+    kernels: Collection[str] = (),
+) -> Assumptions:
     """Those of a card, and those of every card, with the values of `overrides`.
+
+    Args:
+        kernels: names of `nvlm.platform.features.RULES` that are on.
 
     Raises:
         ConfigError: there is no assumption of such a name, or the value cannot be.
@@ -98,6 +117,7 @@ def assumptions_for(card: Card, overrides: Mapping[str, float] | None = None) ->
     )
     rows = [Assumption(*row, card.source) for row in of_card]
     rows += [Assumption(*row) for row in _GENERAL]
+    rows += _of_kernels(kernels)
     known = [row.name for row in rows]
     overrides = overrides or {}
     for name, value in overrides.items():
@@ -105,6 +125,23 @@ def assumptions_for(card: Card, overrides: Mapping[str, float] | None = None) ->
     return Assumptions(
         replace(row, value=overrides[row.name], source="--assume") if row.name in overrides else row
         for row in rows
+    )
+
+
+def _of_kernels(kernels: Collection[str]) -> Iterator[Assumption]:
+    for feature, rows in _TRAFFIC.items():
+        how = f"; {feature.replace('_', ' ')} {'on' if feature in kernels else 'off'}"
+        for name, unit, without, with_kernels in rows:
+            value = with_kernels if feature in kernels else without
+            yield Assumption(name, value, unit, _COUNTED + how * bool(feature))
+    overlaps = "overlapped_data_parallelism" in kernels
+    yield Assumption(
+        "data_overlap",
+        _DATA_OVERLAP if overlaps else 0.0,
+        "of the messages between data ranks that a pass could hide",
+        f"{_GUESS}: they share the card with the pass"
+        if overlaps
+        else "overlapped data parallelism is off",
     )
 
 

@@ -122,7 +122,7 @@ def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: 
         stage_bytes(config, stage, data_size, work, assumptions)
         for stage in range(parallel.pipeline)
     ]
-    data, updated = _after_backward(memory, data_group, device)
+    data, updated = _after_backward(memory, stages, data_group, device)
     exposed = data.seconds * (1 - data.hidden)
     uneven = (simulated.seconds + encoded.total) * (work.imbalance_of(data_size) - 1)
     step = simulated.seconds + encoded.total + uneven + exposed + updated
@@ -199,20 +199,25 @@ def _stage_plan(
 
 
 def _after_backward(
-    memory: list[StageBytes], data_group: Group, device: Device
+    memory: list[StageBytes], stages: list[list[Chunk]], data_group: Group, device: Device
 ) -> tuple[Messages, float]:
     """Messages between data ranks, and seconds of the update, on the stage with most of both.
 
-    Gradients are reduce-scattered in fp32, parameters gathered as they are computed with.
+    Gradients are reduce-scattered in fp32, parameters gathered as they are computed with: where
+    that is overlapped, behind the last backward and the next forward pass of a micro-batch.
     """
     gradients = max(stage.gradients for stage in memory)
     trained = gradients / 4
     parameters = trained * device.number
     messages = Messages(0.0, 0.0, 0.0)
     if data_group.size > 1:
-        seconds = data_group.gather_seconds(gradients) + data_group.gather_seconds(parameters)
+        reduced, gathered = map(data_group.gather_seconds, (gradients, parameters))
+        forward = min(total([c.passes.forward for c in chunks]).total for chunks in stages)
+        backward = min(total([c.passes.backward for c in chunks]).total for chunks in stages)
         hidden = device.assumptions["data_overlap"]
-        messages = Messages(gradients + parameters, seconds, hidden)
+        hidden *= min(reduced, backward) + min(gathered, forward)
+        seconds = reduced + gathered
+        messages = Messages(gradients + parameters, seconds, hidden / seconds)
     share = trained / data_group.size
     updated = device.moving(share * device.assumptions["optimizer_bytes"])
     # Set to zero before the step; read for the norm, scaled by the number of tokens.

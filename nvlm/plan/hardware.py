@@ -14,6 +14,7 @@ _MIB = 2**20
 class Card:
     """A GPU in a node of its usual kind.
 
+    capability: compute capability, such as (9, 0).
     memory_bytes: all that the driver shows (`nvidia-smi`, memory.total).
     peak_flops: bf16 products per second, dense, summed in fp32.
     memory_bandwidth: bytes per second.
@@ -24,6 +25,7 @@ class Card:
     """
 
     name: str
+    capability: tuple[int, int]
     memory_bytes: int
     peak_flops: float
     memory_bandwidth: float
@@ -37,31 +39,31 @@ CARDS = {
     card.name: card
     for card in (
         Card(
-            "h100-80gb", 81559 * _MIB, 989.4e12, 3.35e12, 450e9, 50e9, 8,
+            "h100-80gb", (9, 0), 81559 * _MIB, 989.4e12, 3.35e12, 450e9, 50e9, 8,
             "NVIDIA H100 SXM5 datasheet; DGX H100: 18 NVLinks of 25 GB/s, one 400 Gb/s port a GPU",
         ),
         Card(
-            "h200", 143771 * _MIB, 989.4e12, 4.8e12, 450e9, 50e9, 8,
+            "h200", (9, 0), 143771 * _MIB, 989.4e12, 4.8e12, 450e9, 50e9, 8,
             "NVIDIA H200 SXM datasheet; DGX H200: 18 NVLinks of 25 GB/s, one 400 Gb/s port a GPU",
         ),
         Card(
-            "b200", 183359 * _MIB, 2250e12, 8e12, 900e9, 50e9, 8,
+            "b200", (10, 0), 183359 * _MIB, 2250e12, 8e12, 900e9, 50e9, 8,
             "NVIDIA DGX B200 datasheet: 18 NVLinks of 50 GB/s, one 400 Gb/s port a GPU",
         ),
         Card(
-            "a100-80gb", 81920 * _MIB, 312e12, 2.039e12, 300e9, 25e9, 8,
+            "a100-80gb", (8, 0), 81920 * _MIB, 312e12, 2.039e12, 300e9, 25e9, 8,
             "NVIDIA A100 SXM4 datasheet; DGX A100: 12 NVLinks of 25 GB/s, one 200 Gb/s port a GPU",
         ),
         Card(
-            "a100-40gb", 40960 * _MIB, 312e12, 1.555e12, 300e9, 25e9, 8,
+            "a100-40gb", (8, 0), 40960 * _MIB, 312e12, 1.555e12, 300e9, 25e9, 8,
             "NVIDIA A100 SXM4 datasheet; DGX A100: 12 NVLinks of 25 GB/s, one 200 Gb/s port a GPU",
         ),
         Card(
-            "l40s", 46068 * _MIB, 362e12, 0.864e12, 32e9, 12.5e9, 8,
+            "l40s", (8, 9), 46068 * _MIB, 362e12, 0.864e12, 32e9, 12.5e9, 8,
             "NVIDIA L40S datasheet: PCIe 4.0 x16; a node with four 200 Gb/s ports for eight",
         ),
         Card(
-            "rtx-4090", 24564 * _MIB, 165.2e12, 1.008e12, 32e9, 3.125e9, 4,
+            "rtx-4090", (8, 9), 24564 * _MIB, 165.2e12, 1.008e12, 32e9, 3.125e9, 4,
             "NVIDIA Ada architecture paper; PCIe 4.0 x16; one 100 Gb/s port for four",
         ),
     )

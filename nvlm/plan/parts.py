@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nvlm.config.schema import RunConfig
+from nvlm.plan.activations import layer_implementation
 from nvlm.plan.operations import patch_flops, trainable_shares
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
@@ -36,23 +37,30 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
         return scale * (bytes_ + turned * numbers["rotary_bytes"] + inner * activation)
 
     pairs = work.token_pairs * config.train.micro_batch_size
+    products = (
+        (hidden, (heads + 2 * groups) * width),
+        (heads * width, hidden),
+        (hidden, 2 * ffn),
+        (ffn, hidden),
+    )
+    trains = trainable_shares(config)[LANGUAGE] > 0
+    accumulated = 0.0
+    if trains:
+        weights = sum(inner * columns for inner, columns in products)
+        accumulated = weights * numbers["accumulation_bytes"]
     shape = LayerShape(
         rows=rows,
-        products=(
-            (hidden, (heads + 2 * groups) * width),
-            (heads * width, hidden),
-            (hidden, 2 * ffn),
-            (ffn, hidden),
-        ),
+        products=products,
         hidden=rows * hidden,
         split=split,
         attention=2 * pairs * heads * width,
         elementwise=(
             moved(numbers["norm_bytes_forward"], numbers["activation_bytes_forward"]),
-            moved(numbers["norm_bytes_backward"], numbers["activation_bytes_backward"]),
+            moved(numbers["norm_bytes_backward"], numbers["activation_bytes_backward"])
+            + accumulated,
         ),
         launches=_LAUNCHES,
-        trains=trainable_shares(config)[LANGUAGE] > 0,
+        trains=trains,
     )
     return layer_passes(shape, device)
 
@@ -68,7 +76,7 @@ def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[P
             recomputed = min(num_layers, wanted // config.parallel.virtual_pipeline)
         again = layer.forward * recomputed
     elif recompute.granularity == "selective":
-        again = Seconds(attention=layer.forward.attention) * num_layers
+        again = _selectively(config, layer.forward) * num_layers
     passes = layer * num_layers
     return Passes(passes.forward, passes.backward + again), again
 
@@ -111,8 +119,16 @@ def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes
     if recompute.granularity == "full":
         again = layer.forward * (recompute.num_layers or vision.num_layers)
     elif recompute.granularity == "selective":
-        again = Seconds(attention=layer.forward.attention) * vision.num_layers
+        again = _selectively(config, layer.forward) * vision.num_layers
     return Passes(forward, layer.backward * vision.num_layers + patches + again), again
+
+
+def _selectively(config: RunConfig, forward: Seconds) -> Seconds:
+    """Norms and activations and, with `local` layers, the attention."""
+    again = Seconds(elementwise=forward.elementwise)
+    if layer_implementation(config) == "local":
+        again = again + Seconds(attention=forward.attention)
+    return again
 
 
 def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:

@@ -101,8 +101,8 @@ def _layouts(num_gpus: int, per_node: int) -> Iterator[ParallelConfig]:
         for pipeline in _divisors(num_gpus // tensor, _MOST_STAGES):
             cuts: list[tuple[int, Literal["even", "auto"]]] = [(1, "even")]
             if pipeline > 1:
-                cuts += [(chunks, "even") for chunks in range(2, _MOST_CHUNKS + 1)]
-                cuts += [(1, "auto")]
+                cuts.extend((chunks, "even") for chunks in range(2, _MOST_CHUNKS + 1))
+                cuts.append((1, "auto"))
             for virtual, layout in cuts:
                 for vision in ("tensor", "tile_parallel"):
                     yield ParallelConfig(

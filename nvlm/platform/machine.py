@@ -43,6 +43,18 @@ class Machine:
         return numbers(self.packages[package])
 
 
+def with_image(device: str, capability: tuple[int, int]) -> Machine:
+    """A machine with such a GPU where the image of docker/ runs, for plans."""
+    packages = {
+        "transformer_engine": "2.10.0",
+        "flash_attn": "2.7.4",
+        "apex": "0.1",
+        "fused_weight_gradient_mlp_cuda": "0.1",
+        "triton": "3.5.0",
+    }
+    return Machine(device, capability, packages, cudnn=(9, 17, 0), c_compiler="gcc")
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """`2.10.0+769ed778` -> (2, 10, 0)."""
     parts = []

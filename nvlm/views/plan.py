@@ -16,6 +16,7 @@ from nvlm.errors import ConfigError
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.estimate import Plan, StagePlan, make_plan
 from nvlm.plan.hardware import Card
+from nvlm.plan.kernels import kernels_on
 from nvlm.plan.search import changes_of, search
 from nvlm.plan.work import Work, largest_work, stated_work
 from nvlm.printing import new_console, say
@@ -76,7 +77,9 @@ def print_plan(
     Raises:
         ConfigError: the layout or the batch does not fit them, or an override is wrong.
     """
-    plan = make_plan(config, num_gpus, assumptions_for(card, overrides), work)
+    plan = make_plan(
+        config, num_gpus, assumptions_for(card, overrides, kernels_on(config, card)), work
+    )
     if as_json:
         say(json.dumps(plan_as_json(plan, card), indent=2))
         return
@@ -102,7 +105,7 @@ def print_search(
     Raises:
         ConfigError: no layout is legal, none fits, or an override is wrong.
     """
-    assumptions = assumptions_for(card, overrides)
+    assumptions = assumptions_for(card, overrides, kernels_on(config, card))
     found = search(config, num_gpus, assumptions, work)
     if not found.plans:
         raise ConfigError(
