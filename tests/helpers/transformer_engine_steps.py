@@ -6,11 +6,13 @@ and writes each rank's results to a file, a dictionary of layout -> implementati
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers import transformer_engine_stub
@@ -41,7 +43,34 @@ def config_of(implementation: str, *overrides: str):
     return small_model.small_config("train.precision=bf16", layers, *overrides)
 
 
-def results_of(implementation: str, frozen: str, overrides: list[str]) -> dict:
+# What an H100 has in the image of docker/, as far as the stub can stand in for it.
+MACHINE = {
+    "device": "H100",
+    "capability": (9, 0),
+    "packages": {"transformer_engine": "2.11.0", transformer_engine_stub.WEIGHT_GRADIENTS: "0.1"},
+}
+# Of `MACHINE`, on a model that is built for it: Megatron-core's names.
+FUSIONS = ("apply_rope_fusion", "gradient_accumulation_fusion")
+
+
+@contextlib.contextmanager
+def built_for(machine: dict | None) -> Iterator[None]:
+    """What is built meanwhile uses the kernels of this machine (None: of no GPU)."""
+    from nvlm.platform import cpu
+    from nvlm.platform.machine import Machine
+
+    found = cpu.machine
+    if machine:
+        cpu.machine = lambda: Machine(**machine)
+    try:
+        yield
+    finally:
+        cpu.machine = found
+
+
+def results_of(
+    implementation: str, frozen: str, overrides: list[str], machine: dict | None = None
+) -> dict:
     """`layout_steps.losses_and_gradients` in bf16, and how the parameters are described.
 
     Four micro-batches: packed documents and single ones, with tiles and without.
@@ -51,16 +80,25 @@ def results_of(implementation: str, frozen: str, overrides: list[str]) -> dict:
 
     config = config_of(implementation, *overrides, f"stage.freeze={FREEZE[frozen]}")
     parallel = initialize(config)
-    chunks = small_model.build_chunks(config, parallel)
+    with built_for(machine):
+        chunks = small_model.build_chunks(config, parallel)
     layout_steps.freeze(chunks, config, parallel)
     described = [describe(chunk) for chunk in chunks]
     kinds = {type(module).__name__ for chunk in chunks for module in chunk.modules()}
     transformer_engine_stub.attention_calls.clear()
+    transformer_engine_stub.rotation_calls.clear()
     steps = layout_steps.losses_and_gradients(
         layout_steps.wrapped(chunks), layout_steps.with_images(config), parallel
     )
     attention = sorted(set(transformer_engine_stub.attention_calls))
-    return {**steps, "described": described, "modules": kinds, "attention": attention}
+    return {
+        **steps,
+        "described": described,
+        "modules": kinds,
+        "attention": attention,
+        "rotated": sorted(set(transformer_engine_stub.rotation_calls)),
+        "fusions": {name: getattr(chunks[-1].config, name) for name in FUSIONS},
+    }
 
 
 def describe(chunk) -> dict[str, dict[str, tuple]]:
@@ -92,7 +130,7 @@ def describe(chunk) -> dict[str, dict[str, tuple]]:
 def resumed_steps(folder: Path) -> dict[str, list]:
     """Loss and gradient norm of step 2, gone on with and resumed from step 1's checkpoint.
 
-    With Transformer Engine's optimizer, and two parameter groups that differ in their rate.
+    With Transformer Engine's optimizer, and parameter groups that differ in their rate.
     """
     from helpers import layout_steps
     from nvlm.config import changed
@@ -118,6 +156,7 @@ def resumed_steps(folder: Path) -> dict[str, list]:
     return {
         "optimizer": [f"{type(part).__module__}.{type(part).__name__}" for part in parts],
         "steps of groups": steps_of_groups,
+        "overlapped": [chunk.ddp_config.overlap_param_gather for chunk in again.training.chunks],
         "uninterrupted": [run.losses[2].tolist()],
         "resumed": [again.losses[2].tolist()],
         "weights differ": [one[0] for one, other in weights if not one[-1].equal(other[-1])],
@@ -138,7 +177,9 @@ def run_rank(local_rank: int, folder: Path, layouts: dict, num: int) -> None:
             for implementation in IMPLEMENTATIONS
         }
     if num == 1:
-        results["resumed"] = resumed_steps(folder / "run")
+        results["fused"] = results_of("transformer_engine", "trained", [], MACHINE)
+        with built_for(MACHINE):
+            results["resumed"] = resumed_steps(folder / "run")
     torch.save(results, folder / f"rank{local_rank}.pt")
     shut_down()
 

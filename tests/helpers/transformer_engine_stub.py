@@ -29,8 +29,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 EXTENSION = "transformer_engine_torch"
+# Apex's, which Megatron-core's own linear layers add gradients of weights up with.
+WEIGHT_GRADIENTS = "fused_weight_gradient_mlp_cuda"
 # (format, mask, number of documents or batch) of each attention that ran, in order.
 attention_calls: list[tuple[str, str, int]] = []
+# Number of documents of each fused rotation that ran.
+rotation_calls: list[int] = []
 
 
 def install(folder: Path) -> None:
@@ -45,6 +49,8 @@ def install(folder: Path) -> None:
     _look_like_a_gpu()
     _let_the_shim_run_it()
     sys.modules[EXTENSION] = _Extension(EXTENSION)
+    sys.modules[WEIGHT_GRADIENTS] = apex = types.ModuleType(WEIGHT_GRADIENTS)
+    apex.wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp32  # type: ignore[attr-defined]
     for name in ("einops", "onnx", "onnxscript", "triton"):
         if importlib.util.find_spec(name) is None:
             sys.meta_path.append(_Unused(name))
@@ -293,6 +299,26 @@ def _attend(q, k, v, scale, layout, mask, starts_q, starts_kv, max_seqlen) -> Te
     return torch.cat([output[0].transpose(0, 1) for output in outputs])
 
 
+def fused_rope_forward(t, freqs, start_positions, layout, interleaved, cu_seqlens, cp_size, _):
+    """t_thd rotated by freqs [longest, 1, 1, d], angles in fp32; each document from its start."""
+    assert start_positions is None and not interleaved and cp_size == 1
+    assert layout.name == "NVTE_THD" and freqs.dtype == torch.float32
+    rotation_calls.append(len(cu_seqlens) - 1)
+    angles = torch.cat([freqs[: end - start, 0] for start, end in pairwise(cu_seqlens.tolist())])
+    first, second = t.float().chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (t.float() * angles.cos() + turned * angles.sin()).to(t.dtype)
+
+
+def fused_rope_backward(gradient, freqs, *how):
+    """A rotation's transpose turns back. 2.9 does not hand over where documents start."""
+    return fused_rope_forward(gradient, -freqs, None, *how[-5:])
+
+
+def wgrad_gemm_accum_fp32(inputs, gradient, main_grad):
+    main_grad.add_(gradient.float().t() @ inputs.float())
+
+
 def multi_tensor_l2norm(chunk_size, overflow, tensors, per_tensor):
     assert not per_tensor
     norms = [tensor.float().norm() for tensor in tensors[0]]
@@ -323,6 +349,8 @@ KERNELS: Sequence[Callable[..., Any]] = (
     get_fused_attn_backend,
     fused_attn_fwd,
     fused_attn_bwd,
+    fused_rope_forward,
+    fused_rope_backward,
     multi_tensor_l2norm,
     multi_tensor_scale,
     multi_tensor_adam,
