@@ -25,10 +25,16 @@ from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import Parallel, initialize, shut_down
 from nvlm.sizes.activations import stage_activations
 
-FROZEN = {
-    "encoder": ["vision_model.*"],
-    "all but projector": ["vision_model.*", "language_model.*"],
-    "nothing": [],
+CASES = {
+    "encoder frozen": ["stage.freeze=['vision_model.*']"],
+    "all but projector frozen": ["stage.freeze=['vision_model.*','language_model.*']"],
+    "nothing frozen": ["stage.freeze=[]"],
+    "encoder frozen, PP2 x VPP2": [
+        "stage.freeze=['vision_model.*']",
+        "model.language.num_layers=4",
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+    ],
 }
 NUM_STEPS = 3
 # Of each micro-batch of a step, by data rank. The last one of a step reduces the gradients.
@@ -51,8 +57,9 @@ def train(config: RunConfig, parallel: Parallel) -> dict:
     from nvlm.train.training import Training
 
     training = Training(config, parallel, small_model.build_chunks(config, parallel))
-    buffers = cast("Any", training.chunks[0]).buffers
-    results: dict = {"buckets": sum(len(buffer.buckets) for buffer in buffers)}
+    chunks = cast("Any", training.chunks)
+    counts = [len(buffer.buckets) for chunk in chunks for buffer in chunk.buffers]
+    results: dict = {"most buckets": max(counts, default=0)}
     saved = None
     for step in range(NUM_STEPS):
         result = training.take_step(batch_of(config, step, parallel)).result
@@ -72,8 +79,9 @@ def train(config: RunConfig, parallel: Parallel) -> dict:
 
 
 def weights_of(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
-    (chunk,) = chunks
-    return {name: parameter.detach().clone() for name, parameter in chunk.named_parameters()}
+    from nvlm.model.parts.names import named_parameters
+
+    return {name: parameter.detach().clone() for name, parameter in named_parameters(chunks)}
 
 
 def kept_bytes() -> tuple[int, int]:
@@ -97,8 +105,8 @@ def main() -> None:
         distributed.DistributedDataParallelConfig, bucket_size=200_000
     )
     folder, results = Path(sys.argv[1]), {}
-    for name, patterns in FROZEN.items():
-        config = small_model.small_config(f"stage.freeze={patterns}", "train.global_batch_size=4")
+    for name, overrides in CASES.items():
+        config = small_model.small_config(*overrides, "train.global_batch_size=4")
         parallel = initialize(config)
         for overlap in (False, True):
             training._overlaps = lambda config, overlap=overlap: overlap

@@ -21,21 +21,25 @@ def by_rank(tmp_path_factory) -> list[dict]:
     return [torch.load(path) for path in sorted(Path(folder).glob("rank*.pt"))]
 
 
-@pytest.mark.parametrize("frozen", overlap_steps.FROZEN)
-def test_steps_are_those_without_overlap(frozen: str, by_rank, measure):
+@pytest.mark.parametrize("case", overlap_steps.CASES)
+def test_steps_are_those_without_overlap(case: str, by_rank, measure):
     steps = weights = 0.0
     for results in by_rank:
-        without, found = results[frozen, False], results[frozen, True]
+        without, found = results[case, False], results[case, True]
         # One bucket without overlap, however large the model is.
-        assert without["buckets"] == 1
-        assert found["buckets"] > 1 or frozen == "all but projector"
+        assert without["most buckets"] <= 1
+        # Of pipeline stages the first alone has several.
+        assert found["most buckets"] > 1 or case in (
+            "all but projector frozen",
+            "encoder frozen, PP2 x VPP2",
+        )
         for step in range(overlap_steps.NUM_STEPS):
             error = (found[f"step {step}"] - without[f"step {step}"]).abs().max()
             steps = max(steps, float(error))
         for name, truth in without["parameters"].items():
             weights = max(weights, float((found["parameters"][name] - truth).abs().max()))
             assert torch.equal(found["resumed"][name], found["parameters"][name]), name
-    of_what = f"of 3 steps on 2 data ranks, {frozen} frozen, largest difference"
+    of_what = f"of 3 steps on 2 ranks, {case}, largest difference"
     # The norm is added up over other shares of the gradients; nothing here is long enough to clip.
     measure(f"losses and gradient norms {of_what}", "without overlap", steps, 1e-5)
     measure(f"weights {of_what}", "without overlap", weights, 0)
@@ -43,10 +47,10 @@ def test_steps_are_those_without_overlap(frozen: str, by_rank, measure):
 
 def test_all_ranks_have_the_same_parameters(by_rank):
     first, second = by_rank
-    for frozen in overlap_steps.FROZEN:
-        found = second[frozen, True]["parameters"]
-        for name, parameter in first[frozen, True]["parameters"].items():
-            assert torch.equal(found[name], parameter), (frozen, name)
+    for case in list(overlap_steps.CASES)[:3]:
+        found = second[case, True]["parameters"]
+        for name, parameter in first[case, True]["parameters"].items():
+            assert torch.equal(found[name], parameter), (case, name)
 
 
 def test_bytes_that_a_tensor_parallel_rank_keeps(by_rank, measure):
