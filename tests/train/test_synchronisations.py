@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 from helpers import layout_steps, small_model
 from helpers.synchronisations import counted
 
@@ -36,3 +39,25 @@ def test_number_of_waits_per_step(settings, parallel):
         with counted() as found:
             training.take_step(batch)
         assert found == PER_STEP, f"{number} micro-batches"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_torch_sees_no_other_waits_on_a_gpu(parallel):
+    """Torch says itself when it waits; not all of its ways of waiting, so this is no more."""
+    from nvlm import platform
+
+    config = small_model.small_config("stage.freeze=[]")
+    training = layout_steps.TwoSteps(config, parallel).training
+    device = platform.current().device()
+    micro_batches = [m.to(device) for m in layout_steps.with_images(config)]
+    training.take_step(StepBatch(micro_batches[:1], [], {}))
+    num_waits = []
+    for number in (1, len(micro_batches)):
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            training.take_step(StepBatch(micro_batches[:number], [], {}))
+        torch.cuda.set_sync_debug_mode("default")
+        num_waits.append(sum("synchronizing" in str(warning.message) for warning in seen))
+    assert num_waits[0] == num_waits[1] <= sum(PER_STEP.values()), num_waits
