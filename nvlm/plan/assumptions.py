@@ -134,6 +134,12 @@ def _of_kernels(kernels: Collection[str]) -> Iterator[Assumption]:
         for name, unit, without, with_kernels in rows:
             value = with_kernels if feature in kernels else without
             yield Assumption(name, value, unit, _COUNTED + how * bool(feature))
+    joined = "compiled_norms_and_swiglu" in kernels
+    counted = "torch's operations of a decoder layer counted on a CPU, without views"
+    if joined:
+        counted += "; less those that compiled norms, SwiGLU and a fused rotation join, by hand"
+    for name, value in (("forward", 40 if joined else 70), ("backward", 30 if joined else 78)):
+        yield Assumption(f"launches_{name}", value, "operations that the host starts", counted)
     overlaps = "overlapped_data_parallelism" in kernels
     yield Assumption(
         "data_overlap",

@@ -9,8 +9,6 @@ from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, laye
 from nvlm.plan.work import Work
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION
 
-# Operations that the host starts for a layer, forwards and backwards.
-_LAUNCHES = (50, 75)
 # Bytes per channel of a visual token: class token dropped, patches laid side by side, normalised.
 _SHUFFLE_BYTES = 20
 
@@ -59,7 +57,6 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
             moved(numbers["norm_bytes_backward"], numbers["activation_bytes_backward"])
             + accumulated,
         ),
-        launches=_LAUNCHES,
         trains=trains,
     )
     return layer_passes(shape, device)
@@ -106,7 +103,6 @@ def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes
             moved(numbers["norm_bytes_forward"], 1),
             moved(numbers["norm_bytes_backward"], 2),
         ),
-        launches=_LAUNCHES,
         trains=trains,
     )
     layer = layer_passes(shape, device)

@@ -22,8 +22,9 @@ from nvlm.sizes.memory import MemoryBytes, stage_memory
 
 _MICRO_BATCHES = (1, 2, 4, 8)
 _MOST_STAGES, _MOST_CHUNKS = 16, 8
-# Shares of a stage's layers that are recomputed, tried in this order.
-_RECOMPUTED = (0.0, 0.5, 1.0)
+# What is recomputed, of which share of a stage's layers: tried in this order.
+Recomputed = tuple[Literal["none", "selective", "full"], float]
+_RECOMPUTED: tuple[Recomputed, ...] = (("none", 0), ("selective", 1), ("full", 0.5), ("full", 1))
 _NUM_PLANNED = 20
 
 
@@ -55,12 +56,12 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
             fixed = with_fixed_layout(candidate)
             data_size = num_gpus // parallel.model_parallel_size
             kept = kept or _kept(fixed, data_size)
-            share, peak = _least_recomputed(fixed, data_size, assumptions, work, kept)
+            recomputed, peak = _least_recomputed(fixed, data_size, assumptions, work, kept)
             least = min(least or peak, peak)
-            if share is None:
+            if recomputed is None:
                 break  # a larger micro-batch takes more
-            bound = least_seconds(_recomputing(fixed, share), num_gpus, assumptions, work)
-            fitting.append((bound, _recomputing(candidate, share)))
+            bound = least_seconds(_recomputing(fixed, recomputed), num_gpus, assumptions, work)
+            fitting.append((bound, _recomputing(candidate, recomputed)))
     if not num_legal:
         raise ConfigError(
             f"--search: no layout of {num_gpus} GPUs divides the model and "
@@ -156,32 +157,31 @@ def _least_recomputed(
     assumptions: Assumptions,
     work: Work,
     kept: list[MemoryBytes],
-) -> tuple[float | None, int]:
-    """The least share of layers to recompute that fits, None where all is not enough; the peak."""
+) -> tuple[Recomputed | None, int]:
+    """The least recomputation that fits, None where all is not enough; and the peak with it."""
     peak = max(one.total for one in kept)
     if peak > assumptions["memory_bytes"]:
         return None, peak
-    for share in _RECOMPUTED:
-        candidate = _recomputing(config, share)
+    for recomputed in _RECOMPUTED:
+        candidate = _recomputing(config, recomputed)
         peak = max(
             stage_bytes(candidate, stage, data_size, work, assumptions, of).peak
             for stage, of in enumerate(kept)
         )
         if peak <= assumptions["memory_bytes"]:
-            return share, peak
+            return recomputed, peak
     return None, peak
 
 
-def _recomputing(config: RunConfig, share: float) -> RunConfig:
-    """With so many of each stage's layers recomputed."""
-    if share == 0:
-        return config
+def _recomputing(config: RunConfig, recomputed: Recomputed) -> RunConfig:
+    """With so much of each stage's layers recomputed."""
+    granularity, share = recomputed
     num_layers = None
-    if share < 1:
+    if 0 < share < 1:
         chunks = config.parallel.virtual_pipeline
         of_chunk = config.model.language.num_layers // (config.parallel.pipeline * chunks)
         num_layers = chunks * max(1, int(of_chunk * share))
-    language = ModuleRecomputeConfig(granularity="full", num_layers=num_layers)
+    language = ModuleRecomputeConfig(granularity=granularity, num_layers=num_layers)
     recompute = config.train.recompute.model_copy(update={"language": language})
     train = config.train.model_copy(update={"recompute": recompute})
     return config.model_copy(update={"train": train})

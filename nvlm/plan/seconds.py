@@ -98,7 +98,6 @@ class LayerShape:
     split: ranks that share rows between the linear layers.
     attention: operations of its forward pass.
     elementwise: bytes of all else, (forward, backward).
-    launches: operations that the host starts, (forward, backward).
     """
 
     rows: float
@@ -107,7 +106,6 @@ class LayerShape:
     split: int
     attention: float
     elementwise: tuple[float, float]
-    launches: tuple[int, int]
     trains: bool
 
 
@@ -141,10 +139,10 @@ def layer_passes(shape: LayerShape, device: Device) -> Passes:
         messages=exposed,
         hidden_messages=hidden,
     )
-    launch = device.assumptions["launch_seconds"]
+    numbers = device.assumptions
     return Passes(
-        _with_host(forward, shape.launches[0] * launch),
-        _with_host(backward, shape.launches[1] * launch),
+        _with_host(forward, numbers["launches_forward"] * numbers["launch_seconds"]),
+        _with_host(backward, numbers["launches_backward"] * numbers["launch_seconds"]),
     )
 
 

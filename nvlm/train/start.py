@@ -16,6 +16,7 @@ from nvlm.checkpoint_files import (
     read_progress,
 )
 from nvlm.config import RunConfig
+from nvlm.config.changed import changed as changed_config
 from nvlm.config.checks import check_world_size
 from nvlm.data.loading.training_data import TrainingData, open_training_data
 from nvlm.parallel.agreement import on_ranks
@@ -52,8 +53,13 @@ def check_memory(config: RunConfig, world_size: int) -> None:
     Raises:
         ConfigError: see `nvlm.plan.refuse.check_fit`.
     """
-    if memory_bytes := platform.current().machine().memory_bytes:
-        check_fit(config, world_size, memory_bytes)
+    here = platform.current()
+    if memory_bytes := here.machine().memory_bytes:
+        layers = here.resolve_layer_implementation(
+            config.model.layer_implementation, config.train.precision
+        )
+        resolved = changed_config(config, {"model.layer_implementation": layers})
+        check_fit(resolved, world_size, memory_bytes)
 
 
 def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:

@@ -139,7 +139,7 @@ def _print_ranking(console: Console, plans: list[Plan]) -> None:
     for rank, plan in enumerate(plans[:_NUM_RANKED], start=1):
         parallel, train = plan.config.parallel, plan.config.train
         recompute = train.recompute.language
-        recomputed = "none" if recompute.granularity == "none" else "all"
+        recomputed = "all" if recompute.granularity == "full" else recompute.granularity
         if recompute.num_layers is not None:
             recomputed = str(recompute.num_layers)
         rows.append(
@@ -232,6 +232,8 @@ def _print_summary(console: Console, plan: Plan, card: Card) -> None:
         f"{_size(plan.checkpoint.optimizer)} optimizer); {plan.num_checkpoints} kept: "
         f"{_size(plan.checkpoint.total * plan.num_checkpoints)}",
     ]
+    if config.train.precision == "fp32":
+        lines.append("train.precision fp32: times are those of bf16 products, which are faster")
     for line in lines:
         console.print(line, markup=False)
     console.print()

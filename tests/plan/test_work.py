@@ -11,6 +11,7 @@ from nvlm.data.order.contents import contents
 from nvlm.data.order.planner import Planner
 from nvlm.errors import ConfigError
 from nvlm.plan.work import largest_work, stated_work
+from nvlm.views.plan import work_of
 
 
 def load(name: str, *overrides: str):
@@ -55,4 +56,5 @@ def test_what_an_index_has(make_config, tmp_path):
     length = config.stage.sequence_length
     pairs = [sum(n * n for n in one) + (length - sum(one)) ** 2 for one in tokens]
     assert found.token_pairs == pytest.approx(sum(pairs) / len(packs))
+    assert work_of(config, None, None) == found
     assert found.imbalance.keys() == {2, 4} and min(found.imbalance.values()) >= 1
