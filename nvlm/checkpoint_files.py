@@ -22,6 +22,7 @@ from nvlm.config.compose import validate
 from nvlm.config.schema import RunConfig
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import CheckpointError, ConfigError, NvlmError
+from nvlm.parallel.agreement import meet
 from nvlm.safe_loading import FORMAT_FILE, check_readable, one_line
 
 MANIFEST_FILE = "files.json"
@@ -248,6 +249,7 @@ def _gather(value: Value) -> list[Value]:
     _, world_size = _place()
     if world_size == 1:
         return [value]
+    meet("reading a checkpoint's files")
     gathered: list = [None] * world_size
     dist.all_gather_object(gathered, value)
     return gathered

@@ -36,6 +36,7 @@ from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
 from nvlm.files import free_name
 from nvlm.megatron.in_process_writes import in_process_writer
+from nvlm.parallel.agreement import meet
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
@@ -132,7 +133,7 @@ def write_checkpoint(
         dist_checkpointing.save(
             sharded_state_dict,
             str(folder),
-            in_process_writer(),
+            in_process_writer(done=lambda: meet(f"{folder}: writing it")),
             content_metadata=content_metadata,
         )
 
@@ -308,6 +309,7 @@ def on_every_rank(action: Callable[[], None]) -> None:
     except Exception as error:
         failure = error
     if dist.get_world_size() > 1:
+        meet("reading or writing files")
         sent = failure
         if failure is not None and not isinstance(failure, (NvlmError, OSError)):
             sent = CheckpointError(

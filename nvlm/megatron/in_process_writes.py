@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -33,20 +34,27 @@ if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 
 
-def in_process_writer() -> SaveShardedStrategy:
-    """For `dist_checkpointing.save`; what it writes is what Megatron-core's own would have."""
+def in_process_writer(done: Callable[[], None]) -> SaveShardedStrategy:
+    """For `dist_checkpointing.save`; what it writes is what Megatron-core's own would have.
+
+    Args:
+        done: called on every rank when it has written or has failed to, before the collective in
+            which all ranks say so: those with little to write wait there for the others.
+    """
     from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 
     class InProcessWriter(SaveShardedStrategy):
         can_handle_sharded_objects = True  # type: ignore[assignment]
 
         def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
-            _write(sharded_state_dict, checkpoint_dir)
+            _write(sharded_state_dict, checkpoint_dir, done)
 
     return InProcessWriter("torch_dist", 1)
 
 
-def _write(sharded_state_dict: ShardedStateDict, folder: str | Path) -> None:
+def _write(
+    sharded_state_dict: ShardedStateDict, folder: str | Path, done: Callable[[], None]
+) -> None:
     from megatron.core.dist_checkpointing.strategies.torch import (
         MCoreSavePlanner,
         _replace_state_dict_keys_with_sharded_keys,
@@ -58,18 +66,30 @@ def _write(sharded_state_dict: ShardedStateDict, folder: str | Path) -> None:
     )
     planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
     checkpoint.save(
-        mcore_to_pyt_state_dict(entries), storage_writer=_TensorByTensor(folder), planner=planner
+        mcore_to_pyt_state_dict(entries),
+        storage_writer=_TensorByTensor(folder, done),
+        planner=planner,
     )
 
 
 class _TensorByTensor(checkpoint.FileSystemWriter):
     """One file for each rank that has something to write."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, done: Callable[[], None]):
         super().__init__(folder)
         self.fs = InSmallWrites()
+        self._done = done
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            results = self._write_items(plan, planner)
+        finally:
+            self._done()
+        written: Future[list[WriteResult]] = Future()
+        written.set_result(results)
+        return written
+
+    def _write_items(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         results: list[WriteResult] = []
         if plan.items:
             name = f"{plan.storage_data.prefix}0.distcp"
@@ -82,9 +102,7 @@ class _TensorByTensor(checkpoint.FileSystemWriter):
                     results.append(WriteResult(item.index, size, place))
                 stream.flush()
                 os.fsync(stream.fileno())
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done
+        return results
 
 
 def _write_value(value: Tensor | io.BytesIO, stream: io.IOBase) -> None:

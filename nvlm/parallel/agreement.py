@@ -1,10 +1,11 @@
-"""What some ranks find out for all of them, before any process group exists.
+"""What some ranks find out or do for all of them, where a collective would not wait long enough.
 
 The ranks meet at the store from which process groups are made later: torchrun holds it, or rank 0.
 """
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Collection
 from functools import cache
@@ -18,12 +19,17 @@ from nvlm.failures import explain
 from nvlm.launch import launched
 from nvlm.parallel.groups import COLLECTIVE_TIMEOUT
 from nvlm.parallel.watch import watch_others
+from nvlm.printing import listed
 
 Value = TypeVar("Value")
 # Every rank that hears of a failure says so before it ends, because the store may end with it.
 _MAX_SECONDS_TO_HEAR = 10.0
 _MAX_SECONDS_BETWEEN_LOOKS = 1.0
+# Terabytes take longer on a slow disk than a collective may. Ranks that end are noticed by other
+# means, so this limit is for a disk that hangs.
+MEETING_TIMEOUT = datetime.timedelta(hours=2)
 _calls = count()
+_meetings = count()
 
 
 def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | None:
@@ -57,6 +63,33 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
         _wait_until_all_heard(store, here.world_size)
         raise NvlmError(store.get("failure").decode())
     return value
+
+
+def meet(what: str) -> None:
+    """Wait until every rank has come here, for up to `MEETING_TIMEOUT`; every rank calls this.
+
+    Before a collective whose ranks may come to it at very different times.
+
+    Args:
+        what: the ranks were doing, for the message.
+
+    Raises:
+        NvlmError: some did not come; which ones.
+    """
+    here = launched()
+    if here.world_size == 1:
+        return
+    store = dist.PrefixStore(f"nvlm/meet/{next(_meetings)}", _meeting_place())
+    store.set(f"rank{here.rank}", "")
+    store.add("come", 1)
+    seconds = MEETING_TIMEOUT.total_seconds()
+    _wait_until(lambda: store.add("come", 0) == here.world_size, seconds)
+    if store.add("come", 0) < here.world_size:
+        missing = [r for r in range(here.world_size) if not store.check([f"rank{r}"])]
+        raise NvlmError(
+            f"{what}: after {seconds / 60:.0f} minutes not done on ranks {listed(missing, 8)}: see "
+            "whether their disk hangs"
+        )
 
 
 @cache
