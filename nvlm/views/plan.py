@@ -242,7 +242,7 @@ def _print_summary(console: Console, plan: Plan, card: Card) -> None:
 def _fit_line(plan: Plan) -> str:
     bytes_ = [stage.bytes for stage in plan.stages]
     number = max(range(len(bytes_)), key=lambda at: bytes_[at].peak)
-    when = "at a step" if bytes_[number].at_step == bytes_[number].peak else "at a checkpoint"
+    when = "at a step" if bytes_[number].at_step == bytes_[number].peak else "while it resumes"
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     stage = f" on stage {number}" if len(bytes_) > 1 else ""
     return (
@@ -256,7 +256,7 @@ def _print_memory(console: Console, plan: Plan) -> None:
         ("weights", "parameters"), ("gradients", "gradients"), ("optimizer", "optimizer"),
         ("acti-\nvations", "activations"), ("tiles", "tiles"), ("logits", "logits"),
         ("buffers", "buffers"), ("over-\nhead", "overhead"), ("at a\nstep", "at_step"),
-        ("at a\nsave", "at_checkpoint"),
+        ("at a\nload", "at_checkpoint"),
     ]  # fmt: skip
     rows = [
         [f"{number}: {_layers(stage.layers)}"]
@@ -314,7 +314,7 @@ def _print_assumptions(console: Console, plan: Plan) -> None:
         console.print(source, style="dim", markup=False)
         for one in rows:
             text = f"{one.name} = {_value(one.value)} {one.unit}"
-            console.print(Padding(Text(text), (0, 0, 0, 4)))
+            console.print(Padding(Text(text), (0, 0, 0, 4), expand=False))
 
 
 def _value(value: float) -> str:

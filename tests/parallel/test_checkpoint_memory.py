@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint_memory, spawn
 
+from nvlm.config import load_config
+from nvlm.plan.stage_bytes import checkpoint_bytes
+
 # What a process takes for Python's own objects meanwhile; a copy of all weights is 84 MB.
 SMALL = 24 * 2**20
 
@@ -38,6 +41,14 @@ def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
         # Plain Megatron-core: all ranks' parameters and both moments, and more than once.
         assert rank["plain save peak"] > 5 * copy_of_weights
         assert rank["plain load peak"] > 3 * copy_of_weights
+
+
+@pytest.mark.parallel
+def test_a_plan_knows_the_size(folder):
+    """But for the files' own headers."""
+    checkpoint = folder / "run/checkpoints/step_00000002"
+    planned = checkpoint_bytes(load_config(checkpoint / "config.yaml"))
+    assert bytes_of(checkpoint) == pytest.approx(planned.total, rel=0.02)
 
 
 @pytest.mark.parallel
