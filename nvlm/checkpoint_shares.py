@@ -40,7 +40,9 @@ def share_writing(tensors: Sequence[ShardedTensor], group: dist.ProcessGroup) ->
     What another tensor-parallel rank or pipeline stage writes stays marked as a copy.
     """
     written = [tensor for tensor in tensors if not any(_replica(tensor, 0))]
-    for tensor, rank in zip(written, _shares(written, group.size()), strict=True):
+    for tensor, rank in zip(
+        written, shares([*map(_num_bytes, written)], group.size()), strict=True
+    ):
         tensor.replica_id = _replica(tensor, 0 if rank == group.rank() else 1)
 
 
@@ -60,7 +62,7 @@ def read_shared(
     Raises:
         CheckpointError: see `read_sharded`.
     """
-    readers = _shares(tensors, group.size())
+    readers = shares([*map(_num_bytes, tensors)], group.size())
     mine = {
         str(number): replace(tensor, replica_id=_replica(tensor, 0))
         for number, tensor in enumerate(tensors)
@@ -81,17 +83,16 @@ def read_shared(
     return loaded
 
 
-def _shares(tensors: Sequence[ShardedTensor], num_ranks: int) -> list[int]:
-    """For each tensor a rank, so that all get about as many bytes; the same list on all of them."""
+def shares(sizes: Sequence[int], num_ranks: int) -> list[int]:
+    """For each of some things a rank, so that all get about as much; the same list on all ranks."""
     loads = [(0, rank) for rank in range(num_ranks)]
     heapify(loads)
-    shares = [0] * len(tensors)
-    sizes = [_num_bytes(tensor) for tensor in tensors]
-    for number in sorted(range(len(tensors)), key=lambda number: -sizes[number]):
-        num_bytes, rank = loads[0]
-        shares[number] = rank
-        heapreplace(loads, (num_bytes + sizes[number], rank))
-    return shares
+    found = [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        load, rank = loads[0]
+        found[number] = rank
+        heapreplace(loads, (load + sizes[number], rank))
+    return found
 
 
 def _num_bytes(tensor: ShardedTensor) -> int:

@@ -17,12 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import small_model
 from helpers.measure_memory import forget_peak, resident_bytes
 from helpers.optimizer_parts import make_plain, read, sharded_state, take_step, written
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.sizes.parameters import parameters_by_key
+from nvlm.sizes.row import Constant, Parameter
 
 M_MMAP_THRESHOLD = -3
 SIZES = [
@@ -56,6 +59,58 @@ def state_of(training) -> list[torch.Tensor]:
         *(p.detach() for group in training.optimizer.param_groups for p in group["params"]),
         *(moments[name] for moments in kept for name in ("exp_avg", "exp_avg_sq")),
     ]
+
+
+class Draws(TorchDispatchMode):
+    """Counts random numbers, and how many are drawn at a time."""
+
+    total, most = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.total += result.numel()
+            self.most = max(self.most, result.numel())
+        return result
+
+
+def drawn(config: RunConfig, parallel: Parallel, checkpoint: Path) -> dict[str, object]:
+    """What is drawn for a new model, and for one that a checkpoint of it overwrites."""
+    from nvlm.checkpoint_shares import sharded_tensors
+    from nvlm.model.parts import initialize
+    from nvlm.train.training import build_with_weights
+
+    initialize.BLOCK_SIZE = 2**18
+    with Draws() as new:
+        (model,) = build_with_weights(config, parallel, None)
+    table, equal = parameters_by_key(config.model), []
+    for shard in sharded_tensors(model.sharded_state_dict()):
+        row, layer = table[shard.key], shard.global_offset[0] if shard.prepend_axis_num else None
+        truth = drawn_at_once(config.train.seed, row, layer)
+        equal.append(torch.equal(shard.data, truth[shard.global_slice()[shard.prepend_axis_num :]]))
+    before = torch.get_rng_state()
+    with Draws() as none:
+        build_with_weights(config, parallel, checkpoint)
+    return {
+        "drawn": new.total,
+        "drawn at a time": new.most,
+        "drawn equal": all(equal),
+        "drawn before a load": none.total,
+        "generator unchanged": torch.equal(before, torch.get_rng_state()),
+    }
+
+
+def drawn_at_once(seed: int, row: Parameter, layer: int | None) -> torch.Tensor:
+    from nvlm.model.parts.initialize import _generator
+
+    if isinstance(row.initial, Constant):
+        tensor = torch.full(row.shape, row.initial.value)
+    else:
+        tensor = torch.empty(row.shape)
+        tensor.normal_(0, row.initial.deviation, generator=_generator(seed, row.key, layer))
+    if row.zero_heads is not None:
+        row.zero_heads.of(tensor).zero_()
+    return tensor
 
 
 def measured(what: str, action: Callable[[], object]) -> dict[str, int]:
@@ -103,6 +158,7 @@ def main() -> None:
     forget()
     results |= measured("load", lambda: training.load(checkpoint))
     results["equal"] = all(map(torch.equal, state_of(training), truth))
+    results |= drawn(config, parallel, checkpoint)
 
     (model,), optimizer = bare(training.chunks), training.optimizer
     make_plain(optimizer)

@@ -8,6 +8,7 @@ from helpers import small_model
 
 from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.model.nvlm_d import build_model
+from nvlm.model.parts import initialize
 from nvlm.model.parts.initialize import initial_tensor, initialize_weights
 from nvlm.sizes.row import Normal, Parameter
 
@@ -60,6 +61,18 @@ def test_zero_heads(initialized):
         heads = tensor.unflatten(0, (vision.num_stored_attention_heads, -1))
         assert (heads[: vision.num_attention_heads] != 0).all()
         assert (heads[vision.num_attention_heads :] == 0).all()
+
+
+@pytest.mark.parametrize("block_size", [16, 100, 1000, 10**6])
+@pytest.mark.parametrize(
+    "shape", [(5,), (17,), (333, 7), (100, 48), (300, 33), (64, 3, 5), (129, 1)]
+)
+def test_blocks_are_what_one_draw_gives(shape, block_size, monkeypatch):
+    monkeypatch.setattr(initialize, "BLOCK_SIZE", block_size)
+    row = Parameter("w", shape, Normal(0.02))
+    generator = initialize._generator(1, "w", 3)
+    whole = torch.empty(shape).normal_(0, 0.02, generator=generator)
+    assert torch.equal(initial_tensor(1, row, 3), whole)
 
 
 def test_layers_and_seeds_differ():

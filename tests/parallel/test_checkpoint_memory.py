@@ -1,4 +1,4 @@
-"""Data ranks write and read a share of a checkpoint each, and hold nothing twice."""
+"""Data ranks write, read and draw a share of the weights each, and hold nothing twice."""
 
 from __future__ import annotations
 
@@ -62,3 +62,12 @@ def test_data_ranks_write_and_read_equal_shares(ranks, folder):
         assert rank["plain load read"] > total
         assert rank["equal"] and rank["plain equal"]
     assert not bytes_of(folder / "plain1"), "plain Megatron-core now writes on other ranks too"
+
+
+@pytest.mark.parallel
+def test_data_ranks_draw_equal_shares_and_nothing_that_a_checkpoint_has(ranks):
+    for rank in ranks:
+        assert rank["drawn equal"]
+        assert 0.45 * rank["parameters"] < rank["drawn"] < 0.52 * rank["parameters"]
+        assert rank["drawn at a time"] <= 2**18 < rank["largest"] // 4
+        assert rank["drawn before a load"] == 0 and rank["generator unchanged"]

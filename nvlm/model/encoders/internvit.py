@@ -63,13 +63,18 @@ class LayerScale(nn.Module):
         return add
 
 
+class _PatchEmbedding(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """Draw nothing: weights are filled when the model is there."""
+
+
 class PatchEmbedding(nn.Module):
     """Tiles to patch embeddings, a class token in front, learned positions added."""
 
     def __init__(self, vision: VisionConfig, dtype: torch.dtype):
         super().__init__()
         width, num_tokens = vision.hidden_size, 1 + vision.num_patches
-        self.patch_embedding = nn.Conv2d(
+        self.patch_embedding = _PatchEmbedding(
             3, width, kernel_size=vision.patch_size, stride=vision.patch_size, dtype=dtype
         )
         self.class_embedding = nn.Parameter(torch.empty(1, 1, width, dtype=dtype))
