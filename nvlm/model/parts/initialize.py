@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain, zip_longest
 from math import gcd, prod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,16 +23,22 @@ from torch import Tensor
 
 from nvlm.checkpoint_shares import sharded_tensors, shares
 from nvlm.config.schema import RunConfig
+from nvlm.parallel.groups import Parallel
 from nvlm.sizes.parameters import parameters_by_key
 from nvlm.sizes.row import Constant, Parameter
-
-if TYPE_CHECKING:
-    from nvlm.model.nvlm_d import NVLMD
 
 # Numbers that are drawn at a time: 16 MB.
 BLOCK_SIZE = 2**22
 # torch draws normal numbers in groups of so many.
 _DRAWN_TOGETHER = 16
+
+
+class _Placed(Protocol):
+    """A part of the model that knows which processes have the others."""
+
+    parallel: Parallel
+
+    def sharded_state_dict(self) -> dict: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class _Whole:
 
 
 @torch.no_grad()
-def initialize_weights(model: NVLMD, config: RunConfig, pattern: str = "*") -> None:
+def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") -> None:
     """Fill this rank's parameters whose sharded key matches the fnmatch `pattern`.
 
     Keys are those in `model.sharded_state_dict()`: `vision_projection.mlp.linear_fc1.weight`, ...
