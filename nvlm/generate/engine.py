@@ -27,6 +27,7 @@ from nvlm.parallel.groups import (
     shut_down,
     world_size_from_environment,
 )
+from nvlm.plan.layout import with_stage_layers
 from nvlm.safe_loading import check_readable
 from nvlm.sizes.layout import stage_layers
 
@@ -181,7 +182,7 @@ def config_for_generation(
         layout = ParallelConfig() if world_size == 1 else config.parallel
     stages: list[int] | str = "even"
     if layout is config.parallel and layout.layout != "even":
-        stages = [sum(chunks) for chunks in stage_layers(config)]
+        stages = [sum(chunks) for chunks in stage_layers(with_stage_layers(config))]
     changes = {
         "parallel": layout,
         "parallel.virtual_pipeline": 1,

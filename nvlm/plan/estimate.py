@@ -18,13 +18,13 @@ from nvlm.plan.chunks import (
     total,
 )
 from nvlm.plan.communication import Group, group, neighbour_group
+from nvlm.plan.layout import with_stage_layers
 from nvlm.plan.losses import Busy, Messages, busy, losses
 from nvlm.plan.operations import Flops, sequence_flops
 from nvlm.plan.schedule import Simulated
 from nvlm.plan.seconds import Device, Seconds, device_of
 from nvlm.plan.stage_bytes import CheckpointBytes, StageBytes, checkpoint_bytes, stage_bytes
 from nvlm.plan.work import Work
-from nvlm.sizes.layout import stage_layers
 from nvlm.sizes.pipeline import chunk_layers
 
 
@@ -105,7 +105,7 @@ def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: 
         ConfigError: the layout or the batch does not fit so many GPUs.
     """
     data_size = check_world_size(config, num_gpus)
-    given, config = config, with_fixed_layout(config)
+    given, config = config, with_stage_layers(config)
     parallel, train = config.parallel, config.train
     num_sequences = train.global_batch_size // data_size
     num_micro_batches = num_sequences // train.micro_batch_size
@@ -167,14 +167,6 @@ def least_seconds(config: RunConfig, num_gpus: int, assumptions: Assumptions, wo
     )
     encoded = encoded_before(config, work, device, neighbours, num_sequences)
     return slowest * num_sequences / config.train.micro_batch_size + encoded.share.total
-
-
-def with_fixed_layout(config: RunConfig) -> RunConfig:
-    """With the layers of each stage as numbers, which `auto` cuts anew whenever it is asked."""
-    if config.parallel.layout != "auto":
-        return config
-    parallel = config.parallel.model_copy(update={"layout": stage_layers(config)})
-    return config.model_copy(update={"parallel": parallel})
 
 
 def _stage_plan(

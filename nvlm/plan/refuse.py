@@ -9,6 +9,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.hardware import CARDS, DEFAULT_CARD
+from nvlm.plan.layout import with_stage_layers
 from nvlm.plan.stage_bytes import StageBytes, stage_bytes
 from nvlm.plan.work import largest_work
 
@@ -22,7 +23,7 @@ def check_fit(config: RunConfig, world_size: int, memory_bytes: int) -> None:
     Raises:
         ConfigError: a pipeline stage does not fit.
     """
-    data_size = check_world_size(config, world_size)
+    config, data_size = with_stage_layers(config), check_world_size(config, world_size)
     card = replace(CARDS[DEFAULT_CARD], memory_bytes=memory_bytes)
     assumptions, work = assumptions_for(card), largest_work(config)
     for stage in range(config.parallel.pipeline):

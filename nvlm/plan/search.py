@@ -15,7 +15,8 @@ from nvlm.config.checks import check_world_size, contradictions
 from nvlm.config.schema import ModuleRecomputeConfig, ParallelConfig, RunConfig
 from nvlm.errors import ConfigError
 from nvlm.plan.assumptions import Assumptions
-from nvlm.plan.estimate import Plan, least_seconds, make_plan, with_fixed_layout
+from nvlm.plan.estimate import Plan, least_seconds, make_plan
+from nvlm.plan.layout import with_stage_layers
 from nvlm.plan.stage_bytes import stage_bytes
 from nvlm.plan.work import Work
 from nvlm.sizes.memory import MemoryBytes, stage_memory
@@ -53,7 +54,7 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
             if not _is_legal(candidate, num_gpus):
                 continue
             num_legal += 1
-            fixed = with_fixed_layout(candidate)
+            fixed = with_stage_layers(candidate)
             data_size = num_gpus // parallel.model_parallel_size
             kept = kept or _kept(fixed, data_size)
             recomputed, peak = _least_recomputed(fixed, data_size, assumptions, work, kept)

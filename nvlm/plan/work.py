@@ -60,6 +60,11 @@ def largest_work(config: RunConfig) -> Work:
     )
 
 
+def most_tiles(config: RunConfig) -> int:
+    """That a micro-batch can have."""
+    return largest_work(config).most_tiles * config.train.micro_batch_size
+
+
 def stated_work(
     config: RunConfig, base: Work, num_tiles: float | None, num_tokens: float | None
 ) -> Work:

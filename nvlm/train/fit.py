@@ -13,6 +13,7 @@ from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, is_main_process, leaving_groups
+from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
 from nvlm.train.metrics import open_log
 from nvlm.train.ownership import Ownership, own_run_folder, share
@@ -40,6 +41,7 @@ def train(
         with own_run_folder(Path(config.run.dir)) as own:
             train(config, allow_data_change, own)
         return
+    config = with_stage_layers(config)
     start = prepare(config, allow_data_change)
     with leaving_groups():
         parallel = initialize(config)

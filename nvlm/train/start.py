@@ -33,6 +33,7 @@ from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
 from nvlm.train.metrics import print_module_table
 from nvlm.train.rates import rate_changes
+from nvlm.train.stage_table import print_stage_table
 from nvlm.train.throughput import device_card, explain_peak
 from nvlm.train.training import Training, build_with_weights
 
@@ -125,6 +126,7 @@ def begin(config: RunConfig, parallel: Parallel, start: Start, console: Console)
     chunks = None if checkpoint else build_with_weights(config, parallel, start.weights)
     training = Training(config, parallel, chunks)
     print_module_table(training.module_rows, config, console)
+    print_stage_table(config, parallel.data_size, console)
     if checkpoint:
         training.load(checkpoint)
     _announce(training, start, console)

@@ -14,11 +14,11 @@ from rich.filesize import decimal
 
 from nvlm.config.compose import load_config, to_yaml
 from nvlm.config.schema import RunConfig
+from nvlm.plan.work import most_tiles
 from nvlm.printing import new_console, say
 from nvlm.sizes.derived import DerivedNumbers, derive
 from nvlm.sizes.memory import feature_bytes
 from nvlm.sizes.parameters import ParameterCount
-from nvlm.sizes.stage_seconds import expected_tiles
 
 
 def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> None:
@@ -75,7 +75,7 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
     )
     if parallel.shares_tiles:
         # Of all micro-batches, each as full of tiles as it can be.
-        num_tiles = numbers.num_micro_batches * expected_tiles(config)
+        num_tiles = numbers.num_micro_batches * most_tiles(config)
         yield (
             f"Tiles are shared by the {parallel.model_parallel_size} processes of a replica, "
             "each of which has the whole vision model;"

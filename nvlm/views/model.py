@@ -17,6 +17,7 @@ from nvlm.config import RunConfig, changed
 from nvlm.errors import ConfigError
 from nvlm.model.nvlm_d import build_model_chunks
 from nvlm.parallel.stand_in import stand_in
+from nvlm.plan.layout import with_stage_layers
 from nvlm.platform.meta import OnMetaDevice
 from nvlm.printing import new_console, say
 from nvlm.sizes.parameters import (
@@ -62,7 +63,7 @@ def summarize(config: RunConfig) -> ModelSummary:
         ConfigError: a pattern of `stage.freeze` matches no parameter.
     """
     # Transformer Engine's modules have the same parameters and need a GPU to be built.
-    config = changed(config, {"model.layer_implementation": "local"})
+    config = with_stage_layers(changed(config, {"model.layer_implementation": "local"}))
     named, freeze = parameters_by_name(config.model), config.stage.freeze
     unmatched = sorted({p for p in freeze if not any(fnmatchcase(name, p) for name in named)})
     if unmatched:

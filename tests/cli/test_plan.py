@@ -15,6 +15,7 @@ from nvlm.cli import app
 from nvlm.errors import ConfigError
 
 SFT = ["plan", "nvlm_d_72b/sft", "--gpus", "128"]
+SFT += ["parallel.sequence=no", "parallel.layout=even"]
 
 
 def run(*arguments: str) -> str:
@@ -40,8 +41,8 @@ def test_keys_that_scripts_use():
 def test_overrides_reach_the_plan():
     slow = json.loads(run("--json", "--assume", "matmul_efficiency=0.1", "--tiles", "2"))
     assert slow["mfu"] < 0.1 and slow["work"]["num_tiles"] == 2
-    small = json.loads(run("--json", "--gpu", "a100-40gb", "parallel.layout=auto"))
-    assert small["fits"] is False and small["layout"]["layout"] == "auto"
+    small = json.loads(run("--json", "--gpu", "a100-40gb", "parallel.virtual_pipeline=5"))
+    assert small["fits"] is False and small["layout"]["virtual_pipeline"] == 5
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -23,7 +23,7 @@ LAYOUTS = {
         4,
         ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
     ),
-    "pipeline4": (4, ["parallel.pipeline=4"]),
+    "pipeline4-auto": (4, ["parallel.pipeline=4", "parallel.layout=auto"]),
     "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
 }
 

@@ -14,6 +14,7 @@ from nvlm.plan.work import largest_work
 from nvlm.sizes.flops import forward_flops
 
 SFT = "nvlm_d_72b/sft"
+PLAIN = ["parallel.sequence=no", "parallel.layout=even"]
 # A card with nothing but its peak to wait for.
 PERFECT = {
     "matmul_efficiency": 1.0, "attention_efficiency_forward": 1.0,
@@ -23,7 +24,7 @@ PERFECT = {
 
 
 def plan(name: str, num_gpus: int, *overrides: str, assume: dict | None = None) -> Plan:
-    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", overrides)
+    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", [*PLAIN, *overrides])
     return make_plan(
         config, num_gpus, assumptions_for(CARDS["h100-80gb"], assume), largest_work(config)
     )
@@ -70,15 +71,18 @@ def test_shares_of_the_step_are_all_of_it(overrides: list[str]):
 
 
 def test_what_changes_of_layout_do():
-    shipped = plan(SFT, 128)
+    plain = plan(SFT, 128)
     sequence = plan(SFT, 128, "parallel.sequence=true")
-    assert sequence.peak_bytes < shipped.peak_bytes
-    assert sequence.losses["elementwise"] < shipped.losses["elementwise"]
+    assert sequence.peak_bytes < plain.peak_bytes
+    assert sequence.losses["elementwise"] < plain.losses["elementwise"]
+    cut = plan(SFT, 128, "parallel.layout=auto")
+    assert cut.step_seconds < plain.step_seconds
+    assert cut.losses["uneven_stages"] < plain.losses["uneven_stages"] / 4
     interleaved = plan(SFT, 128, "parallel.virtual_pipeline=5")
-    assert interleaved.losses["pipeline_bubble"] < shipped.losses["pipeline_bubble"]
+    assert interleaved.losses["pipeline_bubble"] < plain.losses["pipeline_bubble"]
     again = plan(SFT, 128, "train.recompute.language.granularity=full")
-    assert again.peak_bytes < shipped.peak_bytes
-    assert again.step_seconds > shipped.step_seconds and again.flops == shipped.flops
+    assert again.peak_bytes < plain.peak_bytes
+    assert again.step_seconds > plain.step_seconds and again.flops == plain.flops
     assert again.losses["recomputed"] > 0.1
 
 

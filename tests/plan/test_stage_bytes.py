@@ -15,11 +15,12 @@ from nvlm.plan.stage_bytes import checkpoint_bytes, stage_bytes
 from nvlm.plan.work import largest_work
 from nvlm.sizes.memory import stage_memory
 
+PLAIN = ["parallel.sequence=no", "parallel.layout=even"]
 NO_OVERHEAD = {"memory_overhead": 0.0, "fragmentation": 0.0}
 
 
 def stages(name: str, data_size: int, *overrides: str, assume: dict | None = None) -> list:
-    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", overrides)
+    config = load_config(REPOSITORY / f"configs/run/{name}.yaml", [*PLAIN, *overrides])
     assumptions = assumptions_for(CARDS["h100-80gb"], NO_OVERHEAD if assume is None else assume)
     work = largest_work(config)
     return [
@@ -29,7 +30,7 @@ def stages(name: str, data_size: int, *overrides: str, assume: dict | None = Non
 
 
 def test_what_stays_is_what_megatron_allocates():
-    config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml")
+    config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml", PLAIN)
     for number, stage in enumerate(stages("nvlm_d_72b/sft", 4)):
         counted = stage_memory(config, number, 4)
         assert (stage.parameters, stage.gradients, stage.optimizer) == (

@@ -70,7 +70,13 @@ def test_with_shared_tiles_every_process_has_the_encoder_whole():
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     "pipeline, virtual, layers",
-    [(1, 1, "even"), (4, 1, "even"), (2, 2, "even"), (4, 1, "auto"), (2, 2, [[0, 3], [4, 1]])],
+    [
+        (1, 1, "even"),
+        (4, 1, "even"),
+        (2, 2, "even"),
+        (4, 1, [0, 3, 3, 2]),
+        (2, 2, [[0, 3], [4, 1]]),
+    ],
 )
 def test_stages_hold_the_model_between_them(
     pipeline: int, virtual: int, layers: object, shared: bool

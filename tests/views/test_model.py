@@ -128,8 +128,9 @@ def test_the_documentation_has_these_counts():
 
 
 def test_shared_tiles_put_the_whole_encoder_on_every_process():
-    split = summarize(load("nvlm_d_72b"))
-    shared = summarize(load("nvlm_d_72b", "parallel.vision=tile_parallel"))
+    even = "parallel.layout=even"
+    split = summarize(load("nvlm_d_72b", even))
+    shared = summarize(load("nvlm_d_72b", even, "parallel.vision=tile_parallel"))
     vision = 6_052_672_640
     assert (shared.parameters, shared.total) == (split.parameters, split.total)
     assert [stage.parameters["vision_model"].total for stage in shared.stages] == [vision] * 4
@@ -141,27 +142,31 @@ def test_shared_tiles_put_the_whole_encoder_on_every_process():
     assert all(ours.num_per_process - theirs.num_per_process == vision for ours, theirs in later)
 
 
-def test_stages_of_the_72b_at_tensor_8_pipeline_4():
-    """20 layers of 877,684,736 each; the embedding and the output layer have 152,064 x 8192."""
-    stages = summarize(load("nvlm_d_72b")).stages
-    layers, vocabulary = 20 * 877_684_736, 152_064 * 8192
+@pytest.mark.parametrize("sizes", [(20, 20, 20, 20), (12, 23, 23, 22)])
+def test_stages_of_the_72b_at_tensor_8_pipeline_4(sizes: tuple[int, ...]):
+    """Layers of 877,684,736 each; the embedding and the output layer have 152,064 x 8192."""
+    stages = summarize(load("nvlm_d_72b", f"parallel.layout={list(sizes)}")).stages
+    layers, vocabulary = [size * 877_684_736 for size in sizes], 152_064 * 8192
     vision, projector = 6_052_672_640, 620_717_056
-    totals = [vision + projector + vocabulary + layers, layers, layers, layers + 8192 + vocabulary]
+    totals = [vision + projector + vocabulary + layers[0], *layers[1:3]]
+    totals.append(layers[3] + 8192 + vocabulary)
     assert [stage.total.total for stage in stages] == totals
     assert [stage.parameters["vision_model"].total for stage in stages] == [vision, 0, 0, 0]
     assert [stage.parameters["vision_projection"].total for stage in stages] == [projector, 0, 0, 0]
     assert [stage.total.frozen for stage in stages] == [vision, 0, 0, 0]
+    starts = [sum(sizes[:stage]) for stage in range(4)]
     assert [stage.layers for stage in stages] == [
-        [list(range(start, start + 20))] for start in (0, 20, 40, 60)
+        [list(range(start, start + size))] for start, size in zip(starts, sizes, strict=True)
     ]
     # A layer on one of eight processes: the norms are whole on each, the rest is split.
-    norms = 20 * 2 * 8192
-    assert stages[1].num_per_process == (layers - norms) // 8 + norms
+    norms = sizes[1] * 2 * 8192
+    assert stages[1].num_per_process == (layers[1] - norms) // 8 + norms
 
 
 def test_virtual_stages_hold_the_same_in_other_places():
-    interleaved = summarize(load("nvlm_d_72b", "parallel.virtual_pipeline=2"))
-    contiguous = summarize(load("nvlm_d_72b"))
+    even = "parallel.layout=even"
+    interleaved = summarize(load("nvlm_d_72b", even, "parallel.virtual_pipeline=2"))
+    contiguous = summarize(load("nvlm_d_72b", even))
     assert interleaved.parameters == contiguous.parameters
     assert [s.total for s in interleaved.stages] == [s.total for s in contiguous.stages]
     assert interleaved.stages[1].layers == [list(range(10, 20)), list(range(50, 60))]
@@ -228,6 +233,7 @@ with open("/proc/self/status") as status:
 
 def test_command_prints_json_and_takes_little_memory():
     arguments = ["model", "summary", "configs/run/nvlm_d_72b/sft.yaml", "--json"]
+    arguments.append("parallel.layout=even")
     done = subprocess.run(
         [sys.executable, "-c", COMMAND_AND_PEAK_MEMORY, *arguments],
         cwd=REPOSITORY,
@@ -258,10 +264,17 @@ def test_tables_hold_whole_numbers(capsys):
     for number in ("822,334,336", "304,012,288", "643,384,832", "315,084,160", "136,134,656"):
         assert number in printed
     assert "zero heads" not in printed
-    print_summary(load("nvlm_d_72b"))
+    print_summary(load("nvlm_d_72b", "parallel.layout=even"))
     printed = capsys.readouterr().out
     for number in ("79,379,593,344", "78,863,416,704", "25,472,792,704", "3,189,686,208", "60-79"):
         assert number in printed
+
+
+def test_a_stage_without_layers_is_said_to_have_none(capsys):
+    overrides = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
+    print_summary(load("tiny", *overrides, "parallel.layout=[[0, 1], [2, 1]]"))
+    printed = capsys.readouterr().out
+    assert "0: none, 2-2" in printed and "1: 0-1, 3-3" in printed
 
 
 def test_a_freeze_pattern_without_a_match_is_refused():
