@@ -32,7 +32,7 @@ def test_a_tiny_model_goes_all_the_way(script: ModuleType):
     for part in ("step", "decoder", "encoder"):
         assert case[part]["seconds"] > 0 and case[part]["tflops_per_second"] > 0
     assert case["step"]["peak_bytes"] > 0 and case["save_result"]["peak_bytes"] > 0
-    assert case["plan"]["peak_bytes"] > 0 and case["plan"]["step_seconds"] > 0
+    assert case["plan"]["step_bytes"] > 0 and case["plan"]["step_seconds"] > 0
     assert case["features_result"]
     for row in case["features_result"].values():
         assert row.get("off") or row["ratio"] == row["with"] / row["without"]
@@ -43,8 +43,15 @@ def test_a_tiny_model_goes_all_the_way(script: ModuleType):
         {"device": device, "date": "today", "commit": "abc", "tests": tests, "cases": [case, other]}
     )
     assert "| encoder, forward |" in page and "out of memory" in page and "- FAILED one" in page
-    assert f"`nvlm plan` reckons {case['plan']['peak_bytes'] / 1e9:.2f} GB" in page
+    assert f"`nvlm plan` reckons {case['plan']['step_bytes'] / 1e9:.2f} GB" in page
     json.dumps(case)
+
+
+@pytest.mark.parametrize("case", ["_DECODER_WIDTH", "_WHOLE_SMALL"])
+def test_cases_of_a_gpu_are_runs_that_one_gpu_holds(script: ModuleType, case: str):
+    plan = script.planned(getattr(script, case))
+    assert "failed" not in plan, plan["failed"]
+    assert plan["fits"]
 
 
 def test_what_fails_or_hangs_is_named(script: ModuleType):

@@ -150,7 +150,7 @@ def test_readme_opens_with_the_two_commands():
 
 def test_readme_shows_every_kind_of_command():
     verbs = {arguments[0] for arguments in nvlm_commands()}
-    assert verbs == {"config", "model", "data", "train", "convert", "generate", "evaluate"}
+    assert verbs == {"config", "model", "plan", "data", "train", "convert", "generate", "evaluate"}
 
 
 @pytest.mark.parametrize("arguments", nvlm_commands(), ids=" ".join)

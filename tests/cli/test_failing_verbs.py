@@ -40,6 +40,13 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT model.language.num_layers=x", "model.language.num_layers"),
     ],
+    "plan": [
+        ("NOTHING.yaml --gpus 8", "NOTHING.yaml"),
+        ("SFT", "missing option '--gpus'"),
+        ("SFT --gpus 8 --gpu h1000", "--gpu h1000: no such card"),
+        ("SFT --gpus 1 --assume nothing=1", "nothing"),
+        ("SFT --gpus 6 parallel.tensor=4", "parallel"),
+    ],
     "train": [
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT run.dir=FILE", "run.dir FILE: is a file"),
