@@ -136,7 +136,7 @@ def end(error: BaseException) -> int:
     if message is not None:
         problems = error.args if isinstance(error, NvlmError) else (message,)
         code, what = CANNOT_GO_ON, message
-        lines = "\n".join(f"error: {printable(str(problem))}{_whose()}" for problem in problems)
+        lines = "\n".join(f"error: {_in_lines(str(problem))}{_whose()}" for problem in problems)
         lines += notes
     else:
         trace = "".join(traceback.format_exception(error))
@@ -158,6 +158,11 @@ def end(error: BaseException) -> int:
         _print(lines)
         write_for_torchrun(f"{what}{_whose()}{notes}")
     return code
+
+
+def _in_lines(problem: str) -> str:
+    """A message whose further lines are indented; text from data cannot begin a line by itself."""
+    return "\n  ".join(map(printable, problem.split("\n  ")))
 
 
 def end_early(error: Exception) -> None:

@@ -72,6 +72,16 @@ def rank_to_speak() -> int:
         return 0
 
 
+def meeting_place() -> tuple[str, int] | None:
+    """Address and port where the run's processes meet; None: it has one, or they are not known."""
+    try:
+        if launched().world_size == 1:
+            return None
+    except ConfigError:
+        return None
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
 _REMEDY = "start several processes with `torchrun -m nvlm ...`, or unset it"
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from nvlm.files import write_text
 from nvlm.hashes import hash_text
-from nvlm.launch import rank_to_speak
+from nvlm.launch import meeting_place, rank_to_speak
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -52,16 +52,15 @@ def open_store() -> TCPStore | None:
     Raises:
         OSError, RuntimeError, ImportError: there is no store, or it does not answer.
     """
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not address or not port.isdecimal():
+    place = meeting_place()
+    if place is None:
         return None
     # A look first: torch would try again and again, and log each time.
-    socket.create_connection((address, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    socket.create_connection(place, timeout=_SECONDS_TO_CONNECT).close()
     from torch.distributed import TCPStore
 
     return TCPStore(
-        address,
-        int(port),
+        *place,
         is_master=False,
         wait_for_workers=False,
         timeout=timedelta(seconds=_SECONDS_TO_ANSWER),
@@ -128,7 +127,7 @@ def write_for_torchrun(what: str, is_first: bool = True) -> None:
 def hold_store() -> None:
     """Wait for the others to look into the store, where it would end with this process."""
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not is_torchruns and rank_to_speak() == 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+    if not is_torchruns and rank_to_speak() == 0 and meeting_place():
         time.sleep(SECONDS_BETWEEN_LOOKS + 0.5)
 
 

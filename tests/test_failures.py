@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nvlm import failures
-from nvlm.errors import ConfigError, DataError
+from nvlm.errors import ConfigError, DataError, TrainingError
 from nvlm.failures import CANNOT_GO_ON, FAULT_OF_NVLM, INTERRUPTED, end, explain
 
 
@@ -113,6 +113,8 @@ def test_lines_and_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert capsys.readouterr().err == "error: shard \\x1b[2J\\nis broken\n"
     assert end(KeyboardInterrupt()) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
+    assert end(TrainingError("step 2\n  micro-batch 0: \x1b[2J\n  saved")) == 2
+    assert capsys.readouterr().err == "error: step 2\n  micro-batch 0: \\x1b[2J\n  saved\n"
     several = ConfigError("a.yaml: train.steps\n", "a.yaml: train.seed")
     assert end(several) == CANNOT_GO_ON
     assert capsys.readouterr().err == "error: a.yaml: train.steps\\n\nerror: a.yaml: train.seed\n"
