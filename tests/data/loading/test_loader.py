@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import threading
 from collections import Counter
 from pathlib import Path
@@ -335,3 +336,28 @@ def test_closing_closes_what_is_fetched_ahead():
 def child_processes() -> set[str]:
     """Others than this test's may live: earlier tests of the process started some."""
     return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+def test_a_fetch_that_never_ends_is_not_waited_for():
+    """A worker was killed as it sent an item: the thread reads on, and a handler raises here."""
+    forever = threading.Event()
+
+    def items():
+        yield 1
+        forever.wait()
+        yield 2
+
+    def raise_an_error(*_) -> None:
+        raise RuntimeError("a worker was killed")
+
+    before = signal.signal(signal.SIGUSR1, raise_an_error)
+    ahead = one_ahead(items())
+    try:
+        assert next(ahead) == 1
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(RuntimeError, match="a worker was killed"):
+            next(ahead)
+        ahead.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        forever.set()
