@@ -54,6 +54,7 @@ def test_a_waiting_process_ends_with_others(tmp_path: Path, monkeypatch: pytest.
         for job in jobs:
             assert job.stdout is not None and job.stdout.readline() == b"waiting\n"
         monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("MASTER_ADDR", "localhost")
         monkeypatch.setenv("MASTER_PORT", str(ports[0]))
         monkeypatch.setattr(socket, "gethostname", lambda: "node7")
