@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 from helpers.paths import REPOSITORY
 
@@ -97,3 +99,10 @@ def test_more_gpus_take_less_time_and_lose_more():
 def test_a_number_that_does_not_fit_the_layout_is_refused():
     with pytest.raises(ConfigError, match=r"100 processes do not fit parallel.tensor 8 x"):
         plan(SFT, 100)
+
+
+def test_the_page_of_scaling_has_what_plans_say_now():
+    """After a change of a plan or of a shipped run, `scripts/scale_table` writes it anew."""
+    tables = runpy.run_path(str(REPOSITORY / "scripts" / "scale_table"))
+    text = tables["PAGE"].read_text(encoding="utf-8")
+    assert tables["page"](text) == text
