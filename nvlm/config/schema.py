@@ -11,13 +11,36 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
+from nvlm.config.run_sections import (
+    CheckpointConfig as CheckpointConfig,
+)
+from nvlm.config.run_sections import (
+    LogConfig as LogConfig,
+)
+from nvlm.config.run_sections import (
+    ModuleRecomputeConfig as ModuleRecomputeConfig,
+)
+from nvlm.config.run_sections import (
+    OptimizerConfig as OptimizerConfig,
+)
+from nvlm.config.run_sections import (
+    RecomputeConfig as RecomputeConfig,
+)
+from nvlm.config.run_sections import (
+    RunSection as RunSection,
+)
+from nvlm.config.run_sections import (
+    ScheduleConfig as ScheduleConfig,
+)
+from nvlm.config.run_sections import (
+    TrainConfig as TrainConfig,
+)
+from nvlm.config.section import Section
 from nvlm.config.tiles import TileTags, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
-    CountOrZero,
-    Decay,
     FolderName,
     Name,
     NumLayers,
@@ -25,8 +48,6 @@ from nvlm.config.values import (
     NumWorkers,
     PathText,
     Positive,
-    PositiveOrZero,
-    Seed,
     Share,
     StageLayers,
     Switch,
@@ -35,10 +56,6 @@ from nvlm.config.values import (
 
 # Pixel shuffle stacks the channels of 2 x 2 patches.
 NUM_SHUFFLED_PATCHES = 4
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class VisionConfig(Section):
@@ -269,108 +286,6 @@ class ParallelConfig(Section):
     @property
     def shares_tiles(self) -> bool:
         return self.vision == "tile_parallel"
-
-
-class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay."""
-
-    lr: Positive
-    """Highest learning rate."""
-    min_lr: PositiveOrZero = 0.0
-    """Learning rate at the end of the cosine."""
-    beta1: Decay = 0.9
-    """Decay of the gradient's running mean."""
-    beta2: Decay = 0.95
-    """Decay of the squared gradient's running mean."""
-    epsilon: Positive = 1e-8
-    """Added to the denominator of the update."""
-    weight_decay: PositiveOrZero = 0.1
-    """Weight decay of matrices; vectors have none."""
-    clip_grad: Positive = 10.0
-    """Largest norm of all gradients together; longer ones are scaled down to it."""
-    lr_multipliers: dict[Name, Positive] = {}
-    """fnmatch pattern over parameter names -> factor on the learning rate. No match is an error."""
-    weight_decay_multipliers: dict[Name, PositiveOrZero] = {}
-    """The same for weight decay; 0 turns it off. Norms, biases and other vectors have none
-    anyway."""
-
-
-class ScheduleConfig(Section):
-    """Linear warm-up from 0 to `lr`, then cosine to `min_lr`."""
-
-    warmup_steps: CountOrZero = 0
-    """Steps of the warm-up."""
-    decay_steps: Count | None = None
-    """Step at which the cosine reaches `min_lr`. null: `train.steps`."""
-
-
-class ModuleRecomputeConfig(Section):
-    """What of one module's activations is computed again in the backward pass instead of kept."""
-
-    granularity: Literal["none", "selective", "full"] = "none"
-    """`selective`: norms, SwiGLU's product, and the core attention of `local` layers, which cost
-    little; `full`: whole layers."""
-    num_layers: Count | None = None
-    """With `full`: layers of each pipeline stage that are recomputed. null: all."""
-
-
-class RecomputeConfig(Section):
-    """Activation recomputation. A frozen vision encoder keeps no activations to begin with."""
-
-    vision: ModuleRecomputeConfig = ModuleRecomputeConfig()
-    language: ModuleRecomputeConfig = ModuleRecomputeConfig()
-
-
-class TrainConfig(Section):
-    """How long, how much at a time, and with which optimizer."""
-
-    steps: Count
-    """Optimizer steps of the run."""
-    global_batch_size: Count
-    """Sequences per step (packs where the stage packs)."""
-    micro_batch_size: Count = 1
-    """Sequences that a model replica takes at a time."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Of activations and of the weights that they are computed with."""
-    loss_weighting: Literal["token", "sample", "sqrt_length"] = "token"
-    """What counts equally in the loss: every trained token, every sample, or every sample by the
-    square root of its trained tokens."""
-    seed: Seed = 1234
-    """Of random first weights, of prompts and of the order of samples."""
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig = ScheduleConfig()
-    recompute: RecomputeConfig = RecomputeConfig()
-
-
-class CheckpointConfig(Section):
-    """What to start from, and what to keep."""
-
-    load: PathText | None = None
-    """Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume."""
-    every: Count = 1000
-    """Steps between checkpoints; one is always written at the end."""
-    keep: Count | None = None
-    """Newest checkpoints kept; null: all."""
-
-
-class LogConfig(Section):
-    """What a run says about its training."""
-
-    every: Count = 1
-    """Steps between lines on the terminal; `metrics.jsonl` has every step."""
-    tensorboard: Switch = True
-    """Curves for TensorBoard, in the run's folder."""
-    wandb_project: Name | None = None
-    """Project of Weights & Biases. null: none."""
-
-
-class RunSection(Section):
-    """The run's name and place."""
-
-    name: Name
-    """What the run is called."""
-    dir: PathText
-    """Folder of its checkpoints, index and logs."""
 
 
 class RunConfig(Section):
