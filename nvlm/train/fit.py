@@ -15,7 +15,7 @@ from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, is_main_process, leaving_groups
 from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
-from nvlm.train.metrics import open_log
+from nvlm.train.log import open_log
 from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.skips import check_run
 from nvlm.train.start import Start, begin, confirm, prepare

@@ -1,7 +1,8 @@
 """What a run folder keeps beside its checkpoints, through every resume: nothing of it is lost.
 
 `run.json` holds the run's id, `config.yaml` the settings in use, `metrics.jsonl` and
-`skipped.jsonl` one record for each step and each skipped sample. Settings that were replaced are
+`skipped.jsonl` one record for each step and each skipped sample, `between_steps.jsonl` what is
+measured between steps. Settings that were replaced are
 kept as `config.step_XXXXXXXX.yaml` (the step up to which they held), and records of steps that run
 again in `metrics.replaced.jsonl`.
 """
@@ -24,6 +25,7 @@ from nvlm.files import free_name, json_line, write_bytes, write_text
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+BETWEEN_STEPS_FILE = "between_steps.jsonl"
 
 
 def read_run_id(folder: Path) -> str | None:

@@ -31,7 +31,7 @@ from nvlm.platform.features import decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
-from nvlm.train.metrics import print_module_table
+from nvlm.train.module_table import print_module_table
 from nvlm.train.rates import rate_changes
 from nvlm.train.stage_table import print_stage_table
 from nvlm.train.throughput import device_card, explain_peak

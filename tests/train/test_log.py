@@ -8,7 +8,7 @@ from rich.console import Console
 
 from nvlm.batch import SkippedSample
 from nvlm.config import load_config
-from nvlm.train.metrics import MetricsWriter
+from nvlm.train.log import RunLog
 
 RECORD = {
     "loss": 1.0,
@@ -30,16 +30,18 @@ def test_resume_drops_later_and_cut_records(tmp_path):
     config = load_config("configs/run/tiny/sft.yaml", overrides)
     console = Console(quiet=True)
     bad = SkippedSample("digits", "digits-000000.tar", "7", "image", "truncated")
-    writer = MetricsWriter(config, 0, console)
+    log = RunLog(config, 0, console)
     for step in (1, 2, 3):
-        writer.write(step, RECORD, [bad] if step == 3 else [])
-    writer.close()
+        log.write(step, RECORD)
+        log.name_skipped(step, [bad] if step == 3 else [])
+    log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # the process was killed here
 
-    writer = MetricsWriter(config, 2, console)
-    writer.write(3, RECORD, [bad])
-    writer.close()
+    log = RunLog(config, 2, console)
+    log.write(3, RECORD)
+    log.name_skipped(3, [bad])
+    log.close()
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [1, 2, 3]
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
@@ -59,15 +61,15 @@ def test_each_skipped_sample_is_named_once(tmp_path, capsys):
     overrides = [f"run.dir={tmp_path}", "log.tensorboard=false"]
     config = load_config("configs/run/tiny/sft.yaml", overrides)
     bad = [SkippedSample("digits", "a.tar", str(n), "image", "truncated") for n in range(15)]
-    writer = MetricsWriter(config, 0, Console())
-    writer.write(1, RECORD, bad)
-    writer.write(2, RECORD, bad)
-    writer.close()
+    log = RunLog(config, 0, Console())
+    log.name_skipped(1, bad)
+    log.name_skipped(2, bad)
+    log.close()
     assert capsys.readouterr().out.count("of a.tar:") == 10
     # Also not by the process that resumes.
-    writer = MetricsWriter(config, 2, Console())
-    writer.write(3, RECORD, [*bad, SkippedSample("digits", "a.tar", "1", "json", "x")])
-    writer.close()
+    log = RunLog(config, 2, Console())
+    log.name_skipped(3, [*bad, SkippedSample("digits", "a.tar", "1", "json", "x")])
+    log.close()
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [(line["step"], line["key"]) for line in lines[:15]] == [(1, str(n)) for n in range(15)]
     assert [(line["step"], line["reason"]) for line in lines[15:]] == [(3, "json")]
