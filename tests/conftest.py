@@ -1,4 +1,4 @@
-"""What every test shares: the demo data, built once, the repository's folders, measured errors."""
+"""What every test shares: the demo data, built once, measured errors, faults and their outcomes."""
 
 from __future__ import annotations
 
@@ -56,26 +56,50 @@ def measure(request: pytest.FixtureRequest) -> Callable[..., None]:
     """
 
     def record(what: str, against: str, error: float, bound: float) -> None:
-        folder = os.environ.get("NVLM_MEASURED_DIR")
-        if folder:
-            path = Path(str(request.node.path)).relative_to(REPOSITORY)
-            row = {
-                "test": f"{path}::{request.node.name}",
-                "what": what,
-                "against": against,
-                "error": error,
-                "bound": bound,
-            }
-            name = re.sub(r"\W+", "-", f"{row['test']} {what}")
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            Path(folder, f"{name}.json").write_text(json.dumps(row))
+        row = {"what": what, "against": against, "error": error, "bound": bound}
+        _note("NVLM_MEASURED_DIR", request, what, row)
         assert error <= bound, f"{what} against {against}: {error:.3g}, at most {bound:.3g}"
 
     return record
 
 
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`fault(what=, layout=, outcome=)`: note for docs/reliability.md what a passed test has shown.
+
+    To be called at the end, behind the assertions; once for each layout that the test went through.
+
+    what: what went wrong, such as `a rank is killed (SIGKILL)`; the same words for the same fault.
+    layout: of the run, such as `one process`, `TP2`, `TP2 x DP2`, or `any` where it has none.
+    outcome: what the test found, such as `ends within 20 s, resumes bit-equal`.
+
+    With NVLM_FAULTS_DIR set, each is written there; `scripts/fault_table` collects them into
+    docs/reliability.md.
+    """
+
+    def record(*, what: str, layout: str, outcome: str) -> None:
+        row = {"what": what, "layout": layout, "outcome": outcome}
+        _note("NVLM_FAULTS_DIR", request, f"{what} {layout}", row)
+
+    return record
+
+
+def _note(variable: str, request: pytest.FixtureRequest, name: str, row: dict) -> None:
+    """Write `row`, with its test, into the folder that the environment names, if it names one."""
+    folder = os.environ.get(variable)
+    if folder:
+        path = Path(str(request.node.path)).relative_to(REPOSITORY)
+        row = {"test": f"{path}::{request.node.name}", **row}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file_name = re.sub(r"\W+", "-", f"{row['test']} {name}")
+        Path(folder, f"{file_name[:200]}.json").write_text(json.dumps(row))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that measure carry the mark `parity`."""
+    """Tests that measure carry the mark `parity`, those of a fault's outcome `fault`."""
     for item in items:
-        if "measure" in getattr(item, "fixturenames", ()):
+        names = getattr(item, "fixturenames", ())
+        if "measure" in names:
             item.add_marker(pytest.mark.parity)
+        if "fault" in names:
+            item.add_marker(pytest.mark.fault)

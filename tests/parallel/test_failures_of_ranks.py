@@ -19,7 +19,7 @@ PLACES = {
 
 
 @pytest.mark.parallel
-def test_one_of_four_ranks_fails(demo_data: Path, tmp_path: Path):
+def test_one_of_four_ranks_fails(demo_data: Path, tmp_path: Path, fault):
     command = [sys.executable, failing_ranks.__file__, str(tmp_path), "train"]
     command += ["configs/run/tiny/sft.yaml", f"data.root={demo_data}"]
     command += ["data.blend={digits: 1}", f"data.index_dir={tmp_path / 'index'}"]
@@ -60,3 +60,12 @@ def test_one_of_four_ranks_fails(demo_data: Path, tmp_path: Path):
         records = [json.loads(path.read_text()) for path in tmp_path.glob(f"{where}.log.*.json")]
         first = min(records, key=lambda record: int(record["message"]["extraInfo"]["timestamp"]))
         assert PLACES[where] in first["message"]["message"]
+    said = "all ranks end within 30 s; one line names rank, step and samples"
+    for what, outcome in {
+        "a rank's device fails in the forward pass": said,
+        "a rank cannot read a shard any more (ESTALE)": said,
+        "a rank's device is out of memory in the optimizer": said,
+        "a rank is killed (SIGKILL), its launcher ends nobody": "all ranks end within 30 s; one "
+        "line says that a connection is lost",
+    }.items():
+        fault(what=what, layout="PP2 x DP2", outcome=outcome)

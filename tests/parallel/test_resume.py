@@ -63,7 +63,7 @@ def train_until_killed(options: list[str], folder: Path, log: Path, rank: int, s
 
 
 @pytest.mark.parallel
-def test_killed_run_ends_bit_equal(uninterrupted, demo_data, tmp_path):
+def test_killed_run_ends_bit_equal(uninterrupted, demo_data, tmp_path, fault):
     folder = tmp_path / "run"
     log = tmp_path / "log"
     options = arguments(folder, demo_data, "parallel.tensor=2")
@@ -82,6 +82,11 @@ def test_killed_run_ends_bit_equal(uninterrupted, demo_data, tmp_path):
     assert not different
     steps = [(record["step"], record["loss"]) for record in metrics(folder)]
     assert steps == [(record["step"], record["loss"]) for record in metrics(uninterrupted)]
+    fault(
+        what="a rank is killed (SIGKILL)",
+        layout="TP2",
+        outcome="torchrun ends the other; started again, the run ends bit-equal",
+    )
 
 
 def metrics_so_far(folder: Path) -> list[str]:

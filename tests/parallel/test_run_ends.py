@@ -53,7 +53,7 @@ def num_steps(folder: Path) -> int:
 
 
 @pytest.mark.parallel
-def test_nothing_is_left_of_a_killed_or_stopped_run(demo_data, tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_killed_or_stopped_run(demo_data, tmp_path, monkeypatch, fault):
     folder, log = tmp_path / "run", tmp_path / "log"
     monkeypatch.setenv("NVLM_TEST_RUN", str(folder))
     options = arguments(folder, demo_data)
@@ -70,6 +70,11 @@ def test_nothing_is_left_of_a_killed_or_stopped_run(demo_data, tmp_path, monkeyp
         kill(job)
     assert num_steps(folder) < STEPS
     assert not (folder / ".owners").exists()
+    fault(
+        what="torchrun is killed (SIGKILL)",
+        layout="DP2",
+        outcome="its ranks and their workers end within 20 s, and leave the folder",
+    )
 
     log.write_text("")
     job = start(1, *options, log=log)

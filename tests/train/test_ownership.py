@@ -68,7 +68,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_live_owner_is_named(owner, tmp_path):
+def test_a_live_owner_is_named(owner, tmp_path, fault):
     message = refusal(tmp_path / "run")
     assert f"{tmp_path / 'run'} is in use by another run: process {owner.pid} on " in message
     assert os.uname().nodename in message
@@ -81,9 +81,14 @@ def test_a_live_owner_is_named(owner, tmp_path):
     owner.send_signal(signal.SIGSTOP)
     edit(tmp_path / "run", silent_seconds=10 * STALE_SECONDS)
     assert "in use" in refusal(tmp_path / "run")
+    fault(
+        what="a second run starts in the folder of one that lives",
+        layout="any",
+        outcome="refused, with the first one's process, host and age",
+    )
 
 
-def test_a_killed_owner_is_taken_over(owner, tmp_path, capsys):
+def test_a_killed_owner_is_taken_over(owner, tmp_path, capsys, fault):
     owner.kill()
     owner.wait()
     with own_run_folder(tmp_path / "run") as ownership:
@@ -91,6 +96,11 @@ def test_a_killed_owner_is_taken_over(owner, tmp_path, capsys):
         ownership.check()
     assert f"process {owner.pid} on" in capsys.readouterr().err
     assert not (tmp_path / "run" / OWNERS_FOLDER).exists()
+    fault(
+        what="a run starts in the folder of one that was killed",
+        layout="any",
+        outcome="it takes the folder over, and says from whom",
+    )
 
 
 def test_a_process_that_got_its_number_is_not_it(owner, tmp_path, capsys):
@@ -165,13 +175,18 @@ def test_of_many_starts_at_once_one_wins(tmp_path):
             process.wait()
 
 
-def test_a_run_that_was_taken_over_ends(tmp_path):
+def test_a_run_that_was_taken_over_ends(tmp_path, fault):
     with own_run_folder(tmp_path / "run") as ownership:
         (ownership.path.parent / "00000002.json").write_text("{}")
         with pytest.raises(TrainingError, match="writes nothing more"):
             ownership.check()
     # What the other run wrote stays.
     assert (tmp_path / "run" / OWNERS_FOLDER / "00000002.json").exists()
+    fault(
+        what="a run was suspended for so long that another one has its folder",
+        layout="any",
+        outcome="it writes nothing more, and ends",
+    )
 
 
 def test_nothing_is_left(tmp_path):
