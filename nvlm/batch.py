@@ -61,6 +61,9 @@ class MicroBatch:
     num_real_token_pairs: int = 0  # sum of the samples' squared lengths, as attention costs
     # [1, t] float32; what each label counts in the loss, 0 where it is not trained. None: 1 each.
     loss_weights: Tensor | None = None
+    # [1, t] int32; the number of each token's source in `StepBatch.epochs`, -1 in padding. None:
+    # sources are not told apart.
+    source_numbers: Tensor | None = None
     # [n, tokens of a tile, channels]: the tiles as the projector reads them, encoded beforehand.
     features: Tensor | None = None
     # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
@@ -123,6 +126,9 @@ class StepBatch:
     # Of the whole global step, the same on every rank: "shortened_tiles/SOURCE" (samples that got
     # fewer tiles to fit) and "cut_turns/SOURCE" (that lost their last turns) -> samples.
     shortened: dict[str, int] = field(default_factory=dict)
+    # Of the whole run, the same on every rank: every source, in the order of their numbers ->
+    # passes over its samples up to and with this step.
+    epochs: dict[str, float] = field(default_factory=dict)
     # Of this rank: "SOURCE/WHAT" -> changes made to samples so that they could be used.
     repaired: dict[str, int] = field(default_factory=dict)
     # With `parallel.vision: tile_parallel`, until its features are there.

@@ -9,6 +9,7 @@ from nvlm.config.values import (
     Count,
     CountOrZero,
     Decay,
+    FolderName,
     Name,
     PathText,
     Positive,
@@ -98,6 +99,24 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one is always written at the end."""
     keep: Count | None = None
     """Newest checkpoints kept; null: all."""
+
+
+class ValidationConfig(Section):
+    """Held-out samples whose loss is measured during training, which they do not change."""
+
+    every: Count | None = None
+    """Steps between measurements; one is also made at the end. null: none."""
+    split: FolderName = "heldout"
+    """Folder below `data.root`, another than `data.split`."""
+    sources: list[Name] | None = None
+    """Those that are measured. null: all that the folder has."""
+    samples: Count | None = None
+    """Most samples of each source, always the same ones. null: all."""
+    questions: CountOrZero = 0
+    """Questions of each task that the model is asked, always the same ones, as `nvlm evaluate` asks
+    them; answers go to `generations.jsonl`."""
+    max_new_tokens: Count = 32
+    """Longest answer, in tokens."""
 
 
 class LogConfig(Section):

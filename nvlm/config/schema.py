@@ -37,6 +37,9 @@ from nvlm.config.run_sections import (
 from nvlm.config.run_sections import (
     TrainConfig as TrainConfig,
 )
+from nvlm.config.run_sections import (
+    ValidationConfig as ValidationConfig,
+)
 from nvlm.config.section import Section
 from nvlm.config.tiles import TileTags, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
@@ -296,6 +299,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
     log: LogConfig = LogConfig()
 
     @property

@@ -20,6 +20,7 @@ from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.skips import check_run
 from nvlm.train.start import Start, begin, confirm, prepare
 from nvlm.train.training import Training
+from nvlm.train.validation import Validation
 from nvlm.train.work import at_work
 
 
@@ -66,6 +67,7 @@ def fit(
     batches = start.data and start.data.batches(
         parallel.data_rank, parallel.data_size, platform.current().pinned
     )
+    validation = Validation(training, start.validation, console)
     with open_log(training, start.data, console) as log, at_work(training) as work:
         while training.step < config.train.steps:
             started = time.perf_counter()
@@ -80,6 +82,9 @@ def fit(
                 log.write_step(training, taken, time.perf_counter() - started, data_seconds)
             seen = training.counters
             check_run(seen.skipped_by, seen.samples, config.data.max_skipped_share, taken.skipped)
+            measured = validation.after_step()
+            if log and measured:
+                log.write_between(training.step, measured)
             if training.step % config.checkpoint.every == 0 or training.step == config.train.steps:
                 _save(training, ownership, console)
     if training.step < config.train.steps:

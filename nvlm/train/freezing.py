@@ -134,6 +134,17 @@ def module_table(
     return [row for rows in by_part.values() for row in _with_frozen_in_one_row(rows)]
 
 
+def group_rates(config: RunConfig, rows: Sequence[ModuleRow], rate: float) -> dict[str, float]:
+    """Pattern of `lr_multipliers` -> learning rate, where something that trains has its factor.
+
+    Args:
+        rate: the schedule's. A factor scales all of the schedule.
+    """
+    factors = {row.multiplier.lr for row in rows if row.num_trainable}
+    patterns = config.train.optimizer.lr_multipliers
+    return {pattern: rate * factor for pattern, factor in patterns.items() if factor in factors}
+
+
 def _with_frozen_in_one_row(rows: list[ModuleRow]) -> list[ModuleRow]:
     """Factors mean nothing where nothing trains: such rows of a part go into its first one."""
     trainable = [row for row in rows if row.num_trainable]

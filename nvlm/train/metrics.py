@@ -40,4 +40,7 @@ def step_record(
         **{f"skipped/{name}": number for name, number in count_skipped(taken.skipped).items()},
         **{f"repaired/{name}": number for name, number in taken.repaired.items()},
         **taken.shortened,
+        **{f"loss/{source}": loss for source, loss in result.source_losses.items()},
+        **{f"lr/{pattern}": rate for pattern, rate in taken.group_rates.items()},
+        **{f"epochs/{source}": passes for source, passes in taken.epochs.items()},
     }

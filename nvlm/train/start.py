@@ -19,6 +19,7 @@ from nvlm.config import RunConfig
 from nvlm.config.changed import changed as changed_config
 from nvlm.config.checks import check_world_size
 from nvlm.data.loading.training_data import TrainingData, open_training_data
+from nvlm.data.loading.validation_data import ValidationData, open_validation_data
 from nvlm.parallel.agreement import on_ranks
 from nvlm.parallel.groups import (
     Parallel,
@@ -45,6 +46,7 @@ class Start:
     resumed: Newest = field(default_factory=Newest)  # the run's own checkpoint, if it has one
     weights: Path | None = None  # another run's checkpoint; None: random ones, where none resumes
     data: TrainingData | None = None  # on the ranks that read
+    validation: ValidationData | None = None  # on these too, where the run validates
     allow_data_change: bool = False
 
 
@@ -85,7 +87,8 @@ def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:
         resumed = find_resume_point(config)
         weights = None if resumed.checkpoint else find_initial_weights(config)
         data = _open_data(config, resumed, allow_data_change)
-        return Start(resumed, weights, data, allow_data_change)
+        validation = open_validation_data(config, data.indexes)
+        return Start(resumed, weights, data, validation, allow_data_change)
 
     readers = reading_ranks(config.parallel, world_size)
     return on_ranks(readers, find) or Start(allow_data_change=allow_data_change)

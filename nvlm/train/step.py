@@ -18,6 +18,7 @@ from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 from nvlm.train.loss_weights import normalize_loss_weights
 from nvlm.train.optim import bare
+from nvlm.train.source_losses import losses_by_source, sums_by_source
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
     from megatron.core.distributed import DistributedDataParallel
@@ -29,6 +30,7 @@ class StepResult:
     """What a step did, over the whole global batch."""
 
     loss: float  # mean over all trained tokens of the step, by their weights
+    source_losses: dict[str, float]  # the same of each source that the step trains on
     grad_norm: float  # before clipping
     num_trained_tokens: int
     num_tokens: int  # of samples, without padding
@@ -62,12 +64,13 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
-    reports = _run_schedule(_forward_step, chunks, micro_batches)
-    result = _reduce(reports, batch, parallel)
+    forward = partial(forward_step, num_sources=len(batch.epochs))
+    reports = run_schedule(forward, chunks, micro_batches)
+    result, source_losses = _reduce(reports, batch, parallel)
     computed = time.perf_counter()
     bare_chunks = bare(chunks)
     if not math.isfinite(result["loss_sum"]):
-        losses = [float(loss_sum) for loss_sum, _ in reports]
+        losses = [float(loss_sum) for loss_sum, *_ in reports]
         run_again = partial(_forward_again, chunks, micro_batches)
         raise explain_loss(bare_chunks, micro_batches, losses, run_again, step, parallel)
     updated, grad_norm, _ = cast("tuple", optimizer.step())  # its base class declares nothing
@@ -76,6 +79,7 @@ def train_step(
     num_trained = int(result["num_trained_tokens"])
     return StepResult(
         loss=result["loss_sum"] / max(num_trained, 1),
+        source_losses=source_losses,
         grad_norm=float(grad_norm),
         num_trained_tokens=num_trained,
         num_tokens=int(result["num_tokens"]),
@@ -88,14 +92,14 @@ def train_step(
     )
 
 
-def _run_schedule(
-    forward_step, chunks: list, micro_batches: list[MicroBatch], forward_only: bool = False
+def run_schedule(
+    forward, chunks: list, micro_batches: list[MicroBatch], forward_only: bool = False
 ) -> list:
     """Megatron-core's schedule for the layout; returns what the losses report (last stages)."""
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
     return get_forward_backward_func()(
-        forward_step_func=forward_step,
+        forward_step_func=forward,
         # One iterator for each chunk, and chunks in a list even where there is one.
         data_iterator=[iter(micro_batches) for _ in chunks],
         model=chunks,
@@ -109,26 +113,33 @@ def _run_schedule(
 def _forward_again(chunks: list, micro_batches: list[MicroBatch], begin) -> None:
     """The step's forward passes; `begin(chunk, micro_batch)` is called before each of them."""
 
-    def forward_step(data_iterator, model):
+    def forward(data_iterator, model):
         micro_batch: MicroBatch = next(data_iterator)
         begin(_index_of(model, chunks), _index_of(micro_batch, micro_batches))
-        return _forward_step(iter([micro_batch]), model)
+        return forward_step(iter([micro_batch]), model)
 
-    _run_schedule(forward_step, chunks, micro_batches, forward_only=True)
+    run_schedule(forward, chunks, micro_batches, forward_only=True)
 
 
 def _index_of(wanted, items: list) -> int:
     return next(index for index, item in enumerate(items) if item is wanted)
 
 
-def _forward_step(data_iterator, model):
+def forward_step(data_iterator, model, num_sources: int = 0):
+    """What Megatron-core's schedules call for a micro-batch and a chunk of the model.
+
+    The loss function reports, on last stages, the weighted sum of losses, the number of trained
+    tokens, and `sums_by_source`.
+    """
     micro_batch: MicroBatch = next(data_iterator)
     weights, loss_mask = micro_batch.weights(), micro_batch.loss_mask()
 
     def loss(losses: Tensor):
-        loss_sum = (losses.float() * weights).sum()
+        weighted = losses.float() * weights
+        loss_sum = weighted.sum()
         num_trained = loss_mask.sum().to(torch.int)
-        return loss_sum, num_trained, (loss_sum.detach().double(), num_trained.double())
+        by_source = sums_by_source(weighted, micro_batch, num_sources)
+        return loss_sum, num_trained, (loss_sum.detach().double(), num_trained.double(), by_source)
 
     return model(micro_batch), loss
 
@@ -144,13 +155,21 @@ _COUNTS = (
 )
 
 
-def _reduce(reports, batch: StepBatch, parallel: Parallel) -> dict[str, float]:
-    """Sum the step's counts over all data ranks; losses live on last stages only."""
-    totals = torch.zeros(len(_COUNTS), dtype=torch.float64, device=platform.current().device())
+def _reduce(
+    reports, batch: StepBatch, parallel: Parallel
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Sum the step's counts over all data ranks; losses live on last stages only.
+
+    Returns also the loss of each source.
+    """
+    num_counts, sources = len(_COUNTS), list(batch.epochs)
+    device = platform.current().device()
+    totals = torch.zeros(num_counts + 2 * len(sources), dtype=torch.float64, device=device)
     if parallel.is_last_stage and parallel.tensor_rank == 0:
-        for loss_sum, num_trained in reports:
+        for loss_sum, num_trained, by_source in reports:
             totals[0] += loss_sum
             totals[1] += num_trained
+            totals[num_counts:] += by_source.flatten()
     if parallel.is_model_parallel_main:
         for micro_batch in batch.micro_batches:
             totals[2] += micro_batch.num_real_tokens
@@ -159,4 +178,6 @@ def _reduce(reports, batch: StepBatch, parallel: Parallel) -> dict[str, float]:
         totals[5] += len(batch.skipped)
         totals[6] += sum(batch.repaired.values())
     dist.all_reduce(totals)
-    return dict(zip(_COUNTS, totals.tolist(), strict=True))
+    values = totals.tolist()  # at once: the host waits for the device
+    counts = dict(zip(_COUNTS, values[:num_counts], strict=True))
+    return counts, losses_by_source(sources, values[num_counts:])

@@ -17,7 +17,7 @@ from nvlm.platform.features import is_on
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
 from nvlm.train.diagnose import check_parameters
-from nvlm.train.freezing import freeze, module_table, multipliers
+from nvlm.train.freezing import freeze, group_rates, module_table, multipliers
 from nvlm.train.optim import (
     bare,
     build_optimizer,
@@ -52,9 +52,11 @@ class StepTaken:
     result: StepResult
     work: StepWork
     learning_rate: float  # the schedule's, before any module's own factor
+    group_rates: dict[str, float]  # pattern of `lr_multipliers` -> the rate of what it matches
     skipped: list[SkippedSample]
     repaired: dict[str, int]  # "SOURCE/WHAT" -> changes made to samples
     shortened: dict[str, int]  # see `StepBatch`
+    epochs: dict[str, float]  # see `StepBatch`
 
 
 class Training:
@@ -116,7 +118,10 @@ class Training:
         )
         self.data_state = batch.data_state
         work = step_work(batch, self.flops, self.parallel)
-        return StepTaken(result, work, rate, skipped, repaired, batch.shortened)
+        rates = group_rates(self.config, self.module_rows, rate)
+        return StepTaken(
+            result, work, rate, rates, skipped, repaired, batch.shortened, batch.epochs
+        )
 
     def save(self) -> Path:
         """Write a checkpoint into the run's folder; returns it.

@@ -13,7 +13,7 @@ from helpers.synchronisations import counted
 
 from nvlm.model.parts import transformer_config
 from nvlm.parallel.stand_in import stand_in
-from nvlm.train.step import _forward_step, _run_schedule
+from nvlm.train.step import forward_step, run_schedule
 
 TWO_STAGES = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
 
@@ -74,9 +74,9 @@ def waits(pipeline_rank: int) -> Counter[str]:
     with stand_in(config, pipeline_rank) as parallel:
         chunks = layout_steps.wrapped(small_model.build_chunks(config, parallel))
         micro_batches = layout_steps.with_images(config)
-        _run_schedule(_forward_step, chunks, micro_batches[:1])  # copies what stays on the device
+        run_schedule(forward_step, chunks, micro_batches[:1])  # copies what stays on the device
         with counted() as found:
-            _run_schedule(_forward_step, chunks, micro_batches)
+            run_schedule(forward_step, chunks, micro_batches)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,10 +33,15 @@ def test_number_of_waits_per_step(settings, parallel):
         "stage.freeze=[]", "train.loss_weighting=sqrt_length", *settings
     )
     training = layout_steps.TwoSteps(config, parallel).training
-    micro_batches = layout_steps.with_images(config)
-    training.take_step(StepBatch(micro_batches[:1], [], {}))  # copies what stays on the device
+    sources = dict.fromkeys(("one", "two"), 0.0)  # whose losses are told apart
+    micro_batches = [
+        replace(batch, source_numbers=torch.full(batch.tokens.shape, number % 2, dtype=torch.int32))
+        for number, batch in enumerate(layout_steps.with_images(config))
+    ]
+    # Copies what stays on the device.
+    training.take_step(StepBatch(micro_batches[:1], [], {}, epochs=sources))
     for number in (1, len(micro_batches)):
-        batch = StepBatch(micro_batches[:number], [], {})
+        batch = StepBatch(micro_batches[:number], [], {}, epochs=sources)
         with counted() as found:
             training.take_step(batch)
         assert found == PER_STEP, f"{number} micro-batches"

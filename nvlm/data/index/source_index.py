@@ -167,16 +167,22 @@ class SourceIndex:
 
 
 def open_indexes(
-    config: RunConfig, encoder: SampleEncoder | None = None, show: ShowProgress | None = None
+    config: RunConfig,
+    encoder: SampleEncoder | None = None,
+    show: ShowProgress | None = None,
+    sources: dict[str, Source] | None = None,
 ) -> list[SourceIndex]:
     """The indexes of the run's sources, sorted by name; missing and stale ones are built.
+
+    Args:
+        sources: others than the run's, by name in order.
 
     Raises:
         DataError: there are no shards, the blend names an unknown source, or the tokenizer or a
             prompt pool is missing. Broken shards and samples are no error: they are in
             `SourceIndex.rejected`.
     """
-    sources = find_sources(config)
+    sources = find_sources(config) if sources is None else sources
     encoder = encoder or SampleEncoder.from_config(config)
     return [_open_index(config, source, encoder, show) for source in sources.values()]
 

@@ -21,6 +21,7 @@ class PackedSample:
     encoded: EncodedSample
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
     loss_weight: float = 1.0  # its source's times its own
+    source_number: int = 0  # see `MicroBatch.source_numbers`
 
 
 def build_micro_batch(
@@ -41,6 +42,7 @@ def build_micro_batch(
     tokens = np.full(num_tokens, pad_id, np.int64)
     labels = np.full(num_tokens, IGNORED_LABEL, np.int64)
     loss_weights = np.zeros(num_tokens, np.float32)
+    source_numbers = np.full(num_tokens, -1, np.int32)
     image_mask = np.zeros(num_tokens, np.bool_)
     position_ids = np.zeros(num_tokens, np.int64)
     starts: list[int] = []
@@ -54,6 +56,7 @@ def build_micro_batch(
             tokens[start:stop] = encoded.tokens
             labels[start:stop] = encoded.labels
             loss_weights[start:stop] = _loss_weights(sample, loss_weighting)
+            source_numbers[start:stop] = sample.source_number
             image_mask[start:stop] = encoded.image_mask
             position_ids[start:stop] = np.arange(stop - start)
             tiles.append(sample.tiles)
@@ -67,6 +70,7 @@ def build_micro_batch(
         tokens=torch.from_numpy(tokens)[None],
         labels=torch.from_numpy(labels)[None],
         loss_weights=torch.from_numpy(loss_weights)[None],
+        source_numbers=torch.from_numpy(source_numbers)[None],
         position_ids=torch.from_numpy(position_ids)[None],
         image_mask=torch.from_numpy(image_mask)[None],
         cu_seqlens=torch.tensor([*starts, num_tokens], dtype=torch.int32),

@@ -136,7 +136,8 @@ class Loader:
             own = packs[self._first_pack : self._first_pack + self._num_packs]
             skipped = [self._planner.skipped(draw) for pack in own for draw in pack.dropped]
             shortened = self._count_shortened(packs)
-            self._requested.append(StepBatch([], skipped, self._planner.state(), shortened))
+            step = StepBatch([], skipped, self._planner.state(), shortened, self._planner.epochs())
+            self._requested.append(step)
             for start in range(0, len(own), per_micro_batch):
                 sequences = own[start : start + per_micro_batch]
                 yield [

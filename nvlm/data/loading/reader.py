@@ -96,11 +96,12 @@ class MicroBatchReader(Dataset):
     def __init__(self, config: RunConfig, encoder: SampleEncoder, parsers: dict[str, SampleParser]):
         """
         Args:
-            parsers: of each source, by name.
+            parsers: of each source, by name, in the order of the sources' numbers.
         """
         self._config = config
         self._encoder = encoder
         self._parsers = parsers
+        self._numbers = {source: number for number, source in enumerate(parsers)}
         self._shards = ShardReader()
 
     def __getitem__(
@@ -136,7 +137,8 @@ class MicroBatchReader(Dataset):
                     continue
                 repaired.update({f"{sample.source}/{what}": n for what, n in repairs.items()})
                 key = f"{sample.source}/{sample.key}"
-                samples.append(PackedSample(key, encoded, tiles, sample.loss_weight))
+                number = self._numbers[sample.source]
+                samples.append(PackedSample(key, encoded, tiles, sample.loss_weight, number))
             sequences.append(samples)
         visual = self._encoder.visual
         micro_batch = build_micro_batch(

@@ -119,6 +119,14 @@ class Pack:
         num_packs = len(self.window.starts) - 1
         return self.window.dropped.take(slice(self.number, None, num_packs))
 
+    def count_sources(self, num_sources: int) -> Integers:
+        """[num_sources] draws of each source, those among them that were dropped too."""
+        window = self.window
+        start, stop = window.starts[self.number : self.number + 2]
+        dropped = window.dropped.source[self.number :: len(window.starts) - 1]
+        sources = np.concatenate([window.draws.source[start:stop], dropped])
+        return np.bincount(sources, minlength=num_sources)
+
     def emptied(self) -> Pack:
         """A pack without samples."""
         none = self.window.draws.take(slice(0))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.order.balance import deal_out, num_steps_together
-from nvlm.data.order.draws import Draw, Pack
+from nvlm.data.order.draws import Draw, Integers, Pack
 from nvlm.data.order.fingerprint import check_same, data_fingerprint, differences
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.order.windows import PackStream
@@ -44,6 +46,8 @@ class Planner:
         self._step_group_origin = self._origin
         self._steps: list[list[Pack]] = []
         self._num_taken = 0
+        # Draws of each source in the steps taken.
+        self._num_used = self._count([])
 
     def next_step(self) -> list[Pack] | None:
         """The packs of the next global step, `train.global_batch_size`; None when data have ended.
@@ -56,6 +60,7 @@ class Planner:
             if not self._steps:
                 return None
         self._num_taken += 1
+        self._num_used += self._count(self._steps[self._num_taken - 1])
         # A share of the next group, so that no step waits for all of it.
         self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
         return self._steps[self._num_taken - 1]
@@ -79,6 +84,8 @@ class Planner:
         if state["num_steps_taken"]:
             self._start_step_group()
             self._num_taken = state["num_steps_taken"]
+            for step in self._steps[: self._num_taken]:
+                self._num_used += self._count(step)
             self._plan_ahead(self._num_taken * self._config.train.global_batch_size)
 
     def changes_since(self, state: dict) -> list[str]:
@@ -130,6 +137,16 @@ class Planner:
         """Draws per source that were planned so far, in the order of `sources`."""
         return self._stream.num_drawn
 
+    def epochs(self) -> dict[str, float]:
+        """Every source, in the order of `sources` -> passes over it in the steps taken.
+
+        Samples that were left out count. It follows from the state, wherever that was taken.
+        """
+        return {
+            source.index.source: float(number / len(source.index))
+            for source, number in zip(self.sources, self._num_used, strict=True)
+        }
+
     def cost(self, pack: Pack) -> int:
         """What training on a pack computes; see balance.py."""
         return self._flops.of_sequence(
@@ -163,6 +180,12 @@ class Planner:
         # The last step of the data is filled up with empty packs.
         self._steps = [step + [step[0].emptied()] * (batch - len(step)) for step in steps]
 
+    def _count(self, packs: list[Pack]) -> Integers:
+        """[sources] draws of each source."""
+        num_sources = len(self.sources)
+        none = np.zeros(num_sources, np.int64)
+        return sum((pack.count_sources(num_sources) for pack in packs), start=none)
+
     def _plan_ahead(self, num_packs: int) -> None:
         """Plan windows until so many packs stand ready for the next group, or data have ended."""
         while self._num_ahead < num_packs and not self._has_ended:
@@ -178,6 +201,11 @@ class Planner:
         origin = self._step_group_origin = self._origin
         before = origin["num_packs_before"]
         packs = [pack for window, _ in self._windows for pack in window]
+        window_state = origin["window"]
+        carried = np.array([source for source, *_ in window_state["carried"]], np.int64)
+        self._num_used = np.array(window_state["blend"]["num_drawn"], np.int64)
+        self._num_used -= np.bincount(carried, minlength=len(self.sources))
+        self._num_used += self._count(packs[:before])
         packs = packs[before : before + num_packs]
         self._num_ahead -= len(packs)
         start, before = origin["window"], before + len(packs)

@@ -1,0 +1,127 @@
+"""Validation during training: held-out losses, and answers to held-out questions.
+
+For the loop:
+
+    validation = Validation(training, start.validation, console)
+    measured = validation.after_step()      # every rank calls it after every step
+
+`after_step` returns None where the step is not one to measure after, else all that was measured, on
+every rank the same: `validation/loss` and `validation/loss/SOURCE`, and with `validation.questions`
+`validation/exact_match/TASK`. What a checkpoint is to be the best by is one of these keys.
+
+Losses are weighted as the training's are. Nothing of the training changes: weights are only read,
+nothing random is drawn, and the held-out samples have a position of their own, always the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import nn
+
+from nvlm import platform
+from nvlm.batch import StepBatch
+from nvlm.data.loading.validation_data import ValidationData
+from nvlm.model.tile_parallel import encode_shares
+from nvlm.parallel.broadcast import next_step_batch
+from nvlm.train.optim import bare, gather_parameters
+from nvlm.train.source_losses import losses_by_source
+from nvlm.train.step import forward_step, run_schedule
+from nvlm.train.training import Training
+
+
+class Validation:
+    """Measures a training on held-out samples. Every rank makes one and calls its methods."""
+
+    def __init__(self, training: Training, data: ValidationData | None, console: Console):
+        """
+        Args:
+            data: on the ranks that read, where the run validates; not looked at on others.
+        """
+        self._training = training
+        self._data = data
+        self._console = console
+
+    def after_step(self) -> dict[str, float] | None:
+        """What is measured after the training's last step, on every rank; None: nothing is due.
+
+        Raises:
+            DataError: the held-out samples cannot be read any more.
+        """
+        training, config = self._training, self._training.config
+        every = config.validation.every
+        if every is None or (training.step % every and training.step < config.train.steps):
+            return None
+        started = time.perf_counter()
+        try:
+            # Where they still travel, parameters are those of the step before.
+            gather_parameters(training.chunks)
+            with torch.no_grad(), evaluating(training.chunks):
+                measured = self._losses()
+        except Exception as error:
+            error.add_note(f"in the validation after step {training.step}")
+            raise
+        measured["validation/seconds"] = time.perf_counter() - started
+        self._console.print(validation_line(training.step, measured), markup=False, highlight=False)
+        return measured
+
+    def _losses(self) -> dict[str, float]:
+        parallel = self._training.parallel
+        batches = self._data and self._data.batches(
+            parallel.data_rank, parallel.data_size, platform.current().pinned
+        )
+        losses = held_out_losses(self._training, batches)
+        return {f"validation/{name}": loss for name, loss in losses.items()}
+
+
+def held_out_losses(training: Training, batches: Iterator[StepBatch] | None) -> dict[str, float]:
+    """`loss` and `loss/SOURCE` of all `batches`, on every rank.
+
+    Args:
+        batches: on the ranks that read.
+    """
+    parallel, shares_tiles = training.parallel, training.config.parallel.shares_tiles
+    device = platform.current().device()
+    sources: list[str] = []
+    sums = torch.zeros(2, 0, dtype=torch.float64, device=device)
+    while (batch := next_step_batch(batches, parallel, shares_tiles)) is not None:
+        if not sources:
+            sources = list(batch.epochs)
+            sums = torch.zeros(2, len(sources), dtype=torch.float64, device=device)
+        batch = encode_shares(batch, bare(training.chunks)[0], parallel)
+        forward = partial(forward_step, num_sources=len(sources))
+        reports = run_schedule(forward, training.chunks, batch.micro_batches, forward_only=True)
+        if parallel.is_last_stage and parallel.tensor_rank == 0:
+            for _, _, by_source in reports:
+                sums += by_source
+    dist.all_reduce(sums)
+    losses, weights = sums.tolist()
+    assert sum(weights) > 0, "a sample fits only if something of it is trained"
+    by_source = losses_by_source(sources, [*losses, *weights])
+    of_sources = {f"loss/{source}": loss for source, loss in by_source.items()}
+    return {"loss": sum(losses) / sum(weights), **of_sources}
+
+
+@contextmanager
+def evaluating(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """The modules in evaluation mode within the block, and then each as it was."""
+    modes = [(module, module.training) for chunk in chunks for module in chunk.modules()]
+    try:
+        for chunk in chunks:
+            chunk.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def validation_line(step: int, measured: dict[str, float]) -> str:
+    """For the terminal; the losses of sources are in the run's files."""
+    seconds = measured["validation/seconds"]
+    return f"validation after step {step}: loss {measured['validation/loss']:.4f}  {seconds:.1f} s"
