@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from nvlm.errors import NvlmError
+from nvlm.printing import say
+
+if TYPE_CHECKING:
+    from nvlm.config import RunConfig
 
 # Of counts; the schema's too.
 LARGEST = 2**31 - 1
@@ -33,6 +38,10 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
     typer.Argument(help="key=value, such as train.steps=100", metavar="KEY=VALUE"),
 ]
+StageName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--stage", metavar="NAME", help="Which stage, of a file with stages."),
+]
 Tensor = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, max=LARGEST, help="Tensor-parallel size, under torchrun."),
@@ -41,3 +50,27 @@ Pipeline = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, max=LARGEST, help="Pipeline-parallel size, under torchrun."),
 ]
+
+
+def runs_to_show(
+    config: Path,
+    overrides: Sequence[str],
+    stage: str | None,
+    as_json: bool,
+    world_size: int | None = None,
+) -> Iterator[RunConfig]:
+    """The run of a file, or those of its stages in turn, each after a line that names it.
+
+    Raises:
+        ConfigError: see `load_runs`; or there are several, and JSON is asked for, which has one.
+    """
+    from nvlm.config import load_config, load_runs
+
+    if as_json:
+        yield load_config(config, overrides, world_size, stage)
+        return
+    runs = load_runs(config, overrides, world_size, stage)
+    for name, run in runs.items():
+        if len(runs) > 1:
+            say(f"stage {name}\n")
+        yield run

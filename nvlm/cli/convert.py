@@ -54,10 +54,10 @@ def convert_from_hf_command(
 ) -> None:
     """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2, or from an NVLM-D."""
     launched()
-    from nvlm.config import load_config
+    from nvlm.config import load_runs
     from nvlm.errors import ConvertError
 
-    checked = load_config(config, overrides or [])
+    checked = next(iter(load_runs(config, overrides or []).values()))  # what the first stage loads
     check_beside(out)
     from nvlm.convert import convert_from_hf, convert_from_nvlm
 

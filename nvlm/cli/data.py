@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import data_app
-from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, path_of_user
+from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, StageName, path_of_user, runs_to_show
 from nvlm.errors import ConfigError
 from nvlm.files import parse_size
 from nvlm.places import check_file, check_folder
@@ -93,9 +93,12 @@ def data_index(
             "shards to index in place of the run's sources; overrides.",
         ),
     ],
+    stage: StageName = None,
 ) -> None:
-    """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again."""
-    from nvlm.config import load_config
+    """Index shards: byte ranges, image sizes, text lengths. What is indexed is not read again.
+
+    Of a file with stages for all of them in turn, or for the one that --stage names.
+    """
     from nvlm.config.shipped import run_names
 
     overrides = [argument for argument in arguments if "=" in argument]
@@ -106,22 +109,23 @@ def data_index(
             "run's configuration, whose tokenizer and template the lengths are counted with: "
             f"`nvlm data index CONFIG {' '.join([config, *folders])}`"
         )
-    checked = load_config(config, overrides)
-    from nvlm.views.index_report import build_indexes_with_progress
+    for run in runs_to_show(Path(config), overrides, stage, as_json=False):
+        from nvlm.views.index_report import build_indexes_with_progress
 
-    build_indexes_with_progress(checked, [path_of_user(folder) for folder in folders])
+        build_indexes_with_progress(run, [path_of_user(folder) for folder in folders])
 
 
 @data_app.command("order", short_help="Print the samples of each step.")
 def data_order(
     config: ConfigFile,
     overrides: Overrides = None,
+    stage: StageName = None,
     steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Steps to list.")] = 10,
 ) -> None:
     """Print the samples of each step's sequences, as every layout will train them."""
     from nvlm.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], stage=stage)
     from nvlm.data.order.planner import iterate_order
 
     for step, packs in iterate_order(checked, steps):
@@ -133,6 +137,7 @@ def data_order(
 def data_stats(
     config: ConfigFile,
     overrides: Overrides = None,
+    stage: StageName = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, max=LARGEST, help="Steps to plan; train.steps where not given."),
@@ -140,18 +145,17 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print what the blend will really give: samples, tiles, tokens, passes, padding, balance."""
-    from nvlm.config import load_config
+    for run in runs_to_show(config, overrides or [], stage, as_json):
+        from nvlm.views.stats import print_stats
 
-    checked = load_config(config, overrides or [])
-    from nvlm.views.stats import print_stats
-
-    print_stats(checked, steps, as_json)
+        print_stats(run, steps, as_json)
 
 
 @data_app.command("preview", short_help="Show samples as training will see them.")
 def data_preview(
     config: ConfigFile,
     overrides: Overrides = None,
+    stage: StageName = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Samples to show.")] = 8,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -165,7 +169,7 @@ def data_preview(
     """Show the first samples as training will see them: tiles, tokens, loss mask, sequences."""
     from nvlm.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], stage=stage)
     if out is not None:
         check_file(out, "--out")
     from nvlm.views.preview import build_preview

@@ -7,16 +7,19 @@ from typing import Annotated
 import typer
 
 from nvlm.cli.app import config_app, model_app
-from nvlm.cli.arguments import ConfigFile, Overrides
+from nvlm.cli.arguments import ConfigFile, Overrides, StageName, runs_to_show
 from nvlm.launch import planned_world_size
 
 
 @config_app.command("show", short_help="Print the resolved configuration and its numbers.")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the resolved configuration and the numbers that follow from it."""
+def config_show(config: ConfigFile, overrides: Overrides = None, stage: StageName = None) -> None:
+    """Print the resolved configuration and the numbers that follow from it.
+
+    Of a file with stages all of them, as a file of stages again, or the one that --stage names.
+    """
     from nvlm.views.config import show
 
-    show(config, overrides or [], planned_world_size())
+    show(config, overrides or [], planned_world_size(), stage)
 
 
 @config_app.command("list", short_help="List the configurations that come with nvlm.")
@@ -34,12 +37,11 @@ def config_list() -> None:
 def model_summary(
     config: ConfigFile,
     overrides: Overrides = None,
+    stage: StageName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Build the model without memory for it, and count its parameters by part and stage."""
-    from nvlm.config import load_config
+    for run in runs_to_show(config, overrides or [], stage, as_json):
+        from nvlm.views.model import print_summary
 
-    checked = load_config(config, overrides or [])
-    from nvlm.views.model import print_summary
-
-    print_summary(checked, as_json)
+        print_summary(run, as_json)

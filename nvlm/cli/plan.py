@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import app
-from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides
+from nvlm.cli.arguments import LARGEST, ConfigFile, Overrides, StageName, runs_to_show
 from nvlm.plan.hardware import CARDS, DEFAULT_CARD
 
 
@@ -16,6 +16,7 @@ def plan_command(
     config: ConfigFile,
     gpus: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many GPUs.")],
     overrides: Overrides = None,
+    stage: StageName = None,
     gpu: Annotated[str, typer.Option(help=f"Which card: {', '.join(CARDS)}.")] = DEFAULT_CARD,
     tiles: Annotated[
         Optional[float],  # noqa: UP045 - typer reads this annotation
@@ -39,14 +40,14 @@ def plan_command(
     Nothing is built or read but the configuration and, where it is there, the index of its data.
     Every number that is assumed is printed with its source.
     """
-    from nvlm.config import load_config
     from nvlm.plan.assumptions import parse_overrides
     from nvlm.plan.hardware import card_named
 
     card, assumed = card_named(gpu), parse_overrides(assume or [])
-    checked = load_config(config, overrides or [], None if search else gpus)
-    from nvlm.views.plan import print_plan, print_search, work_of
+    world_size = None if search else gpus
+    for run in runs_to_show(config, overrides or [], stage, as_json, world_size):
+        from nvlm.views.plan import print_plan, print_search, work_of
 
-    work = work_of(checked, tiles, tokens)
-    show = print_search if search else print_plan
-    show(checked, gpus, card, assumed, work, as_json)
+        work = work_of(run, tiles, tokens)
+        show = print_search if search else print_plan
+        show(run, gpus, card, assumed, work, as_json)

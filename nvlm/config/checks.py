@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from operator import attrgetter
+from typing import Any
 
-from nvlm.config.schema import RunConfig, SourceConfig
+from nvlm.config.schema import ModelConfig, RunConfig, SourceConfig
 from nvlm.errors import ConfigError
 
 # `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
@@ -26,13 +27,27 @@ def check_config(
     """
     problems = [f"{where}: {problem}" for problem in contradictions(config)]
     if world_size is not None:
-        # Where no micro-batches fill the batch, this has been said.
-        if config.train.global_batch_size % config.train.micro_batch_size:
-            problems += _layout_misfits(config, world_size)
-        else:
-            problems += _misfits(config, world_size)
+        problems += world_size_problems(config, world_size)
     if problems:
         raise ConfigError(*problems)
+
+
+def world_size_problems(config: RunConfig, world_size: int) -> list[str]:
+    """Why `world_size` processes do not fit, of a configuration that may contradict itself."""
+    # Where no micro-batches fill the batch, this has been said.
+    if config.train.global_batch_size % config.train.micro_batch_size:
+        return list(_layout_misfits(config, world_size))
+    return _misfits(config, world_size)
+
+
+def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Keys of what makes the shapes of weights, with both values where they differ."""
+    for part in ("vision", "projector", "language"):
+        sizes, others = getattr(ours, part).model_dump(), getattr(theirs, part).model_dump()
+        for key, value in sizes.items():
+            # How random weights were drawn does not matter once there are weights.
+            if value != others[key] and not key.endswith(("init_std", "scale_init")):
+                yield f"model.{part}.{key}", value, others[key]
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:

@@ -162,6 +162,6 @@ Text = Annotated[str, AfterValidator(_check_text)]
 Name = Annotated[str, AfterValidator(_check_name)]
 FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 # `~` and `$NAME` stand for what they mean to a shell, `./` for the folder of the file that says so:
-# nvlm/config/compose.py finds such keys by this very validator.
+# nvlm/config/layers.py finds such keys by this very validator.
 PATH = AfterValidator(_check_path)
 PathText = Annotated[str, PATH]

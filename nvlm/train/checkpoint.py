@@ -23,6 +23,7 @@ from nvlm.checkpoint_io import (
     write_checkpoint,
 )
 from nvlm.checkpoint_shares import read_shared, sharded_tensors, share_writing
+from nvlm.config.checks import model_differences
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
 from nvlm.megatron.idle_stage import without_empty_state
@@ -105,16 +106,8 @@ def find_initial_weights(config: RunConfig) -> Path | None:
 
 def check_same_model(config: RunConfig, checkpoint: Path) -> None:
     """Raise `CheckpointError` naming the first model size that differs."""
-    saved, wanted = read_config(checkpoint).model, config.model
-    for part in ("vision", "projector", "language"):
-        ours, theirs = getattr(wanted, part), getattr(saved, part)
-        for key, value in ours.model_dump().items():
-            other = getattr(theirs, key)
-            # How random weights were drawn does not matter once there are weights.
-            if value != other and not key.endswith(("init_std", "scale_init")):
-                raise CheckpointError(
-                    f"{checkpoint}: model.{part}.{key} is {other} there and {value} in this run"
-                )
+    for key, ours, theirs in model_differences(config.model, read_config(checkpoint).model):
+        raise CheckpointError(f"{checkpoint}: {key} is {theirs} there and {ours} in this run")
 
 
 def save_training_state(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from nvlm.config.compose import load_config, to_yaml
+from nvlm.config.compose import Runs, load_runs, to_yaml
 from nvlm.config.schema import RunConfig
+from nvlm.config.stages import as_file
 from nvlm.plan.work import most_tiles
 from nvlm.printing import new_console, say
 from nvlm.sizes.derived import DerivedNumbers, derive
@@ -21,19 +22,40 @@ from nvlm.sizes.memory import feature_bytes
 from nvlm.sizes.parameters import ParameterCount
 
 
-def show(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> None:
+def show(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    world_size: int | None = None,
+    stage: str | None = None,
+) -> None:
     """Print `path` as resolved with `overrides`, in colour on a terminal.
+
+    Args:
+        stage: only this one, of a file with stages.
 
     Raises:
         ConfigError: the configuration is wrong, or `world_size` does not fit it.
     """
-    text = render_config(load_config(path, overrides, world_size), world_size)
+    runs = load_runs(path, overrides, world_size, stage)
+    if stage is None and None not in runs:
+        text = render_stages(runs, world_size)
+    else:
+        (config,) = runs.values()
+        text = render_config(config, world_size)
     if not sys.stdout.isatty():
         say(text.rstrip("\n"))
         return
     from rich.syntax import Syntax
 
     new_console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+
+
+def render_stages(runs: Runs, world_size: int | None = None) -> str:
+    """The same of a file with stages, which it is again."""
+    text = to_yaml(as_file({str(name): config for name, config in runs.items()}))
+    for name, config in runs.items():
+        text += f"\n# Stage {name}\n#\n{_comments(config, world_size)}"
+    return text
 
 
 def render_config(config: RunConfig, world_size: int | None = None) -> str:
@@ -45,10 +67,12 @@ def render_config(config: RunConfig, world_size: int | None = None) -> str:
     Raises:
         ConfigError: `world_size` does not fit the configuration.
     """
-    comments = "".join(
-        f"# {line}".rstrip() + "\n" for line in _describe(config, derive(config, world_size))
-    )
-    return f"{to_yaml(config)}\n{comments}"
+    return f"{to_yaml(config)}\n{_comments(config, world_size)}"
+
+
+def _comments(config: RunConfig, world_size: int | None) -> str:
+    numbers = derive(config, world_size)
+    return "".join(f"# {line}".rstrip() + "\n" for line in _describe(config, numbers))
 
 
 def _describe(config: RunConfig, numbers: DerivedNumbers):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from nvlm.config import load_config
+from nvlm.config import load_runs
 from nvlm.config.shipped import RUNS, run_names
 from nvlm.printing import new_console
 from nvlm.sizes.derived import derive
@@ -24,7 +24,8 @@ def print_list() -> None:
     table.add_column("what")
     for name in run_names():
         path = RUNS / f"{name}.yaml"
-        table.add_row(name, f"{derive(load_config(path)).total.total:,}", purpose(path))
+        config = next(iter(load_runs(path).values()))  # stages train one model
+        table.add_row(name, f"{derive(config).total.total:,}", purpose(path))
     console = new_console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000  # one line each, for programs that read it
