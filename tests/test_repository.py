@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nvlm.cli import app
-from nvlm.config import load_config
+from nvlm.config import load_config, load_runs
 from nvlm.config.compose import validate
 from nvlm.config.shipped import find_run
 from nvlm.sizes.flops import step_flops
@@ -113,7 +113,7 @@ def test_no_index_host_or_place_of_one_machine():
 def test_configuration_loads(path: Path):
     """Runs load whole; parts have only sections and keys that a run may have."""
     if path.parent.parent.name == "run":
-        load_config(path)
+        load_runs(path)
         return
     run = yaml.safe_load((REPOSITORY / "configs/run/tiny/sft.yaml").read_text())
     assert "base" in run

@@ -105,14 +105,15 @@ class _Composed:
     """One stage's run, or the only run of a file; None: `problems` say why it is none."""
 
     stage: str | None
-    values: Values
+    values: Values  # as written
     config: RunConfig | None
     problems: list[str]
 
 
 def _compose(stage: str | None, layers: list[Layer], path: str, before: str | None) -> _Composed:
     own = [layer for layer in layers if layer.stage in (None, stage)]
-    values = merge(own)
+    given = merge(own)
+    values = dict(given)
     problems: list[str] = []
     if stage is not None:
         problems = place_stage(values, stage, own, before)
@@ -129,7 +130,7 @@ def _compose(stage: str | None, layers: list[Layer], path: str, before: str | No
         problems += contradictions(config)
     except ValidationError as error:
         problems += describe_all(error, RunConfig, origin_of)
-    return _Composed(stage, values, config, problems)
+    return _Composed(stage, given, config, problems)
 
 
 def _described(composed: list[_Composed], path: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ import yaml
 from helpers.paths import REPOSITORY
 from jsonschema import Draft7Validator
 
-from nvlm.config import load_config
+from nvlm.config import load_runs
 from nvlm.config.compose import to_yaml
 
 CONFIGS = REPOSITORY / "configs"
@@ -32,8 +32,9 @@ def test_editors_accept_what_is_shipped(path: Path):
     EDITORS.check_schema(EDITORS.schema)
     texts = [path.read_text()]
     if path.parent.parent.name == "run":
-        assert "# yaml-language-server: $schema=../../schema.json\nbase:" in texts[0]
-        texts.append(to_yaml(load_config(path)))
+        first_key = "run" if path.stem == "stages" else "base"
+        assert f"# yaml-language-server: $schema=../../schema.json\n{first_key}:" in texts[0]
+        texts += [to_yaml(config) for config in load_runs(path).values()]
     for text in texts:
         assert not [*EDITORS.iter_errors(yaml.safe_load(text))]
 
@@ -49,6 +50,10 @@ def test_editors_accept_what_is_shipped(path: Path):
         ("train: {optimizer: {beta1: 1}}", ["train", "optimizer", "beta1"]),
         ("data: {blend: {a: {blend: {b: 0}}}}", ["data", "blend"]),
         ("base: {a: b}", ["base"]),
+        ("stages: {}", ["stages"]),
+        ("stages: {a b: null}", ["stages"]),
+        ("stages: {a: {train: {steps: 0}}}", ["stages", "a", "train", "steps"]),
+        ("stages: {a: {run: {dir: b}}}", ["stages", "a"]),
     ],
 )
 def test_editors_underline_what_is_wrong(text: str, place: list[str]):

@@ -15,8 +15,9 @@ import pytest
 from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
-from nvlm.config.compose import to_yaml, validate
+from nvlm.config.compose import Runs, load_runs, to_yaml, validate
 from nvlm.config.schema import RunConfig
+from nvlm.config.stages import as_file
 from nvlm.config.wording import _all_keys
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import ConfigError
@@ -97,7 +98,7 @@ def outcome(path: Path, overrides: list[str], folder: Path) -> str:
     """`taken` or `refused`, after a look at either."""
     started = time.process_time()
     try:
-        config = load_config(path, overrides)
+        runs = load_runs(path, overrides)
     except ConfigError as error:
         text = str(error)
         assert text.isprintable() and len(text) < 4000, text
@@ -106,11 +107,16 @@ def outcome(path: Path, overrides: list[str], folder: Path) -> str:
     finally:
         assert time.process_time() - started < MOST_SECONDS, (path.read_bytes(), overrides)
     saved = folder / "saved.yaml"
-    saved.write_text(to_yaml(config))
-    for again in (load_config(saved), validate(read_yaml(saved), str(saved))):
-        assert again == config
-        assert to_yaml(again) == saved.read_text()
+    saved.write_text(written(runs))
+    again = load_runs(saved)
+    assert again == runs and written(again) == saved.read_text()
+    if None in runs:
+        assert validate(read_yaml(saved), str(saved)) == runs[None]
     return "taken"
+
+
+def written(runs: Runs) -> str:
+    return to_yaml(runs[None] if None in runs else as_file({str(n): c for n, c in runs.items()}))
 
 
 @pytest.fixture
@@ -124,13 +130,14 @@ def test_changed_files(tmp_path: Path, values: list[str]):
     chance = random.Random(0)
     outcomes = Counter()
     path = tmp_path / "run.yaml"
-    saved = {original: to_yaml(load_config(original)) for original in RUNS}
+    saved = {original: written(load_runs(original)) for original in RUNS}
     for number in range(120):
         original = chance.choice(RUNS)
         if number % 2:
             text = saved[original]
         else:
             text = original.read_text().replace("../..", str(REPOSITORY / "configs"))
+            text = text.replace("    base: ", f"    base: {original.parent}/")  # of stages
         data = changed_text(text, values, chance).encode("utf-8", "surrogateescape")
         if number % 15 == 0:
             data = data[: chance.randrange(len(data))] + bytes(chance.choices(range(256), k=3))
