@@ -64,6 +64,11 @@ def is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def has_torchruns_store() -> bool:
+    """Whether the run's store is torchrun's and outlives its processes; else it is rank 0's."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def rank_to_speak() -> int:
     """This process's rank, 0 where it is not known; for messages about anything, so never fails."""
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from nvlm.files import write_text
 from nvlm.hashes import hash_text
-from nvlm.launch import meeting_place, rank_to_speak
+from nvlm.launch import has_torchruns_store, meeting_place, rank_to_speak
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -34,6 +34,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 _MAX_CHARACTERS = 2000
 # Where torchrun wants to read what a process failed of.
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_attempt = ""
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,44 @@ def write_for_torchrun(what: str, is_first: bool = True) -> None:
 
 def hold_store() -> None:
     """Wait for the others to look into the store, where it would end with this process."""
-    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not is_torchruns and rank_to_speak() == 0 and meeting_place():
+    if not has_torchruns_store() and rank_to_speak() == 0 and meeting_place():
         time.sleep(SECONDS_BETWEEN_LOOKS + 0.5)
 
 
+def show_life(store: TCPStore) -> None:
+    """Count up this process's sign of life.
+
+    Raises:
+        RuntimeError: the store is gone.
+    """
+    store.add(_key(f"alive/{rank_to_speak()}"), 1)
+
+
+def show_end() -> None:
+    """Say that this process's part is done: no sign of life is to be expected."""
+    with suppress(*_GONE):
+        store = open_store()
+        if store is not None:
+            store.set(_key(f"alive/{rank_to_speak()}"), "0")
+
+
+def signs_of_life(store: TCPStore, rank: int) -> int | None:
+    """How often another process has shown life; None: not yet, or it is done.
+
+    Raises:
+        RuntimeError: the store is gone.
+    """
+    count = store.add(_key(f"alive/{rank}"), 0)
+    return count if count > 0 else None
+
+
+def set_attempt(name: str) -> None:
+    """From now on, tell and ask what concerns this attempt of the run: see `parallel.attempt`."""
+    global _attempt
+    _attempt = name
+
+
 def _key(name: str) -> str:
-    """Of this attempt: torchrun may start the run's processes again."""
-    return f"nvlm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    """Of this attempt: torchrun may start the run's processes again, and keeps its store."""
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"nvlm/{_attempt or f'start{start}'}/{name}"

@@ -6,9 +6,7 @@ The ranks meet at the store from which process groups are made later: torchrun h
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Collection
-from functools import cache
 from itertools import count
 from typing import TypeVar
 
@@ -17,14 +15,12 @@ import torch.distributed as dist
 from nvlm.errors import NvlmError
 from nvlm.failures import explain
 from nvlm.launch import launched
-from nvlm.parallel.groups import COLLECTIVE_TIMEOUT
-from nvlm.parallel.watch import watch_others
+from nvlm.parallel.attempt import attempt_store, wait_until
 from nvlm.printing import listed
 
 Value = TypeVar("Value")
 # Every rank that hears of a failure says so before it ends, because the store may end with it.
 _MAX_SECONDS_TO_HEAR = 10.0
-_MAX_SECONDS_BETWEEN_LOOKS = 1.0
 # Terabytes take longer on a slow disk than a collective may. Ranks that end are noticed by other
 # means, so this limit is for a disk that hangs.
 MEETING_TIMEOUT = datetime.timedelta(hours=2)
@@ -45,7 +41,7 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
     if here.world_size == 1:
         return action()
     # Ranks call this in the same order, so the numbers agree.
-    store = dist.PrefixStore(f"nvlm/on_ranks/{next(_calls)}", _meeting_place())
+    store = dist.PrefixStore(f"nvlm/on_ranks/{next(_calls)}", attempt_store())
     value: Value | None = None
     if here.rank in ranks:
         try:
@@ -58,7 +54,7 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
                 _wait_until_all_heard(store, here.world_size)
                 raise
         store.add("done", 1)
-    _wait_until(lambda: store.check(["failure"]) or store.add("done", 0) == len(ranks))
+    wait_until(lambda: store.check(["failure"]) or store.add("done", 0) == len(ranks))
     if store.check(["failure"]):
         _wait_until_all_heard(store, here.world_size)
         raise NvlmError(store.get("failure").decode())
@@ -79,11 +75,11 @@ def meet(what: str) -> None:
     here = launched()
     if here.world_size == 1:
         return
-    store = dist.PrefixStore(f"nvlm/meet/{next(_meetings)}", _meeting_place())
+    store = dist.PrefixStore(f"nvlm/meet/{next(_meetings)}", attempt_store())
     store.set(f"rank{here.rank}", "")
     store.add("come", 1)
     seconds = MEETING_TIMEOUT.total_seconds()
-    _wait_until(lambda: store.add("come", 0) == here.world_size, seconds)
+    wait_until(lambda: store.add("come", 0) == here.world_size, seconds)
     if store.add("come", 0) < here.world_size:
         missing = [r for r in range(here.world_size) if not store.check([f"rank{r}"])]
         raise NvlmError(
@@ -92,22 +88,6 @@ def meet(what: str) -> None:
         )
 
 
-@cache
-def _meeting_place() -> dist.Store:
-    """Where torchrun's variables say. Kept: it would end with rank 0's last reference to it."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    watch_others()
-    return store
-
-
 def _wait_until_all_heard(store: dist.Store, world_size: int) -> None:
     store.add("heard", 1)
-    _wait_until(lambda: store.add("heard", 0) == world_size, _MAX_SECONDS_TO_HEAR)
-
-
-def _wait_until(is_true: Callable[[], bool], max_seconds: float = float("inf")) -> None:
-    """Look again and again: a wait inside the store would hold up signals."""
-    deadline, pause_seconds = time.monotonic() + max_seconds, 0.01
-    while not is_true() and time.monotonic() < deadline:
-        time.sleep(pause_seconds)
-        pause_seconds = min(2 * pause_seconds, _MAX_SECONDS_BETWEEN_LOOKS)
+    wait_until(lambda: store.add("heard", 0) == world_size, _MAX_SECONDS_TO_HEAR)

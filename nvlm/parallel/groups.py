@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.launch import launched
+from nvlm.parallel.attempt import COLLECTIVE_TIMEOUT, attempt_store
 from nvlm.parallel.watch import stop_watching, watch_others
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:  # loading Megatron-core is the platform's business
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 T = TypeVar("T")
-# A collective that waits longer means that a process is gone or stuck; torchrun then stops all.
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+# Each time that groups are made, their names in the store are others.
+_times = count()
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,15 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
 
     if not dist.is_initialized():
         backend = device_platform.distributed_backend()
-        if launched().world_size > 1:
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-        else:
-            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **alone)
+        here = launched()
+        store = attempt_store() if here.world_size > 1 else dist.HashStore()
+        dist.init_process_group(
+            backend,
+            timeout=COLLECTIVE_TIMEOUT,
+            store=dist.PrefixStore(f"groups{next(_times)}", store),
+            rank=here.rank,
+            world_size=here.world_size,
+        )
         watch_others()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

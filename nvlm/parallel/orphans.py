@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nvlm.ending import leave
+from nvlm.reports import report
 
 if TYPE_CHECKING:
     import psutil
@@ -64,4 +65,6 @@ def is_running(process: psutil.Process) -> bool:
 def _watch(launchers: list[psutil.Process]) -> None:
     while all(map(is_running, launchers)):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+    # On other machines the run goes on otherwise; where the store is gone too, nobody hears it.
+    report("the torchrun that started it is gone")
     leave(1)

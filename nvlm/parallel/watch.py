@@ -12,16 +12,33 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nvlm.ending import has_begun, is_program
 from nvlm.launch import launched
 from nvlm.printing import say
-from nvlm.reports import SECONDS_BETWEEN_LOOKS, Report, look, open_store
+from nvlm.reports import (
+    SECONDS_BETWEEN_LOOKS,
+    Report,
+    look,
+    open_store,
+    report,
+    show_end,
+    show_life,
+    signs_of_life,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 # For torchrun, which is faster where it sees the one that failed, and for what both have to say.
 _SECONDS_FOR_OTHERS = 3.0
 # A store that cannot be reached for so long has ended with its machine.
 _SECONDS_TO_COME_BACK = 60.0
+# A process that shows no sign of life for so long is gone with its machine, or was stopped. Reading
+# and writing goes on beside the thread that shows it; a long call into Python's own code does not.
+_SECONDS_WITHOUT_LIFE = 120.0
 
 _watching: threading.Event | None = None
 
@@ -44,15 +61,44 @@ def stop_watching() -> None:
     if _watching is not None:
         _watching.set()
         _watching = None
+        show_end()
+
+
+@dataclass
+class _Neighbour:
+    """The process with the next number: each looks after one, so that all are looked after."""
+
+    rank: int
+    signs: int | None = None
+    heard: float = 0.0
+
+    def look(self, store: TCPStore) -> Report | None:
+        """What to report of it: nothing before its first sign of life, or once it is done."""
+        signs = signs_of_life(store, self.rank)
+        if signs is None or signs != self.signs:
+            self.signs, self.heard = signs, time.monotonic()
+            return None
+        silent_seconds = time.monotonic() - self.heard
+        if silent_seconds < _SECONDS_WITHOUT_LIFE:
+            return None
+        what = (
+            f"rank {self.rank} has given no sign of life for {silent_seconds:.0f} s: its machine "
+            "is gone, or it was stopped"
+        )
+        report(what)
+        return look(store)
 
 
 def _watch(stopped: threading.Event) -> None:
     store, answered = None, time.monotonic()
+    here = launched()
+    neighbour = _Neighbour((here.rank + 1) % here.world_size)
     while not stopped.wait(SECONDS_BETWEEN_LOOKS):
         try:
             store = store or open_store()
             assert store is not None, "there are several processes"
-            found = look(store)
+            show_life(store)
+            found = look(store) or neighbour.look(store)
             answered = time.monotonic()
         except (OSError, RuntimeError, ImportError):
             store = found = None

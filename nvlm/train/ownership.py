@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from pathlib import Path
 from nvlm.ending import released_at_end
 from nvlm.errors import TrainingError
 from nvlm.files import write_text
-from nvlm.launch import launched
+from nvlm.launch import has_torchruns_store, launched, meeting_place
 from nvlm.printing import say
 
 OWNERS_FOLDER = ".owners"
@@ -32,6 +32,8 @@ STALE_SECONDS = 120.0
 _HEARTBEAT_SECONDS = 10.0
 _JOB = "TORCHELASTIC_RUN_ID"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+# Name, restarts as torchrun of the main process's machine counts them, and the place of its store.
+Job = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Member:
 class Ownership:
     """A folder that this process's run owns. Use `own_run_folder`."""
 
-    def __init__(self, path: Path, job: tuple[str, int] | None):
+    def __init__(self, path: Path, job: Job | None):
         self.path = path
         self._job = job
         self._ended = threading.Event()
@@ -161,7 +163,7 @@ def share(ownership: Ownership | None) -> None:
 
 def _take(folder: Path) -> Ownership:
     owners = folder / OWNERS_FOLDER
-    job = (os.environ[_JOB], int(os.environ.get(_RESTARTS, "0"))) if _JOB in os.environ else None
+    job = _job()
     while True:
         before = _newest(owners)
         if before is not None:
@@ -188,7 +190,7 @@ def _take(folder: Path) -> Ownership:
         return ownership
 
 
-def _why_gone(path: Path, folder: Path, job: tuple[str, int] | None) -> str:
+def _why_gone(path: Path, folder: Path, job: Job | None) -> str:
     """Why the run that wrote `path` does not live any more.
 
     Raises:
@@ -225,7 +227,7 @@ def _why_gone(path: Path, folder: Path, job: tuple[str, int] | None) -> str:
         raise TrainingError(f"{folder} is in use by another run: {started}{how}: {wait}")
     if not elsewhere and not is_copy:
         return f"its last run, {started}, is gone"
-    if its_job is not None and job is not None and its_job[0] == job[0] and its_job[1] < job[1]:
+    if its_job is not None and job is not None and _comes_before(its_job, job):
         return f"its last run, {started}, was restarted by torchrun"
     if silent_seconds > STALE_SECONDS:
         return f"its last run, {started}, gave no sign of life for {_age(silent_seconds)}"
@@ -233,6 +235,24 @@ def _why_gone(path: Path, folder: Path, job: tuple[str, int] | None) -> str:
         f"{folder} is in use by another run: {started}, last sign of life {_age(silent_seconds)} "
         f"ago: {wait}; if it is gone, try again in {STALE_SECONDS - silent_seconds + 1:.0f} s"
     )
+
+
+def _job() -> Job | None:
+    """What torchrun runs here; None: another started this process."""
+    if _JOB not in os.environ:
+        return None
+    place = ":".join(map(str, meeting_place() or ())) if has_torchruns_store() else ""
+    return os.environ[_JOB], int(os.environ.get(_RESTARTS, "0")), place
+
+
+def _comes_before(theirs: Sequence, ours: Job) -> bool:
+    """Whether `theirs` is an earlier attempt of the same job, whose processes torchrun has ended.
+
+    A job's attempts share torchrun's store, and there is one at a time. A machine that joined makes
+    a new one that is no restart by anyone's count.
+    """
+    name, num_restarts, *place = theirs
+    return name == ours[0] and (num_restarts < ours[1] or (place == [ours[2]] and ours[2] != ""))
 
 
 def _newest(owners: Path) -> Path | None:

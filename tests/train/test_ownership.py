@@ -149,6 +149,31 @@ def test_torchrun_restarting_is_the_same_run(tmp_path, monkeypatch, capsys):
     assert "was restarted by torchrun" in capsys.readouterr().err
 
 
+def test_a_machine_that_joins_makes_a_new_attempt_of_the_same_job(tmp_path, monkeypatch, capsys):
+    """No torchrun counts that as a restart; the store of all its attempts is the same."""
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "job",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "far",
+        "MASTER_PORT": "29500",
+    }.items():
+        monkeypatch.setenv(name, value)
+    owner = start_owner(tmp_path / "run")
+    assert owner.stdout.readline() == "owned\n"
+    owner.kill()
+    owner.wait()
+    edit(tmp_path / "run", host="far", place="elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setenv("MASTER_PORT", "29501")
+        assert "in use" in refusal(tmp_path / "run")
+    with own_run_folder(tmp_path / "run"):
+        pass
+    assert "was restarted by torchrun" in capsys.readouterr().err
+
+
 def test_a_copy_of_a_killed_runs_folder_is_free(owner, tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert "in use" in refusal(tmp_path / "copy")  # the copied file is as new as a sign of life
