@@ -17,17 +17,19 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from nvlm.batch import IGNORED_LABEL, MicroBatch, StepBatch
+from nvlm.batch import IGNORED_LABEL, Findings, MicroBatch, StepBatch, StepPart, WholeStep
 from nvlm.config import RunConfig, load_config
 from nvlm.launch import launched
 from nvlm.parallel.broadcast import next_step_batch
-from nvlm.parallel.groups import initialize, shut_down
+from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.parallel.tiles import own_share
 from nvlm.sizes.visual import VisualLayout
 
 NUM_PROCESSES = 4
@@ -78,10 +80,12 @@ def compare(num_steps: int, num_tiles: int, overrides: list[str]) -> None:
     losses: dict[str, list[float]] = {placement: [] for placement in PLACEMENTS}
     for step in range(num_steps + 1):  # the first one warms up
         for placement, training in trainings.items():
-            read = iter([a_step(training.config, step, num_tiles)])
+            shares_tiles = training.config.parallel.shares_tiles
+            read = a_step(training.config, step, num_tiles)
+            read = part_of(read, parallel) if shares_tiles else read
             dist.barrier()
             start, worked = time.perf_counter(), time.process_time()
-            batch = next_step_batch(read, parallel, training.config.parallel.shares_tiles)
+            batch = next_step_batch(iter([read]), parallel, shares_tiles)
             assert batch is not None
             losses[placement].append(training.take_step(batch).result.loss)
             seconds, work = time.perf_counter() - start, [0.0] * NUM_PROCESSES
@@ -131,6 +135,17 @@ def a_step(config: RunConfig, seed: int, num_tiles: int) -> StepBatch:
         positions = torch.arange(length)[None]
         micro_batches.append(MicroBatch(tokens, labels, positions, image_mask, starts, pixels))
     return StepBatch(micro_batches, [], {})
+
+
+def part_of(step: StepBatch, parallel: Parallel) -> StepPart:
+    """What this process would have read of the step."""
+    num_tiles = [micro_batch.num_tiles for micro_batch in step.micro_batches]
+    share = own_share(parallel)
+    start, stop = share.tiles(sum(num_tiles))
+    text = replace(step, micro_batches=[m.without_tiles() for m in step.micro_batches])
+    tiles = torch.cat([m.tiles for m in step.micro_batches])[start:stop]
+    found = Findings([], {}, sum(num_tiles))
+    return StepPart(tiles, found, lambda _: WholeStep(text, num_tiles, []))
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ class TileShare:
 
     tiles: Tensor  # [m, 3, image_size, image_size] uint8
     num_tiles: list[int]  # of each micro-batch of the step, whoever encodes them
+    sizes: list[int]  # tiles of each share, this one's among them, in their order
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,54 @@ class StepBatch:
     tile_share: TileShare | None = None
 
 
-def check_micro_batch(batch: MicroBatch, visual: VisualLayout) -> None:
-    """Raise `DataError` naming the samples when placeholders, tiles and documents disagree."""
+@dataclass(frozen=True)
+class Findings:
+    """What a process found out about a step's samples, of which it has read a part.
+
+    Samples are numbered through the data rank's step, in the order of its sequences.
+    """
+
+    # (sample, number of the image in it or -1 for its text, the sample with the reason)
+    failures: list[tuple[int, int, SkippedSample]]
+    repaired: dict[int, dict[str, int]]  # sample -> "SOURCE/WHAT" -> changes made to it
+    num_tiles: int  # of the whole step, as planned; all processes have to agree
+
+
+@dataclass(frozen=True)
+class WholeStep:
+    """A step of a data rank, known in full where its text is read; its tiles are elsewhere."""
+
+    step: StepBatch
+    num_tiles: list[int]  # of each micro-batch, without those of samples that were left out
+    dropped: list[tuple[int, int]]  # tiles (from, to) that were planned and are left out
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """What one process of a replica has read of a step, with `parallel.vision: tile_parallel`."""
+
+    # [m, 3, image_size, image_size] uint8: its share of the step's tiles, as many as planned; those
+    # of images that could not be read have any values.
+    tiles: Tensor
+    findings: Findings
+    # Puts the step together from what all processes found; where text is read, else None.
+    assemble: Callable[[list[Findings]], WholeStep] | None = None
+
+
+def check_micro_batch(
+    batch: MicroBatch, visual: VisualLayout, num_tiles: int | None = None
+) -> None:
+    """Raise `DataError` naming the samples when placeholders, tiles and documents disagree.
+
+    Args:
+        num_tiles: where the tiles are elsewhere.
+    """
     num_placeholders = int(batch.image_mask.sum())
     samples = ", ".join(batch.sample_keys) or "(no samples)"
-    if num_placeholders != visual.num_tokens(batch.num_tiles):
+    num_tiles = batch.num_tiles if num_tiles is None else num_tiles
+    if num_placeholders != visual.num_tokens(num_tiles):
         raise DataError(
-            f"{num_placeholders} image placeholders for {batch.num_tiles} tiles x "
+            f"{num_placeholders} image placeholders for {num_tiles} tiles x "
             f"{visual.num_tokens_per_tile} tokens in samples {samples}"
         )
     num_tokens = batch.tokens.shape[1]

@@ -215,7 +215,8 @@ class DataConfig(Section):
     """Source name -> weight, or its settings. null: every source found, weighted by its number of
     samples."""
     num_workers: NumWorkers = 2
-    """Processes that read and decode for each model replica. 0: the one that trains does."""
+    """Processes that read and decode for each process that reads: one of each model replica, or all
+    with `parallel.vision: tile_parallel`. 0: the one that trains does."""
     packing_window: Count = 512
     """Samples that the packer looks at together. Part of the order: changing it changes the run."""
     index_dir: PathText | None = None

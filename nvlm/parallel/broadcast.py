@@ -1,8 +1,9 @@
-"""One process per model replica reads the data; here it reaches the others.
+"""What processes of a model replica read of a step reaches the others here.
 
-The text side of a micro-batch is small and goes to the whole model-parallel group. Tiles are large
-and go only to the tensor-parallel group of the first pipeline stage, where the vision encoder is
-or, where every process has one, each to the process that encodes it (`nvlm.parallel.tiles`).
+One process reads the text side of a micro-batch, which is small and goes to the whole
+model-parallel group. Tiles are large. That process reads them too, and they go only to the
+tensor-parallel group of the first pipeline stage, where the vision encoder is. Where every process
+has one (`parallel.vision: tile_parallel`), each reads those that it encodes, and they go nowhere.
 A whole step is exchanged before its schedule starts, so no collective of the data path can meet one
 of the pipeline.
 """
@@ -11,59 +12,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from nvlm import platform
-from nvlm.batch import StepBatch, TileShare
+from nvlm.batch import Findings, StepBatch, StepPart, TileShare, WholeStep
 from nvlm.errors import DataError
 from nvlm.failures import explain
-from nvlm.parallel.groups import Parallel
-from nvlm.parallel.tiles import scatter_tiles
+from nvlm.parallel.groups import Parallel, broadcast_object
+from nvlm.parallel.tiles import own_share, without_dropped
+
+Item = TypeVar("Item")
 
 
 def next_step_batch(
-    loader: Iterator[StepBatch] | None, parallel: Parallel, shares_tiles: bool
+    loader: Iterator[StepBatch] | Iterator[StepPart] | None, parallel: Parallel, shares_tiles: bool
 ) -> StepBatch | None:
     """The next step's batch on this process's device; None when the data has ended.
 
     Args:
-        loader: ignored on all but the model-parallel main process.
-        shares_tiles: every process of the model-parallel group gets its share of the step's tiles
+        loader: of `StepPart`, on every process, where `shares_tiles`; else of `StepBatch`, and
+            ignored on all but the model-parallel main process.
+        shares_tiles: every process of the model-parallel group has its share of the step's tiles
             (`parallel.vision: tile_parallel`), not the first stage all of them.
 
     Raises:
         DataError: this process could not read; the others of its replica wait until they end.
     """
-    step: StepBatch | None = None
-    if parallel.is_model_parallel_main:
-        assert loader is not None, "the main process of a replica reads the data"
-        try:
-            step = next(loader, None)
-        except Exception as error:
-            failure = explain(error)
-            if failure is None or isinstance(error, DataError):
-                raise
-            raise DataError(failure) from error
     device = platform.current().device()
+    if shares_tiles:
+        part = _next(loader)
+        assert part is None or isinstance(part, StepPart)
+        return part and _put_together(part, parallel, device)
+    step = _next(loader) if parallel.is_model_parallel_main else None
+    assert step is None or isinstance(step, StepBatch)
     group = parallel.groups.mp
     tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
-    shapes = [tuple(t.shape) for t in tiles]
     if dist.get_world_size(group) == 1:
-        if step and shares_tiles:
-            return _with_share(step, tiles, shapes, parallel, device)
         return step and _on_device(step, tiles, device)
     text = step and replace(
         step, micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches]
     )
-    holder = [(text, shapes)]
-    dist.broadcast_object_list(holder, src=dist.get_global_rank(group, 0), group=group)
-    text, shapes = holder[0]
+    shapes = [tuple(t.shape) for t in tiles]
+    text, shapes = broadcast_object((text, shapes), dist.get_global_rank(group, 0), group)
     if text is None:
         return None
-    if shares_tiles:
-        return _with_share(text, tiles, shapes, parallel, device)
     if parallel.is_first_stage:
         source = dist.get_global_rank(parallel.groups.tp, 0)
         if not parallel.is_model_parallel_main:
@@ -77,18 +72,42 @@ def next_step_batch(
     return _on_device(text, tiles, device)
 
 
-def _with_share(
-    step: StepBatch,
-    tiles: list[torch.Tensor],
-    shapes: list[tuple[int, ...]],
-    parallel: Parallel,
-    device: torch.device,
-) -> StepBatch:
-    """`tiles` are those of the process that reads, `shapes` theirs."""
-    num_tiles = [shape[0] for shape in shapes]
-    own = scatter_tiles(tiles, sum(num_tiles), shapes[0][-1], parallel, device)
-    text = [micro_batch.without_tiles().to(device) for micro_batch in step.micro_batches]
-    return replace(step, micro_batches=text, tile_share=TileShare(own, num_tiles))
+def _next(loader: Iterator[Item] | None) -> Item | None:
+    assert loader is not None, "this process reads data"
+    try:
+        return next(loader, None)
+    except Exception as error:
+        failure = explain(error)
+        if failure is None or isinstance(error, DataError):
+            raise
+        raise DataError(failure) from error
+
+
+def _put_together(part: StepPart, parallel: Parallel, device: torch.device) -> StepBatch:
+    """The step whose parts the replica's processes have read; each keeps its tiles.
+
+    A sample of which one process could not read an image is left out by all of them.
+    """
+    group, num_planned = parallel.groups.mp, part.findings.num_tiles
+    whole: WholeStep | None = None
+    if dist.get_world_size(group) == 1:
+        assert part.assemble is not None
+        whole = part.assemble([part.findings])
+    else:
+        main = dist.get_global_rank(group, 0)
+        found: list[Findings] | None = None
+        if parallel.is_model_parallel_main:
+            found = [part.findings] * dist.get_world_size(group)
+        dist.gather_object(part.findings, found, dst=main, group=group)
+        if found is not None:
+            assert part.assemble is not None
+            whole = part.assemble(found)
+        whole = broadcast_object(whole, main, group)
+        assert whole is not None
+    tiles, sizes = without_dropped(part.tiles, num_planned, whole.dropped, own_share(parallel))
+    share = TileShare(tiles.to(device, non_blocking=True), whole.num_tiles, sizes)
+    none = [micro_batch.tiles for micro_batch in whole.step.micro_batches]
+    return replace(_on_device(whole.step, none, device), tile_share=share)
 
 
 def _on_device(step: StepBatch, tiles: list[torch.Tensor], device: torch.device) -> StepBatch:

@@ -66,7 +66,7 @@ class Parallel:
 
     @property
     def is_model_parallel_main(self) -> bool:
-        """The process of each model replica that reads data for all of it."""
+        """The process of each model replica that reads data for it: texts, or all."""
         return self.tensor_rank == 0 and self.pipeline_rank == 0
 
 
@@ -81,10 +81,16 @@ def is_main_process() -> bool:
 
 
 def reading_ranks(layout: ParallelConfig, world_size: int) -> range:
-    """The ranks that will be `is_model_parallel_main`, known before any group exists.
+    """The ranks that will read data, known before any group exists.
 
-    Megatron-core numbers a layout's tensor ranks first, then data ranks, then pipeline stages.
+    All, where each reads the tiles that it encodes; else those that will be
+    `is_model_parallel_main`.
     """
+    return range(world_size) if layout.shares_tiles else _main_ranks(layout, world_size)
+
+
+def _main_ranks(layout: ParallelConfig, world_size: int) -> range:
+    # Megatron-core numbers a layout's tensor ranks first, then data ranks, then pipeline stages.
     return range(0, world_size // layout.pipeline, layout.tensor)
 
 
@@ -139,8 +145,8 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         data_size=parallel_state.get_data_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    readers = reading_ranks(config.parallel, parallel.world_size)
-    assert parallel.is_model_parallel_main == (parallel.rank in readers)
+    mains = _main_ranks(config.parallel, parallel.world_size)
+    assert parallel.is_model_parallel_main == (parallel.rank in mains)
     return parallel
 
 

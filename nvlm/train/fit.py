@@ -13,6 +13,7 @@ from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, is_main_process, leaving_groups
+from nvlm.parallel.tiles import own_share
 from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
 from nvlm.train.log import open_log
@@ -64,8 +65,9 @@ def fit(
     if training.step >= config.train.steps:
         console.print(f"{config.run.dir}: all {config.train.steps} steps are done")
         return
+    own = own_share(parallel) if config.parallel.shares_tiles else None
     batches = start.data and start.data.batches(
-        parallel.data_rank, parallel.data_size, platform.current().pinned
+        parallel.data_rank, parallel.data_size, platform.current().pinned, own
     )
     validation = Validation(training, start.validation, console)
     with open_log(training, start.data, console) as log, at_work(training) as work:

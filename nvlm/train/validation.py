@@ -26,10 +26,11 @@ from rich.console import Console
 from torch import nn
 
 from nvlm import platform
-from nvlm.batch import StepBatch
+from nvlm.batch import StepBatch, StepPart
 from nvlm.data.loading.validation_data import ValidationData
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.broadcast import next_step_batch
+from nvlm.parallel.tiles import own_share
 from nvlm.train.optim import bare, gather_parameters
 from nvlm.train.source_losses import losses_by_source
 from nvlm.train.step import forward_step, run_schedule
@@ -73,14 +74,17 @@ class Validation:
 
     def _losses(self) -> dict[str, float]:
         parallel = self._training.parallel
+        share = own_share(parallel) if self._training.config.parallel.shares_tiles else None
         batches = self._data and self._data.batches(
-            parallel.data_rank, parallel.data_size, platform.current().pinned
+            parallel.data_rank, parallel.data_size, platform.current().pinned, share
         )
         losses = held_out_losses(self._training, batches)
         return {f"validation/{name}": loss for name, loss in losses.items()}
 
 
-def held_out_losses(training: Training, batches: Iterator[StepBatch] | None) -> dict[str, float]:
+def held_out_losses(
+    training: Training, batches: Iterator[StepBatch] | Iterator[StepPart] | None
+) -> dict[str, float]:
     """`loss` and `loss/SOURCE` of all `batches`, on every rank.
 
     Args:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers import small_model, variants
+from helpers.parts_of_steps import part_of
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
@@ -117,10 +118,11 @@ def wrapped(chunks: list) -> list:
 
 
 def delivered(micro_batches: list[MicroBatch], parallel: Parallel, shares_tiles: bool) -> StepBatch:
-    """This data rank's part of a step, as it comes from the process that reads."""
+    """This data rank's part of a step, as it comes from the processes that read."""
     mine = micro_batches[parallel.data_rank :: parallel.data_size]
-    read = iter([StepBatch(mine, [], {})]) if parallel.is_model_parallel_main else None
-    step = next_step_batch(read, parallel, shares_tiles)
+    whole = StepBatch(mine, [], {})
+    read = part_of(whole, parallel) if shares_tiles else whole
+    step = next_step_batch(iter([read]), parallel, shares_tiles)
     assert step is not None
     return step
 

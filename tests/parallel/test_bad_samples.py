@@ -1,9 +1,13 @@
-"""A corrupt image and corrupt JSON are skipped, counted and named; training goes on."""
+"""A corrupt image and corrupt JSON are skipped, counted and named; training goes on.
+
+Also where each process of a replica reads a share of the tiles, and finds that for all of them.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -69,3 +73,43 @@ def test_training_goes_on(demo_data, tmp_path):
     assert set(bad_images) & named, (bad_images, skipped)
     assert all(shard.name in sample["shard"] for sample in skipped)
     assert named <= set(bad_json) | set(bad_images)
+
+
+@pytest.mark.parallel
+def test_damage_that_one_process_finds_is_left_out_by_its_replica(demo_data, tmp_path):
+    """Against one process that reads all; four share the tiles, so that shares cut samples."""
+    root = tmp_path / "data"
+    for shard in sorted((demo_data / "train" / "digits").glob("*.tar")):
+        (root / "train" / "digits").mkdir(parents=True, exist_ok=True)
+        shutil.copy(shard, root / "train" / "digits")
+    corrupt_members(sorted((root / "train" / "digits").glob("*.tar"))[0], ".png", 12)
+    runs = {
+        1: [],
+        4: ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
+    }
+    for num_processes, layout in runs.items():
+        run_or_fail(
+            num_processes,
+            "train",
+            "configs/run/tiny/sft.yaml",
+            f"data.root={root}",
+            f"data.index_dir={tmp_path / 'index'}",
+            f"run.dir={tmp_path / str(num_processes)}",
+            "data.num_workers=1",
+            "train.steps=6",
+            "train.global_batch_size=4",
+            "train.precision=fp32",
+            "model.vision.num_layers=1",
+            "model.language.num_layers=2",
+            "log.tensorboard=false",
+            *layout,
+            log=tmp_path / "log",
+        )
+    alone, shared = (metrics(tmp_path / str(num_processes)) for num_processes in runs)
+    assert alone[-1]["skipped_total"] > 0
+    exact = ("tokens", "tiles", "samples", "skipped", "skipped_total", "padding")
+    for one, four in zip(alone, shared, strict=True):
+        assert {name: one[name] for name in exact} == {name: four[name] for name in exact}
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    skipped = [(tmp_path / str(n) / "skipped.jsonl").read_text() for n in runs]
+    assert skipped[0] == skipped[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import small_model
+from helpers.parts_of_steps import part_of
 
 from nvlm.batch import StepBatch
 from nvlm.config import load_config
@@ -33,10 +34,11 @@ def test_every_process_has_a_share_of_its_own():
 def test_one_process_encodes_all(parallel):
     config = small_model.small_config()
     micro_batches = [small_model.batch(config, n, [80], num_tiles=n) for n in (2, 0, 1)]
-    read = iter([StepBatch(micro_batches, [], {})])
+    read = iter([part_of(StepBatch(micro_batches, [], {}), parallel)])
     step = next_step_batch(read, parallel, shares_tiles=True)
     assert step is not None and step.tile_share is not None
     assert step.tile_share.num_tiles == [2, 0, 1]
+    assert step.tile_share.sizes == [3]
     assert torch.equal(step.tile_share.tiles, torch.cat([m.tiles for m in micro_batches]))
     # A view of no tiles would keep their memory, and take them along to every process.
     assert all(m.tiles.untyped_storage().nbytes() == 0 for m in step.micro_batches)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import small_model
+from helpers.parts_of_steps import part_of
 
 from nvlm.batch import StepBatch
 from nvlm.errors import TrainingError
@@ -78,7 +79,8 @@ def test_features_that_were_encoded_before_the_step_are_looked_at(parallel):
     with torch.no_grad():
         model.vision_model.decoder.layers[1].mlp.linear_fc2.bias[3] = torch.inf
     micro_batches = [small_model.batch(config, n, [80], num_tiles=n) for n in (0, 2)]
-    step = next_step_batch(iter([StepBatch(micro_batches, [], {})]), parallel, shares_tiles=True)
+    part = part_of(StepBatch(micro_batches, [], {}), parallel)
+    step = next_step_batch(iter([part]), parallel, shares_tiles=True)
     assert step is not None
     with pytest.raises(TrainingError) as caught:
         Training(config, parallel, [model]).take_step(step)

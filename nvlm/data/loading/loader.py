@@ -11,28 +11,73 @@ import gc
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from nvlm.batch import MicroBatch, SkippedSample, StepBatch
+from nvlm.batch import MicroBatch, SkippedSample, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.data.loading.ahead import one_ahead
-from nvlm.data.loading.reader import MicroBatchReader, MicroBatchRequest, SampleRequest, unpack
+from nvlm.data.loading.reader import (
+    MicroBatchReader,
+    MicroBatchRequest,
+    Read,
+    SampleRequest,
+    unpack,
+)
+from nvlm.data.loading.shares import PartRequest, StepShares
 from nvlm.data.order.draws import Draw, Pack, PlannedDraws
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.order.planner import Planner
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 from nvlm.failures import explain
+from nvlm.parallel.tiles import Share
 from nvlm.sizes.visual import VisualLayout
 from nvlm.workers import end_with_parent
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
 _MAX_PREFETCHED = 4
 _MAX_PREFETCHED_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class _Requested:
+    """A step that is being read."""
+
+    step: StepBatch  # to be filled
+    micro_batches: list[MicroBatchRequest]
+    num_answers: int
+
+
+class _WholeSteps:
+    """How a loader reads the steps of its data rank where it reads all of them."""
+
+    def __init__(self, reader: MicroBatchReader, pinned: Callable[[Tensor], Tensor] | None):
+        self.reader = reader
+        self._pinned = pinned
+
+    def split(self, requests: list[MicroBatchRequest]) -> list[MicroBatchRequest]:
+        return requests
+
+    def receive(self, answer: Read) -> tuple[MicroBatch, list[SkippedSample], Counter[str]]:
+        travelled, skipped, repaired = answer
+        micro_batch = unpack(travelled)
+        return micro_batch.each(self._pinned) if self._pinned else micro_batch, skipped, repaired
+
+    def join(self, step: StepBatch, _: list[MicroBatchRequest], answers: list) -> StepBatch:
+        micro_batches, skipped, repaired = zip(*answers, strict=True)
+        return replace(
+            step,
+            micro_batches=list(micro_batches),
+            skipped=step.skipped + list(chain(*skipped)),
+            repaired=dict(sorted(sum(repaired, Counter()).items())),
+        )
 
 
 class Loader:
@@ -50,56 +95,49 @@ class Loader:
         data_rank: int,
         data_size: int,
         pinned: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        share: Share | None = None,
     ):
         """
         Args:
             pinned: what a platform does with tensors that are soon copied to its device; it is done
                 ahead, while a step is trained. None: nothing.
+            share: what this process reads of its data rank's steps, which then are given as
+                `StepPart`; None: all.
         """
         batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
         assert batch % (data_size * micro_batch) == 0, "check_world_size was not called"
         assert 0 <= data_rank < data_size
         self._config = config
         self._planner = planner
-        self._pinned = pinned
         self._num_packs = batch // data_size
         self._first_pack = data_rank * self._num_packs
-        # Of the steps that were requested: batches to be filled.
-        self._requested: deque[StepBatch] = deque()
+        self._requested: deque[_Requested] = deque()
         self._is_used = False
         parsers = {source.index.source: source.index.parser for source in planner.sources}
-        self._reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
+        reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
+        self._way: _WholeSteps | StepShares = (
+            _WholeSteps(reader, pinned) if share is None else StepShares(reader, share, pinned)
+        )
 
-    def __iter__(self) -> Iterator[StepBatch]:
+    def __iter__(self) -> Iterator[StepBatch] | Iterator[StepPart]:
         # A second pass would start after what the workers of the first had requested.
         assert not self._is_used, "a loader is iterated once; build another from a state"
         self._is_used = True
         steps = self._steps()
         return one_ahead(steps) if self._config.data.num_workers else steps
 
-    def _steps(self) -> Generator[StepBatch, None, None]:
-        num_micro_batches = self._num_packs // self._config.train.micro_batch_size
-        read: list[MicroBatch] = []
-        skipped: list[SkippedSample] = []
-        repaired: Counter[str] = Counter()
+    def _steps(self) -> Generator[Any, None, None]:
+        answers = []
         try:
-            for result in self._micro_batches():
-                if isinstance(result, str):
-                    raise DataError(result)
-                travelled, newly_skipped, newly_repaired = result
-                micro_batch = unpack(travelled)
-                read.append(micro_batch.each(self._pinned) if self._pinned else micro_batch)
-                skipped += newly_skipped
-                repaired += newly_repaired
-                if len(read) == num_micro_batches:
-                    step = self._requested.popleft()
-                    yield replace(
-                        step,
-                        micro_batches=read,
-                        skipped=step.skipped + skipped,
-                        repaired=dict(sorted(repaired.items())),
-                    )
-                    read, skipped, repaired = [], [], Counter()
+            for answer in self._answers():
+                if isinstance(answer, str):
+                    raise DataError(answer)
+                answers.append(self._way.receive(answer))
+                requested = self._requested[0]
+                if len(answers) == requested.num_answers:
+                    self._requested.popleft()
+                    yield self._way.join(requested.step, requested.micro_batches, answers)
+                    answers = []
         except RuntimeError as error:  # a worker that was killed, or shared memory that is full
             message = explain(error)
             if message is None:
@@ -108,7 +146,7 @@ class Loader:
         finally:
             gc.unfreeze()
 
-    def _micro_batches(self) -> DataLoader:
+    def _answers(self) -> DataLoader:
         num_workers = self._config.data.num_workers
         if num_workers:
             # Workers are forked; the tokenizer's own threads do not survive that.
@@ -118,7 +156,7 @@ class Loader:
             gc.collect()
             gc.freeze()
         return DataLoader(
-            self._reader,
+            self._way.reader,
             sampler=_Requests(self._requests),
             batch_size=None,
             num_workers=num_workers,
@@ -129,21 +167,23 @@ class Loader:
             generator=torch.Generator(),
         )
 
-    def _requests(self) -> Iterator[MicroBatchRequest]:
-        """This rank's micro-batches; leaves what else there is to a step in `_requested`."""
+    def _requests(self) -> Iterator[MicroBatchRequest | PartRequest]:
+        """What this process reads; leaves what else there is to a step in `_requested`."""
         per_micro_batch = self._config.train.micro_batch_size
         while (packs := self._planner.next_step()) is not None:
             own = packs[self._first_pack : self._first_pack + self._num_packs]
             skipped = [self._planner.skipped(draw) for pack in own for draw in pack.dropped]
             shortened = self._count_shortened(packs)
             step = StepBatch([], skipped, self._planner.state(), shortened, self._planner.epochs())
-            self._requested.append(step)
-            for start in range(0, len(own), per_micro_batch):
-                sequences = own[start : start + per_micro_batch]
-                yield [
-                    [sample_request(self._planner.sources[d.source], d) for d in pack.draws]
-                    for pack in sequences
-                ]
+            sequences: MicroBatchRequest = [
+                [sample_request(self._planner.sources[d.source], d) for d in pack.draws]
+                for pack in own
+            ]
+            starts = range(0, len(sequences), per_micro_batch)
+            micro_batches = [sequences[start : start + per_micro_batch] for start in starts]
+            requests = self._way.split(micro_batches)
+            self._requested.append(_Requested(step, micro_batches, len(requests)))
+            yield from requests
 
     def _count_shortened(self, packs: list[Pack]) -> dict[str, int]:
         draws = PlannedDraws.concat([pack.draws for pack in packs])

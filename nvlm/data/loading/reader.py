@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +53,10 @@ class SampleRequest:
     length: int  # tokens
     loss_weight: float  # its source's times its own
 
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.key}"
+
     def skipped(self, error: SampleError) -> SkippedSample:
         return SkippedSample(
             self.source, os.path.basename(self.shard), self.key, error.reason, error.detail
@@ -64,6 +69,8 @@ MicroBatchRequest = list[list[SampleRequest]]
 
 # A micro-batch between processes: its fields by name.
 Travelling = dict[str, Any]
+# With what was left out of it, and "SOURCE/WHAT" -> changes made to samples that are used.
+Read = tuple[Travelling, list[SkippedSample], Counter[str]]
 
 
 def pack_up(micro_batch: MicroBatch) -> Travelling:
@@ -87,10 +94,33 @@ def unpack(travelled: Travelling) -> MicroBatch:
     return MicroBatch(**values)
 
 
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+def read_or_explain(
+    read: Callable[[Request], Result], request: Request, samples: Iterable[SampleRequest]
+) -> Result | str:
+    """What `read` gives, or a message where no further reading makes sense.
+
+    An exception would arrive from a worker wrapped, with the worker's trace in its message.
+    """
+    try:
+        return read(request)
+    except Exception as error:
+        message = explain(error)
+        keys = [sample.name for sample in samples]
+        where = f"while these samples were read: {listed(keys, _MOST_KEYS)}"
+        if message is None:
+            error.add_note(where)
+            raise
+        return message if isinstance(error, NvlmError) else f"{message}; {where}"
+
+
 class MicroBatchReader(Dataset):
     """Request in; micro-batch, what it had to leave out and what it repaired, out.
 
-    Or a message, where no further reading makes sense.
+    Or a message, where no further reading makes sense. It also reads single samples.
     """
 
     def __init__(self, config: RunConfig, encoder: SampleEncoder, parsers: dict[str, SampleParser]):
@@ -98,32 +128,18 @@ class MicroBatchReader(Dataset):
         Args:
             parsers: of each source, by name, in the order of the sources' numbers.
         """
-        self._config = config
-        self._encoder = encoder
+        self.config = config
+        self.encoder = encoder
         self._parsers = parsers
         self._numbers = {source: number for number, source in enumerate(parsers)}
         self._shards = ShardReader()
 
-    def __getitem__(
-        self, request: MicroBatchRequest
-    ) -> tuple[Travelling, list[SkippedSample], Counter[str]] | str:
-        # An exception would arrive wrapped, with the worker's trace in its message.
-        try:
-            return self._read(request)
-        except Exception as error:
-            message = explain(error)
-            keys = [f"{sample.source}/{sample.key}" for sequence in request for sample in sequence]
-            where = f"while these samples were read: {listed(keys, _MOST_KEYS)}"
-            if message is None:
-                error.add_note(where)
-                raise
-            return message if isinstance(error, NvlmError) else f"{message}; {where}"
+    def __getitem__(self, request: MicroBatchRequest) -> Read | str:
+        return read_or_explain(self._read, request, chain(*request))
 
-    def _read(
-        self, request: MicroBatchRequest
-    ) -> tuple[Travelling, list[SkippedSample], Counter[str]]:
+    def _read(self, request: MicroBatchRequest) -> Read:
         skipped: list[SkippedSample] = []
-        repaired: Counter[str] = Counter()  # "SOURCE/WHAT" -> how often, in samples that are used
+        repaired: Counter[str] = Counter()
         sequences = []
         for sequence in request:
             samples = []
@@ -136,20 +152,18 @@ class MicroBatchReader(Dataset):
                     skipped.append(sample.skipped(error))
                     continue
                 repaired.update({f"{sample.source}/{what}": n for what, n in repairs.items()})
-                key = f"{sample.source}/{sample.key}"
-                number = self._numbers[sample.source]
-                samples.append(PackedSample(key, encoded, tiles, sample.loss_weight, number))
+                samples.append(self.packed(sample, encoded, tiles))
             sequences.append(samples)
-        visual = self._encoder.visual
-        micro_batch = build_micro_batch(
-            sequences,
-            self._config.stage.sequence_length,
-            visual.image_size,
-            self._encoder.tokenizer.pad_id,
-            self._config.train.loss_weighting,
-        )
-        check_micro_batch(micro_batch, visual)
+        micro_batch = collated(sequences, self.config, self.encoder)
+        check_micro_batch(micro_batch, self.encoder.visual)
         return pack_up(micro_batch), skipped, repaired
+
+    def packed(
+        self, sample: SampleRequest, encoded: EncodedSample, tiles: NDArray[np.uint8]
+    ) -> PackedSample:
+        """A sample that was read, as it goes into a sequence."""
+        number = self._numbers[sample.source]
+        return PackedSample(sample.name, encoded, tiles, sample.loss_weight, number)
 
     def read_sample(self, sample: SampleRequest) -> tuple[EncodedSample, NDArray[np.uint8]]:
         """A sample as it is trained, and its tiles [n, 3, image_size, image_size].
@@ -158,38 +172,76 @@ class MicroBatchReader(Dataset):
             SampleError: it cannot be used.
             DataError: it is not what the index says.
         """
-        data, stage = self._config.data, self._config.stage
-        image_size = self._config.model.vision.image_size
+        encoded, size = self.read_text(sample), self.encoder.visual.image_size
+        tiles = [np.zeros((0, 3, size, size), np.uint8)]
+        tiles += self.read_images(sample, 0, len(sample.grids))
+        return encoded, np.concatenate(tiles)
+
+    def read_text(self, sample: SampleRequest) -> EncodedSample:
+        """Its tokens, with the places of its tiles.
+
+        Raises:
+            SampleError, DataError: as `read_sample`.
+        """
         texts = {
             name: self._shards.read(sample.shard, where) for name, where in sample.texts.items()
         }
         stored = self._parsers[sample.source].parse(texts, len(sample.images), sample.num_frames)
         messages = keep_turns(stored.conversation(sample.variant), sample.num_turns)
-        tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
-        for pixels in self._read_images(sample):
-            limit = 1 if sample.num_frames else sample.max_num_tiles
-            tiles.append(
-                cut_tiles(pixels, limit, stage.use_thumbnail, image_size, data.image_resize)
-            )
-        encoded = self._encoder.encode(messages, sample.grids, stored.untrained_turns)
-        planned_tiles = [self._encoder.visual.num_tiles(grid) for grid in sample.grids]
-        planned, found = (
-            (planned_tiles, sample.length),
-            ([len(t) for t in tiles[1:]], len(encoded.tokens)),
-        )
-        if found != planned:
-            raise DataError(
-                f"{sample.shard}: sample {sample.key}: tiles and tokens {found}, but {planned} in "
-                "the index: the shard changed during the run; start again to index it again"
-            )
-        return encoded, np.concatenate(tiles)
+        encoded = self.encoder.encode(messages, sample.grids, stored.untrained_turns)
+        if len(encoded.tokens) != sample.length:
+            raise _changed(sample, f"{len(encoded.tokens)} tokens, but {sample.length}")
+        return encoded
 
-    def _read_images(self, sample: SampleRequest) -> Iterator[NDArray[np.uint8]]:
-        """The images that are kept, or the frames of the video, decoded."""
-        return decode_images(
+    def read_images(
+        self, sample: SampleRequest, start: int, stop: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The tiles of each of its kept images (of a video: frames) from `start` to `stop`.
+
+        Raises:
+            SampleError, DataError: as `read_sample`, where that image is asked for.
+        """
+        visual, use_thumbnail = self.encoder.visual, self.config.stage.use_thumbnail
+        limit = 1 if sample.num_frames else sample.max_num_tiles
+        resize = self.config.data.image_resize
+        for number, pixels in enumerate(self._decode(sample, start, stop), start):
+            tiles = cut_tiles(pixels, limit, use_thumbnail, visual.image_size, resize)
+            planned = visual.num_tiles(sample.grids[number])
+            if len(tiles) != planned:
+                raise _changed(sample, f"{len(tiles)} tiles of image {number + 1}, but {planned}")
+            yield tiles
+
+    def _decode(self, sample: SampleRequest, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """Images `start` to `stop` of those that are kept, or such frames of the video."""
+        if sample.num_frames:  # of which all are decoded anyway
+            kept = sample.images[: len(sample.grids)]
+        else:
+            kept = sample.images[start:stop]
+        decoded = decode_images(
             self._shards,
             sample.shard,
-            sample.images[: len(sample.grids)],
+            kept,
             sample.num_frames,
-            self._config.data.max_image_megapixels,
+            self.config.data.max_image_megapixels,
         )
+        return islice(decoded, start, stop) if sample.num_frames else decoded
+
+
+def _changed(sample: SampleRequest, found: str) -> DataError:
+    return DataError(
+        f"{sample.shard}: sample {sample.key}: {found} in the index: the shard changed during the "
+        "run; start again to index it again"
+    )
+
+
+def collated(
+    sequences: Sequence[Sequence[PackedSample]], config: RunConfig, encoder: SampleEncoder
+) -> MicroBatch:
+    """`build_micro_batch` as the run has it."""
+    return build_micro_batch(
+        sequences,
+        config.stage.sequence_length,
+        encoder.visual.image_size,
+        encoder.tokenizer.pad_id,
+        config.train.loss_weighting,
+    )

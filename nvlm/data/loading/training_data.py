@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nvlm.batch import SkippedSample, StepBatch
+from nvlm.batch import SkippedSample, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.data.index.rejected import check_rejected
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import Loader
 from nvlm.data.order.planner import Planner
+from nvlm.parallel.tiles import Share
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,14 @@ class TrainingData:
     changes: list[str]
 
     def batches(
-        self, data_rank: int, data_size: int, pinned: Callable[[Tensor], Tensor] | None = None
-    ) -> Iterator[StepBatch]:
+        self,
+        data_rank: int,
+        data_size: int,
+        pinned: Callable[[Tensor], Tensor] | None = None,
+        share: Share | None = None,
+    ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """The steps of one data-parallel rank; see `Loader`. To be called once."""
-        return iter(Loader(self.config, self.planner, data_rank, data_size, pinned))
+        return iter(Loader(self.config, self.planner, data_rank, data_size, pinned, share))
 
     def rejected(self) -> list[SkippedSample]:
         """What the sources have that cannot be used."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nvlm.batch import StepBatch
+from nvlm.batch import StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.config.changed import changed, changed_section
 from nvlm.data.index.rejected import check_rejected
@@ -18,6 +18,7 @@ from nvlm.data.loading.loader import Loader
 from nvlm.data.order.planner import Planner
 from nvlm.data.shards.sources import Source, find_all_sources
 from nvlm.errors import DataError, NvlmError
+from nvlm.parallel.tiles import Share
 
 # Of the order and of what is drawn for samples with several prompts: runs of other seeds are
 # measured on the same.
@@ -32,11 +33,15 @@ class ValidationData:
     indexes: list[SourceIndex]
 
     def batches(
-        self, data_rank: int, data_size: int, pinned: Callable[[Tensor], Tensor] | None = None
-    ) -> Iterator[StepBatch]:
+        self,
+        data_rank: int,
+        data_size: int,
+        pinned: Callable[[Tensor], Tensor] | None = None,
+        share: Share | None = None,
+    ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """One pass for one data-parallel rank, from its beginning; see `Loader`."""
         planner = Planner(self.config, self.indexes)
-        return iter(Loader(self.config, planner, data_rank, data_size, pinned))
+        return iter(Loader(self.config, planner, data_rank, data_size, pinned, share))
 
 
 def open_validation_data(config: RunConfig, trained: list[SourceIndex]) -> ValidationData | None:
