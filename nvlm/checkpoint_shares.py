@@ -5,7 +5,7 @@ What a rank reads it sends to the others, into the place of the weights: nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -51,35 +51,50 @@ def read_shared(
     tensors: Sequence[ShardedTensor],
     group: dist.ProcessGroup,
     others: Mapping[str, Any] | None = None,
+    is_everywhere: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
     """Fill `tensors`, which all ranks of `group` hold alike; every rank calls this.
 
     Args:
         others: entries of a sharded state dict that each rank reads for itself.
+        is_everywhere: of a tensor's key, whether all ranks there are hold it alike; None: none.
 
     Returns: `others` as they were read.
 
     Raises:
         CheckpointError: see `read_sharded`.
     """
-    readers = shares([*map(_num_bytes, tensors)], group.size())
+    everywhere = [t for t in tensors if is_everywhere is not None and is_everywhere(t.key)]
+    of_group = [t for t in tensors if is_everywhere is None or not is_everywhere(t.key)]
+    assert dist.group.WORLD is not None
+    # In one order on all ranks: those that all of them send each other come first.
+    shared = [
+        (tensor, holders, reader)
+        for alike, holders in ((everywhere, dist.group.WORLD), (of_group, group))
+        for tensor, reader in zip(
+            alike, shares([*map(_num_bytes, alike)], holders.size()), strict=True
+        )
+    ]
     mine = {
-        str(number): replace(tensor, replica_id=_replica(tensor, 0))
-        for number, tensor in enumerate(tensors)
-        if readers[number] == group.rank()
+        # Megatron-core wants one rank to ask for the first copy of everything.
+        str(number): replace(
+            tensor, replica_id=_replica(tensor, 0) if holders is group else (0, 0, 0)
+        )
+        for number, (tensor, holders, reader) in enumerate(shared)
+        if reader == holders.rank()
     }
     loaded = read_sharded(checkpoint, {"weights": mine, **(others or {})})
     weights = loaded.pop("weights", {})
     with torch.no_grad():
-        for number, tensor in enumerate(tensors):
+        for number, (tensor, holders, reader) in enumerate(shared):
             assert tensor.data is not None
             target = tensor.data.detach()
             if str(number) in weights and weights[str(number)].data_ptr() != target.data_ptr():
                 target.copy_(weights[str(number)])
-            if group.size() > 1:
+            if holders.size() > 1:
                 # As bytes, which every backend sends.
-                sender = dist.get_global_rank(group, readers[number])
-                dist.broadcast(target.view(-1).view(torch.uint8), src=sender, group=group)
+                sender = dist.get_global_rank(holders, reader)
+                dist.broadcast(target.view(-1).view(torch.uint8), src=sender, group=holders)
     return loaded
 
 

@@ -269,6 +269,10 @@ class NVLMD(MegatronModule):
             _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
         return without_extra_state(entries)
 
+    def is_everywhere(self, key: str) -> bool:
+        """Whether every process of the run holds the sharded tensor of this key, and whole."""
+        return self.shares_tiles and key.startswith(f"{VISION}.")
+
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As in torch, except that `_extra_state` may be missing.
 

@@ -201,7 +201,8 @@ def load_training_state(
     same_layout = progress["layout"] == _layout(parallel)
     if not same_layout:
         del others["rng"]
-    loaded = read_shared(checkpoint, tensors, parallel.groups.dp, others)
+    is_everywhere = bare(chunks)[0].is_everywhere
+    loaded = read_shared(checkpoint, tensors, parallel.groups.dp, others, is_everywhere)
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -217,7 +218,7 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> N
     """
     check_contents(checkpoint)
     tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
-    read_shared(checkpoint, tensors, parallel.groups.dp)
+    read_shared(checkpoint, tensors, parallel.groups.dp, is_everywhere=chunks[0].is_everywhere)
 
 
 def _sharded_state(

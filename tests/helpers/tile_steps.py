@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from helpers import layout_steps, small_model, variants
 from helpers.layout_steps import with_images, without_images, wrapped
+from nvlm import checkpoint_shares
 from nvlm.config import changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import initialize, shut_down
@@ -54,8 +57,26 @@ def all_cases(
     saved = changed(saved, {"run": RunSection(name="tiles", dir=str(save_to))})
     results[STEPS] = layout_steps.two_steps(saved, parallel, save=True)
     if resume_from:
-        results[RESUMED] = layout_steps.second_step(saved, parallel, resume_from)
+        with noting_reads() as read:
+            results[RESUMED] = layout_steps.second_step(saved, parallel, resume_from)
+        results[RESUMED]["read"] = read
     return results
+
+
+@contextmanager
+def noting_reads() -> Iterator[list[tuple]]:
+    """What this process reads of a checkpoint's weights: (key, place in the global tensor)."""
+    read, original = [], checkpoint_shares.read_sharded
+
+    def noting(checkpoint, entries):
+        read.extend((t.key, t.global_offset) for t in entries["weights"].values())
+        return original(checkpoint, entries)
+
+    checkpoint_shares.read_sharded = noting
+    try:
+        yield read
+    finally:
+        checkpoint_shares.read_sharded = original
 
 
 def _build(config, parallel) -> list:

@@ -7,6 +7,7 @@ One process with `parallel.vision: tensor` is the truth. Four others go through 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,19 @@ def test_the_encoder_is_saved_once_and_whole(single, by_layout, folder):
     of_encoder = [key for key in ours if key.startswith("vision_model.")]
     assert of_encoder
     assert all(torch.equal(theirs[key], ours[key]) for key in of_encoder)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", CHECKPOINTING)
+def test_the_encoder_is_read_once_by_all_together(layout, by_layout):
+    """And sent to all: each had values that are no numbers before, and is compared above."""
+    read = [
+        [place for place in result[RESUMED]["read"] if place[0].startswith("vision_model.")]
+        for result in by_layout[layout]
+    ]
+    times = Counter(place for of_rank in read for place in of_rank)
+    assert set(times.values()) == {1}
+    assert all(read)
 
 
 def test_many_tiles_go_through_the_encoder_in_parts(parallel, measure):

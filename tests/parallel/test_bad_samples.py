@@ -16,6 +16,9 @@ from helpers.shard_writing import corrupt_members
 from helpers.spawn import metrics, run_or_fail
 from PIL import Image
 
+from nvlm.files import read_json_lines
+from nvlm.train.run_folder import BETWEEN_STEPS_FILE
+
 
 def copy_with_alpha(shard: Path, to: Path) -> None:
     """A shard whose pictures have an alpha channel."""
@@ -83,6 +86,7 @@ def test_damage_that_one_process_finds_is_left_out_by_its_replica(demo_data, tmp
         (root / "train" / "digits").mkdir(parents=True, exist_ok=True)
         shutil.copy(shard, root / "train" / "digits")
     corrupt_members(sorted((root / "train" / "digits").glob("*.tar"))[0], ".png", 12)
+    shutil.copytree(demo_data / "heldout" / "digits", root / "heldout" / "digits")
     runs = {
         1: [],
         4: ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
@@ -102,14 +106,21 @@ def test_damage_that_one_process_finds_is_left_out_by_its_replica(demo_data, tmp
             "model.vision.num_layers=1",
             "model.language.num_layers=2",
             "log.tensorboard=false",
+            "validation.every=3",
+            "validation.samples=10",
             *layout,
             log=tmp_path / "log",
         )
     alone, shared = (metrics(tmp_path / str(num_processes)) for num_processes in runs)
     assert alone[-1]["skipped_total"] > 0
-    exact = ("tokens", "tiles", "samples", "skipped", "skipped_total", "padding")
+    exact = ("step", "tokens", "tiles", "samples", "skipped", "skipped_total", "padding")
     for one, four in zip(alone, shared, strict=True):
         assert {name: one[name] for name in exact} == {name: four[name] for name in exact}
         assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
     skipped = [(tmp_path / str(n) / "skipped.jsonl").read_text() for n in runs]
     assert skipped[0] == skipped[1]
+    # Held-out samples are shared out in the same way.
+    validated = [[*read_json_lines(tmp_path / str(n) / BETWEEN_STEPS_FILE)] for n in runs]
+    assert [record["step"] for record in validated[0]] == [3, 6]
+    for one, four in zip(*validated, strict=True):
+        assert four["validation/loss"] == pytest.approx(one["validation/loss"], rel=1e-4)
