@@ -6,6 +6,8 @@ a tile, h language hidden size, v vocabulary rows of this rank.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -115,6 +117,10 @@ class NVLMD(MegatronModule):
 
         # Set by whoever wraps this model so; see `_embed`.
         self.overlaps_data_parallelism = False
+        # A platform's moments: before and after each pass through the encoder in training, and when
+        # the gradients of this rank's micro-batches were there, which who wraps this model notes.
+        self._encoder_runs: list[tuple[Any, Any]] = []
+        self.gradients_ready: Any = None
         vision = config.model.vision
         self.vision_model: InternViT | None = None
         self.vision_projection: VisionProjection | None = None
@@ -205,13 +211,12 @@ class NVLMD(MegatronModule):
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""
         assert self.vision_model is not None and self.vision_projection is not None
-        return self.vision_projection(pixel_shuffle(self.vision_model(tiles)))
+        return self.vision_projection(self._features(tiles))
 
     @torch.no_grad()
     def encode(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> what the projector reads of them, [n, q, channels]."""
-        encoder = self.vision_model
-        assert encoder is not None and encoder.is_frozen
+        assert self.vision_model is not None and self.vision_model.is_frozen
         features = torch.empty(
             len(tiles), *self.feature_shape, dtype=self.config.params_dtype, device=tiles.device
         )
@@ -219,8 +224,26 @@ class NVLMD(MegatronModule):
             tiles.split(MAX_TILES_PER_CALL), features.split(MAX_TILES_PER_CALL), strict=True
         )
         for some, place in calls if len(tiles) else []:
-            place.copy_(pixel_shuffle(encoder(some)))
+            place.copy_(self._features(some))
         return features
+
+    def _features(self, tiles: Tensor) -> Tensor:
+        assert self.vision_model is not None
+        here = platform.current()
+        started = here.moment()
+        features = pixel_shuffle(self.vision_model(tiles))
+        if self.training:
+            self._encoder_runs.append((started, here.moment()))
+        return features
+
+    def take_encoder_seconds(self) -> float:
+        """What passes through the encoder took since this was asked last, without backward passes.
+
+        The host has to have waited for something behind them.
+        """
+        runs, self._encoder_runs = self._encoder_runs, []
+        here = platform.current()
+        return sum(here.seconds_between(started, ended) for started, ended in runs)
 
     def _embed(self, micro_batch: MicroBatch) -> Tensor:
         """Token and image embeddings [t, 1, h]; with sequence parallelism this rank's part of t."""

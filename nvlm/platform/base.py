@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,14 @@ class Platform(Protocol):
         """A host tensor's values in memory from which copies to the device are not waited for.
 
         Other tensors stay as they are."""
+        ...
+
+    def moment(self) -> Any:
+        """When the device has done what it was asked for so far; nothing is waited for."""
+        ...
+
+    def seconds_between(self, first: Any, second: Any) -> float:
+        """Of two moments that have come: the host has waited for what was asked for after them."""
         ...
 
     def peak_memory_bytes(self) -> int:

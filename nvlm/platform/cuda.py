@@ -96,6 +96,16 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory() if tensor.is_cpu else tensor
 
 
+def moment() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(first: torch.cuda.Event, second: torch.cuda.Event) -> float:
+    return first.elapsed_time(second) / 1e3
+
+
 @cache
 def _why_transformer_engine_is_hidden() -> str:
     """What its import says where it is installed and cannot be imported; else "".

@@ -27,6 +27,7 @@ def step_record(
         "seconds": seconds,
         "data_seconds": data_seconds,
         "forward_backward_seconds": result.forward_backward_seconds,
+        "encode_seconds": taken.encode_seconds,
         "optimizer_seconds": result.optimizer_seconds,
         **rates(
             taken.work,

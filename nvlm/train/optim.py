@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from nvlm import platform
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.gradient_norm import use_norm_on_device
@@ -48,10 +49,16 @@ def wrap_data_parallel(
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
     )
+
     # The schedules call this after the last micro-batch: gradients are summed over data ranks and,
     # with sequence parallelism, norms' over tensor ranks, then divided by the step's tokens.
+    # Until then this rank waits for no other data rank.
+    def finalize(*arguments: Any, **options: Any) -> None:
+        chunks[0].gradients_ready = platform.current().moment()
+        finalize_model_grads(*arguments, **options)
+
     for chunk in chunks:
-        chunk.config.finalize_model_grads_func = finalize_model_grads
+        chunk.config.finalize_model_grads_func = finalize
         chunk.overlaps_data_parallelism = overlap
     wrapped = [
         DistributedDataParallel(chunk.config, settings, chunk, pg_collection=parallel.groups)

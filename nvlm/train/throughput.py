@@ -29,23 +29,32 @@ class StepWork:
     flops: int  # model FLOPs over all data ranks
     # The FLOPs of the data rank that had most, over the mean of all: the others wait for it.
     imbalance: float
+    # The same of the seconds that data ranks took to their own gradients.
+    seconds_imbalance: float = 1.0
 
 
-def step_work(batch: StepBatch, flops: StepFlops, parallel: Parallel) -> StepWork:
-    """All processes call this with their data rank's share of the step."""
+def step_work(
+    batch: StepBatch, flops: StepFlops, parallel: Parallel, own_seconds: float = 0.0
+) -> StepWork:
+    """All processes call this with their data rank's share of the step.
+
+    Args:
+        own_seconds: that this process took until the gradients of its micro-batches were there.
+    """
     own = sum(
         flops.of_documents(m.num_real_tokens, m.num_real_token_pairs, m.num_tiles)
         for m in batch.micro_batches
     )
     device = platform.current().device()
     # Stages behind the first have no tiles; a replica counts as its reading process does.
-    counted = own if parallel.is_model_parallel_main else 0
-    values = torch.full((2,), counted, dtype=torch.float64, device=device)
+    counted = (own, own_seconds) if parallel.is_model_parallel_main else (0, 0)
+    values = torch.tensor([counted, counted], dtype=torch.float64).to(device)
     dist.all_reduce(values[0])
     dist.all_reduce(values[1], op=dist.ReduceOp.MAX)
-    total, largest = values.tolist()  # at once: the host waits for the device
-    mean = total / parallel.data_size
-    return StepWork(flops=int(total), imbalance=largest / mean if mean else 1.0)
+    totals, largest = values.tolist()  # at once: the host waits for the device
+    means = [total / parallel.data_size for total in totals]
+    ratios = [most / mean if mean else 1.0 for most, mean in zip(largest, means, strict=True)]
+    return StepWork(int(totals[0]), *ratios)
 
 
 def device_card() -> Card | None:
@@ -69,6 +78,7 @@ def rates(
         "tflops_per_second": per_device / 1e12,
         **({"mfu": per_device / card.peak_flops} if card else {}),
         "rank_imbalance": work.imbalance,
+        "rank_seconds_imbalance": work.seconds_imbalance,
     }
 
 

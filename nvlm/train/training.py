@@ -57,6 +57,7 @@ class StepTaken:
     repaired: dict[str, int]  # "SOURCE/WHAT" -> changes made to samples
     shortened: dict[str, int]  # see `StepBatch`
     epochs: dict[str, float]  # see `StepBatch`
+    encode_seconds: float  # the encoder's forward passes, on this process
 
 
 class Training:
@@ -100,7 +101,7 @@ class Training:
         self.scheduler.step(increment=1)
         rate = learning_rate(self.scheduler, self.config)
         self.step += 1
-        started = time.perf_counter()
+        started, began = time.perf_counter(), platform.current().moment()
         batch = encode_shares(batch, bare(self.chunks)[0], self.parallel)
         encoded = time.perf_counter() - started
         result = train_step(self.chunks, self.optimizer, batch, self.parallel, self.step)
@@ -117,10 +118,21 @@ class Training:
             skipped_by=add_counts(before.skipped_by, count_skipped(skipped)),
         )
         self.data_state = batch.data_state
-        work = step_work(batch, self.flops, self.parallel)
+        first = bare(self.chunks)[0]
+        own_seconds = platform.current().seconds_between(began, first.gradients_ready)
+        work = step_work(batch, self.flops, self.parallel, own_seconds)
+        encode_seconds = first.take_encoder_seconds()
         rates = group_rates(self.config, self.module_rows, rate)
         return StepTaken(
-            result, work, rate, rates, skipped, repaired, batch.shortened, batch.epochs
+            result,
+            work,
+            rate,
+            rates,
+            skipped,
+            repaired,
+            batch.shortened,
+            batch.epochs,
+            encode_seconds,
         )
 
     def save(self) -> Path:

@@ -17,6 +17,7 @@ MEASURED = (
     "seconds",
     "data_seconds",
     "forward_backward_seconds",
+    "encode_seconds",
     "optimizer_seconds",
     "tokens_per_second",
     "tiles_per_second",

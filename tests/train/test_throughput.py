@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvlm.batch import StepBatch
 from nvlm.plan.hardware import CARDS, card_of_device
+from nvlm.platform import cpu
 from nvlm.sizes.flops import step_flops
 from nvlm.train.step import train_step
 from nvlm.train.throughput import StepWork, explain_peak, rates, step_work
@@ -50,15 +52,44 @@ def test_a_replica_with_less_work_waits(parallel):
     assert (alone.imbalance, beside_idle.imbalance) == (1, 2)
 
 
+@pytest.mark.parametrize("vision", ["tensor", "tile_parallel"])
+def test_passes_through_the_encoder_are_timed_in_training_alone(parallel, monkeypatch, vision):
+    config = small_model.small_config(f"parallel.vision={vision}")
+    training = layout_steps.TwoSteps(config, parallel).training
+    model, moments = training.chunks[0].module, itertools.count()
+    monkeypatch.setattr(cpu, "moment", lambda: float(next(moments)))
+    micro_batches = [small_model.batch(config, n, [80], num_tiles=n) for n in (1, 0, 2)]
+    tiles = torch.cat([m.tiles for m in micro_batches])
+    model.eval()
+    model.encode_tiles(tiles)
+    model.train()
+    batch = layout_steps.delivered(micro_batches, parallel, vision == "tile_parallel")
+    taken = training.take_step(batch)
+    # All tiles of the step go at once where they are encoded before it; one moment between two.
+    assert taken.encode_seconds == (1 if vision == "tile_parallel" else 2)
+    assert model.take_encoder_seconds() == 0
+
+
+def test_a_replica_that_takes_longer_is_seen(parallel):
+    config = small_model.small_config()
+    batch, flops = StepBatch([small_model.batch(config, 1, [80], 0)], [], {}), step_flops(config)
+    assert step_work(batch, flops, parallel, 3.0).seconds_imbalance == 1
+    beside_quick = step_work(batch, flops, replace(parallel, data_size=2), 3.0)
+    assert beside_quick.seconds_imbalance == 2
+
+
 def test_rates():
     card = CARDS["h100-80gb"]
-    found = rates(StepWork(flops=8 * 10**15, imbalance=1.1), 1000, 20, 8, 4.0, card)
+    found = rates(
+        StepWork(8 * 10**15, imbalance=1.1, seconds_imbalance=1.3), 1000, 20, 8, 4.0, card
+    )
     assert found == {
         "tokens_per_second": 250,
         "tiles_per_second": 5,
         "tflops_per_second": 250,
         "mfu": pytest.approx(250e12 / 989.4e12),
         "rank_imbalance": 1.1,
+        "rank_seconds_imbalance": 1.3,
     }
     assert "mfu" not in rates(StepWork(flops=8, imbalance=1.0), 1, 1, 1, 1.0, None)
 
