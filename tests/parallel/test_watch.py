@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 from nvlm.ending import become_program
 from nvlm.parallel import signals, watch
 watch.SECONDS_BETWEEN_LOOKS = watch._SECONDS_FOR_OTHERS = 0.3
-watch._SECONDS_TO_COME_BACK = signals.SECONDS_TO_END = 1
+watch._SECONDS_TO_COME_BACK = watch._SECONDS_WITHOUT_LIFE = signals.SECONDS_TO_END = 1
 become_program()
 signals.stop_on_signals()
 watch.watch_others()
@@ -69,6 +69,21 @@ def test_a_waiting_process_ends_with_others(tmp_path: Path, monkeypatch: pytest.
     assert logs[0].read_text() == f"{because}rank 0 on node7: the disk is full\n"
     gone = f"{because}the run's store at localhost:{ports[1]}, which torchrun or rank 0 holds, is "
     assert gone in logs[1].read_text()
+
+
+@pytest.mark.parallel
+def test_a_process_whose_neighbour_gives_no_sign_of_life_ends(tmp_path: Path):
+    """Rank 0 has shown life once, and is gone with its machine, without a word."""
+    from torch.distributed import TCPStore
+
+    stores = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(2)]
+    stores[0].add("nvlm/start0/alive/0", 1)
+    job = start_waiting(stores[1].port, stores[0].port, tmp_path / "log")
+    try:
+        assert job.wait(60) == 143
+    finally:
+        spawn.kill(job)
+    assert "rank 0 has given no sign of life for " in stores[0].get("nvlm/start0/ended").decode()
 
 
 def test_the_real_times_are_under_half_a_minute():
