@@ -64,6 +64,11 @@ def is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def num_local_processes() -> int:
+    """How many of the run's processes are on this machine; 1 where it is not said."""
+    return _number("LOCAL_WORLD_SIZE") or 1
+
+
 def has_torchruns_store() -> bool:
     """Whether the run's store is torchrun's and outlives its processes; else it is rank 0's."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

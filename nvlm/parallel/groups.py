@@ -109,18 +109,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    if not dist.is_initialized():
-        backend = device_platform.distributed_backend()
-        here = launched()
-        store = attempt_store() if here.world_size > 1 else dist.HashStore()
-        dist.init_process_group(
-            backend,
-            timeout=COLLECTIVE_TIMEOUT,
-            store=dist.PrefixStore(f"groups{next(_times)}", store),
-            rank=here.rank,
-            world_size=here.world_size,
-        )
-        watch_others()
+    initialize_world()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     virtual = config.parallel.virtual_pipeline
@@ -148,6 +137,26 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     mains = _main_ranks(config.parallel, parallel.world_size)
     assert parallel.is_model_parallel_main == (parallel.rank in mains)
     return parallel
+
+
+def initialize_world() -> None:
+    """Make the group of all processes, unless there is one.
+
+    Under torchrun the rendezvous comes from its environment; alone, a world of one is made without
+    opening a port.
+    """
+    if dist.is_initialized():
+        return
+    here = launched()
+    store = attempt_store() if here.world_size > 1 else dist.HashStore()
+    dist.init_process_group(
+        platform.current().distributed_backend(),
+        timeout=COLLECTIVE_TIMEOUT,
+        store=dist.PrefixStore(f"groups{next(_times)}", store),
+        rank=here.rank,
+        world_size=here.world_size,
+    )
+    watch_others()
 
 
 def alone(groups: ProcessGroupCollection) -> ProcessGroupCollection:

@@ -31,6 +31,13 @@ class Platform(Protocol):
         """What was found here, for the decisions of `nvlm.platform.features`."""
         ...
 
+    def facts(self) -> dict[str, str]:
+        """What people want to know of this machine's devices, by name."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+
     def distributed_backend(self) -> str:
         """What torch.distributed talks through."""
         ...

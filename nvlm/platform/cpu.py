@@ -62,6 +62,21 @@ def machine() -> Machine:
     return Machine(device_name())
 
 
+def facts() -> dict[str, str]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "device": "no GPU that torch sees: runs go on the CPU",
+        "processor cores": f"{len(os.sched_getaffinity(0))} for this process",
+        "memory": f"{memory.available / 2**30:,.1f} GiB free of {memory.total / 2**30:,.1f} GiB",
+    }
+
+
+def synchronize() -> None:
+    """Everything has happened."""
+
+
 def distributed_backend() -> str:
     return HOST_BACKEND
 

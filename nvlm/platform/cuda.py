@@ -32,6 +32,33 @@ def device_name() -> str:
     return torch.cuda.get_device_name()
 
 
+def facts() -> dict[str, str]:
+    found = {
+        "CUDA": f"{torch.version.cuda} as torch was built",
+        "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+        "cuDNN": ".".join(map(str, machine().cudnn)) or "none",
+    }
+    for number in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(number)
+        free, total = torch.cuda.mem_get_info(number)
+        found[f"GPU {number}"] = (
+            f"{torch.cuda.get_device_name(number)}, compute capability {major}.{minor}, "
+            f"{free / 2**30:,.1f} GiB free of {total / 2**30:,.1f} GiB"
+        )
+    settings = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("NCCL_", "TORCH_NCCL_", "CUDA_VISIBLE", "NVTE_"))
+    }
+    if settings:
+        found["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return found
+
+
+def synchronize() -> None:
+    torch.cuda.synchronize()
+
+
 # Names of the distributions that bring packages with kernels.
 _DISTRIBUTIONS = {
     "transformer_engine": "transformer_engine",

@@ -47,6 +47,13 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("SFT --gpus 1 --assume nothing=1", "nothing"),
         ("SFT --gpus 6 parallel.tensor=4", "parallel"),
     ],
+    "doctor": [
+        ("NOTHING.yaml", "NOTHING.yaml"),
+        ("SFT --seconds never", "should be a valid number"),
+        ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
+        ("SFT data.root=SHARDS run.dir=FILE", "run.dir FILE: is a file"),
+        ("WORLD_SIZE=2 RANK=0 SFT", "MASTER_ADDR is not set"),
+    ],
     "train": [
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT run.dir=FILE", "run.dir FILE: is a file"),

@@ -1,0 +1,1 @@
+"""`nvlm doctor`: what a run needs of its machine, places and processes."""
