@@ -33,6 +33,6 @@ def doctor_command(
     from nvlm.config import load_runs
 
     runs = load_runs(config, overrides or [], place.world_size, stage) if config else {}
-    from nvlm.doctor.run import examine
+    from nvlm.doctor.examine import examine
 
     examine(list(runs.values()), seconds)

@@ -9,9 +9,9 @@ from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
 from nvlm.doctor import machine
+from nvlm.doctor.examine import Unfit, examine
 from nvlm.doctor.pairs import num_rounds, partner
 from nvlm.doctor.places import look_at_places
-from nvlm.doctor.run import Unfit, examine
 
 RUNS = REPOSITORY / "configs" / "run"
 
