@@ -72,7 +72,7 @@ def is_first_to_say(what: str) -> bool:
     """Whether no other process of the run has said this."""
     try:
         store = open_store()
-        return store is None or store.add(_key(f"said/{hash_text(what)}"), 1) == 1
+        return store is None or store.add(store_key(f"said/{hash_text(what)}"), 1) == 1
     except _GONE:
         return True
 
@@ -83,7 +83,7 @@ def report(what: str, is_signal: bool = False) -> None:
     with suppress(*_GONE):
         store = open_store()
         if store is not None:
-            store.compare_set(_key("ended"), "", json.dumps(asdict(own)))
+            store.compare_set(store_key("ended"), "", json.dumps(asdict(own)))
 
 
 def reported(seconds: float = 0.0) -> Report | None:
@@ -105,7 +105,7 @@ def look(store: TCPStore) -> Report | None:
     Raises:
         RuntimeError: the store is gone.
     """
-    key = _key("ended")
+    key = store_key("ended")
     return Report(**json.loads(store.get(key))) if store.check([key]) else None
 
 
@@ -137,7 +137,7 @@ def show_life(store: TCPStore) -> None:
     Raises:
         RuntimeError: the store is gone.
     """
-    store.add(_key(f"alive/{rank_to_speak()}"), 1)
+    store.add(store_key(f"alive/{rank_to_speak()}"), 1)
 
 
 def show_end() -> None:
@@ -145,7 +145,7 @@ def show_end() -> None:
     with suppress(*_GONE):
         store = open_store()
         if store is not None:
-            store.set(_key(f"alive/{rank_to_speak()}"), "0")
+            store.set(store_key(f"alive/{rank_to_speak()}"), "0")
 
 
 def signs_of_life(store: TCPStore, rank: int) -> int | None:
@@ -154,7 +154,7 @@ def signs_of_life(store: TCPStore, rank: int) -> int | None:
     Raises:
         RuntimeError: the store is gone.
     """
-    count = store.add(_key(f"alive/{rank}"), 0)
+    count = store.add(store_key(f"alive/{rank}"), 0)
     return count if count > 0 else None
 
 
@@ -164,7 +164,7 @@ def set_attempt(name: str) -> None:
     _attempt = name
 
 
-def _key(name: str) -> str:
+def store_key(name: str) -> str:
     """Of this attempt: torchrun may start the run's processes again, and keeps its store."""
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return f"nvlm/{_attempt or f'start{start}'}/{name}"

@@ -69,6 +69,16 @@ class RecomputeConfig(Section):
     language: ModuleRecomputeConfig = ModuleRecomputeConfig()
 
 
+class SpikeConfig(Section):
+    """When a step's loss or gradient norm is a spike: greater than the median of the last steps by
+    more than so many robust standard deviations (nvlm/train/spikes.py has the formula)."""
+
+    window: Count = 100
+    """Steps looked back on; nothing is judged before a quarter of them, and 8, were taken."""
+    deviations: Positive = 10.0
+    """Standard deviations, of at least 5 % of the median each, between the median and a spike."""
+
+
 class TrainConfig(Section):
     """How long, how much at a time, and with which optimizer."""
 
@@ -88,6 +98,10 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
+    on_spike: Literal["warn", "skip", "stop"] = "warn"
+    """About a step whose loss or gradient norm jumps: say so; leave out its update, as if its
+    samples had not been drawn; or end the run before the update."""
+    spike: SpikeConfig = SpikeConfig()
 
 
 class CheckpointConfig(Section):
@@ -137,3 +151,6 @@ class RunSection(Section):
     """What the run is called."""
     dir: PathText
     """Folder of its checkpoints, index and logs."""
+    hang_minutes: Positive | None = 10.0
+    """The run ends when it has not moved for so long; a process's first step and validation may
+    take 3 times as long, a checkpoint 12 times. null: it waits."""

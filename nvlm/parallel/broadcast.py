@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from nvlm import platform
+from nvlm import phases, platform
 from nvlm.batch import Findings, StepBatch, StepPart, TileShare, WholeStep
 from nvlm.errors import DataError
 from nvlm.failures import explain
@@ -46,6 +46,7 @@ def next_step_batch(
         part = _next(loader)
         assert part is None or isinstance(part, StepPart)
         return part and _put_together(part, parallel, device)
+    phases.enter(phases.SHARING)
     step = _next(loader) if parallel.is_model_parallel_main else None
     assert step is None or isinstance(step, StepBatch)
     group = parallel.groups.mp
@@ -74,13 +75,16 @@ def next_step_batch(
 
 def _next(loader: Iterator[Item] | None) -> Item | None:
     assert loader is not None, "this process reads data"
+    phases.enter(phases.READING)
     try:
-        return next(loader, None)
+        item = next(loader, None)
     except Exception as error:
         failure = explain(error)
         if failure is None or isinstance(error, DataError):
             raise
         raise DataError(failure) from error
+    phases.enter(phases.SHARING)
+    return item
 
 
 def _put_together(part: StepPart, parallel: Parallel, device: torch.device) -> StepBatch:

@@ -94,11 +94,18 @@ def _main_ranks(layout: ParallelConfig, world_size: int) -> range:
     return range(0, world_size // layout.pipeline, layout.tensor)
 
 
-def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
+def initialize(
+    config: RunConfig,
+    world_size: int | None = None,
+    timeout: datetime.timedelta = COLLECTIVE_TIMEOUT,
+) -> Parallel:
     """Create the process groups of `config.parallel` and seed Megatron-core's RNG tracker.
 
     Under torchrun the rendezvous comes from its environment; alone, a world of one is made without
     opening a port.
+
+    Args:
+        timeout: of a collective; groups that exist already keep theirs.
 
     Raises:
         ConfigError: the number of processes does not fit the layout or the batch.
@@ -109,7 +116,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    initialize_world()
+    initialize_world(timeout)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     virtual = config.parallel.virtual_pipeline
@@ -118,7 +125,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         # Its own default is another than torch's group has.
-        distributed_timeout_minutes=COLLECTIVE_TIMEOUT // datetime.timedelta(minutes=1),
+        distributed_timeout_minutes=max(1, timeout // datetime.timedelta(minutes=1)),
         **GROUP_ARGUMENTS,
     )
     seed_random_numbers(config.train.seed)
@@ -139,7 +146,7 @@ def initialize(config: RunConfig, world_size: int | None = None) -> Parallel:
     return parallel
 
 
-def initialize_world() -> None:
+def initialize_world(timeout: datetime.timedelta = COLLECTIVE_TIMEOUT) -> None:
     """Make the group of all processes, unless there is one.
 
     Under torchrun the rendezvous comes from its environment; alone, a world of one is made without
@@ -151,7 +158,7 @@ def initialize_world() -> None:
     store = attempt_store() if here.world_size > 1 else dist.HashStore()
     dist.init_process_group(
         platform.current().distributed_backend(),
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timeout,
         store=dist.PrefixStore(f"groups{next(_times)}", store),
         rank=here.rank,
         world_size=here.world_size,

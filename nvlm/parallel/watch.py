@@ -12,6 +12,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,8 @@ _SECONDS_TO_COME_BACK = 60.0
 _SECONDS_WITHOUT_LIFE = 120.0
 
 _watching: threading.Event | None = None
+# What a training does about a process without a sign of life: it says more, and ends the run.
+_on_silence: Callable[[TCPStore], None] | None = None
 
 
 def watch_others() -> None:
@@ -64,6 +68,17 @@ def stop_watching() -> None:
         show_end()
 
 
+@contextmanager
+def silence_calls(action: Callable[[TCPStore], None]) -> Iterator[None]:
+    """Have `action` done about a process without a sign of life within the block."""
+    global _on_silence
+    _on_silence = action
+    try:
+        yield
+    finally:
+        _on_silence = None
+
+
 @dataclass
 class _Neighbour:
     """The process with the next number: each looks after one, so that all are looked after."""
@@ -80,6 +95,9 @@ class _Neighbour:
             return None
         silent_seconds = time.monotonic() - self.heard
         if silent_seconds < _SECONDS_WITHOUT_LIFE:
+            return None
+        if _on_silence is not None:
+            _on_silence(store)
             return None
         what = (
             f"rank {self.rank} has given no sign of life for {silent_seconds:.0f} s: its machine "

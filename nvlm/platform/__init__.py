@@ -5,6 +5,7 @@
     meta.OnMetaDevice              a model without memory
     HOST_BACKEND                   what processes talk through that compute on no device
     machine, features              what was found here, and which kernels and settings follow
+    flight_recorder                the collectives that were issued, as torch notes them
     layers, attention, environment the larger of those decisions, a file each
     megatron_calls                 calls of Megatron-core that name a device, the same on all
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from nvlm.platform.flight_recorder import Collective
     from nvlm.platform.machine import Machine
 
 # What processes talk through that compute on no device.
@@ -69,4 +70,10 @@ class Platform(Protocol):
 
     def peak_memory_bytes(self) -> int:
         """Most memory that this process has had: the device's, or on a CPU the resident one."""
+        ...
+
+    def last_collectives(self) -> list[Collective]:
+        """The last collective that this process issued in each group, the latest of all last.
+
+        May be asked by any thread while another one waits in a collective."""
         ...

@@ -21,7 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nvlm.megatron.uncompiled_import import nothing_compiled
-from nvlm.platform import environment
+from nvlm.platform import environment, flight_recorder
 from nvlm.platform.base import HOST_BACKEND
 from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
@@ -108,6 +108,12 @@ def seconds_between(first: float, second: float) -> float:
 def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def last_collectives() -> list[flight_recorder.Collective]:
+    from torch._C import _distributed_c10d
+
+    return flight_recorder.read(getattr(_distributed_c10d, "_dump_fr_trace_json", None))
 
 
 def _is_cuda(value: Any) -> bool:

@@ -14,7 +14,7 @@ from importlib import metadata
 import torch
 
 from nvlm.launch import launched
-from nvlm.platform import environment
+from nvlm.platform import environment, flight_recorder
 from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
 
@@ -154,3 +154,9 @@ def _why_transformer_engine_is_hidden() -> str:
 
 def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_allocated()
+
+
+def last_collectives() -> list[flight_recorder.Collective]:
+    from torch._C import _distributed_c10d
+
+    return flight_recorder.read(getattr(_distributed_c10d, "_dump_nccl_trace_json", None))

@@ -124,7 +124,7 @@ def save_training_state(
 
     Args:
         chunks: wrapped for data parallelism.
-        progress: `step`, `counters` and `data_state`; JSON values only.
+        progress: `step`, `counters`, `data_state` and `spikes`; JSON values only.
     """
     folder = checkpoints_folder(config)
     target = folder / f"step_{progress['step']:08d}"
@@ -142,6 +142,7 @@ def save_training_state(
             "counters": progress["counters"],
             "layout": _layout(parallel),
             "data_state": progress["data_state"],
+            "spikes": progress.get("spikes", {}),
         },
         content_metadata=sharding_metadata(),
     )

@@ -13,6 +13,7 @@ from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, is_main_process, leaving_groups
+from nvlm.parallel.hangs import collective_timeout
 from nvlm.parallel.tiles import own_share
 from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
@@ -46,7 +47,7 @@ def train(
     config = with_stage_layers(config)
     start = prepare(config, allow_data_change)
     with leaving_groups():
-        parallel = initialize(config)
+        parallel = initialize(config, timeout=collective_timeout(config.run.hang_minutes))
         share(ownership)
         fit(config, parallel, start, ownership)
 
@@ -73,7 +74,7 @@ def fit(
     with open_log(training, start.data, console) as log, at_work(training) as work:
         while training.step < config.train.steps:
             started = time.perf_counter()
-            work.batch = None
+            work.begin_reading()
             batch = next_step_batch(batches, parallel, config.parallel.shares_tiles)
             work.batch = batch
             data_seconds = time.perf_counter() - started

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from nvlm import platform
+from nvlm import phases, platform
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.gradient_norm import use_norm_on_device
@@ -54,6 +54,7 @@ def wrap_data_parallel(
     # with sequence parallelism, norms' over tensor ranks, then divided by the step's tokens.
     # Until then this rank waits for no other data rank.
     def finalize(*arguments: Any, **options: Any) -> None:
+        phases.enter(phases.REDUCING)
         chunks[0].gradients_ready = platform.current().moment()
         finalize_model_grads(*arguments, **options)
 
@@ -131,6 +132,32 @@ def build_optimizer(
     )
     keep_own_shares(optimizer)
     return optimizer
+
+
+def step_if(optimizer: MegatronOptimizer, is_wanted: Callable[[float], bool]) -> tuple[float, bool]:
+    """Megatron-core's step, whose update is made only where `is_wanted(gradient norm)`.
+
+    Without the update, weights and the optimizer's state stay as they are. The norm is that before
+    clipping, the same on every rank.
+
+    Returns:
+        the norm, and whether the update was made.
+    """
+    norms: list[float] = []
+    measure, update = optimizer.get_grad_norm, optimizer.step_with_ready_grads
+
+    def get_grad_norm() -> float:
+        norms.append(float(measure()))
+        return norms[0]
+
+    # Its `step` calls these two in turn, with clipping in between.
+    optimizer.get_grad_norm = get_grad_norm
+    optimizer.step_with_ready_grads = lambda: is_wanted(norms[0]) and update()
+    try:
+        updated, *_ = cast("tuple", optimizer.step())  # its base class declares nothing
+    finally:
+        del optimizer.get_grad_norm, optimizer.step_with_ready_grads
+    return norms[0], bool(updated)
 
 
 def _overrides(

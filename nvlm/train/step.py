@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvlm import platform
+from nvlm import phases, platform
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 from nvlm.train.loss_weights import normalize_loss_weights
-from nvlm.train.optim import bare
+from nvlm.train.optim import bare, step_if
 from nvlm.train.source_losses import losses_by_source, sums_by_source
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
@@ -32,6 +33,7 @@ class StepResult:
     loss: float  # mean over all trained tokens of the step, by their weights
     source_losses: dict[str, float]  # the same of each source that the step trains on
     grad_norm: float  # before clipping
+    is_updated: bool  # False: `is_wanted` said no, and the weights are as before
     num_trained_tokens: int
     num_tokens: int  # of samples, without padding
     num_tiles: int
@@ -49,11 +51,16 @@ def train_step(
     batch: StepBatch,
     parallel: Parallel,
     step: int,
+    is_wanted: Callable[[float, float], bool] = lambda _loss, _grad_norm: True,
 ) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
     The gradient is of the mean loss over all trained tokens of the global batch, weighted as
     `train.loss_weighting` says (Megatron's per-token loss), whatever the layout.
+
+    Args:
+        is_wanted: whether a step of this (finite) loss and gradient norm updates the weights; asked
+            once, with the same numbers on every process.
 
     Raises:
         TrainingError: the loss or the gradient norm is not finite; the same on every process, with
@@ -63,9 +70,11 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    phases.enter(phases.WEIGHING)
     micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
     forward = partial(forward_step, num_sources=len(batch.epochs))
     reports = run_schedule(forward, chunks, micro_batches)
+    phases.enter(phases.COUNTING)
     result, source_losses = _reduce(reports, batch, parallel)
     computed = time.perf_counter()
     bare_chunks = bare(chunks)
@@ -73,14 +82,19 @@ def train_step(
         losses = [float(loss_sum) for loss_sum, *_ in reports]
         run_again = partial(_forward_again, chunks, micro_batches)
         raise explain_loss(bare_chunks, micro_batches, losses, run_again, step, parallel)
-    updated, grad_norm, _ = cast("tuple", optimizer.step())  # its base class declares nothing
-    if not updated or not math.isfinite(grad_norm):
-        raise explain_gradient_norm(bare_chunks, micro_batches, grad_norm, step, parallel)
+    phases.enter(phases.UPDATING)
     num_trained = int(result["num_trained_tokens"])
+    loss = result["loss_sum"] / max(num_trained, 1)
+    grad_norm, is_updated = step_if(
+        optimizer, lambda norm: math.isfinite(norm) and is_wanted(loss, norm)
+    )
+    if not math.isfinite(grad_norm):
+        raise explain_gradient_norm(bare_chunks, micro_batches, grad_norm, step, parallel)
     return StepResult(
-        loss=result["loss_sum"] / max(num_trained, 1),
+        loss=loss,
         source_losses=source_losses,
-        grad_norm=float(grad_norm),
+        grad_norm=grad_norm,
+        is_updated=is_updated,
         num_trained_tokens=num_trained,
         num_tokens=int(result["num_tokens"]),
         num_tiles=int(result["num_tiles"]),
@@ -101,7 +115,7 @@ def run_schedule(
     return get_forward_backward_func()(
         forward_step_func=forward,
         # One iterator for each chunk, and chunks in a list even where there is one.
-        data_iterator=[iter(micro_batches) for _ in chunks],
+        data_iterator=[enumerate(micro_batches) for _ in chunks],
         model=chunks,
         num_microbatches=len(micro_batches),
         seq_length=micro_batches[0].tokens.shape[1],
@@ -114,9 +128,9 @@ def _forward_again(chunks: list, micro_batches: list[MicroBatch], begin) -> None
     """The step's forward passes; `begin(chunk, micro_batch)` is called before each of them."""
 
     def forward(data_iterator, model):
-        micro_batch: MicroBatch = next(data_iterator)
-        begin(_index_of(model, chunks), _index_of(micro_batch, micro_batches))
-        return forward_step(iter([micro_batch]), model)
+        number, micro_batch = next(data_iterator)
+        begin(_index_of(model, chunks), number)
+        return forward_step(iter([(number, micro_batch)]), model)
 
     run_schedule(forward, chunks, micro_batches, forward_only=True)
 
@@ -131,7 +145,10 @@ def forward_step(data_iterator, model, num_sources: int = 0):
     The loss function reports, on last stages, the weighted sum of losses, the number of trained
     tokens, and `sums_by_source`.
     """
-    micro_batch: MicroBatch = next(data_iterator)
+    number: int
+    micro_batch: MicroBatch
+    number, micro_batch = next(data_iterator)
+    phases.enter(phases.FORWARD, micro_batch=number)
     weights, loss_mask = micro_batch.weights(), micro_batch.loss_mask()
 
     def loss(losses: Tensor):
@@ -141,7 +158,9 @@ def forward_step(data_iterator, model, num_sources: int = 0):
         by_source = sums_by_source(weighted, micro_batch, num_sources)
         return loss_sum, num_trained, (loss_sum.detach().double(), num_trained.double(), by_source)
 
-    return model(micro_batch), loss
+    output = model(micro_batch)
+    phases.enter(phases.BACKWARD, micro_batch=number)
+    return output, loss
 
 
 _COUNTS = (

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from nvlm import platform
+from nvlm import phases, platform
 from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config.schema import RunConfig
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
@@ -27,6 +27,7 @@ from nvlm.train.optim import (
     wrap_data_parallel,
 )
 from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_skipped
+from nvlm.train.spikes import SpikeWatch, react
 from nvlm.train.step import StepResult, train_step
 from nvlm.train.throughput import StepWork, step_work
 
@@ -91,23 +92,33 @@ class Training:
         self.last_saved = 0
         self.data_state: dict | None = None
         self.counters = Counters()
+        self.spikes = SpikeWatch(config.train)
 
     def take_step(self, batch: StepBatch) -> StepTaken:
         """Train on a global step, of which `batch` is this data rank's share.
 
+        Where `train.on_spike` leaves out its update, the step and its samples count, and the next
+        one takes its place in the schedule.
+
         Raises:
-            TrainingError: see `train_step`.
+            TrainingError: see `train_step`; or a spike, with `train.on_spike: stop`.
         """
         self.scheduler.step(increment=1)
         rate = learning_rate(self.scheduler, self.config)
         self.step += 1
         started, began = time.perf_counter(), platform.current().moment()
+        phases.enter(phases.ENCODING, self.step)
         batch = encode_shares(batch, bare(self.chunks)[0], self.parallel)
         encoded = time.perf_counter() - started
-        result = train_step(self.chunks, self.optimizer, batch, self.parallel, self.step)
+        result = train_step(
+            self.chunks, self.optimizer, batch, self.parallel, self.step, self._is_wanted
+        )
+        if not result.is_updated:
+            self.scheduler.step(increment=-1)
         # Wherever the encoder runs, it is a part of the forward pass.
         forward_backward = encoded + result.forward_backward_seconds
         result = replace(result, forward_backward_seconds=forward_backward)
+        phases.enter(phases.RECORDING)
         skipped = gather_skipped(batch, self.parallel) if result.num_skipped else []
         repaired = gather_repaired(batch, self.parallel) if result.num_repaired else {}
         before = self.counters
@@ -135,6 +146,13 @@ class Training:
             encode_seconds,
         )
 
+    def _is_wanted(self, loss: float, grad_norm: float) -> bool:
+        """Whether a step of these numbers updates the weights; says what is strange of them."""
+        found = self.spikes.look(loss, grad_norm)
+        if not found:
+            return True
+        return react(found, self.config, self.step)
+
     def save(self) -> Path:
         """Write a checkpoint into the run's folder; returns it.
 
@@ -143,12 +161,14 @@ class Training:
             CheckpointError: it cannot be written.
         """
         assert self.data_state is not None, "no step was taken"
+        phases.enter(phases.SAVING)
         gather_parameters(self.chunks)
         check_parameters(bare(self.chunks), self.step, self.parallel)
         progress = {
             "step": self.step,
             "counters": asdict(self.counters),
             "data_state": self.data_state,
+            "spikes": self.spikes.state(),
         }
         saved = save_training_state(
             self.config, self.chunks, self.optimizer, self.scheduler, progress, self.parallel
@@ -168,6 +188,7 @@ class Training:
         self.step = self.last_saved = progress["step"]
         self.counters = Counters(**progress["counters"])
         self.data_state = progress["data_state"]
+        self.spikes.load_state(progress.get("spikes", {}))
 
 
 def _overlaps(config: RunConfig) -> bool:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import nn
 
-from nvlm import platform
+from nvlm import phases, platform
 from nvlm.batch import StepBatch, StepPart
 from nvlm.data.loading.validation_data import ValidationData
 from nvlm.model.tile_parallel import encode_shares
@@ -63,7 +63,8 @@ class Validation:
         try:
             # Where they still travel, parameters are those of the step before.
             gather_parameters(training.chunks)
-            with torch.no_grad(), evaluating(training.chunks):
+            part = phases.within(phases.VALIDATING)
+            with part, torch.no_grad(), evaluating(training.chunks):
                 measured = self._losses()
         except Exception as error:
             error.add_note(f"in the validation after step {training.step}")

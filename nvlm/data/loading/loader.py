@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from nvlm import phases
 from nvlm.batch import MicroBatch, SkippedSample, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.data.loading.ahead import one_ahead
@@ -128,6 +129,7 @@ class Loader:
 
     def _steps(self) -> Generator[Any, None, None]:
         answers = []
+        phases.readers.append(self._unread)
         try:
             for answer in self._answers():
                 if isinstance(answer, str):
@@ -144,7 +146,13 @@ class Loader:
                 raise
             raise DataError(message) from None
         finally:
+            phases.readers.remove(self._unread)
             gc.unfreeze()
+
+    def _unread(self) -> list[str]:
+        """Keys of the samples of the steps that are being read."""
+        packs = [pack for step in list(self._requested) for m in step.micro_batches for pack in m]
+        return [f"{sample.source}/{sample.key}" for pack in packs for sample in pack]
 
     def _answers(self) -> DataLoader:
         num_workers = self._config.data.num_workers
