@@ -116,6 +116,12 @@ class TileShare:
     sizes: list[int]  # tiles of each share, this one's among them, in their order
 
 
+# A tensor on its way to the device, and what sends one of the host there: a platform's
+# `copied_ahead`.
+Arriving = Callable[[], Tensor]
+CopyAhead = Callable[[Tensor], Arriving]
+
+
 @dataclass(frozen=True)
 class StepBatch:
     """One data-parallel rank's share of a training step."""
@@ -132,6 +138,8 @@ class StepBatch:
     epochs: dict[str, float] = field(default_factory=dict)
     # Of this rank: "SOURCE/WHAT" -> changes made to samples so that they could be used.
     repaired: dict[str, int] = field(default_factory=dict)
+    # Of each micro-batch, in the place of its own; not sent to other processes.
+    tiles_ahead: list[Arriving] | None = None
     # With `parallel.vision: tile_parallel`, until its features are there.
     tile_share: TileShare | None = None
 
@@ -164,7 +172,7 @@ class StepPart:
 
     # [m, 3, image_size, image_size] uint8: its share of the step's tiles, as many as planned; those
     # of images that could not be read have any values.
-    tiles: Tensor
+    tiles: Tensor | Arriving
     findings: Findings
     # Puts the step together from what all processes found; where text is read, else None.
     assemble: Callable[[list[Findings]], WholeStep] | None = None

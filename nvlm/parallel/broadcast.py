@@ -50,11 +50,13 @@ def next_step_batch(
     step = _next(loader) if parallel.is_model_parallel_main else None
     assert step is None or isinstance(step, StepBatch)
     group = parallel.groups.mp
-    tiles = [micro_batch.tiles for micro_batch in step.micro_batches] if step else []
+    tiles = _tiles(step) if step else []
     if dist.get_world_size(group) == 1:
         return step and _on_device(step, tiles, device)
     text = step and replace(
-        step, micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches]
+        step,
+        micro_batches=[micro_batch.without_tiles() for micro_batch in step.micro_batches],
+        tiles_ahead=None,
     )
     shapes = [tuple(t.shape) for t in tiles]
     text, shapes = broadcast_object((text, shapes), dist.get_global_rank(group, 0), group)
@@ -87,6 +89,12 @@ def _next(loader: Iterator[Item] | None) -> Item | None:
     return item
 
 
+def _tiles(step: StepBatch) -> list[torch.Tensor]:
+    if step.tiles_ahead is not None:
+        return [arriving() for arriving in step.tiles_ahead]
+    return [micro_batch.tiles for micro_batch in step.micro_batches]
+
+
 def _put_together(part: StepPart, parallel: Parallel, device: torch.device) -> StepBatch:
     """The step whose parts the replica's processes have read; each keeps its tiles.
 
@@ -108,7 +116,8 @@ def _put_together(part: StepPart, parallel: Parallel, device: torch.device) -> S
             whole = part.assemble(found)
         whole = broadcast_object(whole, main, group)
         assert whole is not None
-    tiles, sizes = without_dropped(part.tiles, num_planned, whole.dropped, own_share(parallel))
+    planned = part.tiles if isinstance(part.tiles, torch.Tensor) else part.tiles()
+    tiles, sizes = without_dropped(planned, num_planned, whole.dropped, own_share(parallel))
     share = TileShare(tiles.to(device, non_blocking=True), whole.num_tiles, sizes)
     none = [micro_batch.tiles for micro_batch in whole.step.micro_batches]
     return replace(_on_device(whole.step, none, device), tile_share=share)
@@ -122,4 +131,4 @@ def _on_device(step: StepBatch, tiles: list[torch.Tensor], device: torch.device)
         .to(device)
         for micro_batch, t in zip(step.micro_batches, tiles, strict=True)
     ]
-    return replace(step, micro_batches=micro_batches)
+    return replace(step, micro_batches=micro_batches, tiles_ahead=None)

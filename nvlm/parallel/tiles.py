@@ -70,7 +70,8 @@ def without_dropped(
         is_kept[start:stop] = False
     start, stop = share.tiles(num_planned)
     left = [int(part.sum()) for part in is_kept.split(sizes)]
-    return tiles[is_kept[start:stop]], left
+    kept = is_kept[start:stop].nonzero()[:, 0]  # found on the host, which waits for no device
+    return tiles[kept.to(tiles.device)], left
 
 
 def gather_features(

@@ -115,15 +115,17 @@ def stage_bytes(
 
 def _visual_bytes(config: RunConfig, num_tiles: float, is_first: bool) -> float:
     """Of a step with so many tiles: pixels on the first stage or, where all ranks share the tiles,
-    a rank's share of them and, on the first stage, the features of all."""
+    a rank's share of them and, on the first stage, the features of all.
+
+    While a step is trained, the pixels of the next one are on their way, to the rank that reads.
+    """
     parallel, vision = config.parallel, config.model.vision
+    pixels = num_tiles * tile_bytes(config) * (2 if config.data.num_workers else 1)
     if not parallel.shares_tiles:
-        return num_tiles * tile_bytes(config) * is_first
+        return pixels * is_first
     features = num_tiles * vision.num_tokens_per_tile * vision.token_size
     width = DTYPES[config.train.precision].num_bytes
-    return (
-        num_tiles * tile_bytes(config) / parallel.model_parallel_size + features * width * is_first
-    )
+    return pixels / parallel.model_parallel_size + features * width * is_first
 
 
 def tile_bytes(config: RunConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ class Platform(Protocol):
         """A host tensor's values in memory from which copies to the device are not waited for.
 
         Other tensors stay as they are."""
+        ...
+
+    def copied_ahead(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to copy a host tensor to the device, beside what that computes, from any thread.
+
+        What this returns is called once, by the thread that computes with the copy: it gives it,
+        for all that is asked of the device from then on.
+        """
         ...
 
     def moment(self) -> Any:

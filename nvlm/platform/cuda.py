@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 
@@ -121,6 +122,28 @@ def resolve_layer_implementation(wanted: str, precision: str) -> str:
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory() if tensor.is_cpu else tensor
+
+
+@cache
+def _copy_stream() -> torch.cuda.Stream:
+    # By its number: the device of a new thread is the first one.
+    return torch.cuda.Stream(device=launched().local_rank)
+
+
+def copied_ahead(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    stream = _copy_stream()
+    with torch.cuda.stream(stream):  # and on its device
+        copy = pinned(tensor).to(stream.device, non_blocking=True)
+        arrived = stream.record_event()
+
+    def on_device() -> torch.Tensor:
+        computing = torch.cuda.current_stream()
+        computing.wait_event(arrived)
+        # Its memory is the copying stream's, which may not use it again before this one is done.
+        copy.record_stream(computing)
+        return copy
+
+    return on_device
 
 
 def moment() -> torch.cuda.Event:

@@ -119,6 +119,12 @@ def _pinned_memory(where: Situation) -> str:
     return "" if where.machine.has_gpu else "no GPU"
 
 
+def _copies_ahead(where: Situation) -> str:
+    if not where.machine.has_gpu:
+        return "no GPU"
+    return "" if where.config.data.num_workers else "data.num_workers is 0: nothing is read ahead"
+
+
 def _single_hardware_queue(where: Situation) -> str:
     if not where.machine.has_gpu:
         return "no GPU"
@@ -146,6 +152,7 @@ CHOICES: tuple[Callable[[Situation], Feature], ...] = (_layers, _attention, _opt
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "pinned_memory": _pinned_memory,
+        "copies_ahead": _copies_ahead,
         "compiled_norms_and_swiglu": _compiled_norms_and_swiglu,
         "fused_cross_entropy": _fused_cross_entropy,
         "fused_rotation": _fused_rotation,

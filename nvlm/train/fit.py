@@ -68,7 +68,7 @@ def fit(
         return
     own = own_share(parallel) if config.parallel.shares_tiles else None
     batches = start.data and start.data.batches(
-        parallel.data_rank, parallel.data_size, platform.current().pinned, own
+        parallel.data_rank, parallel.data_size, platform.current().copied_ahead, own
     )
     validation = Validation(training, start.validation, console)
     with open_log(training, start.data, console) as log, at_work(training) as work:

@@ -77,7 +77,7 @@ class Validation:
         parallel = self._training.parallel
         share = own_share(parallel) if self._training.config.parallel.shares_tiles else None
         batches = self._data and self._data.batches(
-            parallel.data_rank, parallel.data_size, platform.current().pinned, share
+            parallel.data_rank, parallel.data_size, platform.current().copied_ahead, share
         )
         losses = held_out_losses(self._training, batches)
         return {f"validation/{name}": loss for name, loss in losses.items()}

@@ -34,5 +34,5 @@ def test_every_member_is_asked_for():
         path.read_text() for path in package.rglob("*.py") if path.parent.name != "platform"
     )
     code += inspect.getsource(nvlm.platform)
-    calls = re.findall(r"platform\w*(?:\.current\(\))?\.(\w+)\(", code)
+    calls = re.findall(r"platform\w*(?:\.current\(\))?\.(\w+)\b", code)
     assert set(calls) >= MEMBERS

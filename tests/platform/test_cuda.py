@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,6 +81,71 @@ def test_whole_transformer_engine_is_not_hidden(installed):
 )
 def test_cudnn_version(number, version):
     assert cuda._cudnn_version(number) == version
+
+
+class Recorded:
+    """Stands for streams, events and tensors of a GPU; says what is asked of them, in order."""
+
+    def __init__(self, name: str, said: list[str], **parts):
+        self.name, self.said, self.device = name, said, "its device"
+        self.parts = parts
+
+    def __enter__(self):
+        self.said.append(f"on the {self.name}")
+
+    def __exit__(self, *_):
+        self.said.append(f"off the {self.name}")
+
+    def __getattr__(self, method: str):
+        def call(*values, **options):
+            words = [getattr(v, "name", v) for v in (*values, *options.items())]
+            self.said.append(f"{self.name} {method} {words}")
+            return self.parts.get(method)
+
+        return call
+
+
+def test_a_copy_ahead_is_waited_for_by_the_device_and_not_by_the_host(monkeypatch):
+    said: list[str] = []
+    copy, event = Recorded("copy", said), Recorded("event", said)
+    copying = Recorded("copying stream", said, record_event=event)
+    computing = Recorded("computing stream", said)
+    pinned = Recorded("pinned", said, to=copy)
+    monkeypatch.setattr(cuda, "_copy_stream", lambda: copying)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: computing)
+    host = Recorded("host", said, pin_memory=pinned)
+    arriving = cuda.copied_ahead(host)
+    assert said == [
+        "on the copying stream",
+        "host pin_memory []",
+        "pinned to ['its device', ('non_blocking', True)]",
+        "copying stream record_event []",
+        "off the copying stream",
+    ]
+    said.clear()
+    assert arriving() is copy
+    # Before anything is computed with it, and before its memory may be given to another copy.
+    assert said == [
+        "computing stream wait_event ['event']",
+        "copy record_stream ['computing stream']",
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_ahead_hold_their_values():
+    """Begun by another thread, behind a device that is busy; memory goes round."""
+    busy = torch.ones(4096, 4096, device=cuda.device())
+    with ThreadPoolExecutor(1) as thread:
+        for number in range(20):
+            arriving = thread.submit(cuda.copied_ahead, torch.full((1 << 20,), float(number)))
+            busy = busy @ busy / 4096
+            values = arriving.result()()
+            assert values.device == cuda.device()
+            total = values.sum()
+            del values
+            assert float(total) == number * (1 << 20)
 
 
 @pytest.mark.gpu

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from nvlm import phases
-from nvlm.batch import MicroBatch, SkippedSample, StepBatch, StepPart
+from nvlm.batch import CopyAhead, MicroBatch, SkippedSample, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.data.loading.ahead import one_ahead
 from nvlm.data.loading.reader import (
@@ -59,23 +58,24 @@ class _Requested:
 class _WholeSteps:
     """How a loader reads the steps of its data rank where it reads all of them."""
 
-    def __init__(self, reader: MicroBatchReader, pinned: Callable[[Tensor], Tensor] | None):
+    def __init__(self, reader: MicroBatchReader, copy_ahead: CopyAhead | None):
         self.reader = reader
-        self._pinned = pinned
+        self._copy_ahead = copy_ahead
 
     def split(self, requests: list[MicroBatchRequest]) -> list[MicroBatchRequest]:
         return requests
 
     def receive(self, answer: Read) -> tuple[MicroBatch, list[SkippedSample], Counter[str]]:
         travelled, skipped, repaired = answer
-        micro_batch = unpack(travelled)
-        return micro_batch.each(self._pinned) if self._pinned else micro_batch, skipped, repaired
+        return unpack(travelled), skipped, repaired
 
     def join(self, step: StepBatch, _: list[MicroBatchRequest], answers: list) -> StepBatch:
         micro_batches, skipped, repaired = zip(*answers, strict=True)
+        copy_ahead = self._copy_ahead
         return replace(
             step,
-            micro_batches=list(micro_batches),
+            micro_batches=[m.without_tiles() if copy_ahead else m for m in micro_batches],
+            tiles_ahead=[copy_ahead(m.tiles) for m in micro_batches] if copy_ahead else None,
             skipped=step.skipped + list(chain(*skipped)),
             repaired=dict(sorted(sum(repaired, Counter()).items())),
         )
@@ -95,13 +95,13 @@ class Loader:
         planner: Planner,
         data_rank: int,
         data_size: int,
-        pinned: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        copy_ahead: CopyAhead | None = None,
         share: Share | None = None,
     ):
         """
         Args:
-            pinned: what a platform does with tensors that are soon copied to its device; it is done
-                ahead, while a step is trained. None: nothing.
+            copy_ahead: begins to copy a step's tiles to the device as soon as they are read, while
+                the step before is trained. None: they stay.
             share: what this process reads of its data rank's steps, which then are given as
                 `StepPart`; None: all.
         """
@@ -117,7 +117,9 @@ class Loader:
         parsers = {source.index.source: source.index.parser for source in planner.sources}
         reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
         self._way: _WholeSteps | StepShares = (
-            _WholeSteps(reader, pinned) if share is None else StepShares(reader, share, pinned)
+            _WholeSteps(reader, copy_ahead)
+            if share is None
+            else StepShares(reader, share, copy_ahead)
         )
 
     def __iter__(self) -> Iterator[StepBatch] | Iterator[StepPart]:

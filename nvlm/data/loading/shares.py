@@ -12,7 +12,7 @@ An image that lies across the border of two shares is decoded by both.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nvlm.batch import (
+    CopyAhead,
     Findings,
     SkippedSample,
     StepBatch,
@@ -140,17 +141,17 @@ class StepShares:
         self,
         reader: MicroBatchReader,
         share: Share,
-        pinned: Callable[[Tensor], Tensor] | None = None,
+        copy_ahead: CopyAhead | None = None,
     ):
         """
         Args:
-            pinned: see `Loader`.
+            copy_ahead: see `Loader`.
         """
         self.reader = PartReader(reader)
         self._reads_text = share.number == 0
         self._samples = reader
         self._share = share
-        self._pinned = pinned
+        self._copy_ahead = copy_ahead
 
     def split(self, requests: Sequence[MicroBatchRequest]) -> list[PartRequest]:
         """What this process reads of a step of such micro-batches; at least one request."""
@@ -189,7 +190,7 @@ class StepShares:
         failures = [failure for part in parts for failure in part.failures]
         texts = {number: text for part in parts for number, text in part.texts.items()}
         return StepPart(
-            self._pinned(tiles) if self._pinned else tiles,
+            self._copy_ahead(tiles) if self._copy_ahead else tiles,
             Findings(failures, repaired, plan.num_tiles),
             partial(_assemble, self._samples, step, plan, texts) if self._reads_text else None,
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from nvlm.batch import SkippedSample, StepBatch, StepPart
+from nvlm.batch import CopyAhead, SkippedSample, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.data.index.rejected import check_rejected
 from nvlm.data.index.source_index import SourceIndex, open_indexes
@@ -30,11 +28,11 @@ class TrainingData:
         self,
         data_rank: int,
         data_size: int,
-        pinned: Callable[[Tensor], Tensor] | None = None,
+        copy_ahead: CopyAhead | None = None,
         share: Share | None = None,
     ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """The steps of one data-parallel rank; see `Loader`. To be called once."""
-        return iter(Loader(self.config, self.planner, data_rank, data_size, pinned, share))
+        return iter(Loader(self.config, self.planner, data_rank, data_size, copy_ahead, share))
 
     def rejected(self) -> list[SkippedSample]:
         """What the sources have that cannot be used."""

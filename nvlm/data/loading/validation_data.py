@@ -3,13 +3,11 @@ for, at every layout, in every run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from nvlm.batch import StepBatch, StepPart
+from nvlm.batch import CopyAhead, StepBatch, StepPart
 from nvlm.config import RunConfig
 from nvlm.config.changed import changed, changed_section
 from nvlm.data.index.rejected import check_rejected
@@ -36,12 +34,12 @@ class ValidationData:
         self,
         data_rank: int,
         data_size: int,
-        pinned: Callable[[Tensor], Tensor] | None = None,
+        copy_ahead: CopyAhead | None = None,
         share: Share | None = None,
     ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """One pass for one data-parallel rank, from its beginning; see `Loader`."""
         planner = Planner(self.config, self.indexes)
-        return iter(Loader(self.config, planner, data_rank, data_size, pinned, share))
+        return iter(Loader(self.config, planner, data_rank, data_size, copy_ahead, share))
 
 
 def open_validation_data(config: RunConfig, trained: list[SourceIndex]) -> ValidationData | None:

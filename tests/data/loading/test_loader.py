@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from nvlm.config import RunConfig, changed
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading import reader as reader_module
 from nvlm.data.loading.ahead import one_ahead
-from nvlm.data.loading.loader import num_prefetched
-from nvlm.data.order.planner import iterate_order
+from nvlm.data.loading.loader import Loader, num_prefetched
+from nvlm.data.order.planner import Planner, iterate_order
 from nvlm.data.shards.shard import ShardReader
 from nvlm.errors import DataError
 from nvlm.sizes.visual import VisualLayout
@@ -290,6 +291,34 @@ def test_workers_end_with_the_loader(make_config):
     steps.close()
     assert not workers & child_processes()
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_tiles_are_on_their_way_before_their_step_is_asked_for(make_config, num_workers: int):
+    config = make_config(f"data.num_workers={num_workers}", "train.micro_batch_size=2")
+    (expected, _, _) = read_steps(config, 1)
+    sent: list[torch.Tensor] = []
+
+    def copy_ahead(tensor: torch.Tensor):
+        sent.append(tensor)
+        return lambda: tensor
+
+    loader = Loader(config, Planner(config, open_indexes(config)), 0, 1, copy_ahead)
+    steps = iter(loader)
+    for number, micro_batches in enumerate(itertools.islice(expected, NUM_STEPS)):
+        step = next(steps)
+        if num_workers:
+            for _ in range(600):  # a minute at most
+                if len(sent) >= 2 * (number + 2):
+                    break
+                time.sleep(0.1)
+            assert len(sent) == 2 * (number + 2), "one step ahead, and no more"
+        assert not any(m.num_tiles for m in step.micro_batches)
+        for arriving, micro_batch in zip(step.tiles_ahead, micro_batches, strict=True):
+            assert torch.equal(arriving(), micro_batch.tiles)
+    # What is on its way is nobody else's memory.
+    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == len(sent)
+    steps.close()
 
 
 def test_one_step_is_fetched_ahead():

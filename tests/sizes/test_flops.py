@@ -1,0 +1,64 @@
+"""Operations of published models as whole numbers, multiplied out by hand from their shapes."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvlm.config import load_config
+from nvlm.sizes.flops import ForwardFlops, StepFlops, forward_flops, step_flops
+
+# A decoder layer: query, key and value; output; gate and up; down.
+# 72B:   8192 x 10240 = 83,886,080 + 8192 x 8192 = 67,108,864
+#        + 8192 x 59136 = 484,442,112 + 29568 x 8192 = 242,221,056: 877,658,112 weights, 80 times;
+#        with the output layer of 8192 x 152064 = 1,245,708,288: 71,458,357,248 weights.
+# 0.5B:  896 x 1152 = 1,032,192 + 896 x 896 = 802,816 + 896 x 9728 = 8,716,288
+#        + 4864 x 896 = 4,358,144: 14,909,440, 24 times; the embedding's matrix once more as output
+#        layer, 896 x 151936 = 136,134,656: 493,961,216.
+# An encoder layer: query, key and value of the stored heads; output; two matrices of the MLP.
+# 6B:    3200 x 12288 = 39,321,600 + 4096 x 3200 = 13,107,200 + 2 x 3200 x 12800 = 81,920,000:
+#        134,348,800, 45 times; 1025 positions, 1,050,625 pairs of them, 32 heads of 128.
+# 300M:  1024 x 3072 = 3,145,728 + 1,048,576 + 2 x 1024 x 4096 = 8,388,608: 12,582,912, 24 times;
+#        16 heads of 64.
+FORWARD = {
+    "nvlm_d_72b/sft": ForwardFlops(
+        per_token=142_916_714_496,
+        per_token_pair=1_310_720,  # 2 x 80 x 8192
+        encoder_per_tile=12_393_676_800_000 + 774_604_800_000,
+        projector_per_token=1_241_382_912,  # 2 x (12800 x 29568 + 29568 x 8192)
+    ),
+    "internvit_300m_qwen2_0_5b/sft": ForwardFlops(
+        per_token=987_922_432,
+        per_token_pair=43_008,  # 2 x 24 x 896
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_token=48_562_176,  # 2 x (4096 x 4864 + 4864 x 896)
+    ),
+}
+# The encoder is frozen and runs forwards. A tile's 256 tokens of projector: 72B
+# 3 x 256 x 1,241,382,912 = 953,382,076,416.
+STEP = {
+    # A frozen decoder passes gradients on: 2 x a token's forward pass.
+    "nvlm_d_72b/pretrain": StepFlops(285_833_428_992, 3_932_160, 14_121_663_676_416),
+    "nvlm_d_72b/sft": StepFlops(428_750_143_488, 3_932_160, 14_121_663_676_416),
+    "internvit_300m_qwen2_0_5b/sft": StepFlops(2_963_767_296, 129_024, 759_655_661_568),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_one_forward_pass(name):
+    assert forward_flops(load_config(name).model) == FORWARD[name]
+
+
+@pytest.mark.parametrize("name", STEP)
+def test_training(name):
+    assert step_flops(load_config(name)) == STEP[name]
+
+
+def test_an_encoder_that_trains_runs_three_times():
+    config = load_config("nvlm_d_72b/sft", ["stage.freeze=[]"])
+    assert step_flops(config).per_tile == 3 * 13_168_281_600_000 + 953_382_076_416
+
+
+def test_a_sequence_with_padding():
+    """Documents of 3 and 4 tokens in 10, and 2 tiles: 9 + 16 + 9 pairs."""
+    flops = StepFlops(per_token=1_000_000, per_token_pair=1_000, per_tile=7)
+    assert flops.of_sequence([3, 4], 2, 10) == 10_000_000 + 34_000 + 14
