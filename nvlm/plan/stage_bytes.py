@@ -22,7 +22,7 @@ from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.schedule import most_kept, stage_order
 from nvlm.plan.work import Work
 from nvlm.sizes.components.internvit import NUM_COLOUR_CHANNELS
-from nvlm.sizes.memory import MemoryBytes, stage_memory
+from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory
 from nvlm.sizes.parameters import count_parameters, parameters_by_name
 
 _WIDE = DTYPES["fp32"].num_bytes
@@ -57,9 +57,13 @@ class StageBytes:
         return self.parameters + self.gradients + self.optimizer
 
     @property
+    def coming(self) -> int:
+        """What comes and goes within a step."""
+        return self.activations + self.tiles + self.logits + self.buffers
+
+    @property
     def at_step(self) -> int:
-        coming = self.activations + self.tiles + self.logits + self.buffers
-        return self.kept + coming + self.overhead
+        return self.kept + self.coming + self.overhead
 
     @property
     def at_checkpoint(self) -> int:
@@ -119,13 +123,11 @@ def _visual_bytes(config: RunConfig, num_tiles: float, is_first: bool) -> float:
 
     While a step is trained, the pixels of the next one are on their way, to the rank that reads.
     """
-    parallel, vision = config.parallel, config.model.vision
+    parallel = config.parallel
     pixels = num_tiles * tile_bytes(config) * (2 if config.data.num_workers else 1)
     if not parallel.shares_tiles:
         return pixels * is_first
-    features = num_tiles * vision.num_tokens_per_tile * vision.token_size
-    width = DTYPES[config.train.precision].num_bytes
-    return pixels / parallel.model_parallel_size + features * width * is_first
+    return pixels / parallel.model_parallel_size + feature_bytes(config, num_tiles) * is_first
 
 
 def tile_bytes(config: RunConfig) -> int:

@@ -53,12 +53,12 @@ def stage_memory(config: RunConfig, stage: int, data_parallel_size: int) -> Memo
     return total
 
 
-def feature_bytes(config: RunConfig, num_tiles: int) -> int:
+def feature_bytes(config: RunConfig, num_tiles: float) -> int:
     """Of so many tiles encoded beforehand, on each process of the first stage: as the projector
     reads them, for the length of a step (`parallel.vision: tile_parallel`)."""
     vision = config.model.vision
     numbers = num_tiles * vision.num_tokens_per_tile * vision.token_size
-    return numbers * DTYPES[config.train.precision].num_bytes
+    return round(numbers * DTYPES[config.train.precision].num_bytes)
 
 
 def _chunk_memory(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 from nvlm import platform
+from nvlm.config.changed import changed
 from nvlm.config.schema import RunConfig
+from nvlm.plan.assumptions import assumptions_for
+from nvlm.plan.hardware import CARDS, DEFAULT_CARD
 from nvlm.plan.layout import stage_seconds
-from nvlm.plan.work import most_tiles
+from nvlm.plan.stage_bytes import stage_bytes
+from nvlm.plan.work import largest_work, most_tiles
 from nvlm.sizes.layout import stage_layers
-from nvlm.sizes.parameters import VISION
-from nvlm.sizes.step_memory import step_memory
 from nvlm.tables import print_table
 
 
@@ -21,20 +23,19 @@ def print_stage_table(config: RunConfig, data_parallel_size: int, console: Conso
     implementation = platform.current().resolve_layer_implementation(
         config.model.layer_implementation, config.train.precision
     )
-    layers, num_tiles = stage_layers(config), most_tiles(config)
+    config = changed(config, {"model.layer_implementation": implementation})
+    assumptions, work = assumptions_for(CARDS[DEFAULT_CARD]), largest_work(config)
+    layers = stage_layers(config)
     seconds = stage_seconds(config, layers)
     rows = []
     for stage, chunks in enumerate(layers):
-        held = step_memory(config, stage, data_parallel_size, num_tiles, implementation)
+        held = stage_bytes(config, stage, data_parallel_size, work, assumptions)
         rows.append(
             [
                 f"{stage}: {' + '.join(map(str, chunks))}",
                 f"{1e3 * seconds[stage]:.3g}",
                 f"{100 * seconds[stage] / max(seconds):.0f} %",
-                *(
-                    f"{number / 1e9:.2f}"
-                    for number in (held.kept.total, held.activations, held.total)
-                ),
+                *(f"{size / 1e9:.2f}" for size in (held.kept, held.coming, held.peak)),
             ]
         )
     print_table(
@@ -45,8 +46,8 @@ def print_stage_table(config: RunConfig, data_parallel_size: int, console: Conso
             "ms per\nmicro-batch",
             "of the\nslowest",
             "weights and\noptimizer, GB",
-            "activa-\ntions, GB",
-            "together,\nGB",
+            "within a\nstep, GB",
+            "at most,\nGB",
         ],
         rows,
     )
@@ -54,10 +55,8 @@ def print_stage_table(config: RunConfig, data_parallel_size: int, console: Conso
 
 
 def _note(config: RunConfig) -> str:
-    note = (
+    return (
         "Reckoned, not measured (nvlm plan): forwards and backwards on an H100, with "
-        f"{most_tiles(config)} tiles a micro-batch; libraries and passing buffers come on top."
+        f"{most_tiles(config)} tiles a micro-batch; at most, also while it resumes, with what "
+        "libraries take."
     )
-    if not any(pattern.startswith(VISION) for pattern in config.stage.freeze):
-        note += " What the encoder keeps for its gradients is not counted."
-    return note
