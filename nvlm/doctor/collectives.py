@@ -29,7 +29,7 @@ def find_wrong_sums(group: dist.ProcessGroup) -> list[int]:
 def measure_all_reduce(group: dist.ProcessGroup, num_bytes: int) -> float:
     """Bytes per second that each link carries at least while a group sums so many bytes.
 
-    A ring passes 2 (n - 1) / n of them over each link ("bus bandwidth" of NCCL's tests).
+    A ring passes 2 (n - 1) / n of them over each link: what is known as the bus bandwidth.
     """
     here = platform.current()
     data = torch.ones(num_bytes // 4, dtype=torch.float32, device=here.device())
@@ -64,6 +64,6 @@ def measure_product(size: int) -> tuple[float, str]:
         product = left @ right
         here.synchronize()
         best = min(best, time.perf_counter() - started)
-    values = product.to(torch.int64).cpu()
-    weights = torch.arange(1, values.numel() + 1).view_as(values) % 65_521
+    values = product.to(torch.int64)
+    weights = torch.arange(1, values.numel() + 1, device=values.device).view_as(values) % 65_521
     return 2 * size**3 / best, f"{int((values * weights).sum()):x}"
