@@ -16,6 +16,14 @@ VISION_SOURCE = Path("assets/tiny/internvit")
 LANGUAGE_SOURCE = Path("assets/tiny/qwen2")
 SPLIT = "heldout"
 NUM_PROCESSES = 2
+# Held-out losses and a few answers while the stages train.
+VALIDATION = [
+    "validation.every=60",
+    f"validation.split={SPLIT}",
+    "validation.samples=8",
+    "validation.questions=4",
+    "validation.max_new_tokens=8",
+]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ def load_stages(paths: Paths, overrides: Sequence[str]) -> tuple[Stage, Stage]:
             f"data.root={paths.data}",
             f"checkpoint.load={initial_weights}",
             f"parallel.tensor={NUM_PROCESSES}",
+            *VALIDATION,
             *overrides,
         ]
         return Stage(name, title, path, settings, load_config(path, settings))

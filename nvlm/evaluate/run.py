@@ -16,8 +16,6 @@ import torch.distributed as dist
 from nvlm.batch import SkippedSample, too_many_skipped
 from nvlm.checkpoint_io import on_main_rank
 from nvlm.config.schema import ParallelConfig, RunConfig
-from nvlm.data.index.stored import decode_images
-from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
 from nvlm.errors import DataError
@@ -25,7 +23,8 @@ from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.out_file import OutFile, check_out
 from nvlm.evaluate.questions import HeldOut, Question, choose_questions, read_questions, with_data
 from nvlm.evaluate.report import print_left_out, print_questions, print_repairs, print_scores
-from nvlm.evaluate.score import TaskScore, score_answer, score_tasks
+from nvlm.evaluate.rows import answer_row, read_images
+from nvlm.evaluate.score import TaskScore, score_tasks
 from nvlm.generate.engine import Engine
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
@@ -135,31 +134,11 @@ def _answer_share(
 def _answer(
     engine: Engine, reader: ShardReader, question: Question, max_new_tokens: int
 ) -> dict[str, Any]:
-    with noting_repairs() as repairs:
-        images = list(
-            decode_images(
-                reader,
-                question.shard,
-                question.images,
-                question.num_frames,
-                engine.config.data.max_image_megapixels,
-            )
-        )
+    images, repairs = read_images(reader, question, engine.config.data.max_image_megapixels)
     prompt = engine.prepare(question.messages, images, max_new_tokens, question.max_num_tiles)
     said = engine.answer(prompt, max_new_tokens)
-    score = score_answer(said.text, question.truth)
-    repairs.update(question.repairs)
     return {
-        "sample_id": question.sample_id,
-        "source": question.source,
-        "task": question.task,
-        "question": question.text,
-        **question.truth.as_fields(),
-        "answer": said.text,
-        "metric": question.truth.metric,
-        "score": score,
-        "correct": score == 1,
-        **({"repaired": dict(repairs)} if repairs else {}),
+        **answer_row(question, said.text, repairs),
         "prompt_token_ids": said.prompt_ids,
         "answer_token_ids": said.answer_ids,
     }

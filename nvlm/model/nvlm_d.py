@@ -216,7 +216,8 @@ class NVLMD(MegatronModule):
     @torch.no_grad()
     def encode(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> what the projector reads of them, [n, q, channels]."""
-        assert self.vision_model is not None and self.vision_model.is_frozen
+        encoder = self.vision_model
+        assert encoder is not None and (encoder.is_frozen or not self.training)
         features = torch.empty(
             len(tiles), *self.feature_shape, dtype=self.config.params_dtype, device=tiles.device
         )
@@ -267,9 +268,10 @@ class NVLMD(MegatronModule):
 
     def _visual_embeddings(self, micro_batch: MicroBatch) -> Tensor:
         """[n, q, h]"""
-        if not self.shares_tiles:
+        if micro_batch.features is None:
+            assert not self.shares_tiles, "tiles are encoded before the schedule"
             return self.encode_tiles(micro_batch.tiles)
-        assert micro_batch.features is not None and self.vision_projection is not None
+        assert self.vision_projection is not None
         return self.vision_projection(micro_batch.features)
 
     def _blank_tile(self, like: Tensor) -> Tensor:

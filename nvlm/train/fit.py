@@ -70,8 +70,8 @@ def fit(
     batches = start.data and start.data.batches(
         parallel.data_rank, parallel.data_size, platform.current().copied_ahead, own
     )
-    validation = Validation(training, start.validation, console)
     with open_log(training, start.data, console) as log, at_work(training) as work:
+        validation = Validation(training, start.validation, start.questions, console)
         while training.step < config.train.steps:
             started = time.perf_counter()
             work.begin_reading()

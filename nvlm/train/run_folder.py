@@ -26,6 +26,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 BETWEEN_STEPS_FILE = "between_steps.jsonl"
+GENERATIONS_FILE = "generations.jsonl"
 
 
 def read_run_id(folder: Path) -> str | None:

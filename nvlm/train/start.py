@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from nvlm.config.changed import changed as changed_config
 from nvlm.config.checks import check_world_size
 from nvlm.data.loading.training_data import TrainingData, open_training_data
 from nvlm.data.loading.validation_data import ValidationData, open_validation_data
+from nvlm.evaluate.questions import Question
 from nvlm.parallel.agreement import on_ranks
 from nvlm.parallel.groups import (
     Parallel,
     broadcast_object,
+    is_main_process,
     reading_ranks,
     world_size_from_environment,
 )
@@ -32,6 +35,7 @@ from nvlm.platform.features import decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
+from nvlm.train.live_questions import choose_live_questions
 from nvlm.train.module_table import print_module_table
 from nvlm.train.rates import rate_changes
 from nvlm.train.stage_table import print_stage_table
@@ -47,6 +51,7 @@ class Start:
     weights: Path | None = None  # another run's checkpoint; None: random ones, where none resumes
     data: TrainingData | None = None  # on the ranks that read
     validation: ValidationData | None = None  # on these too, where the run validates
+    questions: Sequence[Question] = ()  # on the main process, those that validation asks
     allow_data_change: bool = False
 
 
@@ -88,7 +93,8 @@ def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:
         weights = None if resumed.checkpoint else find_initial_weights(config)
         data = _open_data(config, resumed, allow_data_change)
         validation = open_validation_data(config, data.indexes)
-        return Start(resumed, weights, data, validation, allow_data_change)
+        questions = choose_live_questions(config) if is_main_process() else []
+        return Start(resumed, weights, data, validation, questions, allow_data_change)
 
     readers = reading_ranks(config.parallel, world_size)
     return on_ranks(readers, find) or Start(allow_data_change=allow_data_change)

@@ -2,7 +2,7 @@
 
 For the loop:
 
-    validation = Validation(training, start.validation, console)
+    validation = Validation(training, start.validation, start.questions, console)
     measured = validation.after_step()      # every rank calls it after every step
 
 `after_step` returns None where the step is not one to measure after, else all that was measured, on
@@ -23,14 +23,16 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from torch import nn
 
 from nvlm import phases, platform
 from nvlm.batch import StepBatch, StepPart
 from nvlm.data.loading.validation_data import ValidationData
+from nvlm.evaluate.questions import Question
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.broadcast import next_step_batch
+from nvlm.parallel.groups import broadcast_object
 from nvlm.parallel.tiles import own_share
+from nvlm.train.live_questions import LiveQuestions
 from nvlm.train.optim import bare, gather_parameters
 from nvlm.train.source_losses import losses_by_source
 from nvlm.train.step import forward_step, run_schedule
@@ -40,14 +42,26 @@ from nvlm.train.training import Training
 class Validation:
     """Measures a training on held-out samples. Every rank makes one and calls its methods."""
 
-    def __init__(self, training: Training, data: ValidationData | None, console: Console):
+    def __init__(
+        self,
+        training: Training,
+        data: ValidationData | None,
+        questions: Sequence[Question],
+        console: Console,
+    ):
         """
         Args:
             data: on the ranks that read, where the run validates; not looked at on others.
+            questions: on the main process; not looked at on others.
         """
         self._training = training
         self._data = data
         self._console = console
+        self._questions = None
+        wanted = training.config.validation
+        if wanted.every is not None and wanted.questions:
+            questions = broadcast_object(list(questions))
+            self._questions = LiveQuestions(training, questions, console)
 
     def after_step(self) -> dict[str, float] | None:
         """What is measured after the training's last step, on every rank; None: nothing is due.
@@ -61,11 +75,8 @@ class Validation:
             return None
         started = time.perf_counter()
         try:
-            # Where they still travel, parameters are those of the step before.
-            gather_parameters(training.chunks)
-            part = phases.within(phases.VALIDATING)
-            with part, torch.no_grad(), evaluating(training.chunks):
-                measured = self._losses()
+            with phases.within(phases.VALIDATING), looking_at(training):
+                measured = self._measure()
         except Exception as error:
             error.add_note(f"in the validation after step {training.step}")
             raise
@@ -73,20 +84,41 @@ class Validation:
         self._console.print(validation_line(training.step, measured), markup=False, highlight=False)
         return measured
 
-    def _losses(self) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
         parallel = self._training.parallel
         share = own_share(parallel) if self._training.config.parallel.shares_tiles else None
         batches = self._data and self._data.batches(
             parallel.data_rank, parallel.data_size, platform.current().copied_ahead, share
         )
-        losses = held_out_losses(self._training, batches)
-        return {f"validation/{name}": loss for name, loss in losses.items()}
+        measured = held_out_losses(self._training, batches)
+        if self._questions is not None:
+            measured |= self._questions.ask()
+        return {f"validation/{name}": value for name, value in measured.items()}
+
+
+@contextmanager
+def looking_at(training: Training) -> Iterator[None]:
+    """The model as the last step left it, in evaluation mode and without gradients.
+
+    Behind the block it is as before.
+    """
+    # Where they still travel, parameters are those of the step before.
+    gather_parameters(training.chunks)
+    modes = [(module, module.training) for c in training.chunks for module in c.modules()]
+    try:
+        for chunk in training.chunks:
+            chunk.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def held_out_losses(
     training: Training, batches: Iterator[StepBatch] | Iterator[StepPart] | None
 ) -> dict[str, float]:
-    """`loss` and `loss/SOURCE` of all `batches`, on every rank.
+    """`loss` and `loss/SOURCE` of all `batches`, on every rank; within `looking_at`.
 
     Args:
         batches: on the ranks that read.
@@ -113,20 +145,11 @@ def held_out_losses(
     return {"loss": sum(losses) / sum(weights), **of_sources}
 
 
-@contextmanager
-def evaluating(chunks: Sequence[nn.Module]) -> Iterator[None]:
-    """The modules in evaluation mode within the block, and then each as it was."""
-    modes = [(module, module.training) for chunk in chunks for module in chunk.modules()]
-    try:
-        for chunk in chunks:
-            chunk.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def validation_line(step: int, measured: dict[str, float]) -> str:
-    """For the terminal; the losses of sources are in the run's files."""
-    seconds = measured["validation/seconds"]
-    return f"validation after step {step}: loss {measured['validation/loss']:.4f}  {seconds:.1f} s"
+    """For the terminal; what sources and tasks have is in the run's files."""
+    exact = measured.get("validation/exact_match")
+    right = "" if exact is None else f"  exact match {exact:.1%}"
+    return (
+        f"validation after step {step}: loss {measured['validation/loss']:.4f}{right}  "
+        f"{measured['validation/seconds']:.1f} s"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -51,10 +52,11 @@ def batch_of(config: RunConfig, step: int, parallel: Parallel) -> StepBatch:
     return StepBatch(micro_batches, [], {})
 
 
-def train(config: RunConfig, parallel: Parallel) -> dict:
+def train(config: RunConfig, parallel: Parallel, overlap: bool) -> dict:
     """Three steps; the third again, from the checkpoint of the second."""
     from nvlm.train.optim import bare, gather_parameters
     from nvlm.train.training import Training
+    from nvlm.train.validation import held_out_losses, looking_at
 
     training = Training(config, parallel, small_model.build_chunks(config, parallel))
     chunks = cast("Any", training.chunks)
@@ -64,6 +66,11 @@ def train(config: RunConfig, parallel: Parallel) -> dict:
     for step in range(NUM_STEPS):
         result = training.take_step(batch_of(config, step, parallel)).result
         results[f"step {step}"] = torch.tensor([result.loss, result.grad_norm])
+        # Without overlap nothing looks at the model, so that a difference would show.
+        if overlap:
+            held_out = replace(batch_of(config, 0, parallel), epochs={"source": 0.0})
+            with looking_at(training):
+                held_out_losses(training, iter([with_source(held_out)]))
         if step == NUM_STEPS - 2:
             saved = training.save()
     gather_parameters(training.chunks)
@@ -76,6 +83,14 @@ def train(config: RunConfig, parallel: Parallel) -> dict:
     gather_parameters(again.chunks)
     results["resumed"] = weights_of(bare(again.chunks))
     return results
+
+
+def with_source(step: StepBatch) -> StepBatch:
+    micro_batches = [
+        replace(batch, source_numbers=torch.zeros_like(batch.tokens))
+        for batch in step.micro_batches
+    ]
+    return replace(step, micro_batches=micro_batches)
 
 
 def weights_of(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
@@ -111,7 +126,7 @@ def main() -> None:
         for overlap in (False, True):
             training._overlaps = lambda config, overlap=overlap: overlap
             place = RunSection(name="overlap", dir=str(folder / f"{name} {overlap}"))
-            results[name, overlap] = train(changed(config, {"run": place}), parallel)
+            results[name, overlap] = train(changed(config, {"run": place}), parallel, overlap)
             print(name, overlap, flush=True)
     results["kept"] = kept_bytes()
     torch.save(results, folder / f"rank{torch.distributed.get_rank()}.pt")

@@ -9,7 +9,7 @@ import torch
 from helpers.rates import LR, PATTERNS, WEIGHT_DECAY, group_of, make_config
 
 from nvlm.model.parts.names import named_parameters
-from nvlm.train.freezing import multipliers
+from nvlm.train.freezing import freeze, group_rates, module_table, multipliers
 from nvlm.train.optim import build_optimizer, build_scheduler, learning_rate, wrap_data_parallel
 
 
@@ -88,3 +88,22 @@ def test_rates_follow_the_schedule(model, parallel):
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert rates[-1] == pytest.approx(1e-4)
     assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+@pytest.mark.parametrize("frozen", [[], ["stage.freeze=[vision_projection.*]"]])
+def test_rates_of_groups_are_those_of_the_optimizer(frozen, model, parallel):
+    config = make_config(*PATTERNS, *frozen, "train.schedule.warmup_steps=4")
+    freeze([model], config, parallel)
+    factors = multipliers([model], config, parallel)
+    rows = module_table([model], factors, parallel)
+    chunks = wrap_data_parallel([model], parallel)
+    optimizer = build_optimizer(chunks, config, factors, parallel)
+    scheduler = build_scheduler(optimizer, config)
+    patterns = ["vision_projection.*", "*.linear_fc2.weight"]
+    for _ in range(8):
+        scheduler.step(increment=1)
+        rate = learning_rate(scheduler, config)
+        rates = group_rates(config, rows, rate)
+        assert list(rates) == (patterns[1:] if frozen else patterns)
+        in_use = {group["lr"] for group in optimizer.param_groups}
+        assert sorted({rate, *rates.values()}) == pytest.approx(sorted(in_use))

@@ -67,6 +67,27 @@ def test_resuming_again_and_again_continues_exactly(make_config):
         state = json.loads(json.dumps(planner.state()))
 
 
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_epochs_count_what_was_given_out(make_config, packing: str):
+    """Samples that are carried over count when they come, those left out too; also on resume."""
+    config = make_config(f"stage.packing={packing}", "stage.max_tiles_per_sequence=9")
+    indexes = open_indexes(config)
+    planner = Planner(config, indexes)
+    used: Counter[str] = Counter()
+    for _ in range(40):
+        packs = planner.next_step()
+        assert packs is not None
+        for pack in packs:
+            used.update(indexes[draw.source].source for draw in (*pack.draws, *pack.dropped))
+        expected = {index.source: used[index.source] / len(index) for index in indexes}
+        assert list(expected) == list(planner.epochs())
+        assert planner.epochs() == pytest.approx(expected)
+        resumed = Planner(config, indexes)
+        resumed.load_state(json.loads(json.dumps(planner.state())))
+        assert resumed.epochs() == planner.epochs()
+    assert min(expected.values()) > 1
+
+
 def test_every_sample_once_per_pass(make_config):
     config = make_config("stage.packing=false", "train.global_batch_size=5")
     planner = make_planner(config)

@@ -1,0 +1,207 @@
+"""Greedy answers of the model as it trains, at its layout, by Megatron-core's schedule.
+
+Many questions are answered at once: prompts are packed into rows of the shape that training has,
+each with room for its answer behind it. Every pass through the model gives every question its next
+token, which is written into the row; what stands behind it is not seen by causal attention. So
+everything that trains can answer, with the kernels that it trains with: sequence parallelism,
+pipeline stages and chunks of them, shared tiles. Tiles are encoded once, and a pass costs a
+validation's of the same rows; a cache would save most of it, and need a second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nvlm import phases
+from nvlm.batch import IGNORED_LABEL, MicroBatch, StepBatch
+from nvlm.config import RunConfig
+from nvlm.data.loading.collate import PackedSample, build_micro_batch
+from nvlm.data.text.encode import EncodedPrompt, EncodedSample
+from nvlm.model.nvlm_d import NVLMD
+from nvlm.parallel.broadcast import next_step_batch
+from nvlm.parallel.groups import Parallel
+from nvlm.train.optim import bare
+from nvlm.train.step import run_schedule
+from nvlm.train.training import Training
+
+# Tiles of the questions that are answered at once, whose features are kept meanwhile.
+_MAX_TILES = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as the model reads it."""
+
+    key: str
+    encoded: EncodedPrompt
+
+
+def answer_live(
+    training: Training, prompts: Sequence[Prompt], pad_id: int, stop_id: int
+) -> list[list[int]]:
+    """The most likely answers' tokens, up to and with the stop token; see `generate_greedy`.
+
+    Every process of a model replica calls this, in evaluation mode and without gradients.
+
+    Args:
+        prompts: of this replica, on the process that reads for it; not looked at on others, which
+            get the same answers.
+    """
+    config, parallel = training.config, training.parallel
+    most = config.validation.max_new_tokens
+    batches = question_batches(config, prompts, pad_id) if parallel.is_model_parallel_main else None
+    answers: list[list[int]] = []
+    while True:
+        step = next_step_batch(batches, parallel, shares_tiles=False)
+        if step is None:
+            return answers
+        rows = _encoded(step, bare(training.chunks)[0], parallel).micro_batches
+        chosen = _answer_rows(training, rows, most, stop_id)
+        answers += [_up_to_stop(ids, stop_id) for ids in chosen]
+
+
+def question_batches(
+    config: RunConfig, prompts: Sequence[Prompt], pad_id: int
+) -> Iterator[StepBatch]:
+    """Rows of prompts with room for their answers, in the order of `prompts`.
+
+    A label stands where an answer begins, and nowhere else.
+    """
+    room = config.validation.max_new_tokens
+    row = config.train.micro_batch_size * config.stage.sequence_length
+    longest = max((len(prompt.encoded.tokens) + room for prompt in prompts), default=0)
+    length = -(-longest // row) * row
+    rows: list[list[PackedSample]] = []
+    num_tiles = num_tokens = 0
+    for prompt in prompts:
+        sample = _with_room(prompt, room, pad_id)
+        if rows and num_tiles + len(sample.tiles) > _MAX_TILES:
+            yield _step(config, rows, length, pad_id)
+            rows, num_tiles = [], 0
+        if not rows or num_tokens + len(sample.encoded.tokens) > length:
+            rows.append([])
+            num_tokens = 0
+        rows[-1].append(sample)
+        num_tokens += len(sample.encoded.tokens)
+        num_tiles += len(sample.tiles)
+    if rows:
+        yield _step(config, rows, length, pad_id)
+
+
+def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
+    encoded = prompt.encoded
+    tokens = np.concatenate([encoded.tokens, np.full(room, pad_id, np.int64)])
+    labels = np.full(len(tokens), IGNORED_LABEL, np.int64)
+    labels[len(encoded.tokens) - 1] = pad_id
+    image_mask = np.concatenate([encoded.image_mask, np.zeros(room, np.bool_)])
+    return PackedSample(prompt.key, EncodedSample(tokens, labels, image_mask), encoded.tiles)
+
+
+def _step(config: RunConfig, rows: list[list[PackedSample]], length: int, pad_id: int) -> StepBatch:
+    rows = [*rows, *([[]] * _num_missing(config, len(rows)))]
+    image_size = config.model.vision.image_size
+    micro_batches = [build_micro_batch([row], length, image_size, pad_id) for row in rows]
+    return StepBatch(micro_batches, [], {})
+
+
+def _encoded(step: StepBatch, model: NVLMD, parallel: Parallel) -> StepBatch:
+    """The step with features in the place of tiles, so that they are not encoded in every pass.
+
+    On the first stage alone, whatever `parallel.vision` says: questions have few tiles.
+    """
+    if not parallel.is_first_stage:
+        return step
+    return replace(
+        step,
+        micro_batches=[
+            replace(row.without_tiles(), features=model.encode(row.tiles)) if row.num_tiles else row
+            for row in step.micro_batches
+        ],
+    )
+
+
+def _answer_rows(
+    training: Training, rows: list[MicroBatch], max_new_tokens: int, stop_id: int
+) -> list[list[int]]:
+    """Tokens that follow each label of the rows, until all have come to a stop token.
+
+    Rows whose answers have all ended are left out of further passes.
+    """
+    positions = [(row.labels[0] != IGNORED_LABEL).nonzero()[:, 0] for row in rows]
+    answers: list[list[list[int]]] = [[[] for _ in place] for place in positions]
+    for _ in range(max_new_tokens):
+        waiting = [n for n, ids in enumerate(answers) if any(stop_id not in a for a in ids)]
+        if not waiting:
+            break
+        ended = [n for n in range(len(rows)) if n not in waiting]
+        waiting += ended[: _num_missing(training.config, len(waiting))]
+        tokens = _next_tokens(training, [rows[n] for n in waiting], [positions[n] for n in waiting])
+        for n, chosen in zip(waiting, tokens.split([len(positions[n]) for n in waiting])):
+            positions[n] = positions[n] + 1
+            rows[n].tokens[0, positions[n]] = chosen
+            for answer, token in zip(answers[n], chosen.tolist(), strict=True):
+                answer.append(token)
+    return [answer for of_row in answers for answer in of_row]
+
+
+def _num_missing(config: RunConfig, num_rows: int) -> int:
+    """Chunks take turns on as many micro-batches as there are pipeline stages."""
+    layout = config.parallel
+    return -num_rows % layout.pipeline if layout.virtual_pipeline > 1 else 0
+
+
+def _next_tokens(training: Training, rows: list[MicroBatch], positions: list[Tensor]) -> Tensor:
+    """[questions] int64: the most likely token behind each position, on every process."""
+    parallel = training.parallel
+
+    def forward(data_iterator, model):
+        number: int
+        row: MicroBatch
+        number, row = next(data_iterator)
+        phases.enter(phases.FORWARD, micro_batch=number)
+
+        def choose(logits_1tv: Tensor):
+            best = most_likely(logits_1tv[0, positions[number]], parallel)
+            # The schedules want a loss, and a number of tokens to divide it by.
+            return logits_1tv.new_zeros(()), best.new_ones((), dtype=torch.int), best
+
+        return model(row, return_logits=True), choose
+
+    reports = run_schedule(forward, training.chunks, rows, forward_only=True)
+    group = parallel.groups.pp
+    if parallel.is_last_stage:
+        chosen = torch.cat(reports)
+    else:
+        chosen = torch.empty(
+            sum(map(len, positions)), dtype=torch.int64, device=positions[0].device
+        )
+    if parallel.pipeline_size > 1:
+        dist.broadcast(chosen, dist.get_global_rank(group, parallel.pipeline_size - 1), group=group)
+    return chosen
+
+
+def most_likely(logits_kv: Tensor, parallel: Parallel) -> Tensor:
+    """[k] int64: the ids with the largest logits, of which each tensor rank has its rows' own.
+
+    The same on every tensor rank; of equal ones the lowest.
+    """
+    values, ids = logits_kv.float().max(-1)
+    if parallel.tensor_size == 1:
+        return ids
+    ids = ids + parallel.tensor_rank * logits_kv.shape[-1]
+    group, size = parallel.groups.tp, parallel.tensor_size
+    all_values, all_ids = values.new_empty(size * len(ids)), ids.new_empty(size * len(ids))
+    dist.all_gather_into_tensor(all_values, values, group=group)
+    dist.all_gather_into_tensor(all_ids, ids, group=group)
+    best = all_values.view(size, -1).argmax(0, keepdim=True)
+    return all_ids.view(size, -1).gather(0, best)[0]
+
+
+def _up_to_stop(ids: list[int], stop_id: int) -> list[int]:
+    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids

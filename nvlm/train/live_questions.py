@@ -1,0 +1,140 @@
+"""Held-out questions that a training's model is asked while it trains, and what it said when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from rich.console import Console
+
+from nvlm import phases
+from nvlm.batch import SkippedSample
+from nvlm.config import RunConfig
+from nvlm.config.changed import changed
+from nvlm.data.samples.sample import SampleError
+from nvlm.data.shards.shard import ShardReader
+from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
+from nvlm.data.text.encode import SampleEncoder, prepare_prompt
+from nvlm.errors import DataError
+from nvlm.evaluate.fit import fit_question
+from nvlm.evaluate.questions import HeldOut, Question, choose_questions, read_questions
+from nvlm.evaluate.rows import answer_row, read_images
+from nvlm.evaluate.score import score_tasks
+from nvlm.files import json_line
+from nvlm.train.live_answers import Prompt, answer_live
+from nvlm.train.run_folder import GENERATIONS_FILE, open_records
+from nvlm.train.training import Training
+
+
+def choose_live_questions(config: RunConfig) -> list[Question]:
+    """Up to `validation.questions` of each task, those that `nvlm evaluate` would choose.
+
+    Raises:
+        DataError: there are none.
+    """
+    wanted = config.validation
+    if wanted.every is None or not wanted.questions:
+        return []
+    try:
+        found = read_questions(changed(config, {"data.split": wanted.split}))
+        if wanted.sources is not None:
+            questions = [q for q in found.questions if q.source in wanted.sources]
+            found = HeldOut(questions, found.counts, found.left_out)
+            if not questions:
+                raise DataError(f"validation.sources {', '.join(wanted.sources)}: have no question")
+        encoder = SampleEncoder.from_config(config)
+        fit = partial(fit_question, config, encoder, wanted.max_new_tokens)
+        return choose_questions(found, wanted.questions, fit).questions
+    except DataError as error:
+        raise DataError(
+            f"validation.questions {wanted.questions} of validation.split {wanted.split}: {error}; "
+            "or set validation.questions=0"
+        ) from None
+
+
+class LiveQuestions:
+    """Asks `questions`, the same on every rank. Every rank makes one and calls its methods."""
+
+    def __init__(self, training: Training, questions: Sequence[Question], console: Console):
+        self._training = training
+        self._questions = questions
+        self._console = console
+        config = training.config
+        self._path = Path(config.run.dir) / GENERATIONS_FILE
+        self._tokenizer = open_tokenizer(config.model.tokenizer)
+        chat = ChatTokenizer(self._tokenizer, config.model.image_token, "model.tokenizer")
+        self._encoder = SampleEncoder.from_config(config, chat)
+        if training.parallel.is_main:
+            file, note = open_records(self._path, training.step)
+            file.close()
+            if note:
+                console.print(note, markup=False, highlight=False)
+
+    def ask(self) -> dict[str, float]:
+        """`exact_match` of all questions and of each task, on every rank; notes the answers.
+
+        In evaluation mode and without gradients.
+        """
+        training = self._training
+        rows, left_out = self._answer_share()
+        gathered: list[Any] = [None] * training.parallel.world_size
+        dist.all_gather_object(gathered, (rows, left_out))
+        in_order = sorted(row for part, _ in gathered for row in part)
+        rows = [self._row(position, ids, repairs) for position, ids, repairs in in_order]
+        left_out = [sample for _, part in gathered for sample in part]
+        if training.parallel.is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json_line({"step": training.step, **row}) for row in rows)
+        for sample in left_out[:1]:
+            self._console.print(
+                f"{len(left_out)} held-out questions cannot be asked; the first is {sample.source} "
+                f"{sample.shard} {sample.key}: {sample.reason}: {sample.detail}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
+        if not rows:
+            return {}
+        of_tasks = {f"exact_match/{s.task}": s.accuracy for s in score_tasks(rows)}
+        return {"exact_match": sum(row["score"] for row in rows) / len(rows), **of_tasks}
+
+    def _answer_share(self) -> tuple[list[tuple[int, list[int], dict]], list[SkippedSample]]:
+        """(number of the question, answer's tokens, repairs) of this replica's questions."""
+        parallel = self._training.parallel
+        numbers: list[int] = []
+        prompts: list[Prompt] = []
+        all_repairs: list[dict[str, int]] = []
+        left_out: list[SkippedSample] = []
+        if parallel.is_model_parallel_main:
+            share = range(parallel.data_rank, len(self._questions), parallel.data_size)
+            with ShardReader() as reader:
+                for number in share:
+                    try:
+                        prompt, repairs = self._prompt(reader, self._questions[number])
+                    except SampleError as error:
+                        left_out.append(self._questions[number].left_out(error))
+                        continue
+                    numbers.append(number)
+                    prompts.append(prompt)
+                    all_repairs.append(repairs)
+        chat = self._encoder.tokenizer
+        answers = answer_live(self._training, prompts, chat.pad_id, chat.end_id)
+        if not parallel.is_model_parallel_main:
+            return [], []
+        return list(zip(numbers, answers, all_repairs, strict=True)), left_out
+
+    def _prompt(self, reader: ShardReader, question: Question) -> tuple[Prompt, dict[str, int]]:
+        phases.enter(phases.READING)
+        config = self._training.config
+        images, repairs = read_images(reader, question, config.data.max_image_megapixels)
+        encoded = prepare_prompt(
+            config, self._encoder, question.messages, images, question.max_num_tiles
+        )
+        return Prompt(f"{question.source}/{question.sample_id}", encoded), repairs
+
+    def _row(self, number: int, ids: list[int], repairs: dict[str, int]) -> dict[str, Any]:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return answer_row(self._questions[number], text, repairs)
