@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
@@ -22,7 +22,7 @@ from nvlm.config.compose import validate
 from nvlm.config.schema import RunConfig
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import CheckpointError, ConfigError, NvlmError
-from nvlm.parallel.agreement import meet
+from nvlm.parallel.agreement import MAIN_CHANNEL, Channel
 from nvlm.safe_loading import FORMAT_FILE, check_readable, one_line
 
 MANIFEST_FILE = "files.json"
@@ -30,13 +30,13 @@ CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
 _BLOCK_BYTES = 2**22
 _MAX_THREADS = 4
+_READING = "reading a checkpoint's files"
 
 # File name -> (bytes, CRC-32 as eight hexadecimal digits).
 Files = dict[str, tuple[int, str]]
-Value = TypeVar("Value")
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, channel: Channel = MAIN_CHANNEL) -> None:
     """Note size and checksum of every file of `folder`; every rank calls this.
 
     A rank reads the files that it wrote (`__RANK_NUMBER.distcp`), which its host still has in
@@ -60,7 +60,7 @@ def write_manifest(folder: Path) -> None:
     except OSError as error:
         measured = error
     files: Files = {}
-    for part in _gather(measured):
+    for part in channel.gather(measured, _READING):
         if isinstance(part, OSError):
             raise part
         files |= part
@@ -166,7 +166,7 @@ def changed(folder: Path) -> str | None:
             with ThreadPoolExecutor(_MAX_THREADS) as pool:
                 found = pool.map(lambda name: _compare(folder / name, *files[name]), mine)
                 damages += filter(None, found)
-    return _first(damage for part in _gather(damages) for damage in part)
+    return _first(damage for part in MAIN_CHANNEL.gather(damages, _READING) for damage in part)
 
 
 def _compare(path: Path, num_bytes: int, checksum: str) -> str | None:
@@ -242,14 +242,3 @@ def _first(damages: Iterable[str]) -> str | None:
 
 def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _gather(value: Value) -> list[Value]:
-    """`value` of every rank."""
-    _, world_size = _place()
-    if world_size == 1:
-        return [value]
-    meet("reading a checkpoint's files")
-    gathered: list = [None] * world_size
-    dist.all_gather_object(gathered, value)
-    return gathered

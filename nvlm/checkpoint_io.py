@@ -32,14 +32,22 @@ from nvlm.checkpoint_files import read_config as read_config
 from nvlm.checkpoint_files import read_progress as read_progress
 from nvlm.config.compose import save_config
 from nvlm.config.schema import RunConfig
+from nvlm.disk_space import check_space, with_need
 from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
 from nvlm.files import free_name
-from nvlm.megatron.in_process_writes import in_process_writer
-from nvlm.parallel.agreement import meet
+from nvlm.megatron.in_process_writes import in_process_writer, written_bytes
+from nvlm.megatron.saves_of_a_group import save_over
+from nvlm.parallel.agreement import MAIN_CHANNEL, Channel, meet
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
-from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, LATEST_LINK, find_newest, replaced_name
+from nvlm.run_checkpoints import (
+    CHECKPOINTS_FOLDER,
+    LATEST_LINK,
+    WRITING_NAME,
+    find_newest,
+    replaced_name,
+)
 from nvlm.safe_loading import DAMAGE, FORMAT_FILE, check_readable, data_only, describe_damage
 
 
@@ -121,23 +129,48 @@ def write_checkpoint(
     config: RunConfig,
     progress: dict | None = None,
     content_metadata: dict | None = None,
+    channel: Channel = MAIN_CHANNEL,
+    check: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write a checkpoint folder; every rank calls this. Returns `target`.
 
+    Args:
+        channel: for a thread beside the one that trains, one of its own.
+        check: called on the main rank once all is written; raises where it is not to count.
+
     Raises:
-        CheckpointError: see `replace_checkpoint`.
+        CheckpointError: see `replace_checkpoint`; or the disk has less space than it takes.
     """
     from megatron.core import dist_checkpointing
 
-    def write(folder: Path) -> None:
-        dist_checkpointing.save(
-            sharded_state_dict,
-            str(folder),
-            in_process_writer(done=lambda: meet(f"{folder}: writing it")),
-            content_metadata=content_metadata,
-        )
+    def wait_for_others() -> None:
+        meet(f"{target}: writing it", channel.name)
 
-    return replace_checkpoint(target, write, config, progress)
+    def write(folder: Path) -> None:
+        if channel.group is None:
+            dist_checkpointing.save(
+                sharded_state_dict,
+                str(folder),
+                in_process_writer(wait_for_others),
+                content_metadata=content_metadata,
+            )
+            on_main_rank(check, channel)
+            return
+
+        def gather(value: Any) -> list:
+            return channel.gather(value, f"{target}: comparing what ranks write")
+
+        save_over(
+            channel.group, gather, sharded_state_dict, folder, wait_for_others, content_metadata
+        )
+        on_main_rank(check, channel)
+
+    num_bytes = sum(channel.gather(written_bytes(sharded_state_dict), f"{target}: counting bytes"))
+    on_main_rank(lambda: check_space(Path(target), num_bytes), channel)
+    try:
+        return replace_checkpoint(target, write, config, progress, channel)
+    except CheckpointError as error:
+        raise with_need(error, num_bytes) from error.__cause__
 
 
 def replace_checkpoint(
@@ -145,6 +178,7 @@ def replace_checkpoint(
     write: Callable[[Path], None],
     config: RunConfig,
     progress: dict | None = None,
+    channel: Channel = MAIN_CHANNEL,
 ) -> Path:
     """A checkpoint folder whose tensors `write(FOLDER)` writes; every rank calls this.
 
@@ -163,8 +197,8 @@ def replace_checkpoint(
             if progress is not None:
                 (folder / PROGRESS_FILE).write_text(json.dumps(progress, separators=(",", ":")))
 
-        on_main_rank(describe)
-        write_manifest(folder)
+        on_main_rank(describe, channel)
+        write_manifest(folder, channel)
 
     def check() -> None:
         if not os.path.lexists(target):
@@ -176,12 +210,14 @@ def replace_checkpoint(
                 f"{target}: was written by a training run, which would lose it: name another folder"
             )
 
-    on_main_rank(check)
-    replace_folder(target, write_all)
+    on_main_rank(check, channel)
+    replace_folder(target, write_all, channel)
     return target
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(
+    target: Path, write: Callable[[Path], None], channel: Channel = MAIN_CHANNEL
+) -> None:
     """Fill a folder beside `target` by `write(FOLDER)` and rename it; every rank calls this.
 
     So a folder under its final name is always whole: what an interrupted write left behind is
@@ -192,7 +228,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         CheckpointError: the disk is full, or the folder cannot be written.
     """
     # Names that nobody else gives to a folder: they are removed.
-    beside = target.with_name(f".{target.name}.writing")
+    beside = target.with_name(WRITING_NAME.format(target.name))
     replaced = target.with_name(f".{target.name}.replaced")
 
     def prepare() -> None:
@@ -209,9 +245,9 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
     try:
-        on_main_rank(prepare)
+        on_main_rank(prepare, channel)
         write(beside)
-        on_main_rank(finish)
+        on_main_rank(finish, channel)
     except BaseException as error:
         if dist.get_rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
@@ -234,13 +270,13 @@ def move_aside(path: Path, why: str) -> Path:
     return aside
 
 
-def point_latest(checkpoint: Path) -> None:
-    """Make `latest` beside `checkpoint` point to it, in one atomic step. One rank calls this.
+def point(checkpoint: Path, name: str) -> None:
+    """Make the link `name` beside `checkpoint` point to it, in one atomic step. One rank does it.
 
     A file with the name where the disk has no links; a folder in its place is moved aside.
     """
-    link = checkpoint.parent / LATEST_LINK
-    beside = checkpoint.parent / f"{LATEST_LINK}.tmp"
+    link = checkpoint.parent / name
+    beside = checkpoint.parent / f"{name}.tmp"
     beside.unlink(missing_ok=True)
     try:
         beside.symlink_to(checkpoint.name)
@@ -292,12 +328,12 @@ def listed_ranks(ranks: list[int]) -> str:
     return f"{shown} and {len(ranks) - 8} more" if len(ranks) > 8 else shown
 
 
-def on_main_rank(action: Callable[[], None]) -> None:
+def on_main_rank(action: Callable[[], None], channel: Channel = MAIN_CHANNEL) -> None:
     """Run `action` on rank 0 while the others wait; its failure is raised on every rank."""
-    on_every_rank(action if dist.get_rank() == 0 else lambda: None)
+    on_every_rank(action if dist.get_rank() == 0 else lambda: None, channel)
 
 
-def on_every_rank(action: Callable[[], None]) -> None:
+def on_every_rank(action: Callable[[], None], channel: Channel = MAIN_CHANNEL) -> None:
     """Run `action` on each rank; returns when all are done.
 
     A failure on any rank is raised on all of them. One that is not meant for users arrives on the
@@ -309,14 +345,12 @@ def on_every_rank(action: Callable[[], None]) -> None:
     except Exception as error:
         failure = error
     if dist.get_world_size() > 1:
-        meet("reading or writing files")
         sent = failure
         if failure is not None and not isinstance(failure, (NvlmError, OSError)):
             sent = CheckpointError(
                 f"process {dist.get_rank()}: {type(failure).__name__}: {failure}"
             )
-        failures: list[Exception | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, sent)
+        failures = channel.gather(sent, "reading or writing files")
         failure = failure or next(filter(None, failures), None)
     if failure is not None:
         raise failure

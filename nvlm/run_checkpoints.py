@@ -16,7 +16,10 @@ from nvlm.checkpoint_files import find_damage
 from nvlm.errors import CheckpointError
 
 LATEST_LINK = "latest"
+BEST_LINK = "best"
 CHECKPOINTS_FOLDER = "checkpoints"
+# What a checkpoint is called while it is written.
+WRITING_NAME = ".{}.writing"
 _STEP_NAME = re.compile(r"step_(\d+)")
 # The second is how earlier versions called it.
 _REPLACED_NAME = re.compile(r"\.(.+)\.replaced|(.+)\.old")

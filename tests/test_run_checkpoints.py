@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from nvlm.checkpoint_files import changed, find_damage, write_manifest
-from nvlm.checkpoint_io import point_latest, resolve_checkpoint
+from nvlm.checkpoint_io import point, resolve_checkpoint
 from nvlm.config import load_config
 from nvlm.config.compose import save_config
+from nvlm.config.run_sections import CheckpointConfig
 from nvlm.errors import CheckpointError
 from nvlm.run_checkpoints import find_newest
 
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
         (checkpoint / "progress.json").write_text(PROGRESS % step)
         (checkpoint / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
         write_manifest(checkpoint)
-        point_latest(checkpoint)
+        point(checkpoint, "latest")
     return folder
 
 
@@ -69,7 +70,7 @@ def test_whatever_latest_is(how, folder, tmp_path, capsys):
         assert resolve_checkpoint(path) == folder / "step_00000003"
     assert capsys.readouterr().err.count("the newest whole one") == 3
     # The next save sets it right, and what was there is not lost.
-    point_latest(folder / "step_00000003")
+    point(folder / "step_00000003", "latest")
     assert link.is_symlink()
     assert newest(folder) == ("step_00000003", [])
     assert (folder / "latest.copy" / "progress.json").exists() == (how == "folder")
@@ -174,7 +175,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_keep_counts_and_removes_whole_checkpoints_of_the_run_itself(keep, folder):
-    from nvlm.train.checkpoint import _remove_older
+    from nvlm.train.retention import remove_older
 
     (folder / "step_00000002" / "__0_0.distcp").unlink()
     shutil.copytree(folder / "step_00000001", folder / "step_00000000")
@@ -182,9 +183,45 @@ def test_keep_counts_and_removes_whole_checkpoints_of_the_run_itself(keep, folde
     other.write_text(other.read_text().replace('"run":"a"', '"run":"b"'))
     write_manifest(folder / "step_00000000")
     (folder / ".step_00000009.removing").mkdir()  # a kill came in between
-    _remove_older(folder, folder / "step_00000003", keep, "a")
+    remove_older(folder, folder / "step_00000003", CheckpointConfig(keep=keep), "a")
     kept = {"step_00000000", "step_00000002", "step_00000003"}
     assert names(folder) == kept | ({"step_00000001"} if keep == 2 else set())
+
+
+@pytest.mark.parametrize("why", ["best", "keep_every", "portable"])
+def test_keep_leaves_what_is_kept_for_another_reason(why, folder):
+    from nvlm.train.retention import remove_older
+
+    kept = folder / "step_00000001"
+    if why == "best":
+        point(kept, "best")
+    if why == "portable":
+        progress = kept / "progress.json"
+        progress.write_text(progress.read_text().replace('"run"', '"kind":"portable","run"'))
+        write_manifest(kept)
+    wanted = CheckpointConfig(keep=1, keep_every=1 if why == "keep_every" else None)
+    shutil.rmtree(folder / "step_00000002")
+    shutil.copytree(kept, folder / "step_00000002")
+    if why == "portable":
+        progress = folder / "step_00000002" / "progress.json"
+        progress.write_text(progress.read_text().replace("portable", "quick"))
+        write_manifest(folder / "step_00000002")
+    remove_older(folder, folder / "step_00000003", wanted, "a")
+    others = {"step_00000002"} if why == "keep_every" else set()
+    assert names(folder) - {"best"} == {"step_00000001", "step_00000003"} | others
+
+
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(folder):
+    from nvlm.train.retention import remove_leftovers
+
+    before = names(folder)
+    for name in (".step_00000004.writing", ".step_00000000.removing"):
+        (folder / name).mkdir()
+        (folder / name / "__0_0.distcp").write_text("half")
+    (folder / ".step_00000004.replaced").mkdir()  # the earlier one, while another takes its place
+    assert remove_leftovers(folder) == [".step_00000004.writing", ".step_00000000.removing"]
+    assert names(folder) == before | {".step_00000004.replaced"}
+    assert remove_leftovers(folder / "missing") == []
 
 
 def test_what_is_in_the_way_of_a_step_is_moved(folder, capsys):

@@ -73,6 +73,17 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _tile_problems(config)
     yield from _length_problems(config)
     yield from _train_problems(config)
+    yield from _checkpoint_problems(config)
+
+
+def _checkpoint_problems(config: RunConfig) -> Iterator[str]:
+    best, best_is = config.checkpoint.best, config.checkpoint.best_is
+    if best is not None and best_is is None:
+        yield f"checkpoint.best {best}: say with checkpoint.best_is if lower or higher is better"
+    if best is not None and config.validation.every is None:
+        yield f"checkpoint.best {best}: nothing is measured: set validation.every"
+    if best is None and best_is is not None:
+        yield f"checkpoint.best_is {best_is}: checkpoint.best does not say of which number"
 
 
 def _misfits(config: RunConfig, world_size: int) -> list[str]:

@@ -10,6 +10,7 @@ from nvlm.config.values import (
     CountOrZero,
     Decay,
     FolderName,
+    Interval,
     Name,
     PathText,
     Positive,
@@ -109,10 +110,21 @@ class CheckpointConfig(Section):
 
     load: PathText | None = None
     """Weights to start from: a checkpoint folder, a run folder, or `random`. Ignored on resume."""
-    every: Count = 1000
-    """Steps between checkpoints; one is always written at the end."""
+    every: Interval = 1000
+    """Steps between checkpoints, or the time, such as `30min` or `2h`; one is always written at the
+    end."""
+    background: Switch = True
+    """Copy the state to the host and write it while training goes on; else training waits."""
     keep: Count | None = None
-    """Newest checkpoints kept; null: all."""
+    """Newest checkpoints kept; null: all. Not removed are also those of `keep_every`, the best one,
+    and those from the end of a run."""
+    keep_every: Count | None = None
+    """Steps between checkpoints that are kept for good. null: none."""
+    best: Name | None = None
+    """A number of the validation, such as `validation/loss`: the checkpoint with the best one is
+    written, kept, and linked as `best`. null: none."""
+    best_is: Literal["lower", "higher"] | None = None
+    """Which value of `best` is better; to be said with it."""
 
 
 class ValidationConfig(Section):

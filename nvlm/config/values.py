@@ -19,6 +19,8 @@ from pydantic_core import PydanticCustomError
 _DIGITS = r"(?:0|[1-9]\d*(?:_\d+)*)"
 _WHOLE = re.compile(rf"[-+]?{_DIGITS}")
 _FLOAT = re.compile(rf"[-+]?(?:{_DIGITS}(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?(s|min|h)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _LEADING_ZERO = re.compile(r"[-+]?0\d+")
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 # What `len(str(value))` digits may be converted without further looking.
@@ -76,6 +78,22 @@ def _read_switch(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in _SWITCH:
         return _SWITCH[value.lower()]
     raise _wrong("true or false")
+
+
+def _read_interval(value: Any) -> int | str:
+    if isinstance(value, str) and seconds_of(value.strip()) is not None:
+        return value.strip()
+    try:
+        return _read_whole(value, 1, LARGEST)
+    except PydanticCustomError:
+        raise _wrong("a number of steps of at least 1, or a time such as 30min or 2h") from None
+
+
+def seconds_of(interval: int | str) -> float | None:
+    """Of a time such as `30min`; None: it is a number of steps."""
+    match = _TIME.fullmatch(interval) if isinstance(interval, str) else None
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    return seconds if 0 < seconds < 1e9 else None
 
 
 def _read_stage_layers(value: Any) -> Any:
@@ -146,6 +164,8 @@ NumLayers = Annotated[int, _whole(1, 10_000)]
 StageLayers = Annotated[
     Literal["even", "auto"] | list[int] | list[list[int]], BeforeValidator(_read_stage_layers)
 ]
+# Steps, or a time: see `seconds_of`.
+Interval = Annotated[int | str, BeforeValidator(_read_interval)]
 NumTiles = Annotated[int, _whole(1, MAX_NUM_TILES)]
 NumWorkers = Annotated[int, _whole(0, 1024)]
 # numpy's generators take 32 bits.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import SavePlan, SavePlanner
@@ -47,14 +48,39 @@ def in_process_writer(done: Callable[[], None]) -> SaveShardedStrategy:
         can_handle_sharded_objects = True  # type: ignore[assignment]
 
         def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
-            _write(sharded_state_dict, checkpoint_dir, done)
+            write_sharded(sharded_state_dict, checkpoint_dir, done)
 
     return InProcessWriter("torch_dist", 1)
 
 
-def _write(
-    sharded_state_dict: ShardedStateDict, folder: str | Path, done: Callable[[], None]
+def written_bytes(sharded_state_dict: ShardedStateDict) -> int:
+    """Of tensors that this process writes of a sharded state dict, without the file's headers."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import (
+        ShardedTensor,
+        ShardedTensorFactory,
+        is_main_replica,
+    )
+
+    entries = (
+        entry
+        for entry in nested_values(sharded_state_dict)
+        if isinstance(entry, ShardedTensor | ShardedTensorFactory)
+    )
+    return sum(
+        entry.data.nbytes
+        for entry in entries
+        if entry.data is not None and is_main_replica(entry.replica_id)
+    )
+
+
+def write_sharded(
+    sharded_state_dict: ShardedStateDict,
+    folder: str | Path,
+    done: Callable[[], None],
+    group: dist.ProcessGroup | None = None,
 ) -> None:
+    """All but `common.pt` and `metadata.json`; all ranks of `group`, all there are, call this."""
     from megatron.core.dist_checkpointing.strategies.torch import (
         MCoreSavePlanner,
         _replace_state_dict_keys_with_sharded_keys,
@@ -69,6 +95,7 @@ def _write(
         mcore_to_pyt_state_dict(entries),
         storage_writer=_TensorByTensor(folder, done),
         planner=planner,
+        process_group=group,
     )
 
 

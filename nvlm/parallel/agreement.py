@@ -6,7 +6,9 @@ The ranks meet at the store from which process groups are made later: torchrun h
 from __future__ import annotations
 
 import datetime
+from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -25,7 +27,32 @@ _MAX_SECONDS_TO_HEAR = 10.0
 # means, so this limit is for a disk that hangs.
 MEETING_TIMEOUT = datetime.timedelta(hours=2)
 _calls = count()
-_meetings = count()
+# Of each channel.
+_meetings: dict[str, count] = defaultdict(count)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What all ranks say to each other in the same order.
+
+    A thread that writes while training goes on has one of its own: its messages come between those
+    of the steps in another order on each rank.
+    """
+
+    name: str = ""
+    group: dist.ProcessGroup | None = None  # None: the default one
+
+    def gather(self, value: Value, what: str) -> list[Value]:
+        """`value` of every rank; `what` is said where one does not come, see `meet`."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return [value]
+        meet(what, self.name)
+        gathered: list = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, value, group=self.group)
+        return gathered
+
+
+MAIN_CHANNEL = Channel()
 
 
 def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | None:
@@ -61,13 +88,14 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
     return value
 
 
-def meet(what: str) -> None:
+def meet(what: str, channel: str = "") -> None:
     """Wait until every rank has come here, for up to `MEETING_TIMEOUT`; every rank calls this.
 
     Before a collective whose ranks may come to it at very different times.
 
     Args:
         what: the ranks were doing, for the message.
+        channel: the name of the `Channel` on which they meet.
 
     Raises:
         NvlmError: some did not come; which ones.
@@ -75,7 +103,7 @@ def meet(what: str) -> None:
     here = launched()
     if here.world_size == 1:
         return
-    store = dist.PrefixStore(f"nvlm/meet/{next(_meetings)}", attempt_store())
+    store = dist.PrefixStore(f"nvlm/meet/{channel}{next(_meetings[channel])}", attempt_store())
     store.set(f"rank{here.rank}", "")
     store.add("come", 1)
     seconds = MEETING_TIMEOUT.total_seconds()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import RunConfig
+from nvlm.config.values import seconds_of
 from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.chunks import (
     Chunk,
@@ -23,7 +24,13 @@ from nvlm.plan.losses import Busy, Messages, busy, losses
 from nvlm.plan.operations import Flops, sequence_flops
 from nvlm.plan.schedule import Simulated
 from nvlm.plan.seconds import Device, Seconds, device_of
-from nvlm.plan.stage_bytes import CheckpointBytes, StageBytes, checkpoint_bytes, stage_bytes
+from nvlm.plan.stage_bytes import (
+    CheckpointBytes,
+    StageBytes,
+    checkpoint_bytes,
+    stage_bytes,
+    staged_bytes,
+)
 from nvlm.plan.work import Work
 from nvlm.sizes.pipeline import chunk_layers
 
@@ -92,10 +99,25 @@ class Plan:
         return self.step_seconds * self.config.train.steps / 3600
 
     @property
+    def staged_bytes(self) -> int:
+        """On the host, of the process with most: kept for saves in the background."""
+        if not self.config.checkpoint.background:
+            return 0
+        return max(staged_bytes(self.config, stage.bytes, self.data_size) for stage in self.stages)
+
+    @property
     def num_checkpoints(self) -> int:
         """That stay on disk at the end."""
-        written = -(-self.config.train.steps // self.config.checkpoint.every)
-        return min(written, self.config.checkpoint.keep or written)
+        steps, wanted = self.config.train.steps, self.config.checkpoint
+        seconds = seconds_of(wanted.every)
+        if seconds is None:
+            every = int(wanted.every)
+        else:
+            every = max(1, round(seconds / self.step_seconds))
+        forever = set(range(wanted.keep_every or steps, steps, wanted.keep_every or steps))
+        written = sorted({*range(every, steps, every), *forever, steps})
+        newest = written[-wanted.keep :] if wanted.keep else written
+        return len(forever.union(newest))
 
 
 def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Work) -> Plan:

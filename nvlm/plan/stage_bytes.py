@@ -142,6 +142,18 @@ def _copied_bytes(config: RunConfig, optimizer: int) -> int:
     return optimizer * 2 // 3
 
 
+def staged_bytes(config: RunConfig, stage: StageBytes, data_size: int) -> int:
+    """On the host, of a process: its copy of what it writes, of a save in the background.
+
+    Data ranks write equal shares. An upper bound where tensor-parallel ranks hold tensors alike
+    (norms, an encoder that is whole on each), which one of them writes.
+    """
+    # In fp32 the weights are the optimizer's originals, which a checkpoint has besides.
+    is_wide = config.train.precision == "fp32"
+    originals = stage.optimizer // 2 if is_wide else 0
+    return stage.parameters // data_size + stage.optimizer + originals
+
+
 @dataclass(frozen=True)
 class CheckpointBytes:
     """Of one checkpoint on disk."""

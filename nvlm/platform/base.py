@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 
 # What processes talk through that compute on no device.
 HOST_BACKEND = "gloo"
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies that are under way.
+
+    hold: to be called before what is copied is written to; then this waits, or the device does.
+    wait: returns when all is copied; in any thread.
+    """
+
+    hold: Callable[[], object]
+    wait: Callable[[], object]
 
 
 class Platform(Protocol):
@@ -76,6 +89,17 @@ class Platform(Protocol):
     def seconds_between(self, first: Any, second: Any) -> float:
         """Of two moments that have come: the host has waited for what was asked for after them."""
         ...
+
+    def host_buffer(self, num_bytes: int) -> torch.Tensor:
+        """Bytes on the host to which copies from the device run beside the program."""
+        ...
+
+    def copy_beside(self, copy: Callable[[], None]) -> Copies:
+        """Let `copy`, which copies what the device has computed, run while the program goes on."""
+        ...
+
+    def join_thread(self) -> None:
+        """Make a further thread of this process ready to call torch and Megatron-core."""
 
     def peak_memory_bytes(self) -> int:
         """Most memory that this process has had: the device's, or on a CPU the resident one."""

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from nvlm.megatron.uncompiled_import import nothing_compiled
 from nvlm.platform import environment, flight_recorder
-from nvlm.platform.base import HOST_BACKEND
+from nvlm.platform.base import HOST_BACKEND, Copies
 from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
 
@@ -109,6 +110,23 @@ def moment() -> float:
 
 def seconds_between(first: float, second: float) -> float:
     return second - first
+
+
+def host_buffer(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def copy_beside(copy: Callable[[], None]) -> Copies:
+    """A thread copies, which keeps Python for itself between two tensors only."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="nvlm-copy")
+    copied = pool.submit(copy)
+    pool.shutdown(wait=False)
+    return Copies(hold=copied.result, wait=copied.result)
+
+
+def join_thread() -> None:
+    """torch's modes belong to a thread."""
+    _CudaLandsOnCpu().__enter__()
 
 
 def peak_memory_bytes() -> int:

@@ -16,6 +16,7 @@ import torch
 
 from nvlm.launch import launched
 from nvlm.platform import environment, flight_recorder
+from nvlm.platform.base import Copies
 from nvlm.platform.layers import choose_layers
 from nvlm.platform.machine import Machine
 
@@ -173,6 +174,32 @@ def _why_transformer_engine_is_hidden() -> str:
         sys.modules["transformer_engine"] = None  # type: ignore[assignment]
         return str(error) or type(error).__name__
     return ""
+
+
+def host_buffer(num_bytes: int) -> torch.Tensor:
+    """Pinned in its place: torch's own pinned memory comes in powers of two."""
+    buffer = torch.empty(num_bytes, dtype=torch.uint8)
+    # Where the system refuses to pin as much, copies are waited for and nothing else changes.
+    torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), num_bytes, 0)
+    return buffer
+
+
+def copy_beside(copy: Callable[[], None]) -> Copies:
+    """A stream of its own copies; the one that computes waits for it where it is held."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    copied = torch.cuda.Event()
+    with torch.cuda.stream(stream):
+        copy()
+        copied.record(stream)
+    return Copies(
+        hold=lambda: torch.cuda.current_stream().wait_event(copied), wait=copied.synchronize
+    )
+
+
+def join_thread() -> None:
+    """A thread begins with the first device, whichever this process has."""
+    bind_local_rank(launched().local_rank)
 
 
 def peak_memory_bytes() -> int:

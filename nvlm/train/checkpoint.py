@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,7 @@ from nvlm.checkpoint_io import (
     check_contents,
     move_aside,
     on_main_rank,
-    point_latest,
+    point,
     resolve_checkpoint,
     write_checkpoint,
 )
@@ -29,12 +27,21 @@ from nvlm.errors import CheckpointError
 from nvlm.megatron.idle_stage import without_empty_state
 from nvlm.megatron.optimizer_settings import load_optimizer_state
 from nvlm.megatron.sharding_metadata import sharding_metadata
+from nvlm.megatron.uncollected_state import nothing_collected
+from nvlm.parallel.agreement import MAIN_CHANNEL, Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.printing import say
-from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, Newest, find_newest, list_steps
+from nvlm.run_checkpoints import (
+    BEST_LINK,
+    CHECKPOINTS_FOLDER,
+    LATEST_LINK,
+    Newest,
+    find_newest,
+)
 from nvlm.safe_loading import check_readable
 from nvlm.train.optim import bare
-from nvlm.train.run_folder import check_nothing_is_missing, read_run_id
+from nvlm.train.retention import remove_older
+from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -124,35 +131,68 @@ def save_training_state(
 
     Args:
         chunks: wrapped for data parallelism.
-        progress: `step`, `counters`, `data_state` and `spikes`; JSON values only.
+        progress: see `write_training_state`.
+    """
+    state = training_state(chunks, optimizer, scheduler, parallel)
+    return write_training_state(config, state, progress, parallel)
+
+
+def training_state(
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    parallel: Parallel,
+) -> dict:
+    """The sharded state that a checkpoint of a training has; its tensors are the training's."""
+    tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
+    share_writing(tensors, parallel.groups.dp)
+    return {"weights": {str(number): tensor for number, tensor in enumerate(tensors)}, **others}
+
+
+def write_training_state(
+    config: RunConfig,
+    state: dict,
+    progress: dict,
+    parallel: Parallel,
+    channel: Channel = MAIN_CHANNEL,
+    check: Callable[[], object] = lambda: None,
+) -> Path:
+    """Write `state` into the run's folder; every rank calls this, on `channel`.
+
+    Args:
+        progress: `step`, `counters`, `data_state` and `spikes`, and what else is worth keeping
+            (`kind`, `measured`, `is_best`: see nvlm/train/saver.py); JSON values only.
+        check: raises where this run is not to write; called on the main rank before the first file
+            is written, and again before the checkpoint counts.
     """
     folder = checkpoints_folder(config)
     target = folder / f"step_{progress['step']:08d}"
     run_id = read_run_id(Path(config.run.dir))
-    on_main_rank(lambda: _make_way(target))
-    tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
-    share_writing(tensors, parallel.groups.dp)
+
+    def prepare() -> None:
+        check()
+        _make_way(target)
+
+    on_main_rank(prepare, channel)
     checkpoint = write_checkpoint(
         target,
-        {"weights": {str(number): tensor for number, tensor in enumerate(tensors)}, **others},
+        state,
         config,
-        progress={
-            "step": progress["step"],
-            "run": run_id,
-            "counters": progress["counters"],
-            "layout": _layout(parallel),
-            "data_state": progress["data_state"],
-            "spikes": progress.get("spikes", {}),
-        },
+        progress={"run": run_id, "layout": _layout(parallel), **progress},
         content_metadata=sharding_metadata(),
+        channel=channel,
+        check=check,
     )
 
     def publish() -> None:
-        point_latest(checkpoint)
+        note_saved(Path(config.run.dir), progress["step"])
+        point(checkpoint, LATEST_LINK)
+        if progress.get("is_best"):
+            point(checkpoint, BEST_LINK)
         if config.checkpoint.keep is not None:
-            _remove_older(folder, checkpoint, config.checkpoint.keep, run_id)
+            remove_older(folder, checkpoint, config.checkpoint, run_id)
 
-    on_main_rank(publish)
+    on_main_rank(publish, channel)
     return checkpoint
 
 
@@ -161,27 +201,6 @@ def _make_way(target: Path) -> None:
         why = "damaged" if find_damage(target) else "replaced"
         aside = move_aside(target, why)
         say(f"{target} is written again: what was there is now {aside.name}", sys.stderr)
-
-
-def _remove_older(folder: Path, newest: Path, keep: int, run_id: str | None) -> None:
-    """Remove this run's whole checkpoints but for the `keep` newest; damaged ones do not count."""
-    for leftover in folder.glob(".*.removing"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    own = []
-    for _, checkpoint in list_steps(folder):
-        with suppress(OSError):  # what cannot be looked at is left alone
-            if find_damage(checkpoint) is None:
-                progress = read_progress(checkpoint)
-                if progress is not None and progress.get("run") in (run_id, None):
-                    own.append(checkpoint)
-    if newest not in own:
-        return
-    for checkpoint in own[keep:]:
-        if checkpoint != newest:
-            # A kill may come in between: half a checkpoint never has the name of one.
-            removing = checkpoint.with_name(f".{checkpoint.name}.removing")
-            checkpoint.rename(removing)
-            shutil.rmtree(removing, ignore_errors=True)
 
 
 def load_training_state(
@@ -236,9 +255,10 @@ def _sharded_state(
         f"model{index}": chunk.sharded_state_dict(metadata=sharding_metadata())
         for index, chunk in enumerate(bare(chunks))
     }
-    optimizer_state = optimizer.sharded_state_dict(
-        weights, is_loading=is_loading, metadata=sharding_metadata()
-    )
+    with nothing_collected():
+        optimizer_state = optimizer.sharded_state_dict(
+            weights, is_loading=is_loading, metadata=sharding_metadata()
+        )
     others = {
         "optimizer": without_empty_state(optimizer_state),
         "scheduler": scheduler.state_dict(),

@@ -164,7 +164,12 @@ def check_parameters(chunks: Sequence[nn.Module], step: int, parallel: Parallel)
         TrainingError: the same on every process; names the parameters.
     """
     bad = _bad_tensors(chunks, parallel, lambda parameter: parameter)
-    if bad := _by_name(_exchange(_Report(_place(parallel), [], bad))):
+    check_written(_by_name(_exchange(_Report(_place(parallel), [], bad))), step)
+
+
+def check_written(bad: Sequence[str], step: int) -> None:
+    """Raise `TrainingError` where there are parameters, `bad`, that are not finite."""
+    if bad:
         raise TrainingError(
             f"step {step}: after the optimizer's update, parameters are not finite: "
             f"{listed(bad, _MOST_NAMES)}\n  {_UNHARMED}"

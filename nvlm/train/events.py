@@ -26,6 +26,7 @@ KINDS = {
     "start": "the run's first step is about to be taken",
     "resume": "the run goes on from a checkpoint",
     "save": "a checkpoint was written",
+    "save_failed": "a checkpoint could not be written in the background, and the run went on",
     "stop": "the run was asked to stop, and did",
     "end": "the last step is done",
     "spike": "a step's loss or gradient norm jumped (train.on_spike)",

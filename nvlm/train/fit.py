@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from nvlm import platform
-from nvlm.checkpoint_io import on_main_rank
 from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.parallel.broadcast import next_step_batch
@@ -19,9 +16,9 @@ from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
 from nvlm.train.log import open_log
 from nvlm.train.ownership import Ownership, own_run_folder, share
+from nvlm.train.saver import saving
 from nvlm.train.skips import check_run
 from nvlm.train.start import Start, begin, confirm, prepare
-from nvlm.train.training import Training
 from nvlm.train.validation import Validation
 from nvlm.train.work import at_work
 
@@ -70,7 +67,11 @@ def fit(
     batches = start.data and start.data.batches(
         parallel.data_rank, parallel.data_size, platform.current().copied_ahead, own
     )
-    with open_log(training, start.data, console) as log, at_work(training) as work:
+    with (
+        open_log(training, start.data, console) as log,
+        at_work(training) as work,
+        saving(training, ownership, console) as saver,
+    ):
         validation = Validation(training, start.validation, start.questions, console)
         while training.step < config.train.steps:
             started = time.perf_counter()
@@ -88,24 +89,12 @@ def fit(
             measured = validation.after_step()
             if log and measured:
                 log.write_between(training.step, measured)
-            if training.step % config.checkpoint.every == 0 or training.step == config.train.steps:
-                _save(training, ownership, console)
+            saver.observe(measured)
+            if saver.due():
+                saver.save()
+        saver.end()
     if training.step < config.train.steps:
-        raise _data_ended(training, ownership, console)
-
-
-def _save(training: Training, ownership: Ownership | None, console: Console) -> None:
-    started = time.perf_counter()
-    on_main_rank(lambda: ownership and ownership.check())
-    saved = training.save()
-    seconds = time.perf_counter() - started
-    console.print(f"saved {saved} in {seconds:.1f} s", markup=False, highlight=False)
-
-
-def _data_ended(training: Training, ownership: Ownership | None, console: Console) -> DataError:
-    if training.step != training.last_saved:
-        _save(training, ownership, console)
-    return DataError(
-        f"every source has reached its max_epochs: the data ended at step {training.step} of "
-        f"train.steps {training.config.train.steps}, which is saved"
-    )
+        raise DataError(
+            f"every source has reached its max_epochs: the data ended at step {training.step} of "
+            f"train.steps {config.train.steps}, which is saved"
+        )

@@ -47,7 +47,7 @@ def open_run_folder(config: RunConfig, resumed_step: int) -> list[str]:
     notes = []
     if read_run_id(folder) is None:
         run_id = config.run.dir.replace("/", "-") if resumed_step else uuid.uuid4().hex[:16]
-        write_text(folder / RUN_FILE, json_line({"id": run_id}))
+        write_text(folder / RUN_FILE, json_line({"id": run_id, "saved": resumed_step}))
     settings = folder / CONFIG_FILE
     if settings.exists() and settings.read_bytes() != to_yaml(config).encode():
         kept = free_name(folder, f"config.step_{resumed_step:08d}", ".yaml")
@@ -65,15 +65,32 @@ def check_nothing_is_missing(folder: Path, config: RunConfig) -> None:
             before its first checkpoint are none of that; `open_records` keeps them.
     """
     last = max((step for _, step in _records(folder / METRICS_FILE) if step), default=0)
-    every = config.checkpoint.every
-    with suppress(CheckpointError, OSError):
-        every = max(every, read_config(folder).checkpoint.every)
-    if last > every:
+    if last and _was_saved(folder, config, last):
         raise CheckpointError(
             f"{folder}: {METRICS_FILE} goes to step {last}, and there is no checkpoint in "
             f"{folder / 'checkpoints'}: put the newest step_* folder back to continue, or give "
             "another run.dir to start over. Nothing was changed"
         )
+
+
+def _was_saved(folder: Path, config: RunConfig, last: int) -> bool:
+    """Whether a run whose last step was `last` has written a checkpoint."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return json.loads((folder / RUN_FILE).read_text())["saved"] > 0
+    # Earlier versions did not note it, and a checkpoint was whole before the next step began.
+    settings = [config]
+    with suppress(CheckpointError, OSError):
+        settings.append(read_config(folder))
+    every = [s.checkpoint.every for s in settings if isinstance(s.checkpoint.every, int)]
+    return last > max(every, default=0)
+
+
+def note_saved(folder: Path, step: int) -> None:
+    """Note that the run has a checkpoint: should there be none later, then something is missing."""
+    record = {}
+    with suppress(OSError, ValueError):
+        record = json.loads((folder / RUN_FILE).read_text())
+    write_text(folder / RUN_FILE, json_line({**record, "saved": step}))
 
 
 def open_records(path: Path, step: int) -> tuple[TextIOWrapper, str | None]:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from nvlm import phases, platform
 from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config.schema import RunConfig
+from nvlm.megatron.staged_state import Stage, bad_tensors
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.initialize import initialize_weights
 from nvlm.model.tile_parallel import encode_shares
+from nvlm.parallel.agreement import Channel
 from nvlm.parallel.groups import Parallel
+from nvlm.platform.base import Copies
 from nvlm.platform.features import is_on
 from nvlm.sizes.flops import step_flops
-from nvlm.train.checkpoint import load_training_state, load_weights, save_training_state
-from nvlm.train.diagnose import check_parameters
+from nvlm.train.checkpoint import (
+    load_training_state,
+    load_weights,
+    training_state,
+    write_training_state,
+)
+from nvlm.train.diagnose import check_parameters, check_written
 from nvlm.train.freezing import freeze, group_rates, module_table, multipliers
 from nvlm.train.optim import (
     bare,
@@ -66,7 +76,8 @@ class Training:
 
     `chunks` are wrapped for data parallelism, `module_rows` are those of the start-up table. `step`
     counts the steps taken, `data_state` is the position in the data behind them (None before the
-    first), and `last_saved` is the step that the newest checkpoint holds.
+    first), `last_saved` is the step that the newest checkpoint holds, and `copy_seconds` is how
+    long updates waited for copies of what they change.
     """
 
     def __init__(self, config: RunConfig, parallel: Parallel, chunks: list[NVLMD] | None = None):
@@ -87,6 +98,10 @@ class Training:
         self.chunks = wrap_data_parallel(chunks, parallel, _overlaps(config))
         self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
         self.scheduler = build_scheduler(self.optimizer, config)
+        self._copies: list[Copies] = []
+        self._update = self.optimizer.step
+        self.optimizer.step = self._update_when_copied  # type: ignore[method-assign]
+        self.copy_seconds = 0.0
         self.flops = step_flops(config)
         self.step = 0
         self.last_saved = 0
@@ -153,28 +168,75 @@ class Training:
             return True
         return react(found, self.config, self.step)
 
-    def save(self) -> Path:
+    def save(
+        self, notes: Mapping[str, Any] | None = None, check: Callable[[], object] = lambda: None
+    ) -> Path:
         """Write a checkpoint into the run's folder; returns it.
+
+        Args:
+            notes: more to say in its `progress.json`.
+            check: see `write_training_state`.
 
         Raises:
             TrainingError: a parameter is not finite.
             CheckpointError: it cannot be written.
         """
-        assert self.data_state is not None, "no step was taken"
         phases.enter(phases.SAVING)
         gather_parameters(self.chunks)
         check_parameters(bare(self.chunks), self.step, self.parallel)
-        progress = {
+        saved = write_training_state(
+            self.config, self._state(), self._progress(notes), self.parallel, check=check
+        )
+        self.last_saved = self.step
+        return saved
+
+    def begin_save(
+        self,
+        stage: Stage,
+        notes: Mapping[str, Any],
+        channel: Channel,
+        check: Callable[[], object],
+    ) -> Callable[[], Path]:
+        """Copy to `stage` all that a checkpoint takes; returns what writes it, in another thread.
+
+        Training may go on meanwhile: the next update waits until all is copied. What is returned
+        raises what `save` does, on every rank.
+        """
+        phases.enter(phases.SAVING)
+        gather_parameters(self.chunks)
+        state, copy = stage.place(self._state())
+        copies = platform.current().copy_beside(copy)
+        self._copies.append(copies)
+        progress, config = self._progress(notes), self.config
+
+        def write() -> Path:
+            platform.current().join_thread()
+            copies.wait()
+            found = channel.gather(bad_tensors(state["weights"]), "looking at parameters")
+            check_written([name for part in found for name in part], progress["step"])
+            return write_training_state(config, state, progress, self.parallel, channel, check)
+
+        return write
+
+    def _update_when_copied(self) -> Any:
+        started = time.perf_counter()
+        while self._copies:
+            self._copies.pop().hold()
+        self.copy_seconds += time.perf_counter() - started
+        return self._update()
+
+    def _state(self) -> dict:
+        return training_state(self.chunks, self.optimizer, self.scheduler, self.parallel)
+
+    def _progress(self, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+        assert self.data_state is not None, "no step was taken"
+        return {
             "step": self.step,
             "counters": asdict(self.counters),
             "data_state": self.data_state,
             "spikes": self.spikes.state(),
+            **(notes or {}),
         }
-        saved = save_training_state(
-            self.config, self.chunks, self.optimizer, self.scheduler, progress, self.parallel
-        )
-        self.last_saved = self.step
-        return saved
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint that `save` wrote, at any layout.

@@ -184,6 +184,7 @@ def plan_as_json(plan: Plan, card: Card) -> dict:
             "weights_bytes": plan.checkpoint.weights,
             "optimizer_bytes": plan.checkpoint.optimizer,
             "kept": plan.num_checkpoints,
+            "staged_bytes": plan.staged_bytes,
         },
         "assumptions": [asdict(assumption) for assumption in plan.assumptions.all],
     }
@@ -231,6 +232,9 @@ def _print_summary(console: Console, plan: Plan, card: Card) -> None:
         f"a checkpoint: {_size(plan.checkpoint.total)} ({_size(plan.checkpoint.weights)} weights, "
         f"{_size(plan.checkpoint.optimizer)} optimizer); {plan.num_checkpoints} kept: "
         f"{_size(plan.checkpoint.total * plan.num_checkpoints)}",
+        f"saves in the background: {_size(plan.staged_bytes)} of host memory for each process"
+        if plan.staged_bytes
+        else "saves hold training up, and take no host memory",
     ]
     if config.train.precision == "fp32":
         lines.append("train.precision fp32: times are those of bf16 products, which are faster")

@@ -9,7 +9,8 @@ import pytest
 from helpers import checkpoint_memory, spawn
 
 from nvlm.config import load_config
-from nvlm.plan.stage_bytes import checkpoint_bytes
+from nvlm.plan.stage_bytes import StageBytes, checkpoint_bytes, staged_bytes
+from nvlm.sizes.memory import stage_memory
 
 # What a process takes for Python's own objects meanwhile; a copy of all weights is 84 MB.
 SMALL = 24 * 2**20
@@ -41,6 +42,21 @@ def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
         # Plain Megatron-core: all ranks' parameters and both moments, and more than once.
         assert rank["plain save peak"] > 5 * copy_of_weights
         assert rank["plain load peak"] > 3 * copy_of_weights
+
+
+@pytest.mark.parallel
+def test_memory_of_a_save_in_the_background_is_what_the_plan_says(ranks, folder):
+    config = load_config(folder / "run/checkpoints/step_00000002/config.yaml")
+    memory = stage_memory(config, stage=0, data_size=2)
+    kept = {"parameters": memory.parameters, "optimizer": memory.optimizer}
+    nothing = dict.fromkeys(("gradients", "activations", "tiles", "logits", "buffers"), 0)
+    planned = staged_bytes(config, StageBytes(**kept, **nothing, copied=0, overhead=0), 2)
+    for number, rank in enumerate(ranks):
+        written = bytes_of(folder / "run/checkpoints/step_00000003", f"__{number}_*.distcp")
+        assert written == pytest.approx(planned, rel=0.02)
+        # The copy, and a tensor on its way to the file.
+        assert planned < rank["first background save peak"] < planned + rank["largest"] + SMALL
+        assert rank["next background save peak"] < rank["largest"] + SMALL
 
 
 @pytest.mark.parallel

@@ -49,11 +49,16 @@ def uninterrupted(demo_data: Path, tmp_path_factory) -> Path:
 
 
 def train_until_killed(options: list[str], folder: Path, log: Path, rank: int, steps: int):
-    """Start the run, and `kill -9` one rank when it has done `steps` steps."""
+    """Start the run, and `kill -9` one rank when it has done `steps` steps and saved the last 3."""
+    saved = folder / "checkpoints" / f"step_{steps // 3 * 3:08d}"
     job = start_warm(2, "-m", "nvlm", *options, log=log)
     try:
         deadline = time.monotonic() + 180
-        while not (folder / "metrics.jsonl").exists() or len(metrics_so_far(folder)) < steps:
+        while (
+            not (folder / "metrics.jsonl").exists()
+            or len(metrics_so_far(folder)) < steps
+            or not saved.exists()
+        ):
             assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.02)
         os.kill(ranks(job)[rank], signal.SIGKILL)

@@ -43,7 +43,7 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path):
     assert "; samples " in error
     # One larger still: the update itself overflows, and its checkpoint is not written.
     rates = [f"train.optimizer.{key}" for key in ("lr=3.4e38", "min_lr=3.4e38", "beta1=0")]
-    options = ["train.steps=4", "checkpoint.every=1", *rates]
+    options = ["train.steps=4", "checkpoint.every=1", "checkpoint.background=no", *rates]
     blown_up = run_arguments(demo_data, folder, *sizes, *options)
     assert spawn.run(1, *blown_up, log=tmp_path / "larger") == 2
     assert "step 2: after the optimizer's update, parameters" in (tmp_path / "larger").read_text()

@@ -11,6 +11,7 @@ from nvlm.config import load_config
 from nvlm.errors import CheckpointError
 from nvlm.train.run_folder import (
     check_nothing_is_missing,
+    note_saved,
     open_records,
     open_run_folder,
     read_run_id,
@@ -91,8 +92,21 @@ def test_two_runs_have_two_ids(tmp_path):
 def test_metrics_past_a_save_without_a_checkpoint_are_refused(tmp_path):
     config = config_of(tmp_path, "checkpoint.every=10")
     open_run_folder(config, 0)
-    write_steps(tmp_path / "metrics.jsonl", *range(1, 11))
+    write_steps(tmp_path / "metrics.jsonl", *range(1, 15))
     check_nothing_is_missing(tmp_path, config)  # killed before or while the first was saved
+    run_id = read_run_id(tmp_path)
+    note_saved(tmp_path, 10)
+    assert read_run_id(tmp_path) == run_id
+    with pytest.raises(CheckpointError, match="goes to step 14, and there is no checkpoint"):
+        check_nothing_is_missing(tmp_path, config)
+
+
+def test_metrics_past_a_save_are_refused_where_earlier_versions_did_not_note_it(tmp_path):
+    config = config_of(tmp_path, "checkpoint.every=10")
+    open_run_folder(config, 0)
+    (tmp_path / "run.json").write_text('{"id": "a"}')
+    write_steps(tmp_path / "metrics.jsonl", *range(1, 11))
+    check_nothing_is_missing(tmp_path, config)
     write_steps(tmp_path / "metrics.jsonl", *range(1, 12))
     with pytest.raises(CheckpointError, match="goes to step 11, and there is no checkpoint"):
         check_nothing_is_missing(tmp_path, config_of(tmp_path, "checkpoint.every=5"))

@@ -1,0 +1,100 @@
+"""What a process writes of a sharded state, copied to the host so that training may go on at once.
+
+What is wrong: Megatron-core 0.16.1's asynchronous writer copies to the host tensors of a device
+and, of a CPU's, those that are views; of others it keeps the place, which the next step overwrites
+unless a process was forked before. For each save it takes new memory, on a GPU pinned in powers of
+two.
+What is done: a buffer of the right size is kept, into which every save copies. What other ranks
+write is left where it is, and not looked at.
+When the pin moves: `FileSystemWriterAsync.prepare_write_data` and `preload_tensors`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvlm.megatron.in_process_writes import written_bytes
+
+# Of the first byte of a tensor, so that it can be seen as one of any type.
+_ALIGNMENT = 64
+
+
+class Stage:
+    """A place on the host for a copy of what this process writes, used again by each save."""
+
+    def __init__(self, new_buffer: Callable[[int], Tensor]):
+        """`new_buffer(NUM_BYTES)` gives bytes on the host."""
+        self._new_buffer = new_buffer
+        self._buffer: Tensor | None = None
+
+    def place(
+        self, sharded_state_dict: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable[[], None]]:
+        """The same state, of which what this process writes is in this place once it is copied.
+
+        Returns it, and what copies its tensors; all else is a copy already. What was in this place
+        before is lost.
+        """
+        from megatron.core.dist_checkpointing.dict_utils import (
+            dict_list_map_outplace,
+            nested_values,
+        )
+        from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+        from megatron.core.dist_checkpointing.mapping import is_main_replica as is_written
+
+        num_entries = sum(1 for _ in nested_values(sharded_state_dict))
+        buffer = self._fitting(written_bytes(sharded_state_dict) + num_entries * _ALIGNMENT)
+        position = 0
+        pairs: list[tuple[Tensor, Tensor]] = []
+
+        def placed(entry: Any) -> Any:
+            nonlocal position
+            if isinstance(entry, ShardedObject):
+                return replace(entry, data=copy.deepcopy(entry.data))
+            if not isinstance(entry, ShardedTensor):
+                return copy.deepcopy(entry)
+            if not is_written(entry.replica_id):
+                return entry
+            assert entry.data is not None
+            values = entry.data.detach()
+            place = buffer[position : position + values.nbytes].view(values.dtype)
+            position += -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
+            other = copy.copy(entry)
+            other.data = place.view(values.shape)
+            pairs.append((other.data, values))
+            return other
+
+        def copy_all() -> None:
+            for place, values in pairs:
+                place.copy_(values, non_blocking=True)
+
+        return dict_list_map_outplace(placed, sharded_state_dict), copy_all
+
+    def _fitting(self, num_bytes: int) -> Tensor:
+        if self._buffer is None or self._buffer.nbytes < num_bytes:
+            self._buffer = None  # freed before the next one is taken
+            self._buffer = self._new_buffer(num_bytes)
+        return self._buffer
+
+
+def bad_tensors(sharded_state_dict: dict[str, Any]) -> list[str]:
+    """Names in checkpoints of the tensors that this process writes with a value not finite."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+
+    found = []
+    for entry in nested_values(sharded_state_dict):
+        if not isinstance(entry, ShardedTensor) or not is_main_replica(entry.replica_id):
+            continue
+        data = entry.data
+        assert data is not None
+        if data.is_floating_point() and not torch.isfinite(data).all():
+            layer = f" of layer {entry.global_offset[0]}" if entry.prepend_axis_num else ""
+            found.append(f"{entry.key}{layer}")
+    return found
