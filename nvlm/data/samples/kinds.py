@@ -21,9 +21,10 @@ documents, `"system": TEXT` is the system turn. `"loss_weight": NUMBER` multipli
 tokens count in the loss. `"task"` names the sample's task, for its prompt pool and in evaluations.
 Fields that would change what is trained and that are not read here (`NOT_READ`) are refused;
 importers take most of them over (importers/spellings.py). All others are left alone. Questions and
-prompts come after all images; only conversations place their own marks `<image>`, one per image. A
-conversation is an optional system turn, then user and assistant by turns. `interleaved` and `text`
-are documents: no roles, trained on all their text.
+prompts come after all images, unless a question places them itself, as conversations do, by a mark
+`<image>` for each. A conversation is an optional system turn, then user and assistant by turns; its
+list of turns may be the whole JSON. `interleaved` and `text` are documents: no roles, trained on
+all their text. A whole number in the place of a short text is its text.
 
 A sample with several prompts, answers or regions is used in one of its ways at a time
 (`Sample.variants`); lengths.py says which.
@@ -37,14 +38,14 @@ from typing import Any
 from nvlm.data.samples.conversations import read_conversation, read_document, read_untrained_turns
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.prompts import Pools, fields_of, load_prompt_pools
-from nvlm.data.samples.sample import IMAGE_MARK, Messages, SampleError
+from nvlm.data.samples.sample import Messages, SampleError
 from nvlm.data.samples.text_members import (
     read_fields,
     refuse_named_images,
     shown,
     text_without_marks,
 )
-from nvlm.data.samples.variants import POOL_FIELDS, VARIANT_READERS, Variant
+from nvlm.data.samples.variants import POOL_FIELDS, Variant, read_variants
 from nvlm.errors import DataError
 
 KINDS = (
@@ -152,12 +153,13 @@ class SampleParser:
             return Sample(kind, task, turns, loss_weight=loss_weight)
         if num_images == 0 and kind not in ("vqa", "multiple_choice"):
             raise SampleError("image_count", f"kind {kind} needs an image, there is none")
-        marks = f"{IMAGE_MARK}\n" * num_images
-        variants = VARIANT_READERS[kind](value, lambda pool: self._prompts(pool, kind, task))
+        variants = read_variants(
+            kind, value, num_images, lambda pool: self._prompts(pool, kind, task)
+        )
         return Sample(
             kind,
             task,
-            variants=[(marks + question, answer) for question, answer, _ in variants],
+            variants=[(question, answer) for question, answer, _ in variants],
             weights=_without_equal([weight for _, _, weight in variants]),
             system=system,
             loss_weight=loss_weight,

@@ -14,6 +14,7 @@ REPAIRS = {
     "converted_to_rgb": "gray, palette, 1-bit or CMYK pixels are converted to RGB",
     "exif_ignored": "EXIF data cannot be read, and turns nothing",
     "first_frame": "of several frames or pictures the first is taken",
+    "number_as_text": "a whole number in the place of a text is taken as its text",
     "profile_ignored": "a colour profile is ignored",
     "rotated": "EXIF rotation is applied to pixels and sides",
     "stripped": "spaces around a text are left out",

@@ -35,8 +35,12 @@ def read_fields(texts: dict[str, bytes], field_map: FieldMap | None) -> dict[str
     if field_map is not None:
         return _mapped(field_map, texts)
     value = _read_json(texts["json"]) if "json" in texts else {}
+    if _is_list_of_turns(value):
+        value = {"conversations": value}
     if not isinstance(value, dict):
-        raise SampleError("fields", f"the JSON must be an object, found {shown(value)}")
+        raise SampleError(
+            "fields", f"the JSON must be an object or a list of turns, found {shown(value)}"
+        )
     if "txt" in texts and not value.keys() & _FIELDS_OF_KINDS:
         return {"kind": "caption", "caption": _read_text(texts["txt"], "txt")}
     return value
@@ -47,6 +51,15 @@ _FIELDS_OF_KINDS = {
     "kind", "messages", "conversations", "parts", "regions", "choices", "question", "caption",
     "text",
 }  # fmt: skip
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    """Such as LLaVA's `conversations` without the object around it."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("from" in turn or "role" in turn) for turn in value)
+    )
 
 
 def refuse_named_images(value: dict[str, Any]) -> None:
@@ -84,14 +97,47 @@ def checked_text(value: Any, name: str) -> str:
 
 
 def text_without_marks(value: Any, name: str) -> str:
-    """`value` as by `checked_text`, stripped; marks of images have no place in it."""
+    """`value` as by `checked_text`, stripped; marks of images have no place in it.
+
+    A whole number is its own text: answers are often one.
+    """
+    text = _stripped(value, name)
+    for mark in (IMAGE_MARK, VIDEO_MARK):
+        if mark in text:
+            raise SampleError("image_mark", f"{name} has the mark {mark}")
+    return text
+
+
+def text_with_marks(value: Any, name: str, num_images: int) -> str:
+    """The same for a question that may place the sample's images itself, all of them.
+
+    Raises:
+        SampleError: it has other marks than one `<image>` for each image.
+    """
+    if not isinstance(value, str) or IMAGE_MARK not in value:
+        return text_without_marks(value, name)
+    # A mark that leads is followed by its newline, which is not stripped where there is no more.
+    text = value if not value.replace(IMAGE_MARK, "").strip() else _stripped(value, name)
+    num_marks = text.count(IMAGE_MARK)
+    if num_marks != num_images:
+        raise SampleError(
+            "image_count", f"{name} has {num_marks} {IMAGE_MARK} marks for {num_images} images"
+        )
+    if VIDEO_MARK in text:
+        raise SampleError("image_mark", f"{name} has the mark {VIDEO_MARK}")
+    return text
+
+
+def _stripped(value: Any, name: str) -> str:
+    if type(value) is int:
+        note_repair("number_as_text")
+        value = str(value)
+    if isinstance(value, float):
+        raise SampleError("text", f"{name} is {value}: JSON does not keep how it was written")
     text = checked_text(value, name)
     if text != text.strip():
         note_repair("stripped")
         text = text.strip()
-    for mark in (IMAGE_MARK, VIDEO_MARK):
-        if mark in text:
-            raise SampleError("image_mark", f"{name} has the mark {mark}")
     return text
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from nvlm.data.samples.prompts import fill
 from nvlm.data.samples.regions import read_regions
-from nvlm.data.samples.sample import SampleError
-from nvlm.data.samples.text_members import shown, text_without_marks
+from nvlm.data.samples.sample import IMAGE_MARK, SampleError
+from nvlm.data.samples.text_members import shown, text_with_marks, text_without_marks
 
 _MAX_ANSWERS = 256
 # Beside much larger ones, sums of weights would lose those of other samples.
@@ -34,6 +34,22 @@ Variant = tuple[str, str, float]
 FindPrompts = Callable[[str], list[str]]
 
 
+def read_variants(
+    kind: str, value: dict[str, Any], num_images: int, find_prompts: FindPrompts
+) -> list[Variant]:
+    """Every way to use a sample: the user turn with its images, the answer, the weight.
+
+    Images stand before the text, but where a question places all of them itself.
+    """
+    marks = f"{IMAGE_MARK}\n" * num_images
+    question = value.get("question")
+    if kind in ("vqa", "multiple_choice"):
+        value = {**value, "question": text_with_marks(question, "question", num_images)}
+        marks = "" if IMAGE_MARK in value["question"] else marks
+    variants = _READERS[kind](value, find_prompts)
+    return [(marks + text, answer, weight) for text, answer, weight in variants]
+
+
 def _read_caption(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
     captions = value.get("caption")
     captions = captions if isinstance(captions, list) and captions else [captions]
@@ -42,7 +58,7 @@ def _read_caption(value: dict[str, Any], find_prompts: FindPrompts) -> list[Vari
 
 
 def _read_vqa(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
-    question = text_without_marks(value.get("question"), "question")
+    question = value["question"]
     answers = value.get("answers", value.get("answer"))
     answers = answers if isinstance(answers, list) and answers else [answers]
     texts = [text_without_marks(answer, "answer") for answer in answers]
@@ -58,8 +74,13 @@ def _read_vqa(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]
     return [
         (fill(prompt, {"question": question}), answer, weight)
         for answer, weight in by_answer.items()
-        for prompt in find_prompts("vqa")
+        for prompt in (find_prompts("vqa") if _has_words(question) else ["{question}"])
     ]
+
+
+def _has_words(question: str) -> bool:
+    """Not where it is only the image's mark: there is nothing that a prompt could ask."""
+    return bool(question.replace(IMAGE_MARK, "").strip())
 
 
 def _read_weights(value: Any, count: int) -> list[float]:
@@ -78,7 +99,7 @@ def _read_weights(value: Any, count: int) -> list[float]:
 
 
 def _read_multiple_choice(value: dict[str, Any], find_prompts: FindPrompts) -> list[Variant]:
-    question = text_without_marks(value.get("question"), "question")
+    question = value["question"]
     options, correct = value.get("choices"), value.get("correct")
     if not isinstance(options, list) or not 2 <= len(options) <= len(_LETTERS):
         raise SampleError("fields", f"choices is {shown(options)}, expected 2 to 26 texts")
@@ -117,7 +138,7 @@ def _read_referring(value: dict[str, Any], find_prompts: FindPrompts) -> list[Va
     return variants
 
 
-VARIANT_READERS = {
+_READERS = {
     "caption": _read_caption,
     "vqa": _read_vqa,
     "multiple_choice": _read_multiple_choice,

@@ -3,7 +3,8 @@
 Of `.nv-meta/` we read `split.yaml` (which shards belong to a split, what is left out) and
 `dataset.yaml` (the sample type and which members hold its fields). Its index files are not needed:
 ours is built from the tars. Sample types that name a Python function (`sample_loader`) need that
-function and are refused; `CrudeWebdataset` is read by the rules for plain shards (shard.py).
+function and are refused; older files name the type as a data set (`VQAWebdataset`);
+`CrudeWebdataset` is read by the rules for plain shards (shard.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,19 @@ _SAMPLE_TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "OCRSample": ("ocr", {"text": "text"}),
     "TextSample": ("text", {"text": "text"}),
 }
+# Those of Energon that have no one meaning here, and why.
+_REFUSED = {
+    "ImageSample": "it has an image and no text to train on",
+    "ImageClassificationSample": "it has a class, and no words that ask for it: write questions or "
+    "captions (VQASample, CaptioningSample)",
+    "InterleavedSample": "its images come from Python's own format: write one image a member, and "
+    "the parts as JSON",
+    "SimilarityInterleavedSample": "its images come from Python's own format: write one image a "
+    "member, and the parts as JSON, each image before the text that it matches",
+    "VQAOCRSample": "it is a question and a transcription in one: write two samples",
+    "VidQASample": "write a conversation with the mark <video>",
+}
+_WITHOUT_CODE = "its sample_loader is a Python function, and nothing that is read runs code"
 _ACCESS = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 
 
@@ -88,6 +102,15 @@ def read_field_map(folder: Path) -> FieldMap | None:
     name = (declared if isinstance(declared, dict) else config).get("__class__")
     if name in ("CrudeWebdataset", "CrudeSample"):
         return None
+    if isinstance(name, str):
+        name = re.sub("Webdataset$", "Sample", name)
+    if config.get("sample_loader") is not None:
+        raise DataError(
+            f"{where}: {name}: {_WITHOUT_CODE}: write a field_map, or CrudeWebdataset with members "
+            "that nvlm knows (nvlm/data/samples/members.py)"
+        )
+    if isinstance(name, str) and name in _REFUSED:
+        raise DataError(f"{where}: sample type {name} is not read: {_REFUSED[name]}")
     fields = config.get("field_map")
     if not isinstance(name, str) or name not in _SAMPLE_TYPES or not isinstance(fields, dict):
         raise DataError(
@@ -100,7 +123,7 @@ def read_field_map(folder: Path) -> FieldMap | None:
     if unknown:
         raise DataError(
             f"{where}: fields of {name} that are not read: {', '.join(unknown)}; known are "
-            f"image, {', '.join(names)}"
+            f"image, {', '.join(names)}: leave the others out, if these are to be trained on"
         )
     return FieldMap(
         kind,

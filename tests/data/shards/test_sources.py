@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers import read_in_energon
 from helpers.shard_writing import draw_image, make_sample, write_shard
 
 from nvlm.config.schema import SourceConfig
 from nvlm.data.index.source_index import open_indexes
+from nvlm.data.samples.text_members import read_fields
 from nvlm.data.shards.sources import find_sources, flatten_blend, unread_files
 from nvlm.errors import DataError
 
@@ -89,6 +93,8 @@ def sample_type(name: str, **field_map: str) -> dict:
 
 
 QUESTION = {"ask": {"text": "What?"}, "replies": ["a cat", "a dog"], "weights": [3, 1]}
+# As a recipe for LLaVA's pretraining data writes them.
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a cat"}]
 CHOICE = {"q": "What?", "options": ["cat", "dog"], "right": 1}
 PREPARED = {
     "captions": (
@@ -117,6 +123,34 @@ PREPARED = {
                     correct_choice_idx="json[right]"),
         {"png": IMAGE, "json": json.dumps(CHOICE).encode()},
         ("multiple_choice", "B"),
+    ),
+    "captions that are numbers": (
+        sample_type("CaptioningSample", image="png", caption="json[n]"),
+        {"png": IMAGE, "json": b'{"n": 42}'},
+        ("caption", "42"),
+    ),
+    "questions that place their image": (
+        sample_type("VQASample", image="png", context="json[0][value]", answers="json[1][value]"),
+        {"png": IMAGE, "json": json.dumps(TURNS).encode()},
+        ("vqa", "a cat"),
+    ),
+    "questions by their older name": (
+        {"__module__": "megatron.energon", "__class__": "VQAWebdataset",
+         "field_map": {"image": "png", "context": "json[ask][text]", "answers": "json[replies]"}},
+        {"png": IMAGE, "json": json.dumps(QUESTION).encode()},
+        ("vqa", "a cat"),
+    ),
+    "captions by their older name": (
+        {"__module__": "megatron.energon", "__class__": "CaptioningWebdataset",
+         "field_map": {"image": "png", "caption": "txt"}},
+        {"png": IMAGE, "txt": b"A cat."},
+        ("caption", "A cat."),
+    ),
+    "OCR by its older name": (
+        {"__module__": "megatron.energon", "__class__": "OCRWebdataset",
+         "field_map": {"image": "png", "text": "txt"}},
+        {"png": IMAGE, "txt": b"EXIT"},
+        ("ocr", "EXIT"),
     ),
     "OCR": (
         sample_type("OCRSample", image="png", text="txt"),
@@ -148,6 +182,33 @@ def test_folders_prepared_for_energon_are_read_where_they_are(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_energon_reads_the_same_in_them(make_config, tmp_path: Path):
+    """The text that Energon hands over is what our sample is made of."""
+    names = [name for name in PREPARED if name != "crude"]  # which Energon does not interpret
+    folders = []
+    for name in names:
+        folders.append(tmp_path / name.replace(" ", "_"))
+        dataset, members, _ = PREPARED[name]
+        prepare(folders[-1], dataset, [{"__key__": f"k{i}", **members} for i in range(3)])
+        (folders[-1] / "shards" / "s_001.tar").unlink()  # Energon refuses an empty one
+    ran = subprocess.run(
+        [sys.executable, read_in_energon.__file__, *map(str, folders)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    read_by_energon = json.loads(ran.stdout.splitlines()[-1])
+    for name, folder, theirs in zip(names, folders, read_by_energon, strict=True):
+        blend = f"data.blend={{{folder.name}: {{path: {folder}}}}}"
+        (index,) = open_indexes(make_config(blend, "data.split=val"))
+        assert [sample["key"] for sample in theirs] == [index.key(row) for row in range(len(index))]
+        texts = {n: read(index.shard_path(1), where) for n, where in index.text_ranges(1).items()}
+        ours = read_fields(texts, index.parser.field_map)
+        renamed = {"question": "context", "correct": "correct_choice_idx"}
+        for field, value in ours.items():
+            if field != "kind":
+                assert value == theirs[1][renamed.get(field, field)], (name, field)
+
+
 def read(shard: Path, where) -> bytes:
     return shard.read_bytes()[where.offset : where.offset + where.size]
 
@@ -175,7 +236,17 @@ def test_split_and_what_it_excludes(make_config, tmp_path: Path):
         ({"sample_type": {"__class__": ["VQASample"]}, "field_map": {}}, r"sample type \['VQA"),
         ({"sample_type": {"__class__": "TextSample"}, "field_map": {1: "txt"}}, "not read: 1"),
         ({"sample_type": {"__class__": "VQASample"}, "sample_loader": "x.py:load"},
-         "VQASample with no field_map"),
+         "VQASample: its sample_loader is a Python function"),
+        ({"__class__": "SimilarityInterleavedWebdataset", "field_map": {"images": "pth"}},
+         "SimilarityInterleavedSample is not read: its images come from Python's own format"),
+        (sample_type("ImageClassificationSample", image="jpg", label="cls"),
+         "ImageClassificationSample is not read: it has a class, and no words"),
+        (sample_type("InterleavedSample", sequence="pth"), "InterleavedSample is not read"),
+        (sample_type("VQAOCRSample", image="jpg", context="txt", text="txt"),
+         "it is a question and a transcription in one"),
+        (sample_type("VidQASample", video="mp4", context="txt"), "write a conversation"),
+        (sample_type("OCRSample", image="jpg", text="txt", block_boxes="json[boxes]"),
+         "not read: block_boxes; .* leave the others out"),
         (sample_type("CaptioningSample", image="jpg", captoin="txt"), "not read: captoin"),
         (sample_type("CaptioningSample", image="jpg", caption="json[a"), r"'json\[a' is not like"),
     ],
