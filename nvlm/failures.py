@@ -51,6 +51,7 @@ _REMEDIES = {
 # Package -> how it is installed, where it is an extra of ours.
 _EXTRAS = {
     "wandb": "wandb",
+    "mlflow": "mlflow",
     "datasets": "datasets",
     "av": "video",
 }

@@ -75,6 +75,7 @@ def test_errors_of_libraries():
             "Worker failure: [Errno 27] File too large: '/data/x.distcp'"
         ),
         "was killed": BrokenProcessPool("terminated abruptly"),
+        "nvlm[mlflow]": ModuleNotFoundError("No module named 'mlflow'", name="mlflow"),
         "nvlm[wandb]": ModuleNotFoundError("No module named 'wandb'", name="wandb"),
         "scripts/install": ModuleNotFoundError("No module named 'rich.x'", name="rich.x"),
         "/dev/shm": RuntimeError(

@@ -154,6 +154,11 @@ class LogConfig(Section):
     """Curves for TensorBoard, in the run's folder."""
     wandb_project: Name | None = None
     """Project of Weights & Biases. null: none."""
+    mlflow_experiment: Name | None = None
+    """Experiment of MLflow. null: none."""
+    mlflow_uri: Name | None = None
+    """Address of MLflow's server, or a file such as `sqlite:///mlflow.db`. null: the environment's
+    MLFLOW_TRACKING_URI."""
 
 
 class RunSection(Section):

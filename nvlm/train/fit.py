@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def fit(
     Raises:
         NvlmError: something the user can put right; the last checkpoint is whole.
     """
-    console = new_console(quiet=not parallel.is_main, soft_wrap=True)
+    # A terminal's lines break between words; a file's do not break.
+    console = new_console(quiet=not parallel.is_main, soft_wrap=not sys.stdout.isatty())
     start = confirm(start, config, console)
     training = begin(config, parallel, start, console)
     if training.step >= config.train.steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -11,12 +11,15 @@ from rich.console import Console
 from nvlm.batch import SkippedSample
 from nvlm.config.schema import RunConfig
 from nvlm.data.loading.training_data import TrainingData
+from nvlm.train.events import note_event
 from nvlm.train.metrics import step_record
 from nvlm.train.run_folder import BETWEEN_STEPS_FILE, METRICS_FILE, open_run_folder
 from nvlm.train.sinks import open_json_lines, open_trackers
 from nvlm.train.skipped_file import SkippedFile
-from nvlm.train.step_line import step_line
+from nvlm.train.step_line import TimeLeft, print_step
 from nvlm.train.training import StepTaken, Training
+
+_MAX_FAILURE = 300  # characters of an event
 
 
 class RunLog:
@@ -34,8 +37,9 @@ class RunLog:
         self._between, between_note = open_json_lines(folder / BETWEEN_STEPS_FILE, resumed_step)
         self._skipped = SkippedFile(folder, resumed_step, console)
         for note in filter(None, [*notes, between_note, self._skipped.note]):
-            console.print(note, markup=False, highlight=False)
-        self._trackers = open_trackers(config, resumed_step)
+            self._say(note)
+        self._time_left = TimeLeft()
+        self._trackers = open_trackers(config, resumed_step, self._say)
 
     def write_step(
         self, training: Training, taken: StepTaken, seconds: float, data_seconds: float
@@ -49,8 +53,11 @@ class RunLog:
         """A step's numbers, and its line on the terminal."""
         for sink in (self._metrics, *self._trackers):
             sink.write(step, record)
+        self._time_left.add_step(record["seconds"])
         if step % self._config.log.every == 0 or step == self._config.train.steps:
-            self._console.print(step_line(step, self._config.train.steps, record), markup=False)
+            steps = self._config.train.steps
+            left = self._time_left.seconds(steps - step)
+            print_step(self._console, step, steps, record, left)
 
     def write_between(self, step: int, numbers: dict[str, float]) -> None:
         """What was measured after `step` and before the next: validation, a checkpoint's seconds.
@@ -64,10 +71,13 @@ class RunLog:
         """Add samples to `skipped.jsonl`."""
         self._skipped.add(step, skipped)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._skipped.close()
         for sink in (self._metrics, self._between, *self._trackers):
-            sink.close()
+            sink.close(failed)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
 
 
 @contextmanager
@@ -86,5 +96,12 @@ def open_log(
         if training.step == 0 or data.changes:
             log.name_skipped(training.step, data.rejected())
         yield log
-    finally:
-        log.close()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            with suppress(OSError):  # it may be the disk that failed
+                text = " ".join(str(error).split())[:_MAX_FAILURE]
+                note_event(training.config.run.dir, "failure", training.step, text)
+        # Who was asked to stop ends with a `SystemExit`.
+        log.close(failed=not isinstance(error, SystemExit))
+        raise
+    log.close()

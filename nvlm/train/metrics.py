@@ -19,6 +19,7 @@ def step_record(
         "grad_norm": result.grad_norm,
         "lr": taken.learning_rate,
         "tokens": result.num_trained_tokens,
+        "all_tokens": result.num_tokens,
         "tiles": result.num_tiles,
         "samples": result.num_samples,
         "skipped": len(taken.skipped),

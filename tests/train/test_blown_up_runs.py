@@ -8,6 +8,8 @@ import math
 import pytest
 from helpers import spawn
 
+from nvlm.train.events import read_events
+
 
 def run_arguments(demo_data, folder, *overrides: str) -> list[str]:
     return [
@@ -41,6 +43,8 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path):
     assert "error: step 3: the loss is nan" in error
     assert "micro-batch 0 of data rank 0: first in the output of " in error
     assert "; samples " in error
+    *_, event = read_events(folder)
+    assert (event.kind, event.step) == ("failure", 3) and "the loss is nan" in event.text
     # One larger still: the update itself overflows, and its checkpoint is not written.
     rates = [f"train.optimizer.{key}" for key in ("lr=3.4e38", "min_lr=3.4e38", "beta1=0")]
     options = ["train.steps=4", "checkpoint.every=1", "checkpoint.background=no", *rates]

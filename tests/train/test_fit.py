@@ -14,6 +14,7 @@ from nvlm.config import RunConfig
 from nvlm.parallel.groups import initialize, shut_down
 
 MEASURED = (
+    "time",
     "seconds",
     "data_seconds",
     "forward_backward_seconds",
