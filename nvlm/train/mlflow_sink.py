@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvlm.config.schema import RunConfig
 from nvlm.train.run_folder import read_run_id
-from nvlm.train.sinks import Say, Sink
+from nvlm.train.sink import Say, Sink
 from nvlm.train.trackers import connect_mlflow
 
 if TYPE_CHECKING:

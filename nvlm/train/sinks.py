@@ -1,29 +1,19 @@
-"""Where a run's numbers go beside the terminal: its own files, TensorBoard, Weights & Biases.
+"""Where a run's numbers go beside the terminal: its own files, and the trackers that `log` names.
 
-A sink is two functions. Packages of others are imported only where a setting asks for them.
+Packages of others are imported only where a setting asks for them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm.config.schema import RunConfig
 from nvlm.errors import TrainingError
 from nvlm.files import json_line
+from nvlm.train.mlflow_sink import open_mlflow
 from nvlm.train.run_folder import open_records, read_run_id
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sink:
-    """`write(step, numbers)`, and at the run's end `close(failed)`."""
-
-    write: Callable[[int, dict[str, float]], None]
-    close: Callable[[bool], None]
+from nvlm.train.sink import Say, Sink
 
 
 def open_json_lines(path: Path, resumed_step: int) -> tuple[Sink, str | None]:
@@ -52,8 +42,6 @@ def open_trackers(config: RunConfig, resumed_step: int, say: Say) -> list[Sink]:
     if config.log.wandb_project:
         sinks.append(_open_wandb(config, say))
     if config.log.mlflow_experiment:
-        from nvlm.train.mlflow_sink import open_mlflow
-
         sinks.append(open_mlflow(config, resumed_step, say))
     return sinks
 

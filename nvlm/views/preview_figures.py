@@ -69,11 +69,11 @@ def draw_figure(image: ShownImage, number: int | None = None) -> Figure:
     tiles: list[Tile] = []
     if len(image.tiles) > 1 or width != height:
         tiles = [
-            Tile(tag, _data_url(_tile_picture(tile)))
+            Tile(tag, data_url(_tile_picture(tile)))
             for tile, tag in zip(image.tiles, image.tags, strict=True)
         ]
     return Figure(
-        picture=_data_url(picture),
+        picture=data_url(picture),
         shown_width=max(shown_width, 1),
         columns=columns,
         rows=rows,
@@ -109,7 +109,7 @@ def _tile_picture(tile: NDArray[np.uint8]) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
     """As PNG where there are few colours, which keeps drawings sharp and small, else as JPEG."""
     kind = "jpeg" if picture.getcolors(_FEW_COLOURS) is None else "png"
     buffer = io.BytesIO()

@@ -62,9 +62,18 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("WORLD_SIZE=2 SFT train.global_batch_size=2", "RANK is not set"),
         ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=x MASTER_PORT=1 SFT", "RANK is 2"),
         ("WORLD_SIZE=2 RANK=0 SFT", "MASTER_ADDR is not set"),
+        ("SFT run.dir=RUN log.mlflow_experiment=e", "log.mlflow_experiment e: "),
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=random", "no .tar files"),
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=FOLDER", "not a checkpoint"),
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=CHECKPOINT", ".metadata is damaged"),
+    ],
+    "report": [
+        ("NOTHING", "NOTHING: is not there"),
+        ("FILE", "FILE: is a file"),
+        ("FOLDER", "has no metrics.jsonl"),
+        ("TRAINED --out FOLDER", "--out FOLDER: is a folder"),
+        ("TRAINED --out /proc/p.html", "cannot be written"),
+        ("TRAINED NOTHING --out OUT", "NOTHING: is not there"),
     ],
     "generate": [
         ("NOTHING --prompt Hi", "no such checkpoint"),
@@ -156,6 +165,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "shards" / "train" / "s").mkdir(parents=True)
     with tarfile.open(root / "shards" / "train" / "s" / "0.tar", "w") as shard:
         shard.add(root / "file", "k.txt")
+    (root / "trained").mkdir()
+    (root / "trained" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     # As a copy that was cut short leaves it: its configuration and the mark of a whole one.
     checkpoint = root / "checkpoint"
     config = load_config(SFT, ["data.max_image_megapixels=1"])
@@ -168,6 +179,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "SFT": SFT,
         "FILE": str(root / "file"),
         "FOLDER": str(root / "folder"),
+        "TRAINED": str(root / "trained"),
         "EMPTY": str(root / "empty"),
         "BYTES": str(root / "bytes"),
         "NOTHING": str(root / "nothing"),

@@ -1,0 +1,1 @@
+"""`nvlm report`: what runs did, as one page: curves, time, samples, answers, events."""
