@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,6 +16,7 @@ from nvlm.cli.arguments import (
     ConfigFile,
     Overrides,
     Pipeline,
+    StageName,
     Tensor,
     path_of_user,
 )
@@ -22,10 +24,11 @@ from nvlm.launch import launched, rank_to_speak
 from nvlm.printing import say
 
 
-@app.command("train", short_help="Train a stage; run again to resume.")
+@app.command("train", short_help="Train a run or its stages; again to resume.")
 def train_command(
     config: ConfigFile,
     overrides: Overrides = None,
+    stage: StageName = None,
     allow_data_change: Annotated[
         bool,
         typer.Option(
@@ -41,11 +44,24 @@ def train_command(
         ),
     ] = False,
 ) -> None:
-    """Train a stage, alone or under `torchrun -m nvlm train ...`; run again to resume."""
-    place = launched()
-    from nvlm.config import load_config
+    """Train a run, alone or under `torchrun -m nvlm train ...`; run again to resume.
 
-    checked = load_config(config, overrides or [], place.world_size)
+    Of a file with stages, those that are not finished in turn, or the one that --stage names.
+    """
+    place = launched()
+    from nvlm.config import load_config, load_runs
+    from nvlm.config.compose import check_stage, has_stages
+
+    if has_stages(config):
+        runs = load_runs(config, overrides or [])
+        check_stage(config, stage, runs)
+        from nvlm.train.stages import train_stages
+
+        command = shlex.join(["nvlm", "train", str(config), *(overrides or [])])
+        stages = {str(name): run for name, run in runs.items()}
+        train_stages(stages, command, stage, allow_data_change, force)
+        return
+    checked = load_config(config, overrides or [], place.world_size, stage)
     from nvlm.train.preflight import check_before_start
 
     if place.rank == 0:

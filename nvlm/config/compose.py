@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,10 @@ def load_runs(
     layers = read_layers(path, problems)
     stages: list[str | None] = [*dict.fromkeys(layer.stage for layer in layers if layer.stage)]
     given = read_overrides(overrides, [*map(str, stages)], problems)
-    if stage is not None and stage not in stages:
-        there_are = f"there are {', '.join(map(str, stages))}" if stages else f"it has no {STAGES}"
-        problems.append(f"{path}: no stage {stage!r}: {there_are}")
+    try:
+        check_stage(path, stage, stages)
+    except ConfigError as error:
+        problems += error.args
     composed = [
         _compose(name, [*layers, *given], str(path), before)
         for name, before in zip(stages or [None], [None, *stages], strict=False)
@@ -93,6 +94,22 @@ def load_runs(
         _say_what_was_undone(override, concerned)
     runs = {one.stage: one.config for one in composed if one.config is not None}
     return runs if stage is None else {stage: runs[stage]}
+
+
+def has_stages(path: str | Path) -> bool:
+    """Whether a file describes stages, its bases included.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    return any(layer.stage for layer in read_layers(find_run(expand_path(str(path))), []))
+
+
+def check_stage(path: str | Path, stage: str | None, stages: Collection[str | None]) -> None:
+    """Raise `ConfigError` where the file `path` has not the stage that is asked for."""
+    if stage is not None and stage not in stages:
+        there_are = f"there are {', '.join(map(str, stages))}" if stages else f"it has no {STAGES}"
+        raise ConfigError(f"{path}: no stage {stage!r}: {there_are}")
 
 
 def names(runs: Runs) -> list[str]:

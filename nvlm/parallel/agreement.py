@@ -6,6 +6,7 @@ The ranks meet at the store from which process groups are made later: torchrun h
 from __future__ import annotations
 
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _MAX_SECONDS_TO_HEAR = 10.0
 # means, so this limit is for a disk that hangs.
 MEETING_TIMEOUT = datetime.timedelta(hours=2)
 _calls = count()
+_answers = count()
 # Of each channel.
 _meetings: dict[str, count] = defaultdict(count)
 
@@ -86,6 +88,26 @@ def on_ranks(ranks: Collection[int], action: Callable[[], Value]) -> Value | Non
         _wait_until_all_heard(store, here.world_size)
         raise NvlmError(store.get("failure").decode())
     return value
+
+
+def from_main_rank(action: Callable[[], Value]) -> Value:
+    """What `action` returns on rank 0, on every rank; JSON values only. Every rank calls it.
+
+    Raises:
+        NvlmError: see `on_ranks`.
+    """
+    here = launched()
+    if here.world_size == 1:
+        return action()
+    store = dist.PrefixStore(f"nvlm/from_main_rank/{next(_answers)}", attempt_store())
+
+    def act() -> Value:
+        value = action()
+        store.set("value", json.dumps(value))
+        return value
+
+    value = on_ranks([0], act)
+    return json.loads(store.get("value")) if value is None else value
 
 
 def meet(what: str, channel: str = "") -> None:

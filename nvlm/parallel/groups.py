@@ -16,6 +16,7 @@ from nvlm import platform
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.launch import launched
+from nvlm.megatron.left_groups import leave_model_parallel
 from nvlm.parallel.attempt import COLLECTIVE_TIMEOUT, attempt_store
 from nvlm.parallel.watch import stop_watching, watch_others
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
@@ -101,6 +102,7 @@ def initialize(
 ) -> Parallel:
     """Create the process groups of `config.parallel` and seed Megatron-core's RNG tracker.
 
+    Those of an earlier layout are left first: a process may run several trainings in turn.
     Under torchrun the rendezvous comes from its environment; alone, a world of one is made without
     opening a port.
 
@@ -117,8 +119,7 @@ def initialize(
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     initialize_world(timeout)
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    leave_model_parallel()
     virtual = config.parallel.virtual_pipeline
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.parallel.tensor,

@@ -101,6 +101,9 @@ class Platform(Protocol):
     def join_thread(self) -> None:
         """Make a further thread of this process ready to call torch and Megatron-core."""
 
+    def release_memory(self) -> None:
+        """Give back what freed tensors leave behind, and count the peak anew where it can be."""
+
     def peak_memory_bytes(self) -> int:
         """Most memory that this process has had: the device's, or on a CPU the resident one."""
         ...

@@ -202,6 +202,11 @@ def join_thread() -> None:
     bind_local_rank(launched().local_rank)
 
 
+def release_memory() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_allocated()
 

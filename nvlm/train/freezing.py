@@ -14,13 +14,11 @@ import torch.distributed as dist
 from torch import nn
 
 from nvlm.config.schema import RunConfig
-from nvlm.errors import ConfigError
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.sizes.parameters import VISION
-
-LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
-WEIGHT_DECAY_MULTIPLIERS = "train.optimizer.weight_decay_multipliers"
+from nvlm.train import patterns as rules
+from nvlm.train.patterns import LR_MULTIPLIERS, WEIGHT_DECAY_MULTIPLIERS, part_of
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,18 @@ def freeze(chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel) -
         ConfigError: a pattern matches no parameter on any pipeline stage, or nothing is left.
     """
     parameters = list(named_parameters(chunks))
-    frozen = _match(parameters, config.stage.freeze, "stage.freeze", parallel)
+    frozen = _match(parameters, config.stage.freeze, rules.FREEZE, parallel)
     num_trainable = 0
     for name, parameter in parameters:
         if any(name in names for names in frozen.values()):
             parameter.requires_grad_(False)
         num_trainable += parameter.requires_grad
     if sum(_gather(num_trainable, parallel)) == 0:
-        raise ConfigError(f"stage.freeze {config.stage.freeze} leaves nothing to train")
+        raise rules.nothing_left(config.stage.freeze)
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Megatron-core's rule: biases, norms and other vectors have none."""
-    return parameter.ndim > 1 and not name.endswith(".bias")
+    return rules.has_weight_decay(name, tuple(parameter.shape))
 
 
 def multipliers(
@@ -88,7 +85,7 @@ def multipliers(
         optimizer.weight_decay_multipliers,
         WEIGHT_DECAY_MULTIPLIERS,
         parallel,
-        kind="parameter that has weight decay (biases, norms and other vectors have none)",
+        kind=rules.WITH_WEIGHT_DECAY,
     )
     return {
         name: Multiplier(
@@ -112,7 +109,7 @@ def module_table(
             continue  # the last stage's copy of the embedding, counted on the first
         if name.startswith(f"{VISION}.") and not parallel.is_first_stage:
             continue  # later stages' copies of the encoder, likewise
-        part, factor = _part_of(name), factors[name]
+        part, factor = part_of(name), factors[name]
         if has_weight_decay(name, parameter):
             decay_of_part.setdefault((part, factor.lr), factor.weight_decay)
         else:
@@ -160,11 +157,6 @@ def _last_match(
     return found[-1] if found else 1.0
 
 
-def _part_of(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
-
-
 def _match(
     parameters: Sequence[tuple[str, nn.Parameter]],
     patterns: Sequence[str] | Mapping[str, float],
@@ -177,11 +169,8 @@ def _match(
     found = [set(hits) for hits in _gather([p for p in patterns if matches[p]], parallel)]
     unmatched = [pattern for pattern in patterns if not any(pattern in hits for hits in found)]
     if unmatched:
-        parts = sorted(set().union(*_gather({_part_of(name) for name in names}, parallel)))
-        raise ConfigError(
-            f"{key}: {', '.join(map(repr, unmatched))} matches no {kind}; "
-            f"the model has {', '.join(part + '.*' for part in parts)}"
-        )
+        parts = set().union(*_gather({part_of(name) for name in names}, parallel))
+        raise rules.no_match(key, unmatched, parts, kind)
     return matches
 
 

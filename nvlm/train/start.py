@@ -19,7 +19,7 @@ from nvlm.checkpoint_files import (
 from nvlm.config import RunConfig
 from nvlm.config.changed import changed as changed_config
 from nvlm.config.checks import check_world_size
-from nvlm.data.loading.training_data import TrainingData, open_training_data
+from nvlm.data.loading.training_data import TrainingData, check_sources, open_training_data
 from nvlm.data.loading.validation_data import ValidationData, open_validation_data
 from nvlm.evaluate.questions import Question
 from nvlm.parallel.agreement import on_ranks
@@ -37,6 +37,7 @@ from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
 from nvlm.train.live_questions import choose_live_questions
 from nvlm.train.module_table import print_module_table
+from nvlm.train.patterns import check_patterns
 from nvlm.train.rates import rate_changes
 from nvlm.train.stage_table import print_stage_table
 from nvlm.train.throughput import device_card, explain_peak
@@ -70,27 +71,48 @@ def check_memory(config: RunConfig, world_size: int) -> None:
         check_fit(resolved, world_size, memory_bytes)
 
 
-def prepare(config: RunConfig, allow_data_change: bool = False) -> Start:
-    """All that can be refused before a process group exists; every rank calls this.
+def check_at_once(config: RunConfig, has_weights: bool = True) -> None:
+    """The part of `prepare` that reads no shard, which may take hours; every rank calls this.
+
+    Raises:
+        NvlmError: something the user can put right.
+    """
+    world_size = world_size_from_environment()
+    check_patterns(config)
+    check_world_size(config, world_size)
+    platform.current().resolve_layer_implementation(
+        config.model.layer_implementation, config.train.precision
+    )
+
+    def look() -> None:
+        _find_weights(config, has_weights)
+        check_sources(config)
+
+    on_ranks(reading_ranks(config.parallel, world_size), look)
+
+
+def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: bool = True) -> Start:
+    """All that can be refused before the run's process groups exist; every rank calls this.
 
     The ranks that will read data look at the disks, the others wait and raise what they raise.
 
     Args:
         allow_data_change: resume although the data or what decides their order have changed; see
             `Planner.continue_from`.
+        has_weights: whether those to start from are there yet; else they are not looked for.
 
     Raises:
         NvlmError: something the user can put right.
     """
     world_size = world_size_from_environment()
+    check_patterns(config)
     check_world_size(config, world_size)
     platform.current().resolve_layer_implementation(
         config.model.layer_implementation, config.train.precision
     )
 
     def find() -> Start:
-        resumed = find_resume_point(config)
-        weights = None if resumed.checkpoint else find_initial_weights(config)
+        resumed, weights = _find_weights(config, has_weights)
         data = _open_data(config, resumed, allow_data_change)
         validation = open_validation_data(config, data.indexes)
         questions = choose_live_questions(config) if is_main_process() else []
@@ -145,6 +167,14 @@ def begin(config: RunConfig, parallel: Parallel, start: Start, console: Console)
     for line in lines:
         console.print(line, style="yellow", markup=False, highlight=False)
     return training
+
+
+def _find_weights(config: RunConfig, has_weights: bool) -> tuple[Newest, Path | None]:
+    """The run's own checkpoint, and where it has none another's."""
+    resumed = find_resume_point(config)
+    if resumed.checkpoint or not has_weights:
+        return resumed, None
+    return resumed, find_initial_weights(config)
 
 
 def _open_data(config: RunConfig, resumed: Newest, allow_change: bool) -> TrainingData:

@@ -11,6 +11,8 @@ from nvlm.data.index.rejected import check_rejected
 from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import Loader
 from nvlm.data.order.planner import Planner
+from nvlm.data.shards.sources import find_sources
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.parallel.tiles import Share
 
 
@@ -37,6 +39,17 @@ class TrainingData:
     def rejected(self) -> list[SkippedSample]:
         """What the sources have that cannot be used."""
         return [sample for index in self.indexes for sample in index.rejected]
+
+
+def check_sources(config: RunConfig) -> None:
+    """What can be refused of the run's data at once, without a look into a shard.
+
+    Raises:
+        DataError: there are no shards, the blend names an unknown source, or the tokenizer or a
+            prompt pool is missing.
+    """
+    find_sources(config)
+    SampleEncoder.from_config(config)
 
 
 def open_training_data(

@@ -1,0 +1,71 @@
+"""Patterns over parameter names that match nothing, found before any model is built.
+
+The table of parameters has every name (`nvlm.sizes.parameters`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from nvlm.config.schema import RunConfig
+from nvlm.errors import ConfigError
+from nvlm.sizes.parameters import is_frozen, parameters_by_name
+from nvlm.sizes.row import Shape
+
+FREEZE = "stage.freeze"
+LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
+WEIGHT_DECAY_MULTIPLIERS = "train.optimizer.weight_decay_multipliers"
+WITH_WEIGHT_DECAY = "parameter that has weight decay (biases, norms and other vectors have none)"
+
+
+def check_patterns(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: a pattern for freezing or rates fits no parameter, one for weight decay none
+            that has it, or nothing is left to train.
+    """
+    stage, optimizer = config.stage, config.train.optimizer
+    shapes = {name: row.shape for name, row in parameters_by_name(config.model).items()}
+    _check(shapes, stage.freeze, FREEZE)
+    if all(is_frozen(name, stage.freeze) for name in shapes):
+        raise nothing_left(stage.freeze)
+    _check(shapes, optimizer.lr_multipliers, LR_MULTIPLIERS)
+    # First against all parameters: "matches no parameter" is another mistake than "no matrix".
+    _check(shapes, optimizer.weight_decay_multipliers, WEIGHT_DECAY_MULTIPLIERS)
+    decaying = {name: shape for name, shape in shapes.items() if has_weight_decay(name, shape)}
+    patterns = optimizer.weight_decay_multipliers
+    _check(decaying, patterns, WEIGHT_DECAY_MULTIPLIERS, WITH_WEIGHT_DECAY)
+
+
+def has_weight_decay(name: str, shape: Shape) -> bool:
+    """Megatron-core's rule: biases, norms and other vectors have none."""
+    return len(shape) > 1 and not name.endswith(".bias")
+
+
+def part_of(name: str) -> str:
+    """The part of the model that tables show a parameter with."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
+
+
+def no_match(
+    key: str, patterns: Iterable[str], parts: Iterable[str], kind: str = "parameter"
+) -> ConfigError:
+    """Of `patterns`, none of which match a parameter of that kind; `parts` has the model."""
+    return ConfigError(
+        f"{key}: {', '.join(map(repr, patterns))} matches no {kind}; "
+        f"the model has {', '.join(part + '.*' for part in sorted(parts))}"
+    )
+
+
+def nothing_left(freeze: list[str]) -> ConfigError:
+    return ConfigError(f"{FREEZE} {freeze} leaves nothing to train")
+
+
+def _check(
+    shapes: Mapping[str, Shape], patterns: Iterable[str], key: str, kind: str = "parameter"
+) -> None:
+    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in shapes)]
+    if unmatched:
+        raise no_match(key, unmatched, set(map(part_of, shapes)), kind)
