@@ -86,7 +86,7 @@ def _section(values: Values, key: str) -> Values:
 def as_file(runs: dict[str, RunConfig]) -> Values:
     """A file of stages that says all that there is to say: `load_runs` gives `runs` again."""
     (first, config), *_ = runs.items()
-    run = {
+    run = config.run.model_dump(mode="json") | {
         "name": config.run.name.removesuffix(f"-{first}"),
         "dir": os.path.dirname(config.run.dir),
     }

@@ -22,6 +22,7 @@ from nvlm.parallel.groups import (
     leaving_groups,
     world_size_from_environment,
 )
+from nvlm.parallel.hangs import collective_timeout
 from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
 from nvlm.train.fit import fit
@@ -29,6 +30,8 @@ from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.preflight import check_before_start
 from nvlm.train.stage_order import Order, find_order
 from nvlm.train.start import Start, check_at_once, check_memory, prepare
+
+_MOST_COLLECTIONS = 10
 
 
 def train_stages(
@@ -111,14 +114,24 @@ def _take_turn(
     )
     with _naming(name):
         start = start or prepare(config)
-    parallel = initialize(config)
+    parallel = initialize(config, timeout=collective_timeout(config.run.hang_minutes))
     if is_first:
         for each in own:
             share(ownerships.get(each))
     fit(config, parallel, start, ownerships.get(name))
     del start, parallel
-    # Modules, hooks and optimizers refer to each other in circles.
-    gc.collect()
+    _let_go()
+
+
+def _let_go() -> None:
+    """Free what a stage held: modules, hooks and optimizers, which refer to each other in circles.
+
+    Some circles go through torch's graph. What one collection takes away opens them for the next:
+    after a single one the whole model is still there.
+    """
+    for _ in range(_MOST_COLLECTIONS):
+        if not gc.collect():
+            break
     platform.current().release_memory()
 
 

@@ -22,6 +22,7 @@ from nvlm import cli
 from nvlm.config import load_config
 
 SFT = str(REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml")
+STAGES = str(REPOSITORY / "configs" / "run" / "tiny" / "stages.yaml")
 # Set by torchrun; the tests' own environment may be another's.
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -34,11 +35,14 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("WORLD_SIZE= SFT", "WORLD_SIZE is empty"),
         ("WORLD_SIZE=auto SFT", "WORLD_SIZE is 'auto'"),
         ("SFT --no-such-option", "no such option"),
+        ("STAGES --stage third", "no stage 'third': there are pretrain, sft"),
+        ("STAGES stages.sft.train.steps=x", "stages.sft: train.steps: must be a whole number"),
     ],
     "config list": [("FOLDER", "unexpected extra argument")],
     "model summary": [
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT model.language.num_layers=x", "model.language.num_layers"),
+        ("STAGES --json", "has stages: say which one: --stage pretrain or --stage sft"),
     ],
     "plan": [
         ("NOTHING.yaml --gpus 8", "NOTHING.yaml"),
@@ -46,6 +50,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("SFT --gpus 8 --gpu h1000", "--gpu h1000: no such card"),
         ("SFT --gpus 1 --assume nothing=1", "nothing"),
         ("SFT --gpus 6 parallel.tensor=4", "parallel"),
+        ("STAGES --gpus 3 --stage sft", "stages.sft: train.global_batch_size 4 is not a multiple"),
     ],
     "doctor": [
         ("NOTHING.yaml", "NOTHING.yaml"),
@@ -58,6 +63,10 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("NOTHING.yaml", "NOTHING.yaml"),
         ("SFT run.dir=FILE", "run.dir FILE: is a file"),
         ("SFT run.dir=FILE/below", "Not a directory"),
+        ("SFT --stage sft", "no stage 'sft': it has no stages"),
+        ("STAGES --stage third", "no stage 'third': there are pretrain, sft"),
+        ("STAGES --stage sft run.dir=RUN", "stage sft starts from stage pretrain, which has not"),
+        ("STAGES run.dir=RUN stages.sft.data.root=EMPTY", "stage "),
         ("SFT run.dir=/proc/nvlm", "run.dir /proc/nvlm: cannot be written"),
         ("WORLD_SIZE=2 SFT train.global_batch_size=2", "RANK is not set"),
         ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=x MASTER_PORT=1 SFT", "RANK is 2"),
@@ -109,10 +118,14 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
         ("SFT data.root=SHARDS data.index_dir=FILE", "FILE"),
     ],
-    "data order": [("SFT data.root=EMPTY run.dir=RUN", "no .tar files")],
+    "data order": [
+        ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
+        ("STAGES", "say which one: --stage"),
+    ],
     "data stats": [("SFT data.root=EMPTY run.dir=RUN --json", "no .tar files")],
     "data preview": [
         ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),
+        ("STAGES data.root=EMPTY run.dir=RUN", "say which one: --stage"),
         ("SFT data.root=EMPTY run.dir=RUN --out FOLDER", "--out FOLDER: is a folder"),
         ("SFT data.root=EMPTY run.dir=RUN --out /proc/p.html", "cannot be written"),
         ("SFT data.root=EMPTY run.dir=RUN --out /dev/null", "is a device"),
@@ -177,6 +190,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (checkpoint / ".metadata").write_bytes(b"")
     return {
         "SFT": SFT,
+        "STAGES": STAGES,
         "FILE": str(root / "file"),
         "FOLDER": str(root / "folder"),
         "TRAINED": str(root / "trained"),

@@ -5,27 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.paths import REPOSITORY
-from nvlm.config import RunConfig, load_config
+from nvlm.config import RunConfig, load_config, load_runs
 
 STEPS = 2
 
 
 def stage_config(stage: str, demo_data: Path, folder: Path, load: str, *more: str) -> RunConfig:
+    own = [f"run.dir={folder / stage}", f"checkpoint.load={load}"]
     return load_config(
-        REPOSITORY / f"configs/run/tiny/{stage}.yaml",
-        [
-            f"data.root={demo_data}",
-            "data.blend={digits: 1, text: 1}",
-            f"data.index_dir={folder.parent / 'index'}",
-            "data.num_workers=0",
-            f"run.dir={folder / stage}",
-            f"checkpoint.load={load}",
-            f"train.steps={STEPS}",
-            "train.global_batch_size=2",
-            "train.precision=fp32",
-            "model.vision.num_layers=1",
-            "model.language.num_layers=1",
-            "log.tensorboard=false",
-            *more,
-        ],
+        REPOSITORY / f"configs/run/tiny/{stage}.yaml", [*_settings(demo_data, folder), *own, *more]
     )
+
+
+def small_stages(demo_data: Path, folder: Path, *more: str) -> dict[str, RunConfig]:
+    """Both stages of the tiny model, in `folder`."""
+    path = REPOSITORY / "configs/run/tiny/stages.yaml"
+    runs = load_runs(path, [*_settings(demo_data, folder), f"run.dir={folder}", *more])
+    return {str(name): config for name, config in runs.items()}
+
+
+def _settings(demo_data: Path, folder: Path) -> list[str]:
+    return [
+        f"data.root={demo_data}",
+        "data.blend={digits: 1, text: 1}",
+        f"data.index_dir={folder.parent / 'index'}",
+        "data.num_workers=0",
+        f"train.steps={STEPS}",
+        "train.global_batch_size=2",
+        "train.precision=fp32",
+        "model.vision.num_layers=1",
+        "model.language.num_layers=1",
+        "log.tensorboard=false",
+    ]
