@@ -16,7 +16,7 @@ from nvlm.config.layers import STAGES, Key, Layer, merge, read_layers, read_over
 from nvlm.config.paths import expand_path
 from nvlm.config.schema import RunConfig
 from nvlm.config.shipped import find_run
-from nvlm.config.stages import place_stage
+from nvlm.config.stage_file import place_stage
 from nvlm.config.wording import describe_all, shorten
 from nvlm.config.yaml_file import Values
 from nvlm.errors import ConfigError

@@ -2,7 +2,7 @@
 
 A file may start with `base:`, a list of files (relative to it) that it is merged over, in order:
 sections key by key, everything else as one value. A file may have `stages:`, each with bases and
-settings of its own: see stages.py. docs/configuration.md has the rules.
+settings of its own: see stage_file.py. docs/configuration.md has the rules.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from nvlm.config.compose import Runs, load_runs, to_yaml
 from nvlm.config.schema import RunConfig
-from nvlm.config.stages import as_file
+from nvlm.config.stage_file import as_file
 from nvlm.plan.work import most_tiles
 from nvlm.printing import new_console, say
 from nvlm.sizes.derived import DerivedNumbers, derive

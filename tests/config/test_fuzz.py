@@ -17,7 +17,7 @@ from helpers.paths import REPOSITORY
 from nvlm.config import load_config
 from nvlm.config.compose import Runs, load_runs, to_yaml, validate
 from nvlm.config.schema import RunConfig
-from nvlm.config.stages import as_file
+from nvlm.config.stage_file import as_file
 from nvlm.config.wording import _all_keys
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import ConfigError

@@ -1,6 +1,6 @@
 """Stages in turn on one process: which are left to run, what is refused, what is left behind.
 
-tests/parallel/test_stages.py compares them with runs by hand, at several layouts.
+tests/parallel/test_stages_in_turn.py compares them with runs by hand, at several layouts.
 """
 
 from __future__ import annotations
