@@ -4,13 +4,13 @@ Many questions are answered at once: prompts are packed into rows of the shape t
 each with room for its answer behind it. Every pass through the model gives every question its next
 token, which is written into the row; what stands behind it is not seen by causal attention. So
 everything that trains can answer, with the kernels that it trains with: sequence parallelism,
-pipeline stages and chunks of them, shared tiles. Tiles are encoded once, and a pass costs a
-validation's of the same rows; a cache would save most of it, and need a second model.
+pipeline stages and chunks of them. Tiles are encoded once, and a pass costs what the same rows cost
+in validation. For short answers that is what a cache takes, too (docs/experiments.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,15 +43,15 @@ class Prompt:
 
 
 def answer_live(
-    training: Training, prompts: Sequence[Prompt], pad_id: int, stop_id: int
+    training: Training, prompts: Iterable[Prompt], pad_id: int, stop_id: int
 ) -> list[list[int]]:
     """The most likely answers' tokens, up to and with the stop token; see `generate_greedy`.
 
     Every process of a model replica calls this, in evaluation mode and without gradients.
 
     Args:
-        prompts: of this replica, on the process that reads for it; not looked at on others, which
-            get the same answers.
+        prompts: of this replica, on the process that reads for it, which takes them as it comes to
+            them; not looked at on others, which get the same answers.
     """
     config, parallel = training.config, training.parallel
     most = config.validation.max_new_tokens
@@ -67,31 +67,22 @@ def answer_live(
 
 
 def question_batches(
-    config: RunConfig, prompts: Sequence[Prompt], pad_id: int
+    config: RunConfig, prompts: Iterable[Prompt], pad_id: int
 ) -> Iterator[StepBatch]:
-    """Rows of prompts with room for their answers, in the order of `prompts`.
+    """Rows of prompts with room for their answers, in the order of `prompts`, some at a time.
 
     A label stands where an answer begins, and nowhere else.
     """
-    room = config.validation.max_new_tokens
-    row = config.train.micro_batch_size * config.stage.sequence_length
-    longest = max((len(prompt.encoded.tokens) + room for prompt in prompts), default=0)
-    length = -(-longest // row) * row
-    rows: list[list[PackedSample]] = []
-    num_tiles = num_tokens = 0
+    samples: list[PackedSample] = []
     for prompt in prompts:
-        sample = _with_room(prompt, room, pad_id)
-        if rows and num_tiles + len(sample.tiles) > _MAX_TILES:
-            yield _step(config, rows, length, pad_id)
-            rows, num_tiles = [], 0
-        if not rows or num_tokens + len(sample.encoded.tokens) > length:
-            rows.append([])
-            num_tokens = 0
-        rows[-1].append(sample)
-        num_tokens += len(sample.encoded.tokens)
-        num_tiles += len(sample.tiles)
-    if rows:
-        yield _step(config, rows, length, pad_id)
+        sample = _with_room(prompt, config.validation.max_new_tokens, pad_id)
+        num_tiles = sum(len(s.tiles) for s in [*samples, sample])
+        if samples and num_tiles > _MAX_TILES:
+            yield _step(config, samples, pad_id)
+            samples = []
+        samples.append(sample)
+    if samples:
+        yield _step(config, samples, pad_id)
 
 
 def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
@@ -103,8 +94,20 @@ def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
     return PackedSample(prompt.key, EncodedSample(tokens, labels, image_mask), encoded.tiles)
 
 
-def _step(config: RunConfig, rows: list[list[PackedSample]], length: int, pad_id: int) -> StepBatch:
-    rows = [*rows, *([[]] * _num_missing(config, len(rows)))]
+def _step(config: RunConfig, samples: list[PackedSample], pad_id: int) -> StepBatch:
+    # Rows as long as those of training, for which kernels are chosen, unless a question is longer.
+    usual = config.train.micro_batch_size * config.stage.sequence_length
+    length = -(-max(len(sample.encoded.tokens) for sample in samples) // usual) * usual
+    rows: list[list[PackedSample]] = []
+    room = 0
+    for sample in samples:
+        num_tokens = len(sample.encoded.tokens)
+        if num_tokens > room:
+            rows.append([])
+            room = length
+        rows[-1].append(sample)
+        room -= num_tokens
+    rows += [[]] * _num_missing(config, len(rows))
     image_size = config.model.vision.image_size
     micro_batches = [build_micro_batch([row], length, image_size, pad_id) for row in rows]
     return StepBatch(micro_batches, [], {})

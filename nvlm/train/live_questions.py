@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nvlm.evaluate.questions import HeldOut, Question, choose_questions, read_qu
 from nvlm.evaluate.rows import answer_row, read_images
 from nvlm.evaluate.score import score_tasks
 from nvlm.files import json_line
+from nvlm.printing import printable
 from nvlm.train.live_answers import Prompt, answer_live
 from nvlm.train.run_folder import GENERATIONS_FILE, open_records
 from nvlm.train.training import Training
@@ -90,8 +91,10 @@ class LiveQuestions:
                 file.writelines(json_line({"step": training.step, **row}) for row in rows)
         for sample in left_out[:1]:
             self._console.print(
-                f"{len(left_out)} held-out questions cannot be asked; the first is {sample.source} "
-                f"{sample.shard} {sample.key}: {sample.reason}: {sample.detail}",
+                printable(
+                    f"{len(left_out)} held-out questions cannot be asked; the first is "
+                    f"{sample.source} {sample.shard} {sample.key}: {sample.reason}: {sample.detail}"
+                ),
                 style="yellow",
                 markup=False,
                 highlight=False,
@@ -103,37 +106,36 @@ class LiveQuestions:
 
     def _answer_share(self) -> tuple[list[tuple[int, list[int], dict]], list[SkippedSample]]:
         """(number of the question, answer's tokens, repairs) of this replica's questions."""
-        parallel = self._training.parallel
-        numbers: list[int] = []
-        prompts: list[Prompt] = []
-        all_repairs: list[dict[str, int]] = []
+        training, chat = self._training, self._encoder.tokenizer
+        asked: list[tuple[int, dict[str, int]]] = []
         left_out: list[SkippedSample] = []
-        if parallel.is_model_parallel_main:
-            share = range(parallel.data_rank, len(self._questions), parallel.data_size)
-            with ShardReader() as reader:
-                for number in share:
-                    try:
-                        prompt, repairs = self._prompt(reader, self._questions[number])
-                    except SampleError as error:
-                        left_out.append(self._questions[number].left_out(error))
-                        continue
-                    numbers.append(number)
-                    prompts.append(prompt)
-                    all_repairs.append(repairs)
-        chat = self._encoder.tokenizer
-        answers = answer_live(self._training, prompts, chat.pad_id, chat.end_id)
-        if not parallel.is_model_parallel_main:
+        prompts = self._prompts(asked, left_out)
+        answers = answer_live(training, prompts, chat.pad_id, chat.end_id)
+        if not training.parallel.is_model_parallel_main:
             return [], []
-        return list(zip(numbers, answers, all_repairs, strict=True)), left_out
+        rows = [(n, ids, repairs) for (n, repairs), ids in zip(asked, answers, strict=True)]
+        return rows, left_out
 
-    def _prompt(self, reader: ShardReader, question: Question) -> tuple[Prompt, dict[str, int]]:
-        phases.enter(phases.READING)
-        config = self._training.config
-        images, repairs = read_images(reader, question, config.data.max_image_megapixels)
-        encoded = prepare_prompt(
-            config, self._encoder, question.messages, images, question.max_num_tiles
-        )
-        return Prompt(f"{question.source}/{question.sample_id}", encoded), repairs
+    def _prompts(
+        self, asked: list[tuple[int, dict[str, int]]], left_out: list[SkippedSample]
+    ) -> Iterator[Prompt]:
+        """This replica's, each read when it is its turn; notes what is asked and what cannot be."""
+        config, parallel = self._training.config, self._training.parallel
+        most = config.data.max_image_megapixels
+        with ShardReader() as reader:
+            for number in range(parallel.data_rank, len(self._questions), parallel.data_size):
+                phases.enter(phases.READING)
+                question = self._questions[number]
+                try:
+                    images, repairs = read_images(reader, question, most)
+                except SampleError as error:
+                    left_out.append(question.left_out(error))
+                    continue
+                encoded = prepare_prompt(
+                    config, self._encoder, question.messages, images, question.max_num_tiles
+                )
+                asked.append((number, repairs))
+                yield Prompt(f"{question.source}/{question.sample_id}", encoded)
 
     def _row(self, number: int, ids: list[int], repairs: dict[str, int]) -> dict[str, Any]:
         text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()

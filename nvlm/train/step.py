@@ -198,5 +198,5 @@ def _reduce(
         totals[6] += sum(batch.repaired.values())
     dist.all_reduce(totals)
     values = totals.tolist()  # at once: the host waits for the device
-    counts = dict(zip(_COUNTS, values[:num_counts], strict=True))
+    counts: dict[str, float] = dict(zip(_COUNTS, values[:num_counts], strict=True))
     return counts, losses_by_source(sources, values[num_counts:])
