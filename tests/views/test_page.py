@@ -173,11 +173,21 @@ def test_samples_and_answers_and_events(tmp_path: Path):
     """Pictures are those of the shards, also of a cut file; whatever a sample says is only text."""
     whole = draw_image(40, 30, seed=1)
     cut = draw_image(400, 300, seed=2)[:2000]
-    samples = [make_sample("a", HOSTILE, "x", [whole]), make_sample("b", "?", "x", [cut])]
+    gray = io.BytesIO()
+    Image.new("L", (50, 20)).save(gray, "PNG")
+    samples = [
+        make_sample("a", HOSTILE, "x", [whole]),
+        make_sample("b", "?", "x", [cut]),
+        make_sample("gray", "?", "x", [gray.getvalue()]),
+    ]
     data = tmp_path / "data"
     write_shard(data / "train" / "s" / "0.tar", samples)
     write_shard(tmp_path / "elsewhere" / "0.tar", samples)
-    records = steps_of(3.0, 2.0, **{"repaired/s/rotated": 2, f"loss/{HOSTILE}": 1.0})
+    records = steps_of(
+        3.0,
+        2.0,
+        **{"repaired/s/rotated": 2, "repaired/s/converted_to_rgb": 1, f"loss/{HOSTILE}": 1.0},
+    )
     folder = write_run(tmp_path / "run", records, f"data.root={data}", "data.blend=null")
     (folder / "skipped.jsonl").write_text(
         skipped_row("0.tar", "a", "text")
@@ -198,12 +208,15 @@ def test_samples_and_answers_and_events(tmp_path: Path):
 
     assert [s.attributes for s in page.with_tag("img") if s.attributes["src"] == "x"] == []
     cards = {card.with_tag("h4")[0].text: card for card in page.with_class("sample")}
-    assert len(cards) == 5 and "2 left out" in cards["s: image"].text
+    assert len(cards) == 6 and "2 left out" in cards["s: image"].text
     pictures = {name: card.with_tag("img") for name, card in cards.items()}
     assert [size_of(picture) for picture in pictures["s: text"]] == [(40, 30)]
     assert [size_of(picture) for picture in pictures["s: image"]] == [(240, 180)]
     assert not pictures["s: outside"]
-    assert "EXIF rotation is applied" in cards["s: rotated"].text
+    assert "EXIF rotation is applied" in cards["s: rotated"].text  # and none is rotated here
+    assert not pictures["s: rotated"] and "4 repaired" in cards["s: rotated"].text
+    assert [size_of(picture) for picture in pictures["s: converted_to_rgb"]] == [(50, 20)]
+    assert "0.tar gray" in cards["s: converted_to_rgb"].text
     shown = HOSTILE.replace("\x1b", "\\u001b").replace("\u202e", "\\u202e")
     assert shown in cards["s: text"].text and f"{shown}: {shown}" in cards
     (question,) = page.with_class("question")

@@ -22,7 +22,7 @@ def downsample(series: Series, num_columns: int, first: int, last: int) -> Serie
     starts = np.flatnonzero(np.diff(column, prepend=column[0] - 1))
     ends = np.append(starts[1:], len(column))
     kept: set[int] = {0, len(series) - 1}
-    for start, end in zip(starts, ends):
+    for start, end in zip(starts.tolist(), ends.tolist()):
         part = series.values[start:end]
         kept.add(start + int(part.argmin()))
         kept.add(start + int(part.argmax()))

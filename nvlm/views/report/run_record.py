@@ -20,9 +20,13 @@ from nvlm.checkpoint_files import CONFIG_FILE
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import NvlmError
 from nvlm.train.events import Event, read_events
-from nvlm.train.run_folder import BETWEEN_STEPS_FILE, METRICS_FILE, SKIPPED_FILE
+from nvlm.train.run_folder import (
+    BETWEEN_STEPS_FILE,
+    GENERATIONS_FILE,
+    METRICS_FILE,
+    SKIPPED_FILE,
+)
 
-GENERATIONS_FILE = "generations.jsonl"
 # Keys whose numbers are when and where, not what.
 _PLACES = ("step",)
 

@@ -73,7 +73,7 @@ def skipped_examples(run: RunRecord) -> tuple[list[Example], list[str]]:
 
 def repaired_examples(run: RunRecord) -> list[Example]:
     """Each change made to samples of a source, with how often, and one of its first samples."""
-    wanted = {}
+    wanted: dict[tuple[str, str], int] = {}
     for key in run.keys("repaired/"):
         source, _, what = key.removeprefix("repaired/").rpartition("/")
         if number := round(run.series(key).sum()):
