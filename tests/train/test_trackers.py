@@ -6,12 +6,14 @@ Weights & Biases runs offline, MLflow in a file. `scripts/install dev` brings ne
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import struct
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -174,6 +176,35 @@ def test_mlflow_goes_on_in_its_run(tmp_path: Path, store: str):
 def test_mlflow_that_lost_a_run(tmp_path: Path, store: str):
     config = config_in(tmp_path / "run", "log.mlflow_experiment=other", store)
     assert "a new one begins after step 5" in take_steps(config, 6, 6)
+
+
+@needs_mlflow
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_mlflow_that_takes_nothing_for_a_while(tmp_path: Path, store: str, comes_back: bool):
+    from mlflow import MlflowClient
+
+    config = config_in(tmp_path / "run", f"log.mlflow_experiment=away {comes_back}", store)
+    client = MlflowClient(store.partition("=")[2])
+    open_run_folder(config, 0)
+    file = io.StringIO()
+    log = RunLog(config, 0, Console(file=file, width=500))
+    experiment = client.get_experiment_by_name(str(config.log.mlflow_experiment)).experiment_id
+    run_id = client.search_runs([experiment])[0].info.run_id
+    client.delete_run(run_id)  # nothing can be written to it
+    log.write_between(1, {"loss": 1.0})
+    deadline = time.monotonic() + 60
+    while "MLflow takes no numbers at present, training goes on: " not in file.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    log.write_between(2, {"loss": 2.0})
+    if comes_back:
+        client.restore_run(run_id)
+    log.close()
+    lost = "MLflow did not get the numbers from step 1 on: metrics.jsonl has all"
+    assert (lost in file.getvalue()) == (not comes_back)
+    if comes_back:
+        history = client.get_metric_history(run_id, "loss")
+        assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 2.0)]
 
 
 @needs_mlflow
