@@ -30,6 +30,19 @@ def path_of_user(text: str | Path) -> Path:
 
 CONFIG_HELP = "A run's YAML file, or a name of `nvlm config list`."
 ConfigFile = Annotated[Path, typer.Argument(help=CONFIG_HELP, metavar="CONFIG")]
+ConfigFileOrNone = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(help=CONFIG_HELP, metavar="CONFIG"),
+]
+FailedStep = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--replay",
+        parser=path_of_user,
+        metavar="FILE",
+        help="Take a step again that was not finite, from RUN/replay; without CONFIG.",
+    ),
+]
 Checkpoint = Annotated[
     Path,
     typer.Argument(parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."),

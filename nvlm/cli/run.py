@@ -13,7 +13,8 @@ from nvlm.cli.app import app
 from nvlm.cli.arguments import (
     LARGEST,
     Checkpoint,
-    ConfigFile,
+    ConfigFileOrNone,
+    FailedStep,
     Overrides,
     Pipeline,
     StageName,
@@ -26,7 +27,7 @@ from nvlm.printing import say
 
 @app.command("train", short_help="Train a run or its stages; again to resume.")
 def train_command(
-    config: ConfigFile,
+    config: ConfigFileOrNone = None,
     overrides: Overrides = None,
     stage: StageName = None,
     allow_data_change: Annotated[
@@ -43,12 +44,18 @@ def train_command(
             "--force", help="Train although by `nvlm plan` the GPUs' memory is too small."
         ),
     ] = False,
+    replay: FailedStep = None,
 ) -> None:
     """Train a run, alone or under `torchrun -m nvlm train ...`; run again to resume.
 
     Of a file with stages, those that are not finished in turn, or the one that --stage names.
     """
     place = launched()
+    if replay is not None:
+        _take_again(replay, config)
+        return
+    if config is None:
+        raise typer.BadParameter("missing argument 'CONFIG'")
     from nvlm.config import load_config, load_runs
     from nvlm.config.compose import check_stage, has_stages
 
@@ -76,6 +83,14 @@ def train_command(
         if not force:
             check_memory(checked, place.world_size)
         train(checked, allow_data_change, ownership)
+
+
+def _take_again(failed_step: Path, config: Path | None) -> None:
+    if config is not None:
+        raise typer.BadParameter("--replay takes its settings from the file: give no CONFIG")
+    from nvlm.train.replay import replay
+
+    replay(failed_step)
 
 
 @app.command("generate", short_help="Answer a prompt about images.")

@@ -63,6 +63,7 @@ def write_event(run_dir: Path | str, kind: str, step: int, text: str, **fields: 
     """`note_event` by whichever process calls this, where the main one cannot."""
     assert kind in KINDS, kind
     event = Event(round(time.time(), 3), step, kind, text, fields)
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     # In one write at the end of the file: threads and processes do not mix their lines.
     descriptor = os.open(
         Path(run_dir) / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode=0o666

@@ -78,30 +78,25 @@ class SpikeWatch:
             last.extend(state.get(name, []))
 
 
-def react(found: list[Spike], config: RunConfig, step: int) -> bool:
-    """Do what `train.on_spike` says; returns whether the step's update is made.
+def react(found: list[Spike], config: RunConfig, step: int) -> None:
+    """Say what jumped and what `train.on_spike` made of the step, as an event too.
 
     Raises:
         TrainingError: the run is to stop.
     """
-    policy = config.train.on_spike
     what = f"step {step}: {' and '.join(map(str, found))}"
-    values = {spike.name: spike.value for spike in found}
+    policy = config.train.on_spike
+    done = {"warn": "trained on all the same", "skip": "its update is left out"}
+    text = f"{what}; {done.get(policy, 'the run stops')}"
+    kind = "skip" if policy == "skip" else "spike"
+    note_event(config.run.dir, kind, step, text, **{spike.name: spike.value for spike in found})
     if policy == "stop":
-        note_event(config.run.dir, "spike", step, what, **values)
         raise TrainingError(
             f"{what}\n  train.on_spike is stop: the step's update was not made, and nothing of it "
             "saved; the run's last checkpoint and its metrics are as they were"
         )
-    if policy == "skip":
-        text = f"{what}; its update is left out"
-        note_event(config.run.dir, "skip", step, text, **values)
-    else:
-        text = f"{what}; trained on all the same"
-        note_event(config.run.dir, "spike", step, text, **values)
     if is_main_process():
         say(text, sys.stderr)
-    return policy == "warn"
 
 
 def _median_and_limit(values: deque[float], deviations: float) -> tuple[float, float]:

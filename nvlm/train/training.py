@@ -11,6 +11,7 @@ from typing import Any
 from nvlm import phases, platform
 from nvlm.batch import SkippedSample, StepBatch
 from nvlm.config.schema import RunConfig
+from nvlm.errors import TrainingError
 from nvlm.megatron.staged_state import Stage, bad_tensors
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.initialize import initialize_weights
@@ -21,12 +22,14 @@ from nvlm.platform.base import Copies
 from nvlm.platform.features import is_on
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import (
+    checkpoints_folder,
     load_training_state,
     load_weights,
     training_state,
     write_training_state,
 )
 from nvlm.train.diagnose import check_parameters, check_written
+from nvlm.train.events import note_event
 from nvlm.train.freezing import freeze, group_rates, module_table, multipliers
 from nvlm.train.optim import (
     bare,
@@ -36,8 +39,9 @@ from nvlm.train.optim import (
     learning_rate,
     wrap_data_parallel,
 )
+from nvlm.train.replay_file import keep_for_replay
 from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_skipped
-from nvlm.train.spikes import SpikeWatch, react
+from nvlm.train.spikes import Spike, SpikeWatch, react
 from nvlm.train.step import StepResult, train_step
 from nvlm.train.throughput import StepWork, step_work
 
@@ -125,11 +129,7 @@ class Training:
         phases.enter(phases.ENCODING, self.step)
         batch = encode_shares(batch, bare(self.chunks)[0], self.parallel)
         encoded = time.perf_counter() - started
-        result = train_step(
-            self.chunks, self.optimizer, batch, self.parallel, self.step, self._is_wanted
-        )
-        if not result.is_updated:
-            self.scheduler.step(increment=-1)
+        result = self._train_step(batch)
         # Wherever the encoder runs, it is a part of the forward pass.
         forward_backward = encoded + result.forward_backward_seconds
         result = replace(result, forward_backward_seconds=forward_backward)
@@ -161,12 +161,45 @@ class Training:
             encode_seconds,
         )
 
-    def _is_wanted(self, loss: float, grad_norm: float) -> bool:
-        """Whether a step of these numbers updates the weights; says what is strange of them."""
-        found = self.spikes.look(loss, grad_norm)
-        if not found:
-            return True
-        return react(found, self.config, self.step)
+    def _train_step(self, batch: StepBatch) -> StepResult:
+        """`train_step`, and what is to be done where its numbers are strange."""
+        spikes: list[Spike] = []
+
+        def is_wanted(loss: float, grad_norm: float) -> bool:
+            spikes.extend(self.spikes.look(loss, grad_norm))
+            return not spikes or self.config.train.on_spike == "warn"
+
+        try:
+            result = train_step(
+                self.chunks, self.optimizer, batch, self.parallel, self.step, is_wanted
+            )
+        except TrainingError as error:  # the same on every process
+            self._keep_for_replay(batch, str(error), error.add_note)
+            raise
+        if spikes:
+            react(spikes, self.config, self.step)
+        if not result.is_updated:
+            self.scheduler.step(increment=-1)
+        return result
+
+    def _keep_for_replay(
+        self, batch: StepBatch, message: str, say_it: Callable[[str], None]
+    ) -> None:
+        phases.enter(phases.SAVING)
+        note_event(self.config.run.dir, "not_finite", self.step, message.splitlines()[0])
+        last = checkpoints_folder(self.config) / f"step_{self.last_saved:08d}"
+        say_it(
+            keep_for_replay(
+                self.config,
+                bare(self.chunks),
+                batch,
+                self.parallel,
+                self.step,
+                message,
+                self.data_state,
+                (str(last) if self.last_saved else None, self.last_saved),
+            )
+        )
 
     def save(
         self, notes: Mapping[str, Any] | None = None, check: Callable[[], object] = lambda: None

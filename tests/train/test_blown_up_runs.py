@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 from helpers import spawn
@@ -26,7 +27,7 @@ def run_arguments(demo_data, folder, *overrides: str) -> list[str]:
 
 
 @pytest.mark.parallel
-def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path):
+def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, fault):
     folder = tmp_path / "run"
     sizes = ["model.vision.num_layers=1", "model.language.num_layers=2"]
     every_step = run_arguments(demo_data, folder, *sizes, "train.steps=1", "checkpoint.every=1")
@@ -43,8 +44,26 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path):
     assert "error: step 3: the loss is nan" in error
     assert "micro-batch 0 of data rank 0: first in the output of " in error
     assert "; samples " in error
-    *_, event = read_events(folder)
-    assert (event.kind, event.step) == ("failure", 3) and "the loss is nan" in event.text
+    file = folder / "replay" / "step_00000003.json"
+    assert f"  take the step again on one process: nvlm train --replay {file}\n" in error
+    log = tmp_path / "replayed"
+    spawn.run_or_fail(1, "train", "--replay", str(file), log=log)
+    assert f"weights of {file.with_suffix('')}: those of that step" in log.read_text()
+    assert "reproduced: the loss of micro-batch 0 of the step is nan" in log.read_text()
+    module = error.partition("first in the output of ")[2].partition(" on rank")[0]
+    assert f"first in {module}\n" in log.read_text()
+    # With weights of two steps before nothing is wrong, and that says so.
+    shutil.rmtree(file.with_suffix(""))
+    log = tmp_path / "older"
+    assert spawn.run(1, "train", "--replay", str(file), log=log) == 2
+    assert f"weights of {folder}/checkpoints/step_00000001: older: of step 1" in log.read_text()
+    assert "not reproduced: loss and gradients of step 3 are finite" in log.read_text()
+    *_, event, last = read_events(folder)
+    assert (event.kind, event.step, event.text) == ("not_finite", 3, "step 3: the loss is nan")
+    assert (last.kind, last.step) == ("failure", 3) and "the loss is nan" in last.text
+    outcome = "the run ends, names module and samples, and a file from which one process repeats it"
+    fault(what="the loss is not finite", layout="one process", outcome=outcome)
+
     # One larger still: the update itself overflows, and its checkpoint is not written.
     rates = [f"train.optimizer.{key}" for key in ("lr=3.4e38", "min_lr=3.4e38", "beta1=0")]
     options = ["train.steps=4", "checkpoint.every=1", "checkpoint.background=no", *rates]
@@ -90,3 +109,9 @@ def test_virtual_pipeline_names_the_layer_of_a_later_stage(demo_data, tmp_path):
     assert "exitcode  : 2" in text
     assert len(spawn.metrics(tmp_path / "run")) == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
+    # Both stages' weights and both data of the pipeline, on one process.
+    file = tmp_path / "run" / "replay" / "step_00000002.json"
+    log = tmp_path / "replayed"
+    spawn.run_or_fail(1, "train", "--replay", str(file), log=log)
+    assert "trained as tensor 1 x pipeline 2 x data 1" in log.read_text()
+    assert "first in language_model.decoder.layers.3." in log.read_text()

@@ -19,6 +19,12 @@ from nvlm.train.training import Training
 CONFIG = small_model.small_config("stage.freeze=[]")
 
 
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch):
+    """What a failed step leaves behind goes below `run.dir`, which is relative."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def trained(parallel):
     """A bare model and a function that does one real training step on three micro-batches."""
