@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvlm.megatron.in_process_writes import written_bytes
-
 # Of the first byte of a tensor, so that it can be seen as one of any type.
 _ALIGNMENT = 64
 
@@ -38,20 +36,15 @@ class Stage:
     ) -> tuple[dict[str, Any], Callable[[], None]]:
         """The same state, of which what this process writes is in this place once it is copied.
 
-        Returns it, and what copies its tensors; all else is a copy already. What was in this place
-        before is lost.
+        Returns it, and what copies its tensors, which are where they were until then; all else is
+        a copy already. What was in this place before is lost.
         """
-        from megatron.core.dist_checkpointing.dict_utils import (
-            dict_list_map_outplace,
-            nested_values,
-        )
+        from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
         from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
         from megatron.core.dist_checkpointing.mapping import is_main_replica as is_written
 
-        num_entries = sum(1 for _ in nested_values(sharded_state_dict))
-        buffer = self._fitting(written_bytes(sharded_state_dict) + num_entries * _ALIGNMENT)
         position = 0
-        pairs: list[tuple[Tensor, Tensor]] = []
+        to_copy: list[tuple[ShardedTensor, Tensor, int]] = []
 
         def placed(entry: Any) -> Any:
             nonlocal position
@@ -62,19 +55,21 @@ class Stage:
             if not is_written(entry.replica_id):
                 return entry
             assert entry.data is not None
-            values = entry.data.detach()
-            place = buffer[position : position + values.nbytes].view(values.dtype)
-            position += -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
             other = copy.copy(entry)
-            other.data = place.view(values.shape)
-            pairs.append((other.data, values))
+            to_copy.append((other, entry.data, position))
+            position += -(-entry.data.nbytes // _ALIGNMENT) * _ALIGNMENT
             return other
 
-        def copy_all() -> None:
-            for place, values in pairs:
-                place.copy_(values, non_blocking=True)
+        result = dict_list_map_outplace(placed, sharded_state_dict)
+        buffer = self._fitting(position)
 
-        return dict_list_map_outplace(placed, sharded_state_dict), copy_all
+        def copy_all() -> None:
+            for entry, values, begin in to_copy:
+                place = buffer[begin : begin + values.nbytes].view(values.dtype)
+                entry.data = place.view(values.shape)
+                entry.data.copy_(values.detach(), non_blocking=True)
+
+        return result, copy_all
 
     def _fitting(self, num_bytes: int) -> Tensor:
         if self._buffer is None or self._buffer.nbytes < num_bytes:

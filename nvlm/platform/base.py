@@ -21,7 +21,7 @@ class Copies:
     """Copies that are under way.
 
     hold: to be called before what is copied is written to; then this waits, or the device does.
-    wait: returns when all is copied; in any thread.
+    wait: returns when all is copied; to be called once, by another thread, which may have to copy.
     """
 
     hold: Callable[[], object]

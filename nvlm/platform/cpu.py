@@ -13,10 +13,10 @@ import contextlib
 import os
 import resource
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -117,11 +117,16 @@ def host_buffer(num_bytes: int) -> torch.Tensor:
 
 
 def copy_beside(copy: Callable[[], None]) -> Copies:
-    """A thread copies, which keeps Python for itself between two tensors only."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="nvlm-copy")
-    copied = pool.submit(copy)
-    pool.shutdown(wait=False)
-    return Copies(hold=copied.result, wait=copied.result)
+    """The thread that waits for the copies makes them: of a CPU, nobody else could."""
+    copied = threading.Event()
+
+    def wait() -> None:
+        try:
+            copy()
+        finally:
+            copied.set()
+
+    return Copies(hold=copied.wait, wait=wait)
 
 
 def join_thread() -> None:

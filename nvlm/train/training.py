@@ -243,8 +243,8 @@ class Training:
         progress, config = self._progress(notes), self.config
 
         def write() -> Path:
-            platform.current().join_thread()
             copies.wait()
+            platform.current().join_thread()
             found = channel.gather(bad_tensors(state["weights"]), "looking at parameters")
             check_written([name for part in found for name in part], progress["step"])
             return write_training_state(config, state, progress, self.parallel, channel, check)

@@ -31,7 +31,7 @@ LAYOUTS = {
     "data2": ["train.precision=bf16"],
 }
 STEPS = (1, 3)
-COPY_SECONDS, WRITE_SECONDS = 0.3, 0.5
+COPY_SECONDS, WRITE_SECONDS = 0.15, 0.25
 
 
 def update(training, number: int) -> None:

@@ -35,7 +35,8 @@ def test_later_changes_do_not_reach_what_was_copied():
     assert placed["w"].data.tolist() == list(range(6))
     assert placed["o"].data == {"lr": [1]} and placed["n"] == {"step": [3]}
     # The place is used again, and what another rank writes is left where it is.
-    again, _ = stage.place(state_of(values.to(torch.bfloat16)))
+    again, copy = stage.place(state_of(values.to(torch.bfloat16)))
+    copy()
     assert again["w"].data.untyped_storage().data_ptr() == (
         placed["w"].data.untyped_storage().data_ptr()
     )

@@ -47,7 +47,7 @@ def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
 @pytest.mark.parallel
 def test_memory_of_a_save_in_the_background_is_what_the_plan_says(ranks, folder):
     config = load_config(folder / "run/checkpoints/step_00000002/config.yaml")
-    memory = stage_memory(config, stage=0, data_size=2)
+    memory = stage_memory(config, 0, 2)
     kept = {"parameters": memory.parameters, "optimizer": memory.optimizer}
     nothing = dict.fromkeys(("gradients", "activations", "tiles", "logits", "buffers"), 0)
     planned = staged_bytes(config, StageBytes(**kept, **nothing, copied=0, overhead=0), 2)
