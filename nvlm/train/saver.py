@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 
 from nvlm import phases, platform
-from nvlm.errors import CheckpointError, ConfigError, NvlmError
+from nvlm.disk_space import size_text
+from nvlm.errors import CheckpointError, ConfigError, NvlmError, TrainingError
 from nvlm.megatron.staged_state import Stage
 from nvlm.parallel.agreement import MEETING_TIMEOUT, Channel
 from nvlm.parallel.groups import broadcast_object
@@ -66,7 +68,7 @@ class Saver:
         parallel = training.parallel
         self._times = SaveTimes(self._wanted, training.step, parallel.is_main)
         self._write: _Write | None = None
-        self._stage = Stage(lambda num_bytes: platform.current().host_buffer(num_bytes))
+        self._stage = Stage(_host_buffer)
         self._channel: Channel | None = None
         # Of the main rank, which decides: the best value, and what was measured after which step.
         self._best = best_so_far(self._folder, self._wanted) if parallel.is_main else None
@@ -146,7 +148,8 @@ class Saver:
             self._tell(saved, seconds, seconds, f"saved {saved} in {seconds:.1f} s")
             return
         write = training.begin_save(self._stage, notes, self._own_channel(), self._check)
-        begun = _Write(training.step, time.perf_counter() - started, training.copy_seconds, started)
+        held = time.perf_counter() - started
+        begun = _Write(training.step, held, training.copies.seconds, started)
 
         def run() -> None:
             try:
@@ -185,7 +188,7 @@ class Saver:
         if write.error is None:
             self._training.last_saved = write.step
             self._has_failed = False
-            held = write.held_seconds + self._training.copy_seconds - write.copy_seconds
+            held = write.held_seconds + self._training.copies.seconds - write.copy_seconds
             text = f"saved {write.saved} in {write.seconds:.1f} s, "
             text += f"of which training waited {held:.2f} s"
             assert write.saved is not None
@@ -229,6 +232,16 @@ class Saver:
         note_event(folder, "save", step, text, seconds=round(seconds, 3), held=round(held, 3))
 
 
+def _host_buffer(num_bytes: int) -> Tensor:
+    try:
+        return platform.current().host_buffer(num_bytes)
+    except (MemoryError, RuntimeError) as error:
+        raise TrainingError(
+            f"a save in the background takes {size_text(num_bytes)} of this process's host memory, "
+            "which cannot be had: set checkpoint.background=false"
+        ) from error
+
+
 def _is_alive(write: _Write) -> bool:
     return write.thread is not None and write.thread.is_alive()
 
@@ -248,6 +261,7 @@ def saving(training: Training, ownership: Ownership | None, console: Console) ->
             name = f"step_{write.step:08d}"
             if training.parallel.is_main:
                 say(f"{type(error).__name__}: the run ends once {name} is written", sys.stderr)
+            phases.enter(phases.SAVING)
             while _is_alive(write) and write.thread is not None:
                 write.thread.join(_SECONDS_BETWEEN_LOOKS)
             if isinstance(write.error, NvlmError) and training.parallel.is_main:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,28 @@ class StepTaken:
     encode_seconds: float  # the encoder's forward passes, on this process
 
 
+@dataclass
+class _CopiesUnderWay:
+    """Of numbers that an update changes, and for how many seconds updates have waited for such."""
+
+    pending: list[Copies] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def _update_when_copied(copies: _CopiesUnderWay, update: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    while copies.pending:
+        copies.pending.pop().hold()
+    copies.seconds += time.perf_counter() - started
+    return update()
+
+
 class Training:
     """One stage's training on this process; all processes make one and call the same methods.
 
     `chunks` are wrapped for data parallelism, `module_rows` are those of the start-up table. `step`
     counts the steps taken, `data_state` is the position in the data behind them (None before the
-    first), `last_saved` is the step that the newest checkpoint holds, and `copy_seconds` is how
-    long updates waited for copies of what they change.
+    first), and `last_saved` is the step that the newest checkpoint holds.
     """
 
     def __init__(self, config: RunConfig, parallel: Parallel, chunks: list[NVLMD] | None = None):
@@ -102,10 +118,9 @@ class Training:
         self.chunks = wrap_data_parallel(chunks, parallel, _overlaps(config))
         self.optimizer = build_optimizer(self.chunks, config, factors, parallel)
         self.scheduler = build_scheduler(self.optimizer, config)
-        self._copies: list[Copies] = []
-        self._update = self.optimizer.step
-        self.optimizer.step = self._update_when_copied  # type: ignore[method-assign]
-        self.copy_seconds = 0.0
+        self.copies = _CopiesUnderWay()
+        update = self.optimizer.step
+        self.optimizer.step = partial(_update_when_copied, self.copies, update)  # type: ignore[method-assign]
         self.flops = step_flops(config)
         self.step = 0
         self.last_saved = 0
@@ -239,7 +254,7 @@ class Training:
         gather_parameters(self.chunks)
         state, copy = stage.place(self._state())
         copies = platform.current().copy_beside(copy)
-        self._copies.append(copies)
+        self.copies.pending.append(copies)
         progress, config = self._progress(notes), self.config
 
         def write() -> Path:
@@ -250,13 +265,6 @@ class Training:
             return write_training_state(config, state, progress, self.parallel, channel, check)
 
         return write
-
-    def _update_when_copied(self) -> Any:
-        started = time.perf_counter()
-        while self._copies:
-            self._copies.pop().hold()
-        self.copy_seconds += time.perf_counter() - started
-        return self._update()
 
     def _state(self) -> dict:
         return training_state(self.chunks, self.optimizer, self.scheduler, self.parallel)

@@ -78,10 +78,10 @@ def run(folder: Path, overrides: list[str]) -> dict[str, list]:
                 training.save({"kind": "quick"})
                 training.config = config
                 training.last_saved = 0
-                before = training.copy_seconds
+                before = training.copies.seconds
                 saver.save()
                 update(training, number + 1)
-                waited.append(training.copy_seconds - before)
+                waited.append(training.copies.seconds - before)
                 alive.append(any(thread.is_alive() for thread in saving_threads()))
                 training.step = number
     finally:

@@ -96,6 +96,37 @@ def test_more_gpus_take_less_time_and_lose_more():
     assert many.hours * 512 > few.hours * 128
 
 
+@pytest.mark.parametrize(
+    "wanted, kept",
+    [
+        (["checkpoint.every=30"], 4),  # 30, 60, 90 and the end
+        (["checkpoint.every=30", "checkpoint.keep=2"], 2),
+        (["checkpoint.every=30", "checkpoint.keep=2", "checkpoint.keep_every=25"], 5),  # 75 and 90
+        (["checkpoint.every=1000"], 1),
+    ],
+)
+def test_checkpoints_that_stay(wanted, kept):
+    steps = ["train.steps=100", "checkpoint.keep=null"]
+    assert (
+        plan("nvlm_d_72b/sft", 32, *steps, "checkpoint.keep_every=null", *wanted).num_checkpoints
+        == kept
+    )
+
+
+def test_checkpoints_by_the_time():
+    found = plan("nvlm_d_72b/sft", 32, "checkpoint.every=1h", "checkpoint.keep_every=null")
+    assert found.num_checkpoints == 2
+    found = plan("nvlm_d_72b/sft", 32, "checkpoint.keep=null", "checkpoint.keep_every=null")
+    assert found.num_checkpoints == pytest.approx(found.hours, abs=1.01)
+
+
+def test_host_memory_of_saves_is_all_of_a_checkpoint_together():
+    found = plan("nvlm_d_72b/sft", 128)
+    together = found.staged_bytes * 128
+    assert found.checkpoint.total < together < 1.25 * found.checkpoint.total  # of the fullest stage
+    assert plan("nvlm_d_72b/sft", 128, "checkpoint.background=false").staged_bytes == 0
+
+
 def test_a_number_that_does_not_fit_the_layout_is_refused():
     with pytest.raises(ConfigError, match=r"100 processes do not fit parallel.tensor 8 x"):
         plan(SFT, 100)

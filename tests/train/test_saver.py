@@ -109,6 +109,13 @@ def test_a_full_disk_loses_nothing_and_ends_the_run_the_second_time(
     )
 
 
+def test_a_copy_that_memory_does_not_hold_is_explained():
+    from nvlm.train.saver import _host_buffer
+
+    with pytest.raises(TrainingError, match=r"takes 4000000.0 TB of .*: set checkpoint.background"):
+        _host_buffer(4 * 10**18)
+
+
 def test_space_is_looked_at_before_anything_is_written(tmp_path):
     from nvlm.disk_space import check_space
 
