@@ -1,4 +1,4 @@
-"""`nvlm train`, `generate`, `evaluate`."""
+"""`nvlm train`, `stop`, `generate`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,22 @@ def _take_again(failed_step: Path, config: Path | None) -> None:
     from nvlm.train.replay import replay
 
     replay(failed_step)
+
+
+@app.command("stop", short_help="Ask a run to save and end.")
+def stop_command(
+    run: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="RUN", help="The run's folder, run.dir.")
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended.")] = False,
+) -> None:
+    """Ask the run in a folder to save and end after its step, also from another host.
+
+    The same `nvlm train` goes on later. Says who runs there, or what is left where nothing runs.
+    """
+    from nvlm.train.stop_command import stop_run
+
+    stop_run(run, wait)
 
 
 @app.command("generate", short_help="Answer a prompt about images.")

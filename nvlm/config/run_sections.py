@@ -171,3 +171,6 @@ class RunSection(Section):
     hang_minutes: Positive | None = 10.0
     """The run ends when it has not moved for so long; a process's first step and validation may
     take 3 times as long, a checkpoint 12 times. null: it waits."""
+    max_minutes: Positive | None = None
+    """Wall-clock time from the start of the process after which the run has saved and ended, the
+    time that a save takes subtracted. The same command goes on. null: no limit."""

@@ -1,4 +1,4 @@
-"""Ranks that end with the torchrun that started them, also when that is killed."""
+"""Ranks that end with the torchrun that started them, also when that is killed; and siblings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nvlm.ending import leave
+from nvlm.launch import is_under_torchrun, num_local_processes
 from nvlm.reports import report
 
 if TYPE_CHECKING:
@@ -50,6 +51,22 @@ def find_launchers() -> list[psutil.Process]:
                 if _LAUNCHED_BY_TORCHRUN not in ancestor.environ():
                     break
     return launchers
+
+
+def has_missing_sibling() -> bool:
+    """Whether torchrun started another process on this machine that runs no more.
+
+    False where torchrun started none.
+    """
+    import psutil
+
+    launchers = find_launchers() if is_under_torchrun() else []
+    if not launchers:
+        return False
+    try:
+        return sum(map(is_running, launchers[-1].children())) < num_local_processes()
+    except psutil.Error:
+        return False
 
 
 def is_running(process: psutil.Process) -> bool:

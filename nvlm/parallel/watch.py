@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nvlm import stop_requests
 from nvlm.ending import has_begun, is_program
 from nvlm.launch import launched
 from nvlm.printing import say
@@ -134,4 +135,5 @@ def _watch(stopped: threading.Event) -> None:
     if launched().local_rank == 0 and found.host != socket.gethostname():
         whose = f"rank {found.rank} on {found.host}: " if found.host else ""
         say(f"this process ends because of {whose}{found.what}", sys.stderr)
+    stop_requests.take_no_more()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nvlm.files import json_line
-from nvlm.parallel.groups import is_main_process
+from nvlm.launch import launched
 
 EVENTS_FILE = "events.jsonl"
 # Kind -> what it is.
@@ -55,7 +56,7 @@ def note_event(run_dir: Path | str, kind: str, step: int, text: str, **fields: A
     Raises:
         OSError: the file cannot be written.
     """
-    if is_main_process():
+    if launched().rank == 0:
         write_event(run_dir, kind, step, text, **fields)
 
 
@@ -88,3 +89,9 @@ def read_events(run_dir: Path | str) -> Iterator[Event]:
             yield Event(**json.loads(line))
         except (ValueError, TypeError):
             continue
+
+
+def last_event(run_dir: Path | str) -> Event | None:
+    """The run's newest event; raises what `read_events` does."""
+    newest = deque(read_events(run_dir), maxlen=1)
+    return newest[0] if newest else None

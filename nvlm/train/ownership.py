@@ -3,7 +3,7 @@
 A run writes `run.dir/.owners/NUMBER.json`, which names its processes. The highest number owns the
 folder; whoever creates the next one, which only one can, takes the folder over. While a run lives,
 its hosts renew the file's time. So nothing hangs on locks of the file system, which shared disks
-have or not, nor on clocks of other hosts.
+have or not, nor on clocks of other hosts. `NUMBER.stop` beside it asks that run to stop.
 
 A process on this host is looked up by its number and birth. One that cannot be looked up (on
 another host, in another container) is taken for gone after `STALE_SECONDS` without a sign of life.
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from nvlm.ending import released_at_end
@@ -28,6 +29,7 @@ from nvlm.launch import has_torchruns_store, launched, meeting_place
 from nvlm.printing import say
 
 OWNERS_FOLDER = ".owners"
+STOP_SUFFIX = ".stop"
 STALE_SECONDS = 120.0
 _HEARTBEAT_SECONDS = 10.0
 _JOB = "TORCHELASTIC_RUN_ID"
@@ -75,6 +77,11 @@ class Ownership:
         self._job = job
         self._ended = threading.Event()
 
+    @property
+    def stop_file(self) -> Path:
+        """Whoever makes it asks this run to stop, and none that comes later."""
+        return self.path.with_suffix(STOP_SUFFIX)
+
     def write(self, members: list[Member]) -> None:
         """Name all processes of the run. Its main process calls this."""
         record = {
@@ -108,7 +115,8 @@ class Ownership:
         self._ended.set()
         owners, number = self.path.parent, _number(self.path)
         with suppress(OSError):  # such as a disk that fails; the next start sees who is gone
-            for path in [*owners.glob("*.json"), *owners.glob(".*.json.*")]:
+            patterns = ("*.json", ".*.json.*", f"*{STOP_SUFFIX}", f".*{STOP_SUFFIX}.*")
+            for path in chain.from_iterable(map(owners.glob, patterns)):
                 if _number(path) <= number:
                     path.unlink(missing_ok=True)
             owners.rmdir()
@@ -141,6 +149,27 @@ def own_run_folder(folder: Path) -> Iterator[Ownership]:
 
     with released_at_end(release):
         yield ownership
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who is found in a folder."""
+
+    path: Path
+    who: str  # process, host and age, as far as they are known
+    gone: str | None  # why it does not live any more; None: it lives, or may live
+    sign_of_life: str | None = None  # where that is all that is known of it, how old it is
+    refusal: str = ""  # what another start is told
+
+
+def find_owner(folder: Path) -> Owner | None:
+    """The run in `folder`; None: nobody owns it.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    newest = _newest(folder / OWNERS_FOLDER)
+    return newest and _examine(newest, folder, None)
 
 
 def share(ownership: Ownership | None) -> None:
@@ -196,23 +225,32 @@ def _why_gone(path: Path, folder: Path, job: Job | None) -> str:
     Raises:
         TrainingError: it lives, or may live.
     """
+    found = _examine(path, folder, job)
+    if found.gone is None:
+        raise TrainingError(found.refusal)
+    return found.gone
+
+
+def _examine(path: Path, folder: Path, job: Job | None) -> Owner:
     now = _now_on_disk(path.parent)
     try:
         silent_seconds = now - path.stat().st_mtime
         text = path.read_text()
     except FileNotFoundError:
-        return "the run in it has just ended"
+        return Owner(path, "a run", "the run in it has just ended")
     try:
         record = json.loads(text)
         members = [Member(**member) for member in record["members"]]
         first, its_folder, its_job = members[0], record["folder"], record["job"]
     except (ValueError, LookupError, TypeError):
         if silent_seconds > STALE_SECONDS:
-            return f"{path.name} is not readable and {_age(silent_seconds)} old"
-        raise TrainingError(
+            why = f"{path.name} is not readable and {_age(silent_seconds)} old"
+            return Owner(path, "a run", why)
+        refusal = (
             f"{folder} is in use: another run is just starting in it. Wait for it, or give this "
             f"run another run.dir; if it does not live, wait {STALE_SECONDS:.0f} s"
-        ) from None
+        )
+        return Owner(path, "a run that is just starting", None, refusal=refusal)
     started = f"process {first.process} on {first.host}, started {_age(now - first.started)} ago"
     wait = "wait for its end or stop it, or give this run another run.dir"
     alive = [member for member in members if member.is_alive()]
@@ -224,17 +262,21 @@ def _why_gone(path: Path, folder: Path, job: Job | None) -> str:
         how = (
             f", is gone, but process {rest.process} of it still runs" if first not in alive else ""
         )
-        raise TrainingError(f"{folder} is in use by another run: {started}{how}: {wait}")
+        refusal = f"{folder} is in use by another run: {started}{how}: {wait}"
+        return Owner(path, f"{started}{how}", None, refusal=refusal)
     if not elsewhere and not is_copy:
-        return f"its last run, {started}, is gone"
+        return Owner(path, started, f"its last run, {started}, is gone")
     if its_job is not None and job is not None and _comes_before(its_job, job):
-        return f"its last run, {started}, was restarted by torchrun"
+        return Owner(path, started, f"its last run, {started}, was restarted by torchrun")
+    silent = _age(silent_seconds)
     if silent_seconds > STALE_SECONDS:
-        return f"its last run, {started}, gave no sign of life for {_age(silent_seconds)}"
-    raise TrainingError(
-        f"{folder} is in use by another run: {started}, last sign of life {_age(silent_seconds)} "
-        f"ago: {wait}; if it is gone, try again in {STALE_SECONDS - silent_seconds + 1:.0f} s"
+        why = f"its last run, {started}, gave no sign of life for {silent}"
+        return Owner(path, started, why, silent)
+    refusal = (
+        f"{folder} is in use by another run: {started}, last sign of life {silent} ago: {wait}; if "
+        f"it is gone, try again in {STALE_SECONDS - silent_seconds + 1:.0f} s"
     )
+    return Owner(path, started, None, silent, refusal)
 
 
 def _job() -> Job | None:

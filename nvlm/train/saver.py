@@ -74,11 +74,16 @@ class Saver:
         self._best = best_so_far(self._folder, self._wanted) if parallel.is_main else None
         self._measured: tuple[int, dict[str, float]] = (0, {})
         self._new_best_at = 0
+        self.longest_seconds: float | None = None  # that a save of this process took
         # The last write in the background failed: the next one is not left to it.
         self._has_failed = False
         if parallel.is_main:
             for name in remove_leftovers(self._folder):
                 say(f"{self._folder / name}: half-written by a run that was killed, removed")
+
+    def is_writing(self) -> bool:
+        """Whether a save is under way, for which the next one waits."""
+        return self._write is not None and _is_alive(self._write)
 
     def due(self) -> bool:
         """Whether a checkpoint is to be begun after this step, which is not the last one.
@@ -227,6 +232,7 @@ class Saver:
         return self._channel
 
     def _tell(self, saved: Path, seconds: float, held: float, text: str) -> None:
+        self.longest_seconds = max(seconds, self.longest_seconds or 0.0)
         self._console.print(text, markup=False, highlight=False)
         step, folder = int(saved.name.removeprefix("step_")), self._training.config.run.dir
         note_event(folder, "save", step, text, seconds=round(seconds, 3), held=round(held, 3))

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvlm import phases, platform
+from nvlm import phases, platform, stop_requests
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
@@ -40,6 +40,7 @@ class StepResult:
     num_samples: int
     num_skipped: int  # left out: too long, or not readable
     num_repaired: int  # changes made to samples so that they could be used
+    stop_reason: str | None  # why a process was asked to stop; the same on all
     # On this process; reading the loss, and then the gradient norm, waits for the device.
     forward_backward_seconds: float
     optimizer_seconds: float
@@ -101,6 +102,7 @@ def train_step(
         num_samples=int(result["num_samples"]),
         num_skipped=int(result["num_skipped"]),
         num_repaired=int(result["num_repaired"]),
+        stop_reason=next((why for why in stop_requests.REASONS if result[why]), None),
         forward_backward_seconds=computed - started,
         optimizer_seconds=time.perf_counter() - computed,
     )
@@ -171,6 +173,7 @@ _COUNTS = (
     "num_samples",
     "num_skipped",
     "num_repaired",
+    *stop_requests.REASONS,
 )
 
 
@@ -196,6 +199,8 @@ def _reduce(
             totals[4] += len(micro_batch.sample_keys)
         totals[5] += len(batch.skipped)
         totals[6] += sum(batch.repaired.values())
+    if asked := stop_requests.asked():
+        totals[_COUNTS.index(asked)] += 1
     dist.all_reduce(totals)
     values = totals.tolist()  # at once: the host waits for the device
     counts: dict[str, float] = dict(zip(_COUNTS, values[:num_counts], strict=True))

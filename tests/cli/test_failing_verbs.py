@@ -67,6 +67,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("STAGES --stage third", "no stage 'third': there are pretrain, sft"),
         ("STAGES --stage sft run.dir=RUN", "stage sft starts from stage pretrain, which has not"),
         ("STAGES run.dir=RUN stages.sft.data.root=EMPTY", "stage "),
+        ("SFT run.max_minutes=0", "run.max_minutes"),
         ("SFT run.dir=/proc/nvlm", "run.dir /proc/nvlm: cannot be written"),
         ("WORLD_SIZE=2 SFT train.global_batch_size=2", "RANK is not set"),
         ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=x MASTER_PORT=1 SFT", "RANK is 2"),
@@ -86,6 +87,10 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("TRAINED --out FOLDER", "--out FOLDER: is a folder"),
         ("TRAINED --out /proc/p.html", "cannot be written"),
         ("TRAINED NOTHING --out OUT", "NOTHING: is not there"),
+    "stop": [
+        ("NOTHING", "no such folder"),
+        ("FILE --wait", "is a file"),
+        ("EMPTY", "no run was here"),
     ],
     "generate": [
         ("NOTHING --prompt Hi", "no such checkpoint"),

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from helpers.spawn import kill, metrics, start
 
+from nvlm.stop_requests import STOPPED
+
 STEPS = 40
 
 
@@ -81,12 +83,12 @@ def test_nothing_is_left_of_a_killed_or_stopped_run(demo_data, tmp_path, monkeyp
     try:
         wait_until(lambda: "saved" in log.read_text(), 180, log.read_text)
         os.kill(job.pid, signal.SIGTERM)
-        assert job.wait(20) == 128 + signal.SIGTERM
+        assert job.wait(20) == STOPPED
         wait_until(lambda: not processes_of(folder), 20, lambda: str(processes_of(folder)))
     finally:
         kill(job)
     lines = log.read_text().splitlines()
-    assert lines[-1] == "stopped by SIGTERM"
+    assert lines[-1].startswith("stopped by SIGTERM after step ")
     assert "Traceback" not in log.read_text()
     assert not (folder / ".owners").exists()
     steps = [record["step"] for record in metrics(folder)]

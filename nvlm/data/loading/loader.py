@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -251,6 +252,9 @@ class _Requests(Sampler):
 
 
 def _end_with_parent(_worker: int) -> None:
+    """And not before: the last step before a stop needs its samples, and torchrun and schedulers
+    send signals to all processes of a run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
 
 
