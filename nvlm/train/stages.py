@@ -25,11 +25,13 @@ from nvlm.parallel.groups import (
 from nvlm.parallel.hangs import collective_timeout
 from nvlm.plan.layout import with_stage_layers
 from nvlm.printing import new_console
+from nvlm.stop_requests import Stopped
 from nvlm.train.fit import fit
 from nvlm.train.ownership import Ownership, own_run_folder, share
 from nvlm.train.preflight import check_before_start
 from nvlm.train.stage_order import Order, find_order
 from nvlm.train.start import Start, check_at_once, check_memory, prepare
+from nvlm.train.stopping import end_together, stopping_at_once
 
 _MOST_COLLECTIONS = 10
 
@@ -54,6 +56,7 @@ def train_stages(
         NvlmError: something the user can put right, of any stage that is to run: nothing was
             changed on disk before the first step, except the sample indexes. Or a stage failed;
             those before it are whole.
+        Stopped: it was asked to stop, and is saved where it had taken a step.
     """
     own = runs if only is None else {only: runs[only]}
     console = new_console(quiet=not is_main_process(), soft_wrap=True)
@@ -70,11 +73,19 @@ def train_stages(
         if not order.left:
             console.print("all stages are finished", highlight=False)
             return
-        start = _prepare_all(runs, order.left, allow_data_change, force)
+        with stopping_at_once(runs[order.left[0]].run.dir):
+            start = _prepare_all(runs, order.left, allow_data_change, force)
+        reason = None
         with leaving_groups():
             for name in order.left:
-                _take_turn(name, runs, start, own, ownerships, console)
+                with stopping_at_once(runs[name].run.dir):
+                    reason = _take_turn(name, runs, start, own, ownerships, console)
+                if reason:
+                    end_together()
+                    break
                 start = None
+    if reason:
+        raise Stopped(reason)
 
 
 def _prepare_all(
@@ -102,7 +113,8 @@ def _take_turn(
     own: Mapping[str, RunConfig],
     ownerships: Mapping[str, Ownership],
     console,
-) -> None:
+) -> str | None:
+    """Train a stage; returns what asked it to stop, if something did."""
     config = with_stage_layers(runs[name])
     is_first = start is not None
     names = list(runs)
@@ -118,9 +130,10 @@ def _take_turn(
     if is_first:
         for each in own:
             share(ownerships.get(each))
-    fit(config, parallel, start, ownerships.get(name))
+    reason = fit(config, parallel, start, ownerships.get(name))
     del start, parallel
     _let_go()
+    return reason
 
 
 def _let_go() -> None:

@@ -34,14 +34,17 @@ def stop_run(folder: Path, wait: bool) -> None:
             for has ended, but neither as asked nor with its last step.
     """
     places = _run_folders(folder)
-    for place in places:
-        owner = find_owner(place)
-        if owner is not None and owner.gone is None:
-            _ask(place, owner)
-            if wait:
-                _wait(place, owner)
-            return
-    for place in places:
+    # The stages of a file are owned together, and one of them is at work.
+    living = {
+        place: owner
+        for place in places
+        if (owner := find_owner(place)) is not None and owner.gone is None
+    }
+    for place, owner in living.items():
+        _ask(place, owner)
+    if living and wait:
+        _wait(living)
+    for place in places if not living else ():
         say(f"{place}: nothing runs here{_why_not(place)}; {_last_known(place)}")
 
 
@@ -92,14 +95,17 @@ def _ask(place: Path, owner: Owner) -> None:
     say(f"{place}: asked {owner.who}{alive}: it saves and ends after its step")
 
 
-def _wait(place: Path, owner: Owner) -> None:
+def _wait(living: dict[Path, Owner]) -> None:
     started = time.time()
-    while owner.path.exists():
-        now = find_owner(place)
-        if now is not None and now.path == owner.path and now.gone is not None:
-            raise TrainingError(f"{place}: {now.gone}, and did not stop as asked")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    last = last_event(place)
+    for place, owner in living.items():
+        while owner.path.exists():
+            now = find_owner(place)
+            if now is not None and now.path == owner.path and now.gone is not None:
+                raise TrainingError(f"{place}: {now.gone}, and did not stop as asked")
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    events = {place: event for place in living if (event := last_event(place)) is not None}
+    place = max(events, key=lambda place: events[place].time, default=next(iter(living)))
+    last = events.get(place)
     # Clocks of two hosts differ.
     if last is None or last.kind not in _ENDS or last.time < started - 600:
         raise TrainingError(

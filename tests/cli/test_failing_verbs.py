@@ -87,6 +87,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("TRAINED --out FOLDER", "--out FOLDER: is a folder"),
         ("TRAINED --out /proc/p.html", "cannot be written"),
         ("TRAINED NOTHING --out OUT", "NOTHING: is not there"),
+    ],
     "stop": [
         ("NOTHING", "no such folder"),
         ("FILE --wait", "is a file"),
