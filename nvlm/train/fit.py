@@ -107,14 +107,11 @@ def fit(
                 log.write_between(training.step, measured)
             saver.observe(measured)
             reason = requests.reason_to_stop(taken)
-            if reason:
-                saver.save(wait=True)
-            elif saver.due():
-                saver.save()
+            if reason or saver.due():
+                saver.save(wait=reason is not None)
         saver.end()
         if reason:
-            console.print(requests.stop(reason), markup=False, highlight=False)
-            return reason
+            return requests.stop(reason, console)
     if training.step < config.train.steps:
         raise DataError(
             f"every source has reached its max_epochs: the data ended at step {training.step} of "

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from nvlm import stop_requests
 from nvlm.ending import begin, is_program, leave_soon
 from nvlm.parallel.agreement import meet
@@ -99,8 +101,8 @@ class Requests:
         is_last = self._training.step == self._training.config.train.steps
         return None if is_last else taken.result.stop_reason
 
-    def stop(self, reason: str) -> str:
-        """Note that the training, which is saved, ends; returns what to say."""
+    def stop(self, reason: str, console: Console) -> str:
+        """Note and say that the training, which is saved, ends; returns the reason."""
         begin()
         step, config = self._training.step, self._training.config
         what = (
@@ -109,7 +111,8 @@ class Requests:
         )
         note_event(config.run.dir, "stop", step, what, **_facts(reason))
         write_for_torchrun(f"{what} (exit code {STOPPED}: not a failure)")
-        return what
+        console.print(what, markup=False, highlight=False)
+        return reason
 
 
 @contextmanager
