@@ -159,7 +159,7 @@ TOPICS = {
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},
-    "train": {"blown_up_runs", "overlap", "synchronisations"},
+    "train": {"blown_up_runs", "overlap", "synchronisations", "validation_skips"},
 }  # fmt: skip
 
 

@@ -74,6 +74,11 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _train_problems(config)
     yield from _checkpoint_problems(config)
+    if config.validation.every is None and config.validation.questions:
+        yield (
+            f"validation.questions {config.validation.questions}: nothing is asked: set "
+            "validation.every"
+        )
 
 
 def _checkpoint_problems(config: RunConfig) -> Iterator[str]:

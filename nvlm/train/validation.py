@@ -25,15 +25,18 @@ import torch.distributed as dist
 from rich.console import Console
 
 from nvlm import phases, platform
-from nvlm.batch import StepBatch, StepPart
+from nvlm.batch import SkippedSample, StepBatch, StepPart
 from nvlm.data.loading.validation_data import ValidationData
+from nvlm.errors import DataError
 from nvlm.evaluate.questions import Question
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import broadcast_object
 from nvlm.parallel.tiles import own_share
+from nvlm.printing import printable
 from nvlm.train.live_questions import LiveQuestions
 from nvlm.train.optim import bare, gather_parameters
+from nvlm.train.skips import gather_skipped
 from nvlm.train.source_losses import losses_by_source
 from nvlm.train.step import forward_step, run_schedule
 from nvlm.train.training import Training
@@ -57,6 +60,7 @@ class Validation:
         self._training = training
         self._data = data
         self._console = console
+        self._named_skipped: set[SkippedSample] = set()
         self._questions = None
         wanted = training.config.validation
         if wanted.every is not None and wanted.questions:
@@ -90,10 +94,23 @@ class Validation:
         batches = self._data and self._data.batches(
             parallel.data_rank, parallel.data_size, platform.current().copied_ahead, share
         )
-        measured = held_out_losses(self._training, batches)
+        measured, skipped = held_out_losses(self._training, batches)
+        self._name_skipped(skipped)
         if self._questions is not None:
             measured |= self._questions.ask()
         return {f"validation/{name}": value for name, value in measured.items()}
+
+    def _name_skipped(self, skipped: list[SkippedSample]) -> None:
+        """Say once what is left out; where it is the same again, it was said."""
+        new = [sample for sample in skipped if sample not in self._named_skipped]
+        self._named_skipped.update(new)
+        if new:
+            self._console.print(
+                printable(f"validation: {len(new):,} samples left out; the first is {_said(new)}"),
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
 
 
 @contextmanager
@@ -117,20 +134,27 @@ def looking_at(training: Training) -> Iterator[None]:
 
 def held_out_losses(
     training: Training, batches: Iterator[StepBatch] | Iterator[StepPart] | None
-) -> dict[str, float]:
-    """`loss` and `loss/SOURCE` of all `batches`, on every rank; within `looking_at`.
+) -> tuple[dict[str, float], list[SkippedSample]]:
+    """`loss` and `loss/SOURCE` of all `batches`, and what was left out; within `looking_at`.
+
+    The same on every rank; `skipped`, if any, is how many samples were left out.
 
     Args:
         batches: on the ranks that read.
+
+    Raises:
+        DataError: no sample is left.
     """
     parallel, shares_tiles = training.parallel, training.config.parallel.shares_tiles
     device = platform.current().device()
     sources: list[str] = []
+    skipped: list[SkippedSample] = []
     sums = torch.zeros(2, 0, dtype=torch.float64, device=device)
     while (batch := next_step_batch(batches, parallel, shares_tiles)) is not None:
         if not sources:
             sources = list(batch.epochs)
             sums = torch.zeros(2, len(sources), dtype=torch.float64, device=device)
+        skipped += batch.skipped
         batch = encode_shares(batch, bare(training.chunks)[0], parallel)
         forward = partial(forward_step, num_sources=len(sources))
         reports = run_schedule(forward, training.chunks, batch.micro_batches, forward_only=True)
@@ -138,11 +162,22 @@ def held_out_losses(
             for _, _, by_source in reports:
                 sums += by_source
     dist.all_reduce(sums)
+    skipped = gather_skipped(StepBatch([], skipped, {}), parallel)
     losses, weights = sums.tolist()
-    assert sum(weights) > 0, "a sample fits only if something of it is trained"
+    if not sum(weights):
+        raise DataError(
+            f"validation.split {training.config.validation.split}: no sample can be used; the "
+            f"first is {_said(skipped)}"
+        )
     by_source = losses_by_source(sources, [*losses, *weights])
     of_sources = {f"loss/{source}": loss for source, loss in by_source.items()}
-    return {"loss": sum(losses) / sum(weights), **of_sources}
+    left_out = {"skipped": len(skipped)} if skipped else {}
+    return {"loss": sum(losses) / sum(weights), **of_sources, **left_out}, skipped
+
+
+def _said(skipped: list[SkippedSample]) -> str:
+    first = skipped[0]
+    return f"{first.source} {first.shard} {first.key}: {first.reason}: {first.detail}"
 
 
 def validation_line(step: int, measured: dict[str, float]) -> str:
