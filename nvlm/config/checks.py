@@ -68,6 +68,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _tensor_problems(config)
     yield from _tile_parallel_problems(config)
     yield from _pipeline_problems(config)
+    yield from _fp8_problems(config)
     yield from _sequence_parallel_problems(config)
     yield from _recompute_problems(config)
     yield from _tile_problems(config)
@@ -172,6 +173,38 @@ def _tensor_problems(config: RunConfig) -> Iterator[str]:
         value, tensor = attrgetter(key)(config), config.parallel.tensor
         if value % tensor:
             yield f"parallel.tensor {tensor} does not divide {key} {value}"
+
+
+def _fp8_problems(config: RunConfig) -> Iterator[str]:
+    """What Transformer Engine's 8-bit products ask, or Megatron-core of them."""
+    recipe, train, parallel = config.train.fp8.recipe, config.train, config.parallel
+    if recipe == "none":
+        return
+    key, language = f"train.fp8.recipe {recipe}", config.model.language
+    if train.precision != "bf16":
+        yield f"{key} needs train.precision bf16, which is {train.precision}"
+    if config.model.layer_implementation == "local":
+        yield f"{key} needs Transformer Engine: model.layer_implementation is local"
+    if recipe == "delayed" and train.recompute.language.granularity == "selective":
+        yield (
+            f"{key} does not go with train.recompute.language.granularity selective: norms that are"
+            " computed again would move the factors twice; use full or none"
+        )
+    queries = language.num_attention_heads * language.head_dim
+    keys_values = 2 * language.num_query_groups * language.head_dim
+    tokens = train.micro_batch_size * config.stage.sequence_length
+    local_tokens = tokens // parallel.tensor if parallel.sequence else tokens
+    # Blocks are of 128 numbers; only what tensor ranks gather in 8 bits has to be whole ones.
+    of_gathered = 128 if recipe == "blockwise" and parallel.sequence else 16
+    for what, size, multiple in (
+        ("model.language.hidden_size", language.hidden_size, of_gathered),
+        ("queries, keys and values of a process", (queries + keys_values) // parallel.tensor, 16),
+        ("attention's output of a process", queries // parallel.tensor, 16),
+        ("feed-forward channels of a process", language.ffn_hidden_size // parallel.tensor, 16),
+        ("tokens of a micro-batch on a process", local_tokens, of_gathered),
+    ):
+        if size % multiple:
+            yield f"{key} needs sizes that {multiple} divides: {what} {size}"
 
 
 def _tile_parallel_problems(config: RunConfig) -> Iterator[str]:

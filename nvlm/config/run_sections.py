@@ -80,6 +80,23 @@ class SpikeConfig(Section):
     """Standard deviations, of at least 5 % of the median each, between the median and a spike."""
 
 
+class Fp8Config(Section):
+    """Products of the decoder's layers in 8 bits, by Transformer Engine; keys and values are
+    Megatron-core's. All else, the encoder, the projector and the output layer too, is in 16."""
+
+    recipe: Literal["none", "delayed", "tensorwise", "blockwise"] = "none"
+    """How numbers are scaled: by the maxima of passes before, by a tensor's own, or by those of its
+    blocks. Needs `transformer_engine` layers and a GPU of sm89 or later, sm90 for `blockwise`."""
+    format: Literal["hybrid", "e4m3"] = "hybrid"
+    """`hybrid`: gradients with two more bits of exponent."""
+    margin: CountOrZero = 0
+    """With `delayed`: factors are so many powers of two smaller than the maxima allow."""
+    amax_history_len: Count = 1
+    """With `delayed`: passes whose maxima count."""
+    amax_compute_algo: Literal["most_recent", "max"] = "most_recent"
+    """With `delayed`: which of these maxima counts."""
+
+
 class TrainConfig(Section):
     """How long, how much at a time, and with which optimizer."""
 
@@ -99,6 +116,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
+    fp8: Fp8Config = Fp8Config()
     on_spike: Literal["warn", "skip", "stop"] = "warn"
     """About a step whose loss or gradient norm jumps: say so; leave out its update, as if its
     samples had not been drawn; or end the run before the update."""

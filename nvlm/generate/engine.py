@@ -173,7 +173,7 @@ def config_for_generation(
 
     Sequence parallelism, virtual stages and shared tiles are for training: of uneven virtual stages
     a stage has as many layers in one run, and a question has few tiles, which the first stage
-    encodes. Batch sizes are made to fit.
+    encodes. 8-bit products ask for other numbers of tokens. Batch sizes are made to fit.
 
     Raises:
         ConfigError: the layout does not fit the model or the number of processes.
@@ -189,6 +189,7 @@ def config_for_generation(
         "parallel.layout": stages,
         "parallel.sequence": False,
         "parallel.vision": "tensor",
+        "train.fp8.recipe": "none",
         "train.micro_batch_size": 1,
         "train.global_batch_size": world_size,
     }

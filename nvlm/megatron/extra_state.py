@@ -1,9 +1,10 @@
 """Checkpoints that do not depend on the implementation of the layers.
 
 What is wrong: in Megatron-core 0.16.1 linear layers have an entry `_extra_state` (scaling factors
-of 8-bit training, which is not used here): Transformer Engine's write it, the local ones expect it.
-What is done: it is left out of what is saved, and may be missing in what is loaded.
-When the pin moves: whether the local layers still list the key; with 8-bit training, all of this.
+of 8-bit training): Transformer Engine's write it, pickled, the local ones expect it.
+What is done: it is left out of what is saved, and may be missing in what is loaded; the factors are
+tensors of their own (fp8_state.py).
+When the pin moves: whether the local layers still list the key.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ a tile, h language hidden size, v vocabulary rows of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from nvlm import platform
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
 from nvlm.megatron.extra_state import is_extra_state, without_extra_state
+from nvlm.megatron.fp8_state import begin_scaling, scaling_tensors
 from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
 from nvlm.model.decoders.qwen2 import build_language_model
@@ -36,7 +38,7 @@ from nvlm.model.placement import check_stage
 from nvlm.model.splice import splice, with_zero_gradient
 from nvlm.parallel.groups import Parallel, alone
 from nvlm.platform.attention import choose_attention
-from nvlm.sizes.parameters import VISION
+from nvlm.sizes.parameters import LANGUAGE, VISION
 
 # Tiles that go through a frozen encoder at once: 16,400 patches, which fill a device, and of
 # InternViT-6B in bf16 about 1 GB of activations, for as long as a layer takes.
@@ -145,6 +147,13 @@ class NVLMD(MegatronModule):
         self.language_model: GPTModel = build_language_model(
             config.model.language, language_config, parts, parallel, vp_stage
         )
+
+        # Other ways of scaling remember nothing.
+        self._remembers_scaling = (
+            bool(language_config.fp8) and language_config.fp8_recipe == "delayed"
+        )
+        if self._remembers_scaling:
+            begin_scaling(self.language_model.decoder)
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The shared matrix, or this stage's copy of it; None on stages between them."""
@@ -293,6 +302,12 @@ class NVLMD(MegatronModule):
         if self.shares_tiles:
             _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
         return without_extra_state(entries)
+
+    def scaling_tensors(self) -> Iterator[ShardedTensor]:
+        """What 8-bit training remembers from step to step, beside `sharded_state_dict`."""
+        if self._remembers_scaling:
+            copy = self.parallel.tensor_rank
+            yield from scaling_tensors(self.language_model.decoder, f"{LANGUAGE}.decoder.", copy)
 
     def is_everywhere(self, key: str) -> bool:
         """Whether every process of the run holds the sharded tensor of this key, and whole."""

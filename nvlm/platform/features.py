@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from nvlm.config.schema import RunConfig
+from nvlm.errors import ConfigError
 from nvlm.platform import environment
 from nvlm.platform.attention import choose_attention
 from nvlm.platform.layers import why_layers
@@ -87,13 +88,45 @@ def _overlapped_data_parallelism(where: Situation) -> str:
 def _tensor_parallel_overlap(where: Situation) -> str:
     if not where.machine.has_gpu:
         return "no GPU"
-    return "Transformer Engine's userbuffers are not set up here"
+    return (
+        "Transformer Engine's userbuffers are not set up here: that needs GPUs to be tried on, and "
+        "there were none"
+    )
 
 
 def _encoder_cuda_graphs(where: Situation) -> str:
     if not where.machine.has_gpu:
         return "no GPU"
     return "the number of tiles differs from call to call"
+
+
+def _fp8(where: Situation) -> str:
+    recipe = where.config.train.fp8.recipe
+    if recipe == "none":
+        return "train.fp8.recipe is none"
+    if not where.machine.has_gpu:
+        return "no GPU"
+    if where.layers != "transformer_engine":
+        return "needs Transformer Engine's layers"
+    oldest = (9, 0) if recipe == "blockwise" else (8, 9)
+    capability = where.machine.capability or (0, 0)
+    if capability >= oldest:
+        return ""
+    return (
+        f"{recipe} needs sm{oldest[0]}{oldest[1]} or later, and this GPU is "
+        f"sm{capability[0]}{capability[1]}"
+    )
+
+
+def check_fp8(config: RunConfig, machine: Machine, layers: str) -> None:
+    """Refuse 8-bit training where it was asked for and cannot be had.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    recipe = config.train.fp8.recipe
+    if recipe != "none" and (reason := _fp8(Situation(config, machine, layers))):
+        raise ConfigError(f"train.fp8.recipe {recipe}: {reason}; use none")
 
 
 def _layers(where: Situation) -> Feature:
@@ -155,6 +188,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "copies_ahead": _copies_ahead,
         "compiled_norms_and_swiglu": _compiled_norms_and_swiglu,
         "fused_cross_entropy": _fused_cross_entropy,
+        "fp8": _fp8,
         "fused_rotation": _fused_rotation,
         "fused_gradient_accumulation": _fused_gradient_accumulation,
         "overlapped_data_parallelism": _overlapped_data_parallelism,

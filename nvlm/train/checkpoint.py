@@ -24,6 +24,7 @@ from nvlm.checkpoint_shares import read_shared, sharded_tensors, share_writing
 from nvlm.config.checks import model_differences
 from nvlm.config.schema import RunConfig
 from nvlm.errors import CheckpointError
+from nvlm.megatron.fp8_state import is_scaling
 from nvlm.megatron.idle_stage import without_empty_state
 from nvlm.megatron.optimizer_settings import load_optimizer_state
 from nvlm.megatron.sharding_metadata import sharding_metadata
@@ -38,7 +39,7 @@ from nvlm.run_checkpoints import (
     Newest,
     find_newest,
 )
-from nvlm.safe_loading import check_readable
+from nvlm.safe_loading import check_readable, read_metadata
 from nvlm.train.optim import bare
 from nvlm.train.retention import remove_older
 from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
@@ -221,6 +222,12 @@ def load_training_state(
     same_layout = progress["layout"] == _layout(parallel)
     if not same_layout:
         del others["rng"]
+    stored = read_metadata(checkpoint).state_dict_metadata
+    if any(is_scaling(tensor.key) and tensor.key not in stored for tensor in tensors):
+        # Trained in 16 bits, or scaled in another way, up to here.
+        tensors = [tensor for tensor in tensors if not is_scaling(tensor.key)]
+        if parallel.is_main:
+            say(f"{checkpoint} has no scaling factors of FP8: they begin anew", sys.stderr)
     is_everywhere = bare(chunks)[0].is_everywhere
     loaded = read_shared(checkpoint, tensors, parallel.groups.dp, others, is_everywhere)
     load_optimizer_state(optimizer, loaded["optimizer"])
@@ -248,7 +255,7 @@ def _sharded_state(
     parallel: Parallel,
     is_loading: bool,
 ) -> tuple[list[ShardedTensor], dict]:
-    """The weights, which data-parallel ranks hold alike, and everything else."""
+    """What data-parallel ranks hold alike, weights and factors of FP8, and everything else."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     weights = {
@@ -266,7 +273,9 @@ def _sharded_state(
             "rng", torch.get_rng_state(), (dist.get_world_size(),), (parallel.rank,)
         ),
     }
-    return [t for entries in weights.values() for t in sharded_tensors(entries)], others
+    alike = [t for entries in weights.values() for t in sharded_tensors(entries)]
+    alike += [tensor for chunk in bare(chunks) for tensor in chunk.scaling_tensors()]
+    return alike, others
 
 
 def _layout(parallel: Parallel) -> dict[str, int]:

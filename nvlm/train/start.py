@@ -31,7 +31,7 @@ from nvlm.parallel.groups import (
     world_size_from_environment,
 )
 from nvlm.plan.refuse import check_fit
-from nvlm.platform.features import decide
+from nvlm.platform.features import check_fp8, decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
@@ -107,9 +107,11 @@ def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: boo
     world_size = world_size_from_environment()
     check_patterns(config)
     check_world_size(config, world_size)
-    platform.current().resolve_layer_implementation(
+    here = platform.current()
+    layers = here.resolve_layer_implementation(
         config.model.layer_implementation, config.train.precision
     )
+    check_fp8(config, here.machine(), layers)
 
     def find() -> Start:
         resumed, weights = _find_weights(config, has_weights)

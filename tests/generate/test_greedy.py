@@ -9,6 +9,7 @@ import torch
 from helpers import generate_case, small_model, spawn
 
 from nvlm.batch import MicroBatch
+from nvlm.config import changed
 from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError
 from nvlm.generate.engine import Engine, config_for_generation
@@ -46,6 +47,8 @@ def test_a_layout_of_training_is_made_fit_for_generation():
     )
     assert config_for_generation(config, None, 8).parallel == ParallelConfig(tensor=2, pipeline=2)
     assert config_for_generation(config, None, 1).parallel == ParallelConfig()
+    in_8_bits = changed(config, {"train.precision": "bf16", "train.fp8.recipe": "tensorwise"})
+    assert config_for_generation(in_8_bits, None, 1).train.fp8.recipe == "none"
 
 
 def recomputed(model, prompt_ids, tiles, image_id) -> tuple[list[int], float]:

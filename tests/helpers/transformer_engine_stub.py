@@ -153,6 +153,9 @@ class _Extension(types.ModuleType):
         self.__spec__ = ModuleSpec(name, None)
         for kernel in KERNELS:
             setattr(self, kernel.__name__, kernel)
+        for enumeration, values in PLACES.items():
+            for value in values:
+                getattr(getattr(self, enumeration), value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -343,6 +346,11 @@ def multi_tensor_adam(
         parameter.addcdiv_(mean, (square / bias2).sqrt_().add_(epsilon), value=-lr / bias1)
 
 
+# Places in lists: of the tensors of an 8-bit product.
+PLACES = {
+    "FP8FwdTensors": ("GEMM1_INPUT", "GEMM1_WEIGHT", "GEMM1_OUTPUT"),
+    "FP8BwdTensors": ("GRAD_OUTPUT1", "GRAD_INPUT1"),
+}
 KERNELS: Sequence[Callable[..., Any]] = (
     get_cudnn_version,
     generic_gemm,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers import small_model
 
-from nvlm.platform.features import RULES, Situation, decide, is_on
+from nvlm.errors import ConfigError
+from nvlm.platform.features import RULES, Situation, check_fp8, decide, is_on
 from nvlm.platform.machine import Machine, numbers
 
 H100 = Machine("H100", (9, 0), {"transformer_engine": "2.10.0"}, cudnn=(9, 15, 0))
@@ -97,3 +98,43 @@ def test_choices_are_named_with_their_reasons():
     assert lines["optimizer"] == "optimizer Transformer Engine's FusedAdam"
     assert lines["attention"] == "attention torch, document by document"
     assert lines["layers"].startswith("layers local: ")
+
+
+ADA, AMPERE = Machine("RTX 4090", (8, 9)), Machine("A100", (8, 0))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "machine", "layers", "reason"),
+    [
+        ("tensorwise", H100, "transformer_engine", ""),
+        ("delayed", ADA, "transformer_engine", ""),
+        ("blockwise", H100, "transformer_engine", ""),
+        ("blockwise", ADA, "transformer_engine", "needs sm90 or later, and this GPU is sm89"),
+        ("delayed", AMPERE, "transformer_engine", "needs sm89 or later, and this GPU is sm80"),
+        ("delayed", H100, "local", "needs Transformer Engine's layers"),
+        ("delayed", CPU, "local", "no GPU"),
+    ],
+)
+def test_8_bits_are_on_where_they_are_asked_for_or_refused(recipe, machine, layers, reason):
+    config = small_model.small_config("train.precision=bf16", f"train.fp8.recipe={recipe}")
+    (line,) = [f for f in decide(config, machine, layers) if f.name == "fp8"]
+    assert (line.value == "on") == (not reason) and reason in line.reason
+    if not reason:
+        check_fp8(config, machine, layers)
+        return
+    with pytest.raises(ConfigError, match=f"train.fp8.recipe {recipe}: .*{reason}; use none"):
+        check_fp8(config, machine, layers)
+
+
+def test_nobody_gets_8_bits_unasked():
+    config = small_model.small_config("train.precision=bf16")
+    assert not is_on("fp8", config, H100_WITH_ALL, "transformer_engine")
+    check_fp8(config, CPU, "local")
+
+
+def test_copies_ahead_need_somebody_who_reads_ahead():
+    config = small_model.small_config("data.num_workers=1")
+    assert is_on("copies_ahead", config, H100, "local")
+    alone = small_model.small_config("data.num_workers=0")
+    assert not is_on("copies_ahead", alone, H100, "local")
+    assert not is_on("copies_ahead", config, CPU, "local")

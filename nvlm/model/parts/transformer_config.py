@@ -55,6 +55,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
             config.parallel.virtual_pipeline,
             layer_implementation,
         ),
+        **_fp8(config, layer_implementation),
         **_common(config, layer_implementation),
     )
 
@@ -131,6 +132,19 @@ def _recompute(
         "recompute_granularity": "full",
         "recompute_method": "block",
         "recompute_num_layers": (wanted.num_layers or num_layers) // num_chunks,
+    }
+
+
+def _fp8(config: RunConfig, layer_implementation: str) -> dict:
+    if not _is_on("fp8", config, layer_implementation):
+        return {}
+    wanted = config.train.fp8
+    return {
+        "fp8": wanted.format,
+        "fp8_recipe": wanted.recipe,
+        "fp8_margin": wanted.margin,
+        "fp8_amax_history_len": wanted.amax_history_len,
+        "fp8_amax_compute_algo": wanted.amax_compute_algo,
     }
 
 
