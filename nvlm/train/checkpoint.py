@@ -222,8 +222,8 @@ def load_training_state(
     same_layout = progress["layout"] == _layout(parallel)
     if not same_layout:
         del others["rng"]
-    stored = read_metadata(checkpoint).state_dict_metadata
-    if any(is_scaling(tensor.key) and tensor.key not in stored for tensor in tensors):
+    scaling = {tensor.key for tensor in tensors if is_scaling(tensor.key)}
+    if scaling and not scaling <= read_metadata(checkpoint).state_dict_metadata.keys():
         # Trained in 16 bits, or scaled in another way, up to here.
         tensors = [tensor for tensor in tensors if not is_scaling(tensor.key)]
         if parallel.is_main:
