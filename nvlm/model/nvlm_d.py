@@ -147,12 +147,7 @@ class NVLMD(MegatronModule):
         self.language_model: GPTModel = build_language_model(
             config.model.language, language_config, parts, parallel, vp_stage
         )
-
-        # Other ways of scaling remember nothing.
-        self._remembers_scaling = (
-            bool(language_config.fp8) and language_config.fp8_recipe == "delayed"
-        )
-        if self._remembers_scaling:
+        if self._remembers_scaling():
             begin_scaling(self.language_model.decoder)
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
@@ -303,9 +298,12 @@ class NVLMD(MegatronModule):
             _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
         return without_extra_state(entries)
 
+    def _remembers_scaling(self) -> bool:
+        return bool(self.config.fp8) and self.config.fp8_recipe == "delayed"
+
     def scaling_tensors(self) -> Iterator[ShardedTensor]:
         """What 8-bit training remembers from step to step, beside `sharded_state_dict`."""
-        if self._remembers_scaling:
+        if self._remembers_scaling():
             copy = self.parallel.tensor_rank
             yield from scaling_tensors(self.language_model.decoder, f"{LANGUAGE}.decoder.", copy)
 
