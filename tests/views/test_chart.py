@@ -91,7 +91,8 @@ def test_where_the_time_went(tmp_path):
         steps={key: series(values) for key, values in columns.items()},
         between={"validation/seconds": Series(np.array([2]), np.array([4.0]))},
         skipped=[],
-        generations=[],
+        generations={},
+        num_questions=0,
         events=[Event(100.0, 0, "start", ""), Event(200.0, 3, "resume", ""), saved],
         earlier_settings=[],
     )

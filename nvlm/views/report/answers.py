@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nvlm.views.report.run_record import RunRecord
+from nvlm.views.report.run_record import Asked, RunRecord
 
-_MAX_QUESTIONS = 24
 _MAX_ANSWERS = 8
 _MAX_TEXT = 300
 
@@ -34,17 +33,10 @@ def asked_questions(run: RunRecord) -> tuple[list[AskedQuestion], int]:
 
     And how many questions there are.
     """
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in run.generations:
-        if type(row.get("step")) is int:
-            sample = row.get("sample_id", row.get("key", ""))
-            asked = (str(row.get("source", "")), str(sample), str(row.get("question", "")))
-            rows.setdefault(asked, []).append(row)
-    first = list(rows.items())[:_MAX_QUESTIONS]
-    return [_question(asked, answers) for asked, answers in first], len(rows)
+    return [_question(*entry) for entry in run.generations.items()], run.num_questions
 
 
-def _question(asked: tuple[str, ...], rows: list[dict[str, Any]]) -> AskedQuestion:
+def _question(asked: Asked, rows: list[dict[str, Any]]) -> AskedQuestion:
     source, sample, question = asked
     rows = sorted(rows, key=lambda row: row["step"])
     truth = rows[-1].get("truth", [])

@@ -161,7 +161,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
             )
         )
     if run.skipped:
-        facts.append((f"{len(run.skipped):,}", "samples left out"))
+        facts.append((f"{sum(group.count for group in run.skipped):,}", "samples left out"))
     return facts
 
 

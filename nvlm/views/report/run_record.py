@@ -27,6 +27,9 @@ from nvlm.train.run_folder import (
     SKIPPED_FILE,
 )
 
+# Source, sample and question.
+Asked = tuple[str, str, str]
+_MAX_QUESTIONS = 24
 # Keys whose numbers are when and where, not what.
 _PLACES = ("step",)
 
@@ -55,6 +58,14 @@ class Series:
 
 
 @dataclass
+class SkippedGroup:
+    """Samples of a source that were left out for one reason: the first one's record, how many."""
+
+    first: dict[str, Any]
+    count: int = 0
+
+
+@dataclass
 class RunRecord:
     """A run as its folder tells it."""
 
@@ -63,8 +74,9 @@ class RunRecord:
     config: dict[str, Any]  # texts; {} where it cannot be read
     steps: dict[str, Series]  # `metrics.jsonl`
     between: dict[str, Series]  # `between_steps.jsonl`
-    skipped: list[dict[str, Any]]
-    generations: list[dict[str, Any]]
+    skipped: list[SkippedGroup]  # the commonest first
+    generations: dict[Asked, list[dict[str, Any]]]  # of the first questions
+    num_questions: int  # of all
     events: list[Event]
     earlier_settings: list[tuple[str, dict[str, Any]]]  # (file, its settings), in order of steps
     notes: list[str] = field(default_factory=list)  # what could not be read
@@ -109,6 +121,7 @@ def read_run(folder: Path) -> RunRecord:
     if not steps:
         raise ReportError(f"{metrics}: has no step yet: the run may be at its first")
     config = _read_settings(folder / CONFIG_FILE, notes)
+    generations, num_questions = _by_question(_records(folder / GENERATIONS_FILE, notes))
     run_section = config.get("run")
     named = run_section.get("name") if isinstance(run_section, dict) else None
     return RunRecord(
@@ -117,8 +130,9 @@ def read_run(folder: Path) -> RunRecord:
         config=config,
         steps=steps,
         between=_read_series(folder / BETWEEN_STEPS_FILE, notes),
-        skipped=_read_rows(folder / SKIPPED_FILE, notes),
-        generations=_read_rows(folder / GENERATIONS_FILE, notes),
+        skipped=_skipped_groups(_records(folder / SKIPPED_FILE, notes)),
+        generations=generations,
+        num_questions=num_questions,
         events=[event for event in read_events(folder) if _is_whole(event)],
         earlier_settings=[
             (path.name, _read_settings(path, notes))
@@ -183,8 +197,32 @@ def _in_order(steps: array, values: array) -> Series:
     return Series(of, numbers)
 
 
-def _read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    return list(_records(path, notes))
+def _skipped_groups(records: Iterator[dict[str, Any]]) -> list[SkippedGroup]:
+    """A run may leave out millions: only the first of each source and reason is kept."""
+    groups: dict[tuple[str, str], SkippedGroup] = {}
+    for row in records:
+        place = (str(row.get("source", "")), str(row.get("reason", "")))
+        groups.setdefault(place, SkippedGroup(row)).count += 1
+    return sorted(groups.values(), key=lambda group: -group.count)
+
+
+def _by_question(
+    records: Iterator[dict[str, Any]],
+) -> tuple[dict[Asked, list[dict[str, Any]]], int]:
+    """The rows of the first questions, in order; and how many questions there are."""
+    rows: dict[Asked, list[dict[str, Any]]] = {}
+    others: set[int] = set()
+    for row in records:
+        if type(row.get("step")) is not int:
+            continue
+        keys = ("source", "sample_id", "question")
+        source, sample, question = (str(row.get(key, "")) for key in keys)
+        asked = (source, sample, question)
+        if asked in rows or len(rows) < _MAX_QUESTIONS:
+            rows.setdefault(asked, []).append(row)
+        else:
+            others.add(hash(asked))
+    return rows, len(rows) + len(others)
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageFile
 
@@ -51,23 +49,22 @@ def skipped_examples(run: RunRecord) -> tuple[list[Example], list[str]]:
 
     Numbers are those of `skipped.jsonl`, which names each sample once.
     """
-    counts = Counter((_text(row, "source"), _text(row, "reason")) for row in run.skipped)
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in run.skipped:
-        first.setdefault((_text(row, "source"), _text(row, "reason")), row)
-    sources, notes = _sources(run) if first else ({}, [])
+    sources, notes = _sources(run) if run.skipped else ({}, [])
     examples = []
     with ShardReader() as reader:
-        for (source, reason), count in counts.most_common():
-            row = first[source, reason]
-            shard, key = _text(row, "shard"), _text(row, "key")
+        for group in run.skipped:
+            source, reason, shard, key, detail = (
+                str(group.first.get(name, ""))
+                for name in ("source", "reason", "shard", "key", "detail")
+            )
             pictures, text = [], ""
             if len(examples) < _MAX_CARDS and source in sources:
                 stored, path = _find(sources[source], shard, key)
                 if stored is not None:
                     pictures, text = _pictures(reader, path, stored), _texts(reader, path, stored)
-            detail = _text(row, "detail")
-            examples.append(Example(source, shard, key, reason, detail, count, pictures, text))
+            examples.append(
+                Example(source, shard, key, reason, detail, group.count, pictures, text)
+            )
     return examples, notes
 
 
@@ -91,10 +88,6 @@ def repaired_examples(run: RunRecord) -> list[Example]:
         about = REPAIRS.get(what, what)
         examples.append(Example(source, shard, key, what, about, number, pictures))
     return examples
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    return str(row.get(key, ""))
 
 
 def _sources(run: RunRecord) -> tuple[dict[str, Source], list[str]]:
