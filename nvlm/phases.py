@@ -65,6 +65,7 @@ class Place:
 _place = Place(0, READING, None, None, 0)
 _within: Phase | None = None
 _first_step = 1
+_reading_seconds = 0.0
 # Of each loader that is in use: gives the keys of the samples of the steps that it reads, the next
 # one's first. May be asked by any thread.
 readers: list[Callable[[], Sequence[str]]] = []
@@ -86,6 +87,24 @@ def begin_work(step: int) -> None:
     global _first_step
     _first_step = step
     enter(READING, step)
+
+
+def begin_reading(step: int) -> None:
+    """Note that the samples of `step` are read now."""
+    global _reading_seconds
+    _reading_seconds = 0.0
+    enter(READING, step)
+
+
+def add_reading(seconds: float) -> None:
+    """Of this process's own reading, not of waiting for another's."""
+    global _reading_seconds
+    _reading_seconds += seconds
+
+
+def reading_seconds() -> float:
+    """Since `begin_reading`."""
+    return _reading_seconds
 
 
 def enter(phase: Phase, step: int | None = None, micro_batch: int | None = None) -> None:

@@ -168,6 +168,10 @@ class LogConfig(Section):
 
     every: Count = 1
     """Steps between lines on the terminal; `metrics.jsonl` has every step."""
+    slow_rank_steps: Count = 50
+    """Steps over which data ranks are compared."""
+    slow_rank_factor: Positive = 1.3
+    """A data rank is named whose own work takes more than so many times the others' median."""
     tensorboard: Switch = True
     """Curves for TensorBoard, in the run's folder."""
     wandb_project: Name | None = None

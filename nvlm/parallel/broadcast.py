@@ -10,6 +10,7 @@ of the pipeline.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -78,6 +79,7 @@ def next_step_batch(
 def _next(loader: Iterator[Item] | None) -> Item | None:
     assert loader is not None, "this process reads data"
     phases.enter(phases.READING)
+    started = time.perf_counter()
     try:
         item = next(loader, None)
     except Exception as error:
@@ -85,6 +87,7 @@ def _next(loader: Iterator[Item] | None) -> Item | None:
         if failure is None or isinstance(error, DataError):
             raise
         raise DataError(failure) from error
+    phases.add_reading(time.perf_counter() - started)
     phases.enter(phases.SHARING)
     return item
 

@@ -42,6 +42,7 @@ from nvlm.train.optim import (
 )
 from nvlm.train.replay_file import keep_for_replay
 from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_skipped
+from nvlm.train.slow_ranks import SlowRanks
 from nvlm.train.spikes import Spike, SpikeWatch, react
 from nvlm.train.step import StepResult, train_step
 from nvlm.train.throughput import StepWork, step_work
@@ -127,6 +128,7 @@ class Training:
         self.data_state: dict | None = None
         self.counters = Counters()
         self.spikes = SpikeWatch(config.train)
+        self.slow_ranks = SlowRanks(config, parallel)
 
     def take_step(self, batch: StepBatch) -> StepTaken:
         """Train on a global step, of which `batch` is this data rank's share.
@@ -162,6 +164,7 @@ class Training:
         first = bare(self.chunks)[0]
         own_seconds = platform.current().seconds_between(began, first.gradients_ready)
         work = step_work(batch, self.flops, self.parallel, own_seconds)
+        self.slow_ranks.note(self.step, own_seconds, phases.reading_seconds())
         encode_seconds = first.take_encoder_seconds()
         rates = group_rates(self.config, self.module_rows, rate)
         return StepTaken(

@@ -40,7 +40,7 @@ class Work:
     def begin_reading(self) -> None:
         """Of the next step's samples."""
         self.batch = None
-        phases.enter(phases.READING, self.training.step + 1)
+        phases.begin_reading(self.training.step + 1)
 
     def sample_keys(self) -> list[str]:
         """Of this process's part of the step; none while it is being read."""

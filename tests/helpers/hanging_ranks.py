@@ -1,4 +1,4 @@
-"""A training of which one rank stands still from its second step on.
+"""A training of which one rank stands still, or is slow, from its second step on.
 
 Arguments: what happens (a key of `FAULTS`), the rank, then those of `nvlm train`. Nothing in a
 configuration makes a process hang, as a dead disk or a broken device does.
@@ -34,12 +34,18 @@ def compute() -> None:
     sum(range(10**15))
 
 
+def slow_down() -> None:
+    time.sleep(1.0)
+
+
 # What happens -> the method where it does, and how.
 FAULTS: dict[str, tuple[type, str, Callable[[], None]]] = {
     "reader": (MicroBatchReader, "_read", sleep),
     "forward": (NVLMD, "forward", sleep),
     "stopped": (NVLMD, "forward", stop),
     "computing": (NVLMD, "forward", compute),
+    # In every step from then on.
+    "slow": (NVLMD, "forward", slow_down),
 }
 
 
@@ -51,7 +57,7 @@ def hang_in_second_call(of_class: Any, name: str, hang: Callable[[], None]) -> N
     def hanging(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == HANGING_STEP:
+        if calls == HANGING_STEP or (calls > HANGING_STEP and hang is slow_down):
             hang()
         return call(*arguments, **named)
 

@@ -117,6 +117,25 @@ def test_skip_leaves_everything_but_the_step_and_its_data(parallel, tmp_path):
     assert run.training.scheduler.num_steps == rate + 1
 
 
+def test_a_resumed_run_skips_the_same_step(parallel, tmp_path, fault):
+    """Bit for bit as the uninterrupted one, with the window of before."""
+    uninterrupted = Run(parallel, tmp_path / "run", "train.on_spike=skip")
+    for _ in range(8):
+        uninterrupted.step()
+    saved = uninterrupted.training.save()
+    resumed = Run(parallel, tmp_path / "run", "train.on_spike=skip")
+    resumed.training.load(saved)
+    for run in (uninterrupted, resumed):
+        assert not run.step(spiky=True).result.is_updated
+        assert run.step().result.is_updated
+    assert resumed.training.spikes.state() == uninterrupted.training.spikes.state()
+    truth = uninterrupted.state()
+    for name, tensor in resumed.state().items():
+        assert torch.equal(tensor, truth[name]), name
+    outcome = "the step's update is left out, also by a resumed run, bit-equal; an event says so"
+    fault(what="the loss jumps, train.on_spike: skip", layout="one process", outcome=outcome)
+
+
 def test_warn_trains_on_and_stop_does_not(parallel, tmp_path, capsys):
     run = Run(parallel, tmp_path / "warn")
     for _ in range(8):
