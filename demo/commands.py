@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.steps import Look, Step, count_lines
-from nvlm.config import RunConfig, load_config
+from nvlm.config import RunConfig, load_runs
 
-PRETRAIN_CONFIG = Path("configs/run/tiny/pretrain.yaml")
-SFT_CONFIG = Path("configs/run/tiny/sft.yaml")
+CONFIG = Path("configs/run/tiny/stages.yaml")
+# Stage -> what it is called here.
+TITLES = {
+    "pretrain": "Stage 1, pretrain: only the projector trains",
+    "sft": "Stage 2, SFT: projector and language model train, images in tagged tiles",
+}
 VISION_SOURCE = Path("assets/tiny/internvit")
 LANGUAGE_SOURCE = Path("assets/tiny/qwen2")
 SPLIT = "heldout"
@@ -72,9 +76,8 @@ class Paths:
 class Stage:
     """A training stage, its settings as loaded."""
 
-    name: str  # in the names of files
+    name: str  # in the file of stages, and in the names of files
     title: str
-    path: Path
     overrides: list[str]
     config: RunConfig
 
@@ -85,34 +88,16 @@ class Stage:
 
 def load_stages(paths: Paths, overrides: Sequence[str]) -> tuple[Stage, Stage]:
     """Pretraining and SFT, with `overrides` for both."""
-
-    def load(name: str, title: str, path: Path, run_dir: Path, initial_weights: Path) -> Stage:
-        settings = [
-            f"run.dir={run_dir}",
-            f"data.root={paths.data}",
-            f"checkpoint.load={initial_weights}",
-            f"parallel.tensor={NUM_PROCESSES}",
-            *VALIDATION,
-            *overrides,
-        ]
-        return Stage(name, title, path, settings, load_config(path, settings))
-
-    return (
-        load(
-            "pretrain",
-            "Stage 1, pretrain: only the projector trains",
-            PRETRAIN_CONFIG,
-            paths.pretrain,
-            paths.imported,
-        ),
-        load(
-            "sft",
-            "Stage 2, SFT: projector and language model train, images in tagged tiles",
-            SFT_CONFIG,
-            paths.sft,
-            paths.pretrain,
-        ),
-    )
+    settings = [
+        f"run.dir={paths.root}",
+        f"data.root={paths.data}",
+        f"checkpoint.load={paths.imported}",
+        f"parallel.tensor={NUM_PROCESSES}",
+        *overrides,
+    ]
+    runs = load_runs(CONFIG, settings)
+    first, second = (Stage(name, title, settings, runs[name]) for name, title in TITLES.items())
+    return first, second
 
 
 def build_data(paths: Paths) -> Step:
@@ -132,7 +117,7 @@ def import_models(paths: Paths) -> Step:
         program="nvlm",
         arguments=[
             *("convert", "from-hf", "--vision", str(VISION_SOURCE)),
-            *("--language", str(LANGUAGE_SOURCE), "--config", str(PRETRAIN_CONFIG)),
+            *("--language", str(LANGUAGE_SOURCE), "--config", str(CONFIG)),
             str(paths.imported),
         ],
         outputs=[paths.imported],
@@ -161,7 +146,9 @@ def train(stage: Stage) -> Step:
         name=f"train_{stage.name}",
         title=stage.title,
         program="torchrun",
-        arguments=_torchrun(["nvlm", "train", str(stage.path), *stage.overrides]),
+        arguments=_torchrun(
+            ["nvlm", "train", str(CONFIG), "--stage", stage.name, *stage.overrides]
+        ),
         outputs=[stage.run_dir],
         resumes=True,
         look=look,

@@ -152,7 +152,7 @@ def test_changed_overrides(tmp_path: Path, values: list[str]):
     outcomes = Counter()
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(load_config(REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml")))
-    for _ in range(120):
+    for _ in range(160):
         overrides = [changed_override(values, chance) for _ in range(chance.randint(1, 2))]
         outcomes[outcome(path, overrides, tmp_path)] += 1
     assert min(outcomes["taken"], outcomes["refused"]) > 10, outcomes
