@@ -79,9 +79,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
         if found is None:
             raise CheckpointError(f"{path}: no such checkpoint folder")
         if not found.is_dir() or not is_checkpoint(found):
+            stages = sorted(run.parent.name for run in path.glob(f"*/{CHECKPOINTS_FOLDER}"))
+            there_are = f"; it has the runs {', '.join(stages[:8])}: name one" if stages else ""
             raise CheckpointError(
                 f"{path}: not a checkpoint: expected {FORMAT_FILE} and {CONFIG_FILE} in it, or "
-                f"step_* folders in it or in its {CHECKPOINTS_FOLDER}"
+                f"step_* folders in it or in its {CHECKPOINTS_FOLDER}{there_are}"
             )
         damage = find_damage(found)
     except OSError as error:

@@ -103,6 +103,12 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(name, damage, folder
         resolve_checkpoint(folder / "step_00000003")
 
 
+def test_a_folder_of_stages_names_its_runs(folder):
+    """`folder` is a run's `checkpoints`; the run is one of those in the folder above it."""
+    with pytest.raises(CheckpointError, match=f"it has the runs {folder.parent.name}: name one"):
+        resolve_checkpoint(folder.parent.parent)
+
+
 def test_every_flipped_byte_is_found(folder):
     checkpoint = folder / "step_00000003"
     for path in sorted(checkpoint.iterdir()):
