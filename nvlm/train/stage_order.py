@@ -8,14 +8,13 @@ again, and their checkpoints may be removed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nvlm.checkpoint_files import read_config, read_progress
 from nvlm.config import RunConfig
-from nvlm.errors import TrainingError
+from nvlm.errors import CheckpointError, TrainingError
 from nvlm.printing import listed
 from nvlm.run_checkpoints import CHECKPOINTS_FOLDER, find_newest, list_steps
 from nvlm.train.checkpoint import find_resume_point
@@ -23,7 +22,7 @@ from nvlm.train.checkpoint import find_resume_point
 # What may change without another result of a stage that is finished.
 _WITHOUT_EFFECT = (
     *("run.", "parallel.", "log.", "checkpoint.", "train.steps", "train.recompute."),
-    *("data.num_workers", "data.index_dir"),
+    *("data.num_workers", "data.index_dir", "validation."),
 )
 _MOST_SETTINGS = 6
 
@@ -106,12 +105,14 @@ def _look_back(name: str, config: RunConfig) -> Iterator[str]:
         CheckpointError: it was another model's, or trained other parts of it.
     """
     yield f"stage {name} is finished: {config.run.dir}"
-    with suppress(OSError):
-        if not list_steps(Path(config.run.dir) / CHECKPOINTS_FOLDER):
-            return
-    checkpoint = find_resume_point(config).checkpoint
-    if checkpoint is None:
+    try:
+        newest = find_newest(Path(config.run.dir) / CHECKPOINTS_FOLDER)
+    except CheckpointError:  # none is whole, and none is needed
         return
+    if newest.checkpoint is None:
+        return
+    checkpoint = find_resume_point(config).checkpoint
+    assert checkpoint is not None
     changed = list(_changed(read_config(checkpoint).model_dump(), config.model_dump()))
     if changed:
         yield (

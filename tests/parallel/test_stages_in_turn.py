@@ -139,6 +139,7 @@ def test_a_resumed_file_finds_its_stage_at_another_number_of_processes(
     measure(what, "the same stages on two, uninterrupted", error, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_fit_is_refused_before_the_first_step(
     file: Path, common: list[str], tmp_path: Path
 ):
