@@ -132,7 +132,7 @@ def write_checkpoint(
     progress: dict | None = None,
     content_metadata: dict | None = None,
     channel: Channel = MAIN_CHANNEL,
-    check: Callable[[], object] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint folder; every rank calls this. Returns `target`.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
@@ -52,6 +52,6 @@ def save_over(
     sharded, common = save_preprocess(state, validate_access_integrity=False)
     validate_sharding_integrity(gather([entry.without_data() for entry in nested_values(sharded)]))
     TorchCommonSaveStrategy("torch", 1).save_common(common, folder)
-    write_sharded(sharded, folder, done, group)
+    write_sharded(cast("ShardedStateDict", sharded), folder, done, group)
     if dist.get_rank() == 0:
         save_config(CheckpointingConfig("torch_dist", 1), str(folder))

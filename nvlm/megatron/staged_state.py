@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Stage:
                 entry.data = place.view(values.shape)
                 entry.data.copy_(values.detach(), non_blocking=True)
 
-        return result, copy_all
+        return cast("dict[str, Any]", result), copy_all
 
     def _fitting(self, num_bytes: int) -> Tensor:
         if self._buffer is None or self._buffer.nbytes < num_bytes:

@@ -156,7 +156,7 @@ def write_training_state(
     progress: dict,
     parallel: Parallel,
     channel: Channel = MAIN_CHANNEL,
-    check: Callable[[], object] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write `state` into the run's folder; every rank calls this, on `channel`.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.distributed as dist
 from rich.console import Console
@@ -228,7 +228,8 @@ class Saver:
         """Of the threads that write, which speak while the steps' own messages are under way."""
         if self._channel is None:
             timeout = MEETING_TIMEOUT + datetime.timedelta(minutes=10)
-            self._channel = Channel("saves", dist.new_group(backend=HOST_BACKEND, timeout=timeout))
+            group = dist.new_group(backend=HOST_BACKEND, timeout=timeout)
+            self._channel = Channel("saves", cast("dist.ProcessGroup", group))
         return self._channel
 
     def _tell(self, saved: Path, seconds: float, held: float, text: str) -> None:

@@ -220,7 +220,7 @@ class Training:
         )
 
     def save(
-        self, notes: Mapping[str, Any] | None = None, check: Callable[[], object] = lambda: None
+        self, notes: Mapping[str, Any] | None = None, check: Callable[[], None] = lambda: None
     ) -> Path:
         """Write a checkpoint into the run's folder; returns it.
 
@@ -246,7 +246,7 @@ class Training:
         stage: Stage,
         notes: Mapping[str, Any],
         channel: Channel,
-        check: Callable[[], object],
+        check: Callable[[], None],
     ) -> Callable[[], Path]:
         """Copy to `stage` all that a checkpoint takes; returns what writes it, in another thread.
 
