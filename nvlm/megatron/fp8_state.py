@@ -64,7 +64,8 @@ def is_scaling(key: str) -> bool:
 def _linear_layers(block: TransformerBlock) -> Iterator[tuple[str, Any]]:
     """(`layers.NUMBER.NAME`, module), with the layer's number in the whole model."""
     for layer in block.layers:
+        number: Any = layer.layer_number
         for name, module in layer.named_modules():
             # Its attention has factors too, which are not used: it attends in 16 bits.
             if hasattr(module, "init_fp8_metadata") and hasattr(module, "weight"):
-                yield f"layers.{layer.layer_number - 1}.{name}", module
+                yield f"layers.{number - 1}.{name}", module

@@ -104,12 +104,12 @@ def _fp8(where: Situation) -> str:
     recipe = where.config.train.fp8.recipe
     if recipe == "none":
         return "train.fp8.recipe is none"
-    if not where.machine.has_gpu:
+    capability = where.machine.capability
+    if capability is None:
         return "no GPU"
     if where.layers != "transformer_engine":
         return "needs Transformer Engine's layers"
     oldest = (9, 0) if recipe == "blockwise" else (8, 9)
-    capability = where.machine.capability or (0, 0)
     if capability >= oldest:
         return ""
     return (

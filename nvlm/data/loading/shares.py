@@ -186,7 +186,9 @@ class StepShares:
         """
         plan = _StepPlan(requests, self._samples.encoder.visual)
         tiles = torch.cat([part.tiles for part in parts])
-        repaired = {number: counts for part in parts for number, counts in part.repaired.items()}
+        repaired = {
+            number: dict(counts) for part in parts for number, counts in part.repaired.items()
+        }
         failures = [failure for part in parts for failure in part.failures]
         texts = {number: text for part in parts for number, text in part.texts.items()}
         return StepPart(
