@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from nvlm import platform
+from nvlm import platform, stop_requests
 from nvlm.config import RunConfig
 from nvlm.errors import NvlmError
-from nvlm.parallel.agreement import from_main_rank
+from nvlm.parallel.agreement import MAIN_CHANNEL, from_main_rank
 from nvlm.parallel.groups import (
     initialize,
     is_main_process,
@@ -79,6 +79,8 @@ def train_stages(
         with leaving_groups():
             for name in order.left:
                 with stopping_at_once(runs[name].run.dir):
+                    if start is None:
+                        _stop_if_asked(ownerships)
                     reason = _take_turn(name, runs, start, own, ownerships, console)
                 if reason:
                     end_together()
@@ -134,6 +136,19 @@ def _take_turn(
     del start, parallel
     _let_go()
     return reason
+
+
+def _stop_if_asked(ownerships: Mapping[str, Ownership]) -> None:
+    """Take what came with the last step of the stage before, which had no step after it to stop.
+
+    Raises:
+        Stopped: this process or another was asked; on all of them.
+    """
+    if any(ownership.stop_file.exists() for ownership in ownerships.values()):
+        stop_requests.ask(stop_requests.COMMAND)
+    asked = MAIN_CHANNEL.gather(stop_requests.asked(), "ending a stage")
+    if reason := next(filter(None, asked), None):
+        raise Stopped(reason)
 
 
 def _let_go() -> None:

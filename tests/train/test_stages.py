@@ -18,7 +18,9 @@ import torch
 from helpers.small_runs import STEPS, small_stages
 from helpers.spawn import metrics
 
+from nvlm import stop_requests
 from nvlm.errors import NvlmError
+from nvlm.train.events import read_events
 from nvlm.train.stage_order import find_order
 
 COMMAND = "nvlm train FILE"
@@ -201,6 +203,26 @@ def test_a_failed_stage_leaves_the_one_before_whole(demo_data: Path, copied: Pat
     assert "the loss is nan" in refusal(small_stages(demo_data, copied, *wild))
     assert files(copied / "pretrain") == before
     assert not (copied / "pretrain/.owners").exists()
+
+
+@pytest.mark.parametrize("steps, saved", [(3, 1), (1, 1)])
+def test_a_request_to_stop_is_taken_in_a_stage_and_between_two(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, saved: int
+):
+    """After its step, be it the stage's last one: the next stage does not begin."""
+    runs = small_stages(demo_data, tmp_path / "run", f"train.steps={steps}")
+    monkeypatch.setattr(stop_requests, "_asked", stop_requests.COMMAND)
+    with pytest.raises(stop_requests.Stopped) as stopped:
+        train(runs)
+    assert stopped.value.reason == stop_requests.COMMAND
+    assert [path.name for path in (tmp_path / "run/pretrain/checkpoints").glob("step_*")] == [
+        f"step_{saved:08d}"
+    ]
+    assert not (tmp_path / "run/sft/checkpoints").exists()
+    assert find_order(runs, None, COMMAND).left == ["pretrain", "sft"][saved == steps :]
+    folder = "pretrain" if saved < steps else "sft"
+    *_, last = read_events(tmp_path / "run" / folder)
+    assert (last.kind, last.fields["reason"]) == ("stop", stop_requests.COMMAND)
 
 
 def test_one_file_of_stages_one_start(demo_data: Path, tmp_path: Path):
