@@ -36,7 +36,6 @@ from nvlm.disk_space import check_space, with_need
 from nvlm.errors import CheckpointError, NvlmError
 from nvlm.failures import explain
 from nvlm.files import free_name
-from nvlm.megatron.in_process_writes import in_process_writer, written_bytes
 from nvlm.megatron.saves_of_a_group import save_over
 from nvlm.parallel.agreement import MAIN_CHANNEL, Channel, meet
 from nvlm.parallel.groups import is_main_process
@@ -144,6 +143,8 @@ def write_checkpoint(
         CheckpointError: see `replace_checkpoint`; or the disk has less space than it takes.
     """
     from megatron.core import dist_checkpointing
+
+    from nvlm.megatron.in_process_writes import in_process_writer, written_bytes
 
     def wait_for_others() -> None:
         meet(f"{target}: writing it", channel.name)

@@ -5,6 +5,9 @@ when it is read. `.metadata`, the table of contents, is read here by an unpickle
 classes of such a table and refuses everything else by name. `common.pt` and the objects inside the
 `*.distcp` files go through `torch.load`, whose `weights_only` refuses likewise; torch's checkpoint
 package asks for the opposite in places, so `data_only` sets torch's own switch that overrules it.
+
+torch's checkpoint package takes half a second to import, and a run needs it when it has something
+to read or to save: functions import it themselves.
 """
 
 from __future__ import annotations
@@ -17,20 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import EnumType
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zipfile import BadZipFile
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
 
 from nvlm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+    from torch.distributed.checkpoint.metadata import Metadata
 
 METADATA_FILE = ".metadata"
 COMMON_FILE = "common.pt"
@@ -154,6 +153,8 @@ def check_readable(checkpoint: Path) -> None:
 @contextmanager
 def data_only(checkpoint: Path) -> Iterator[None]:
     """Inside, Megatron-core's and torch's loading of `checkpoint` reads data and runs no code."""
+    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+
     read_table, load_bytes = FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes
 
     def read_table_safely(self: FileSystemReader, *args: Any, **kwargs: Any) -> Metadata:
@@ -225,6 +226,8 @@ def _unpickle(path: Path, file: BinaryIO) -> Any:
 
 def _check_table(metadata: Any) -> None:
     """Types of all that is used later, so that no file can raise anything else there."""
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
     if not isinstance(metadata, Metadata):
         raise _StrangeTableError(f"it holds a {type(metadata).__name__}")
     try:
@@ -240,12 +243,12 @@ def _check_table(metadata: Any) -> None:
     if not is_whole:
         raise _StrangeTableError("entries are not of the expected form")
     if getattr(metadata, "storage_meta", None) is None:
-        from torch.distributed.checkpoint.metadata import StorageMeta
-
         metadata.storage_meta = StorageMeta()
 
 
 def _is_entry(key: Any, entry: Any) -> bool:
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
     if not isinstance(key, str):
         return False
     if isinstance(entry, BytesStorageMetadata):
@@ -267,6 +270,9 @@ def _are_counts(values: Any) -> bool:
 
 
 def _is_place(index: Any, place: Any) -> bool:
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
     return (
         isinstance(index, MetadataIndex)
         and isinstance(place, _StorageInfo)

@@ -22,6 +22,7 @@ from nvlm.cli.arguments import (
     path_of_user,
 )
 from nvlm.launch import launched, rank_to_speak
+from nvlm.loading import modules_are_no_garbage
 from nvlm.printing import say
 
 
@@ -77,8 +78,9 @@ def train_command(
 
     owning = own_run_folder(Path(checked.run.dir)) if place.rank == 0 else nullcontext()
     with owning as ownership:
-        from nvlm.train.fit import train
-        from nvlm.train.start import check_memory
+        with modules_are_no_garbage():
+            from nvlm.train.fit import train
+            from nvlm.train.start import check_memory
 
         if not force:
             check_memory(checked, place.world_size)

@@ -6,6 +6,7 @@ a test fails, its correction is no longer needed.
 
     known_warnings       warnings that mean nothing to a user
     uncompiled_import    importing it loads torch's compiler
+    unused_imports       importing it loads torch's distributed tensors and more that no run uses
     group_step_adam      the optimizer that it takes without fused ones cannot be resumed
     gradient_norm        without a fused norm, it waits for the device once per gradient
     in_process_writes    all of a checkpoint is copied first, then written by forked processes

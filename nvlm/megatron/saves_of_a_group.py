@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
-from nvlm.megatron.in_process_writes import write_sharded
-
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 
@@ -45,6 +43,8 @@ def save_over(
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
     from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
     from megatron.core.dist_checkpointing.validation import validate_sharding_integrity
+
+    from nvlm.megatron.in_process_writes import write_sharded
 
     state = dict(sharded_state_dict)
     if content_metadata is not None:

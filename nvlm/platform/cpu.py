@@ -23,6 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nvlm.megatron.uncompiled_import import nothing_compiled
+from nvlm.megatron.unused_imports import nothing_unused
 from nvlm.platform import environment, flight_recorder
 from nvlm.platform.base import HOST_BACKEND, Copies
 from nvlm.platform.layers import choose_layers
@@ -221,7 +222,7 @@ def _hide_packages_for_gpus() -> None:
 
 
 def _patch_megatron() -> None:
-    with nothing_compiled():
+    with nothing_compiled(), nothing_unused():
         import megatron.core.tensor_parallel.random as random
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

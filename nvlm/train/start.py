@@ -116,7 +116,7 @@ def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: boo
     def find() -> Start:
         resumed, weights = _find_weights(config, has_weights)
         data = _open_data(config, resumed, allow_data_change)
-        validation = open_validation_data(config, data.indexes)
+        validation = open_validation_data(config, data.indexes, data.encoder)
         questions = choose_live_questions(config) if is_main_process() else []
         return Start(resumed, weights, data, validation, questions, allow_data_change)
 

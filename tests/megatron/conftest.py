@@ -20,6 +20,7 @@ import torch
 print(json.dumps({
     "warnings": [str(warning.message) for warning in seen],
     "loads_compiler": "torch._inductor" in sys.modules or "torch._dynamo" in sys.modules,
+    "loads_symbols": "torch.distributed.tensor" in sys.modules and "sympy" in sys.modules,
     "takes_torch_adam": [
         optimizer.Adam is torch.optim.AdamW,
         optimizer.USING_PYTORCH_OPTIMIZER,
@@ -35,6 +36,7 @@ class PlainImport:
 
     warnings: list[str]
     loads_compiler: bool
+    loads_symbols: bool
     takes_torch_adam: list[bool]
 
 

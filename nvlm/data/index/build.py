@@ -9,9 +9,9 @@ copies the parts' columns one after another into files that are mapped into memo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nvlm.data.index.reading import Reading, SourceReading, read_shard
+from nvlm.data.index.column_types import LIST_COLUMNS, hash_key
+from nvlm.data.index.reading import Reading, ShardReading, read_shard
 from nvlm.data.index.stored import ReadSample
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.text.encode import SampleEncoder
@@ -35,34 +36,6 @@ from nvlm.workers import map_forked
 # Samples whose texts are tokenised together; bounds the texts held in memory.
 _NUM_SAMPLES_PER_BATCH = 1024
 
-# Columns with one value per sample, and per group of columns those with a list per sample.
-SAMPLE_COLUMNS = {
-    "key_hash": np.uint64,
-    "shard": np.int32,
-    "task_number": np.int32,
-    "kind_number": np.uint8,
-    "num_frames": np.uint16,
-    "loss_weight": np.float32,
-}
-LIST_COLUMNS = {
-    "text": {"text_member": np.uint16, "text_offset": np.int64, "text_size": np.int32},
-    "image": {
-        "image_offset": np.int64,
-        "image_size": np.int64,  # bytes
-        "image_width": np.int32,  # pixels
-        "image_height": np.int32,
-        "lead_single": np.int32,  # tokens; see encode.TextLengths
-        "lead_multiple": np.int32,
-    },
-    "turn": {"turn_tokens": np.int32, "turn_images": np.int32, "turn_trained": np.int32},
-    "choice": {  # variants (kinds.py), by the name that they have in index files
-        "choice_tokens": np.int32,
-        "choice_weight": np.float32,
-        "choice_trained": np.int32,
-    },
-}
-# For statistics: no sample is chosen or planned by these.
-STATISTICS_COLUMNS = ("turn_trained", "choice_trained", "loss_weight")
 _TYPES = {np.uint16: pa.string(), np.float32: pa.float32()}
 _SCHEMA = pa.schema(
     [
@@ -97,14 +70,6 @@ class BuildProgress:
 
 
 ShowProgress = Callable[[BuildProgress], None]
-
-
-@dataclass(frozen=True)
-class ShardReading:
-    """What decides the rows of a shard, beside its content."""
-
-    encoder: SampleEncoder
-    of_source: SourceReading
 
 
 @dataclass(frozen=True)
@@ -146,8 +111,33 @@ def build_parts(
                 )  # fmt: skip
 
 
+class _NoPandas:
+    """Finds modules before all others do, and of these says that they are not there."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name == "pandas":
+            raise ImportError(name, name=name)
+
+
+def keep_pandas_away() -> None:
+    """Where pandas is installed, pyarrow imports it with the first value that it converts, to see
+    whether the value is of pandas: a third of a second in each process, for nothing here.
+
+    It looks once. What is to become pandas' own later imports it after all.
+    """
+    if "pandas" in sys.modules:
+        return
+    sys.meta_path.insert(0, _NoPandas)  # type: ignore[arg-type]
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)  # type: ignore[arg-type]
+
+
 def build_part(shard: Shard, reading: ShardReading) -> tuple[int, int]:
     """Write a shard's part. Returns its samples and its rejected ones."""
+    keep_pandas_away()
     rejected: list[tuple[str, str, str]] = []
     num_samples = 0
     readings = read_shard(shard.path, shard.name, reading.of_source)
@@ -210,8 +200,3 @@ def _values(key: str, read: ReadSample) -> dict[str, Any]:
         "image_width": [width for width, _ in read.sizes],
         "image_height": [height for _, height in read.sizes],
     }
-
-
-def hash_key(key: str) -> int:
-    """64 bits of a sample's key, the same everywhere."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

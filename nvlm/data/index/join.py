@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from nvlm.data.index.build import (
+from nvlm.data.index.build import PART_KEY, Shard, keep_pandas_away
+from nvlm.data.index.column_types import (
+    COLUMN_GROUPS,
     LIST_COLUMNS,
-    PART_KEY,
-    SAMPLE_COLUMNS,
+    REJECTED_FILE,
     STATISTICS_COLUMNS,
-    Shard,
+    column_types,
 )
 from nvlm.data.index.columns import Column, join_columns
 from nvlm.data.samples.kinds import KINDS
@@ -35,9 +36,6 @@ _COLUMNS_OF_PARTS = {
     "num_frames": "num_frames",
     "loss_weight": "loss_weight",
 }
-REJECTED_FILE = "rejected.jsonl"
-# Group of columns with lists -> its members. A key is a list of bytes.
-COLUMN_GROUPS = {"key": ["key_bytes"], **{name: list(m) for name, m in LIST_COLUMNS.items()}}
 
 
 class DamagedPartError(Exception):
@@ -48,14 +46,6 @@ class DamagedPartError(Exception):
         self.shard = shard
 
 
-def column_types() -> dict[str, DTypeLike]:
-    """All columns of an index."""
-    types: dict[str, DTypeLike] = {"key_bytes": np.uint8, **SAMPLE_COLUMNS}
-    for group in COLUMN_GROUPS:
-        types |= {f"{group}_starts": np.int64, **LIST_COLUMNS.get(group, {})}
-    return types
-
-
 def join_parts(shards: list[Shard], folder: Path) -> dict:
     """Write the columns of all parts to `folder`; returns what the index's metadata say of them.
 
@@ -64,6 +54,7 @@ def join_parts(shards: list[Shard], folder: Path) -> dict:
     Raises:
         DamagedPartError: one is not what was written.
     """
+    keep_pandas_away()
     folder.mkdir(parents=True)
     columns = {name: Column(folder, name, dtype) for name, dtype in column_types().items()}
     for group in COLUMN_GROUPS:

@@ -20,6 +20,7 @@ from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.energon import excluded_samples, read_field_map
 from nvlm.data.shards.shard import ShardReader, StoredSample, scan_shard
 from nvlm.data.shards.sources import Source
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 
 
@@ -46,6 +47,14 @@ class SourceReading:
             config.data.num_video_frames,
             frozenset(excluded_samples(source.folder)),
         )
+
+
+@dataclass(frozen=True)
+class ShardReading:
+    """What decides the rows of a shard, beside its content."""
+
+    encoder: SampleEncoder
+    of_source: SourceReading
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +29,15 @@ from nvlm.batch import SkippedSample
 from nvlm.config import RunConfig
 from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.images.image import readable_formats
-from nvlm.data.index.build import (
-    SAMPLE_COLUMNS,
-    Shard,
-    ShardReading,
-    ShowProgress,
-    build_parts,
-)
-from nvlm.data.index.columns import DamagedIndexError, check_starts, map_columns
-from nvlm.data.index.join import (
+from nvlm.data.index.column_types import (
     COLUMN_GROUPS,
     REJECTED_FILE,
-    DamagedPartError,
+    SAMPLE_COLUMNS,
     column_types,
-    join_parts,
 )
+from nvlm.data.index.columns import DamagedIndexError, check_starts, map_columns
 from nvlm.data.index.one_builder import one_builds
-from nvlm.data.index.reading import SourceReading, shard_name
+from nvlm.data.index.reading import ShardReading, SourceReading, shard_name
 from nvlm.data.samples.kinds import KINDS, SampleParser
 from nvlm.data.samples.prompts import fingerprint, load_prompt_pools
 from nvlm.data.shards.shard import ByteRange
@@ -56,6 +48,9 @@ from nvlm.files import read_json_lines, write_text
 from nvlm.hashes import hash_json
 from nvlm.printing import say
 from nvlm.sizes.visual import Grid
+
+if TYPE_CHECKING:
+    from nvlm.data.index.build import Shard, ShowProgress
 
 FORMAT_VERSION = 4
 _METADATA_FILE = "index.json"
@@ -70,7 +65,7 @@ class SourceIndex:
     its video; 0: it has none), loss_weight (its own, without its source's).
     Of text members, images (frames of a video among them), turns and variants, which are lists per
     sample: sample i has values `{group}_starts[i]` up to `{group}_starts[i + 1]`. See
-    `build.LIST_COLUMNS` for names and units.
+    `column_types.LIST_COLUMNS` for names and units.
     """
 
     key_hash: NDArray[np.uint64]
@@ -283,6 +278,8 @@ def _build(
     reading: ShardReading,
     show: ShowProgress | None,
 ) -> None:
+    from nvlm.data.index.build import Shard  # pyarrow, which an index that is there does not need
+
     shard_list = _shard_list(source)
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
@@ -323,6 +320,9 @@ def _join_whole_parts(
     show: ShowProgress | None,
 ) -> dict:
     """Build what parts are missing and join all; a damaged one is rebuilt, once."""
+    from nvlm.data.index.build import build_parts
+    from nvlm.data.index.join import DamagedPartError, join_parts
+
     damaged: set[Path] = set()
     while True:
         build_parts(source.name, shards, reading, show)

@@ -98,6 +98,7 @@ class Loader:
         data_size: int,
         copy_ahead: CopyAhead | None = None,
         share: Share | None = None,
+        encoder: SampleEncoder | None = None,
     ):
         """
         Args:
@@ -105,6 +106,7 @@ class Loader:
                 the step before is trained. None: they stay.
             share: what this process reads of its data rank's steps, which then are given as
                 `StepPart`; None: all.
+            encoder: the run's, where one was made before.
         """
         batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
         assert batch % (data_size * micro_batch) == 0, "check_world_size was not called"
@@ -116,7 +118,8 @@ class Loader:
         self._requested: deque[_Requested] = deque()
         self._is_used = False
         parsers = {source.index.source: source.index.parser for source in planner.sources}
-        reader = MicroBatchReader(config, SampleEncoder.from_config(config), parsers)
+        encoder = encoder or SampleEncoder.from_config(config)
+        reader = MicroBatchReader(config, encoder, parsers)
         self._way: _WholeSteps | StepShares = (
             _WholeSteps(reader, copy_ahead)
             if share is None

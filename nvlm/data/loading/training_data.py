@@ -21,6 +21,7 @@ class TrainingData:
     """Opened, checked and placed where the run goes on; see `open_training_data`."""
 
     config: RunConfig
+    encoder: SampleEncoder
     indexes: list[SourceIndex]
     planner: Planner
     # What differs from the data that the run had before, and where each source goes on.
@@ -34,7 +35,10 @@ class TrainingData:
         share: Share | None = None,
     ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """The steps of one data-parallel rank; see `Loader`. To be called once."""
-        return iter(Loader(self.config, self.planner, data_rank, data_size, copy_ahead, share))
+        loader = Loader(
+            self.config, self.planner, data_rank, data_size, copy_ahead, share, self.encoder
+        )
+        return iter(loader)
 
     def rejected(self) -> list[SkippedSample]:
         """What the sources have that cannot be used."""
@@ -66,7 +70,9 @@ def open_training_data(
         DataError: no usable sample, too many that are not, or `state` belongs to other data or
             settings.
     """
-    indexes = open_indexes(config)
+    sources = find_sources(config)
+    encoder = SampleEncoder.from_config(config)
+    indexes = open_indexes(config, encoder, sources=sources)
     planner = Planner(config, indexes)
     changes: list[str] = []
     if state is not None:
@@ -76,4 +82,4 @@ def open_training_data(
         else:
             planner.load_state(state)
     check_rejected(indexes, config.data.max_skipped_share)
-    return TrainingData(config, indexes, planner, changes)
+    return TrainingData(config, encoder, indexes, planner, changes)

@@ -15,6 +15,7 @@ from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import Loader
 from nvlm.data.order.planner import Planner
 from nvlm.data.shards.sources import Source, find_all_sources
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError, NvlmError
 from nvlm.parallel.tiles import Share
 
@@ -29,6 +30,7 @@ class ValidationData:
 
     config: RunConfig  # the run's, with the held-out split in place of the training's
     indexes: list[SourceIndex]
+    encoder: SampleEncoder
 
     def batches(
         self,
@@ -39,16 +41,20 @@ class ValidationData:
     ) -> Iterator[StepBatch] | Iterator[StepPart]:
         """One pass for one data-parallel rank, from its beginning; see `Loader`."""
         planner = Planner(self.config, self.indexes)
-        return iter(Loader(self.config, planner, data_rank, data_size, copy_ahead, share))
+        loader = Loader(self.config, planner, data_rank, data_size, copy_ahead, share, self.encoder)
+        return iter(loader)
 
 
-def open_validation_data(config: RunConfig, trained: list[SourceIndex]) -> ValidationData | None:
+def open_validation_data(
+    config: RunConfig, trained: list[SourceIndex], encoder: SampleEncoder
+) -> ValidationData | None:
     """The sources below `data.root`/`validation.split`; None where the run has no validation.
 
     Sources of the training's blend have its settings. Indexes that are missing are built.
 
     Args:
         trained: what the run trains on, none of which may be held out.
+        encoder: the run's.
 
     Raises:
         DataError: there are no such samples, or they are trained on.
@@ -65,7 +71,7 @@ def open_validation_data(config: RunConfig, trained: list[SourceIndex]) -> Valid
     try:
         held_out = changed(config, {"data.split": wanted.split, "train.seed": _SEED})
         sources = _chosen(held_out, find_all_sources(held_out))
-        indexes = open_indexes(held_out, sources=sources)
+        indexes = open_indexes(held_out, encoder, sources=sources)
         check_rejected(indexes, config.data.max_skipped_share)
         for index in indexes:
             _end_after_a_pass(index, wanted.samples)
@@ -75,7 +81,7 @@ def open_validation_data(config: RunConfig, trained: list[SourceIndex]) -> Valid
     except NvlmError as error:
         raise DataError(f"validation.split {wanted.split}: {error}") from None
     _refuse_trained(config, indexes, trained)
-    return ValidationData(held_out, indexes)
+    return ValidationData(held_out, indexes, encoder)
 
 
 def _chosen(config: RunConfig, found: dict[str, Source]) -> dict[str, Source]:

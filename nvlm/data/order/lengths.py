@@ -22,7 +22,7 @@ from nvlm.config import RunConfig
 from nvlm.config.schema import SourceConfig
 from nvlm.config.values import MAX_NUM_TILES
 from nvlm.data.images.tiling import choose_grids
-from nvlm.data.index.build import hash_key
+from nvlm.data.index.column_types import hash_key
 from nvlm.data.index.source_index import SourceIndex
 from nvlm.data.order.draws import Draws, PlannedDraws
 from nvlm.sizes.visual import Grid, VisualLayout

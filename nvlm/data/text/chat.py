@@ -14,6 +14,7 @@ from typing import Any
 
 from nvlm import platform
 from nvlm.data.samples.sample import Messages
+from nvlm.data.text.qwen2_tokenizer import read_qwen2_tokenizer
 from nvlm.errors import DataError
 from nvlm.hashes import hash_json
 
@@ -86,7 +87,8 @@ def load_chat_tokenizer(name: str, image_token: str) -> ChatTokenizer:
     Raises:
         DataError: there is none, or it lacks a control token.
     """
-    return ChatTokenizer(open_tokenizer(name), image_token, name=f"model.tokenizer {name}")
+    tokenizer = read_qwen2_tokenizer(Path(name)) or open_tokenizer(name)
+    return ChatTokenizer(tokenizer, image_token, name=f"model.tokenizer {name}")
 
 
 def open_tokenizer(name: str) -> Any:

@@ -101,6 +101,7 @@ class SampleEncoder:
         self.visual = visual
         self.image_boundary = image_boundary
         self.system_message = system_message
+        self._tag_lengths: dict[int, dict[Grid, int]] = {}
 
     @classmethod
     def from_config(
@@ -207,8 +208,13 @@ class SampleEncoder:
     def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:
         """Grid of at most `max_num_tiles` tiles -> tokens of all of an image's tags but the first.
 
-        These tags stand alone, between placeholders.
+        These tags stand alone, between placeholders. Counted once: every source's index asks.
         """
+        if max_num_tiles not in self._tag_lengths:
+            self._tag_lengths[max_num_tiles] = self._count_tags(max_num_tiles)
+        return self._tag_lengths[max_num_tiles]
+
+    def _count_tags(self, max_num_tiles: int) -> dict[Grid, int]:
         tags_of = {grid: self.visual.tags(grid)[1:] for grid in candidate_grids(max_num_tiles)}
         texts = sorted({tag for tags in tags_of.values() for tag in tags})
         counts = dict(zip(texts, self.tokenizer.count(texts), strict=True))
