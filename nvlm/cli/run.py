@@ -63,7 +63,8 @@ def train_command(
     if has_stages(config):
         runs = load_runs(config, overrides or [])
         check_stage(config, stage, runs)
-        from nvlm.train.stages import train_stages
+        with modules_are_no_garbage():
+            from nvlm.train.stages import train_stages
 
         command = shlex.join(["nvlm", "train", str(config), *(overrides or [])])
         stages = {str(name): run for name, run in runs.items()}
