@@ -5,13 +5,18 @@ Forked, they have what their parent has in memory (a tokenizer, a reader) withou
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
+import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from nvlm.errors import DataError
 
@@ -91,3 +96,37 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# What processes that read data write their stacks to when they are asked; inherited by them.
+_stacks: IO[bytes] | None = None
+_SECONDS_TO_WRITE = 0.5
+
+
+def allow_stacks() -> None:
+    """To be called before processes are forked that will call `give_stacks`."""
+    global _stacks
+    if _stacks is None:
+        _stacks = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as the process
+
+
+def give_stacks() -> None:
+    """Have this worker write its threads' stacks when `stacks_of_workers` asks for them."""
+    assert _stacks is not None
+    faulthandler.register(signal.SIGUSR2, file=_stacks, all_threads=True)
+
+
+def stacks_of_workers() -> str:
+    """The Python stacks of this process's workers; of one that waits for a disk nothing comes.
+
+    To be called where the process ends anyway: a worker without `give_stacks` dies of it.
+    """
+    if _stacks is None:
+        return ""
+    start = _stacks.seek(0, os.SEEK_END)
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            os.kill(worker.pid, signal.SIGUSR2)
+    time.sleep(_SECONDS_TO_WRITE)
+    _stacks.seek(start)
+    return _stacks.read().decode(errors="replace")

@@ -18,6 +18,7 @@ from nvlm import phases, platform
 from nvlm.files import write_text
 from nvlm.launch import launched
 from nvlm.printing import listed
+from nvlm.workers import stacks_of_workers
 
 REPORTS_FOLDER = "reports"
 _MOST_KEYS = 40
@@ -126,6 +127,9 @@ def write_report(folder: Path, now: Standing, samples: Sequence[str]) -> Path:
     lines += _children()
     path = report_path(folder, now.rank, now.step)
     text = "\n".join([*lines, "", _stacks()])
+    with suppress(OSError):
+        of_workers = stacks_of_workers()
+        text += f"\nstacks of the processes that read data:\n{of_workers}" if of_workers else ""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path

@@ -83,15 +83,17 @@ def test_rank_0_is_stopped(demo_data: Path, tmp_path: Path, fault):
     fault(what="a rank is stopped (SIGSTOP)", layout="DP2", outcome=outcome)
 
 
-def test_a_process_alone_sleeps_in_the_reader(demo_data: Path, tmp_path: Path, fault):
-    printed = run_hanging("reader", 0, 1, demo_data, tmp_path)
+def test_a_reading_process_hangs(demo_data: Path, tmp_path: Path, fault):
+    """In the process that reads for it."""
+    printed = run_hanging("reader", 0, 1, demo_data, tmp_path, "data.num_workers=1")
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "it is in data reading of step 2 (nvlm/data/loading/reader.py:" in line
+    assert "it is in data reading of step 2 (nvlm/" in line
     (report,) = (tmp_path / "run" / "reports").iterdir()
     text = report.read_text()
     assert "samples of the step: not read yet" in text
     assert "samples being read, the next step's first: digits/train-digits-" in text
-    assert "in sleep" in text
+    _, _, of_worker = text.partition("stacks of the processes that read data:")
+    assert "in sleep" in of_worker and "in __getitem__" in of_worker
     assert not (tmp_path / "run" / ".owners").exists()
     outcome = "the run ends after run.hang_minutes; a report has the samples and the stacks"
     fault(what="the disk hangs while samples are read", layout="one process", outcome=outcome)

@@ -40,7 +40,7 @@ from nvlm.errors import DataError
 from nvlm.failures import explain
 from nvlm.parallel.tiles import Share
 from nvlm.sizes.visual import VisualLayout
-from nvlm.workers import end_with_parent
+from nvlm.workers import allow_stacks, end_with_parent, give_stacks
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
 _MAX_PREFETCHED = 4
@@ -169,6 +169,7 @@ class Loader:
             # collection writes to every object: those that exist now are left out of it.
             gc.collect()
             gc.freeze()
+            allow_stacks()
         return DataLoader(
             self._way.reader,
             sampler=_Requests(self._requests),
@@ -176,7 +177,7 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=num_prefetched(self._config) if num_workers else None,
             collate_fn=_unchanged,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_begin_worker,
             # Its own generator: the DataLoader would draw from the training's otherwise.
             generator=torch.Generator(),
         )
@@ -254,11 +255,12 @@ class _Requests(Sampler):
         return self._generate()
 
 
-def _end_with_parent(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     """And not before: the last step before a stop needs its samples, and torchrun and schedulers
     send signals to all processes of a run."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
+    give_stacks()
 
 
 def _unchanged(value):
