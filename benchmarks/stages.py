@@ -28,8 +28,9 @@ def lines_of(*arguments: str) -> Iterable[tuple[float, str]]:
     """What `nvlm train` under torchrun prints, each line with its time."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "nvlm", "train", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, **pipes) as process:
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             yield time.perf_counter(), line.rstrip()
