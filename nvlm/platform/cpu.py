@@ -223,6 +223,7 @@ def _hide_packages_for_gpus() -> None:
 
 def _patch_megatron() -> None:
     with nothing_compiled(), nothing_unused():
+        import megatron.core.models.backends  # noqa: F401 - it warns at import, too
         import megatron.core.tensor_parallel.random as random
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
