@@ -127,7 +127,12 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     loss = run.series("loss").finite.values
     if len(loss):
         recent = loss[-max(1, len(loss) // 20) :]
-        facts.append((f"{recent.mean():.4f}", f"loss, mean of the last {len(recent):,} steps"))
+        of = (
+            f"loss, mean of the last {len(recent):,} steps"
+            if len(recent) > 1
+            else "loss, last step"
+        )
+        facts.append((f"{recent.mean():.4f}", of))
     held_out = run.series("validation/loss").finite
     if len(held_out):
         best = int(held_out.values.argmin())
