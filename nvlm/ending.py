@@ -49,6 +49,11 @@ def released_at_end(release: Callable[[], None]) -> Iterator[None]:
         release()
 
 
+def at_end(release: Callable[[], None]) -> None:
+    """Have `release` called where `leave` ends the process."""
+    _releases.append(release)
+
+
 def leave(code: int) -> NoReturn:
     """End the process now.
 

@@ -19,6 +19,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import IO, Any, TypeVar
 
 from nvlm.errors import DataError
+from nvlm.socket_folder import remove_socket_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,6 +94,7 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        remove_socket_folder()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

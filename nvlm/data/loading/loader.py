@@ -40,6 +40,7 @@ from nvlm.errors import DataError
 from nvlm.failures import explain
 from nvlm.parallel.tiles import Share
 from nvlm.sizes.visual import VisualLayout
+from nvlm.socket_folder import make_socket_folder
 from nvlm.workers import allow_stacks, end_with_parent, give_stacks
 
 # Micro-batches that each worker prepares ahead: so many, or fewer if their tiles were more bytes.
@@ -165,6 +166,7 @@ class Loader:
         if num_workers:
             # Workers are forked; the tokenizer's own threads do not survive that.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            make_socket_folder()
             # They share this process's memory until someone writes to it, and a full garbage
             # collection writes to every object: those that exist now are left out of it.
             gc.collect()
