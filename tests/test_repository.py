@@ -26,6 +26,11 @@ from nvlm.cli import app
 from nvlm.config import load_config, load_runs
 from nvlm.config.compose import validate
 from nvlm.config.shipped import find_run
+from nvlm.plan.assumptions import assumptions_for
+from nvlm.plan.estimate import make_plan
+from nvlm.plan.hardware import CARDS, DEFAULT_CARD
+from nvlm.plan.kernels import kernels_on
+from nvlm.plan.work import largest_work
 from nvlm.sizes.flops import step_flops
 
 DOCUMENTS = [
@@ -150,7 +155,10 @@ def test_readme_opens_with_the_two_commands():
 
 def test_readme_shows_every_kind_of_command():
     verbs = {arguments[0] for arguments in nvlm_commands()}
-    assert verbs == {"config", "model", "plan", "data", "train", "convert", "generate", "evaluate"}
+    assert verbs == {
+        "config", "convert", "data", "doctor", "evaluate", "generate", "model", "plan", "report",
+        "stop", "train",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", nvlm_commands(), ids=" ".join)
@@ -165,7 +173,8 @@ def test_readme_command_parses(arguments: list[str]):
         command = command.commands[name]
     parsed = command.make_context(command.name, arguments, parent=context).params
     if parsed.get("config"):
-        load_config(find_run(str(parsed["config"])), parsed.get("overrides") or [])
+        path = find_run(str(parsed["config"]))
+        load_runs(path, parsed.get("overrides") or [], None, parsed.get("stage"))
 
 
 def test_readme_gpu_hours():
@@ -190,6 +199,21 @@ def test_readme_gpu_hours():
     assert round(total / 10**power) == digit
     h100_dense_bf16 = 989e12
     assert round(total / (8 * h100_dense_bf16 * percent / 100) / 3600) == hours
+
+
+def test_readme_planned_hours():
+    """What `nvlm plan` says of the same run."""
+    plans = []
+    for stage in ("pretrain", "sft"):
+        config = load_config(REPOSITORY / f"configs/run/internvit_300m_qwen2_0_5b/{stage}.yaml")
+        card = CARDS[DEFAULT_CARD]
+        assumptions = assumptions_for(card, {}, kernels_on(config, card))
+        plans.append(make_plan(config, 8, assumptions, largest_work(config)))
+    text = " ".join((REPOSITORY / "README.md").read_text().split())
+    found = re.search(r"--gpus 8` hopes for ([\d.]+) hours, at (\d+) to (\d+) %", text)
+    assert found, "the README no longer says what the plan of the first GPU run is"
+    assert f"{sum(plan.hours for plan in plans):.1f}" == found[1]
+    assert [round(100 * plan.mfu) for plan in plans] == [int(found[2]), int(found[3])]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

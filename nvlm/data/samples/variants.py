@@ -46,7 +46,7 @@ def read_variants(
     if kind in ("vqa", "multiple_choice"):
         value = {**value, "question": text_with_marks(question, "question", num_images)}
         marks = "" if IMAGE_MARK in value["question"] else marks
-    variants = _READERS[kind](value, find_prompts)
+    variants = READERS[kind](value, find_prompts)
     return [(marks + text, answer, weight) for text, answer, weight in variants]
 
 
@@ -138,7 +138,7 @@ def _read_referring(value: dict[str, Any], find_prompts: FindPrompts) -> list[Va
     return variants
 
 
-_READERS = {
+READERS = {
     "caption": _read_caption,
     "vqa": _read_vqa,
     "multiple_choice": _read_multiple_choice,
