@@ -258,8 +258,8 @@ class _Requests(Sampler):
 
 
 def _begin_worker(_worker: int) -> None:
-    """And not before: the last step before a stop needs its samples, and torchrun and schedulers
-    send signals to all processes of a run."""
+    """End with the parent, and not before: the last step before a stop needs its samples, and
+    torchrun and schedulers send signals to all processes of a run."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
     give_stacks()
