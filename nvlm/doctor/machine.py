@@ -57,9 +57,8 @@ def look_at_packages() -> list[Finding]:
 
 def look_at_device() -> list[Finding]:
     """The GPUs, or the CPU that stands for them."""
-    here = platform.current()
-    machine = here.machine()
-    findings = [Finding(what, found) for what, found in here.facts().items()]
+    machine = platform.current().machine()
+    findings = [Finding(what, found) for what, found in platform.current().facts().items()]
     broken = [
         Finding(name, "installed", wrong=f"cannot be imported: {why}")
         for name, why in machine.broken.items()
