@@ -86,23 +86,27 @@ class _Neighbour:
 
     rank: int
     signs: int | None = None
-    heard: float = 0.0
+    looked: float = 0.0
+    silent_seconds: float = 0.0
 
     def look(self, store: TCPStore) -> Report | None:
         """What to report of it: nothing before its first sign of life, or once it is done."""
-        signs = signs_of_life(store, self.rank)
+        signs, now = signs_of_life(store, self.rank), time.monotonic()
+        # A process that was itself suspended, with all others perhaps, did not listen meanwhile.
+        listened_seconds = min(now - self.looked, 2 * SECONDS_BETWEEN_LOOKS)
+        self.looked = now
         if signs is None or signs != self.signs:
-            self.signs, self.heard = signs, time.monotonic()
+            self.signs, self.silent_seconds = signs, 0.0
             return None
-        silent_seconds = time.monotonic() - self.heard
-        if silent_seconds < _SECONDS_WITHOUT_LIFE:
+        self.silent_seconds += listened_seconds
+        if self.silent_seconds < _SECONDS_WITHOUT_LIFE:
             return None
         if _on_silence is not None:
             _on_silence(store)
             return None
         what = (
-            f"rank {self.rank} has given no sign of life for {silent_seconds:.0f} s: its machine "
-            "is gone, or it was stopped"
+            f"rank {self.rank} has given no sign of life for {self.silent_seconds:.0f} s: its "
+            "machine is gone, or it was stopped"
         )
         report(what)
         return look(store)

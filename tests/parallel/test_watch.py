@@ -86,6 +86,26 @@ def test_a_process_whose_neighbour_gives_no_sign_of_life_ends(tmp_path: Path):
     assert "rank 0 has given no sign of life for " in stores[0].get("nvlm/start0/ended").decode()
 
 
+def test_time_in_which_it_did_not_listen_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    """As when the whole job is suspended for an hour, or a laptop sleeps."""
+    now = [1000.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watch, "signs_of_life", lambda store, rank: 7)
+    monkeypatch.setattr(watch, "report", lambda what: None)
+    monkeypatch.setattr(watch, "look", lambda store: "ends")
+    neighbour = watch._Neighbour(1)
+    assert neighbour.look(None) is None
+    now[0] += 3600
+    assert neighbour.look(None) is None
+    ends = []
+    while not ends:
+        now[0] += watch.SECONDS_BETWEEN_LOOKS
+        ends = [found for found in [neighbour.look(None)] if found]
+    # The hour counts as two looks.
+    silent_seconds = now[0] - 1000 - 3600 + 2 * watch.SECONDS_BETWEEN_LOOKS
+    assert silent_seconds == pytest.approx(watch._SECONDS_WITHOUT_LIFE)
+
+
 def test_the_real_times_are_under_half_a_minute():
     seconds = reports.SECONDS_BETWEEN_LOOKS + watch._SECONDS_FOR_OTHERS + SECONDS_TO_END
     assert seconds < 30
