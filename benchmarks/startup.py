@@ -70,9 +70,10 @@ def build_data(source: Path, work: Path) -> Path:
     return work / "data"
 
 
-def processor_seconds(session: int) -> float:
-    """Of the session's processes that run, and of those that ended and were waited for."""
-    ticks = 0
+def processor_seconds(command: int) -> float:
+    """Of a process and all below it that run, and of those that ended and were waited for."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -80,9 +81,15 @@ def processor_seconds(session: int) -> float:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has just ended
             continue
-        if int(fields[3]) == session:
-            ticks += sum(map(int, fields[11:15]))  # of itself and of children, user and system
-    return ticks / TICKS
+        parents[int(entry.name)] = int(fields[1])
+        # Of itself and of children that it waited for, each user and system.
+        ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+    # Not by session: torchrun gives each rank one of its own.
+    family, found = {command}, {command}
+    while found:
+        found = {child for child, parent in parents.items() if parent in found} - family
+        family |= found
+    return sum(ticks.get(member, 0) for member in family) / TICKS
 
 
 def run(source: Path, run_dir: Path, num_processes: int, settings: list[str]) -> dict[str, Moment]:
