@@ -95,19 +95,25 @@ def _make_groups(config: RunConfig | None) -> dict[str, dist.ProcessGroup]:
     """Those with more than one process, by kind."""
     if config is None:
         initialize_world()
-        return {"world": dist.group.WORLD}
+        return {"world": _world()}
     groups = initialize(config).groups
     found = {
         "tensor": groups.tp,
         "pipeline": groups.pp,
         "data": groups.dp,
         "tensor x pipeline": groups.mp,
-        "world": dist.group.WORLD,
+        "world": _world(),
     }
     layout = config.parallel
     num_data = dist.get_world_size() // layout.model_parallel_size
     sizes = (layout.tensor, layout.pipeline, num_data, layout.model_parallel_size, 2)
     return {kind: group for (kind, group), size in zip(found.items(), sizes) if size > 1}
+
+
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    assert world is not None, "it is made before"
+    return world
 
 
 def _this_place() -> Place:

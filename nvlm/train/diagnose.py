@@ -167,7 +167,7 @@ def check_parameters(chunks: Sequence[nn.Module], step: int, parallel: Parallel)
     check_written(_by_name(_exchange(_Report(_place(parallel), [], bad))), step)
 
 
-def check_written(bad: Sequence[str], step: int) -> None:
+def check_written(bad: Sequence[object], step: int) -> None:
     """Raise `TrainingError` where there are parameters, `bad`, that are not finite."""
     if bad:
         raise TrainingError(
