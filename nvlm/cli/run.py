@@ -21,6 +21,7 @@ from nvlm.cli.arguments import (
     Tensor,
     path_of_user,
 )
+from nvlm.errors import ConfigError
 from nvlm.launch import launched, rank_to_speak
 from nvlm.loading import modules_are_no_garbage
 from nvlm.printing import say
@@ -56,7 +57,7 @@ def train_command(
         _take_again(replay, config)
         return
     if config is None:
-        raise typer.BadParameter("missing argument 'CONFIG'")
+        raise ConfigError("nvlm train: missing argument 'CONFIG'; see `nvlm train --help`")
     from nvlm.config import load_config, load_runs
     from nvlm.config.compose import check_stage, has_stages
 

@@ -73,7 +73,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path):
         ),
         f"{source}train.optimizer.min_lr 1.0 exceeds train.optimizer.lr 0.001",
     ]
-    assert found[-1].startswith("error: 1 processes do not fit parallel.tensor 3 x ")
+    assert found[-1].startswith(f"{source}1 processes do not fit parallel.tensor 3 x ")
 
     run = tmp_path / "run.yaml"
     run.write_text(

@@ -30,6 +30,7 @@ COMMAND = "nvlm train FILE"
 def finished(demo_data: Path, tmp_path_factory) -> Path:
     """Both stages, run in turn by this process."""
     folder = tmp_path_factory.mktemp("stages") / "run"
+    gc.collect()  # what tests before have left
     num_parameters = len(parameters())
     more = ["data.num_workers=1", "log.tensorboard=true", "checkpoint.every=1"]
     train(small_stages(demo_data, folder, *more))

@@ -14,6 +14,7 @@ from rich.console import Console
 from nvlm.config import load_config
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading.validation_data import open_validation_data
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import ConfigError, DataError
 from nvlm.train.validation import Validation
 
@@ -37,7 +38,7 @@ def config(make_config, shards, tmp_path):
 def test_damaged_samples(num_damaged: int, config, parallel):
     shard = Path(config.data.root) / "heldout" / "a" / "a-000000.tar"
     damaged = corrupt_members(shard, ".png", num_damaged)
-    data = open_validation_data(config, open_indexes(config))
+    data = open_validation_data(config, open_indexes(config), SampleEncoder.from_config(config))
     output = io.StringIO()
     training = layout_steps.TwoSteps(config, parallel).training
     validation = Validation(training, data, [], Console(file=output, width=300))

@@ -13,6 +13,7 @@ from helpers.shard_writing import draw_image, make_sample, write_shard
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading.validation_data import ValidationData, open_validation_data
+from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
 
 ON = "validation.every=10"
@@ -41,7 +42,7 @@ def make(make_config, root: Path, tmp_path: Path):
 
 
 def opened(config: RunConfig) -> ValidationData:
-    data = open_validation_data(config, open_indexes(config))
+    data = open_validation_data(config, open_indexes(config), SampleEncoder.from_config(config))
     assert data is not None
     return data
 
@@ -106,7 +107,10 @@ def test_settings_are_those_of_the_blend(make):
 def test_without_validation_nothing_is_looked_at(make, root):
     shutil.rmtree(root / "heldout")
     config = make("validation.every=null")
-    assert open_validation_data(config, open_indexes(config)) is None
+    assert (
+        open_validation_data(config, open_indexes(config), SampleEncoder.from_config(config))
+        is None
+    )
 
 
 def test_other_splits_are_refused_by_name(make):
