@@ -134,6 +134,8 @@ def _start(
     program: list[str], environment: dict[str, str], folder: str, output: str, num_processes: int
 ) -> NoReturn:
     os.setsid()
+    # Tests in the background of a script have inherited that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
