@@ -44,8 +44,8 @@ def find_order(runs: Mapping[str, RunConfig], only: str | None, command: str) ->
 
     Raises:
         CheckpointError: a stage's checkpoints cannot be gone on from.
-        TrainingError: the stage before `only` is not finished, or one that others were trained from
-            is to have more steps.
+        TrainingError: the stage before `only` is not finished, one that others were trained from
+            is to have more steps, or a later one began from random weights.
     """
     names = list(runs)
     # The last one that has a checkpoint; where none has, the first is to begin.
@@ -55,6 +55,8 @@ def find_order(runs: Mapping[str, RunConfig], only: str | None, command: str) ->
         if step is not None:
             break
     current = runs[names[place]]
+    if step is not None and place > 0:
+        _check_origin(names[place], current, names[place - 1])
     is_finished = step is not None and step >= current.train.steps
     for name in names[:place]:
         _check_not_longer(name, runs[name], names[place], current)
@@ -84,6 +86,17 @@ def _newest_step(config: RunConfig) -> int | None:
         return None
     progress = read_progress(checkpoint)
     return progress["step"] if progress else 0
+
+
+def _check_origin(name: str, config: RunConfig, before: str) -> None:
+    """Raise `TrainingError` where a stage that follows another one is a run of its own."""
+    checkpoint = find_newest(Path(config.run.dir) / CHECKPOINTS_FOLDER).checkpoint
+    assert checkpoint is not None, "it has a step"
+    if read_config(checkpoint).checkpoint.load == "random":
+        raise TrainingError(
+            f"stage {name} follows stage {before}, but what is in {config.run.dir} began from "
+            "random weights (checkpoint.load), as a run of its own: give another run.dir"
+        )
 
 
 def _check_not_longer(name: str, config: RunConfig, later: str, later_config: RunConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,19 @@ def test_what_is_left_follows_from_the_folders(demo_data: Path, copied: Path):
     # More of the first stage, while the second has not begun, is more of it.
     longer = f"stages.pretrain.train.steps={STEPS + 1}"
     assert left(demo_data, copied, longer) == ["pretrain", "sft"]
+
+
+def test_a_run_of_its_own_is_no_later_stage(demo_data: Path, copied: Path):
+    """As one that was tried before the file of stages, in the same folder."""
+    runs = small_stages(demo_data, copied)
+    for path in copied.glob("sft/checkpoints/*/config.yaml"):
+        text = path.read_text()
+        assert text.count("  load: ") == 1
+        path.write_text(re.sub("  load: .*", "  load: random", text))
+        path.with_name("files.json").unlink()  # has the checksum of the file as it was
+    found = refusal(runs)
+    assert "stage sft follows stage pretrain" in found
+    assert f"{copied / 'sft'} began from random weights" in found
 
 
 def test_the_stage_before_may_lose_its_checkpoints(demo_data: Path, copied: Path):
