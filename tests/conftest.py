@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers.paths import REPOSITORY
 
+from nvlm import ending
+
 pytest_plugins = ["helpers.data_fixtures", "helpers.model_fixtures"]
 
 
@@ -40,6 +42,14 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 timeout=300,
             )
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that calls the command line makes its process the program's, which a failure ends
+    within ten seconds: not that of the tests that come after it."""
+    monkeypatch.setattr(ending, "_is_program", False)
+    monkeypatch.setattr(ending, "_has_begun", False)
 
 
 @pytest.fixture
