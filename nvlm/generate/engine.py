@@ -20,6 +20,7 @@ from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.greedy import check_positions, generate_greedy
+from nvlm.generate.session import Session
 from nvlm.parallel.groups import (
     Parallel,
     initialize,
@@ -144,8 +145,15 @@ class Engine:
             max_new_tokens,
             stop_ids={self.encoder.tokenizer.end_id},
         )
-        text = self._tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
-        return Answer(text, prompt_ids, answer_ids)
+        return Answer(self.text_of(answer_ids), prompt_ids, answer_ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """An answer's text: without special tokens and the spaces around it."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def session(self) -> Session:
+        """A place to answer many questions at once."""
+        return Session(self)
 
     def generate(
         self,

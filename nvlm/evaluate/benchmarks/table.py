@@ -1,0 +1,9 @@
+"""All benchmarks by name. A new one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from nvlm.evaluate.benchmarks.entry import Benchmark
+
+_ENTRIES: tuple[Benchmark, ...] = ()
+
+BENCHMARKS = {entry.name: entry for entry in _ENTRIES}

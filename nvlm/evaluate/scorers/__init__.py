@@ -1,0 +1,1 @@
+"""Scores of answers by the published metrics. One file each; pure functions of texts."""
