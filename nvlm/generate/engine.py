@@ -20,7 +20,6 @@ from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.greedy import check_positions, generate_greedy
-from nvlm.generate.session import Session
 from nvlm.parallel.groups import (
     Parallel,
     initialize,
@@ -150,10 +149,6 @@ class Engine:
     def text_of(self, ids: Sequence[int]) -> str:
         """An answer's text: without special tokens and the spaces around it."""
         return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    def session(self) -> Session:
-        """A place to answer many questions at once."""
-        return Session(self)
 
     def generate(
         self,

@@ -7,15 +7,12 @@ calls `add`, `step`, `cancel`; the replica's other processes call `follow`.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 import torch
 
 from nvlm.data.text.encode import EncodedPrompt
+from nvlm.generate.engine import Engine
 from nvlm.generate.request import Progress, Sampling
-
-if TYPE_CHECKING:
-    from nvlm.generate.engine import Engine
 
 
 class Session:

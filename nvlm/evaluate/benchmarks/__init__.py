@@ -1,1 +1,1 @@
-"""Published benchmarks: how each is read, asked and scored. One file each; `table.py` lists them."""
+"""Published benchmarks: how each is read, asked and scored; `table.py` lists them."""
