@@ -64,3 +64,10 @@ class Benchmark:
     # The split to draw few-shot examples from, and an example's answer as a model should give it.
     train_split: str | None = None
     answer: Callable[[Item], str] | None = None
+    # Called before a model is loaded: what scoring needs beside the files, such as a program.
+    # Raises NvlmError that says what is missing and where to get it.
+    check: Callable[[], None] | None = None
+    # Of `splits`, those whose truth is not published: their answers are written, not scored.
+    unscored_splits: Sequence[str] = ()
+    # (items, answers) -> JSON as the benchmark's own server takes it, of any split.
+    submission: Callable[[Sequence[Item], Sequence[str]], Any] | None = None
