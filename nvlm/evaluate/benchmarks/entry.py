@@ -61,6 +61,7 @@ class Benchmark:
     summarise: Callable[[Sequence[Item], Sequence[str], Sequence[float]], Summary] | None = None
     # Of the paper's tables (NVLM-D 1.0 72B), for comparison; None: not reported.
     paper_score: float | None = None
+    paper_split: str | None = None  # the split of `paper_score`; None: the default split
     # The split to draw few-shot examples from, and an example's answer as a model should give it.
     train_split: str | None = None
     answer: Callable[[Item], str] | None = None
