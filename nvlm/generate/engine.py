@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nvlm import platform
 from nvlm.checkpoint_io import check_contents, read_config, resolve_checkpoint
 from nvlm.checkpoint_shares import read_shared, sharded_tensors
 from nvlm.config.changed import changed
@@ -30,6 +33,12 @@ from nvlm.parallel.groups import (
 from nvlm.plan.layout import with_stage_layers
 from nvlm.safe_loading import check_readable
 from nvlm.sizes.layout import stage_layers
+
+if TYPE_CHECKING:
+    from nvlm.model.nvlm_d import NVLMD
+
+# For keys and values of questions; the rest is for the activations of their prompts.
+_SHARE_OF_MEMORY = 0.7
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,15 @@ class Engine:
         checkpoint: the folder that is read.
         config: the checkpoint's configuration with the layout in use.
         encoder: of prompts, as the checkpoint's training encoded its samples.
+        tokenizer: transformers', to read answers with.
         parallel, model: this process's place and pipeline stage; there once `load` returned.
+        max_cache_tokens: for which the replica's processes have memory; there once `load` returned.
+        at_end: what sessions that were made of it want to be called before the groups end, with the
+            failure that they end for, if it is one.
     """
 
     parallel: Parallel
+    max_cache_tokens: int
 
     def __init__(self, checkpoint: str | Path, layout: ParallelConfig | None = None):
         """
@@ -75,17 +89,19 @@ class Engine:
         self._world_size = world_size_from_environment()
         self.config = config_for_generation(read_config(self.checkpoint), layout, self._world_size)
         name = self.config.model.tokenizer
-        self._tokenizer = open_tokenizer(name)
+        self.tokenizer = open_tokenizer(name)
         chat = ChatTokenizer(
-            self._tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
+            self.tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
         )
         self.encoder = SampleEncoder.from_config(self.config, chat)
         self._is_loaded = False
+        self.at_end: list[Callable[[BaseException | None], None]] = []
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, _: object, failure: BaseException | None, *__: object) -> None:
+        self._close_sessions(failure)
         if self._is_loaded:
             leave_groups(has_failed=failure is not None)
             self._is_loaded = False
@@ -106,12 +122,18 @@ class Engine:
         tensors = [*sharded_tensors(self.model.sharded_state_dict())]
         read_shared(self.checkpoint, tensors, self.parallel.groups.dp)
         self.model.eval()
+        self.max_cache_tokens = _max_cache_tokens(self.model, self.parallel)
 
     def close(self) -> None:
         """End the process groups, if `load` made them."""
+        self._close_sessions(None)
         if self._is_loaded:
             shut_down()
             self._is_loaded = False
+
+    def _close_sessions(self, failure: BaseException | None) -> None:
+        for close in [*self.at_end]:
+            close(failure)
 
     def prepare(
         self,
@@ -148,7 +170,7 @@ class Engine:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """An answer's text: without special tokens and the spaces around it."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def generate(
         self,
@@ -167,6 +189,18 @@ class Engine:
             max_new_tokens,
             stop_ids,
         )
+
+
+def _max_cache_tokens(model: NVLMD, parallel: Parallel) -> int:
+    """Of which the keys and values take `_SHARE_OF_MEMORY` of what is free, the same everywhere."""
+    bytes_per_token = sum(
+        2 * layer.num_groups * layer.head_dim * layer.dtype.itemsize
+        for layer in model.cached_layers()
+    )
+    free = int(_SHARE_OF_MEMORY * platform.current().free_memory_bytes())
+    found = torch.tensor(free // bytes_per_token, device=platform.current().device())
+    dist.all_reduce(found, dist.ReduceOp.MIN, group=parallel.groups.mp)
+    return int(found)
 
 
 def config_for_generation(

@@ -28,6 +28,7 @@ from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.attention import PackedDocuments
+from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.transformer_config import (
     language_transformer_config,
@@ -186,15 +187,16 @@ class NVLMD(MegatronModule):
         image_positions: Tensor | None = None,
         tiles: Tensor | None = None,
     ) -> Tensor:
-        """Run this stage on the next tokens of one conversation, extending `context`'s cache.
+        """Run this stage on the next tokens of questions, which go into `context`'s cache.
 
         Args:
-            tokens, position_ids: [1, t]; the whole prompt first, later one token at a time.
+            tokens, position_ids: [b, t]; of `Prefill` one question's prompt, of `Decode` one token
+                of each (`nvlm.model.parts.cache`).
             image_positions, tiles: the prompt's images; None when it has none.
 
         Returns:
-            Last stage: logits of the last token [1, 1, vocabulary]; others: hidden states
-            [t, 1, h].
+            Last stage: logits behind the last tokens [b, 1, vocabulary]; others: hidden states
+            [t, b, h].
         """
         assert not self.training, "call eval() first"
         assert not self.config.sequence_parallel, "generation runs without sequence parallelism"
@@ -202,7 +204,9 @@ class NVLMD(MegatronModule):
         if self.pre_process:
             decoder_input = self.language_model.embedding(tokens, position_ids)
             if image_positions is not None and tiles is not None and tiles.shape[0]:
-                decoder_input = splice(decoder_input, image_positions, self.encode_tiles(tiles))
+                assert self.vision_projection is not None
+                visual = self.vision_projection(self.encode(tiles))
+                decoder_input = splice(decoder_input, image_positions, visual)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,
@@ -211,6 +215,19 @@ class NVLMD(MegatronModule):
             inference_context=context,
             runtime_gather_output=True,
         )
+
+    def cached_layers(self) -> list[LayerShape]:
+        """What this stage's layers keep of each token that they have seen."""
+        dtype = self.config.params_dtype
+        return [
+            LayerShape(
+                layer.layer_number,
+                layer.self_attention.num_query_groups_per_partition,
+                layer.self_attention.hidden_size_per_attention_head,
+                dtype,
+            )
+            for layer in self.language_model.decoder.layers
+        ]
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""

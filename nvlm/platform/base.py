@@ -108,6 +108,10 @@ class Platform(Protocol):
         """Most memory that this process has had: the device's, or on a CPU the resident one."""
         ...
 
+    def free_memory_bytes(self) -> int:
+        """What this process can still take: of the device, or of a CPU's memory its share."""
+        ...
+
     def last_collectives(self) -> list[Collective]:
         """The last collective that this process issued in each group, the latest of all last.
 

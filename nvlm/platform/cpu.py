@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nvlm.launch import launched
 from nvlm.megatron.uncompiled_import import nothing_compiled
 from nvlm.megatron.unused_imports import nothing_unused
 from nvlm.platform import environment, flight_recorder
@@ -142,6 +143,12 @@ def release_memory() -> None:
 def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory_bytes() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available // launched().world_size
 
 
 def last_collectives() -> list[flight_recorder.Collective]:

@@ -211,6 +211,12 @@ def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_allocated()
 
 
+def free_memory_bytes() -> int:
+    free, _ = torch.cuda.mem_get_info()
+    # And what torch holds of tensors that are gone.
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def last_collectives() -> list[flight_recorder.Collective]:
     from torch._C import _distributed_c10d
 

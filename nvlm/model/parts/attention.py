@@ -18,13 +18,37 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvlm.model.parts.cache import Decode, Prefill
+
 
 class RotatedSelfAttention(SelfAttention):
     """Megatron-core's, for layers that rotate queries and keys: what was rotated is not kept.
 
     There the values are a view of one tensor with queries and keys, and keep all of it alive until
-    the backward pass, beside the rotated ones.
+    the backward pass, beside the rotated ones. And its caches give all questions of a batch one
+    length: those of `nvlm.model.parts.cache` attend by themselves.
     """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *arguments: Any,
+        inference_context: Any = None,
+        rotary_pos_emb: Any = None,
+        **named: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(inference_context, Prefill | Decode):
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                *arguments,
+                inference_context=inference_context,
+                rotary_pos_emb=rotary_pos_emb,
+                **named,
+            )
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        return self.linear_proj(inference_context.attend(self, query, key, value, rotary_pos_emb))
 
     def get_query_key_value_tensors(self, *arguments: Any, **named: Any) -> Any:
         # Three where attention has no output gate and nothing fuses the rotation, as here.

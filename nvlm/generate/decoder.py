@@ -1,0 +1,184 @@
+"""One process's part of answering: its stage of the model, and its cache of all open questions.
+
+Every process of a model replica has a `Decoder` and gives it the same work in the same order. What
+depends on that work alone, such as rows of the cache and draws, is then the same everywhere. With a
+pipeline hidden states travel from stage to stage, and the last stage's choice is sent to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nvlm import platform
+from nvlm.config.schema import RunConfig
+from nvlm.errors import DataError
+from nvlm.generate.request import Sampling
+from nvlm.generate.sampling import Drawing, choose_tokens
+from nvlm.model.nvlm_d import NVLMD
+from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
+from nvlm.sizes.visual import VisualLayout
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A question whose answer begins."""
+
+    key: str
+    tokens: NDArray[np.int64]  # [t]
+    tiles: Tensor  # [n, 3, image_size, image_size] uint8; on later stages n is 0
+    num_tiles: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step does, in this order."""
+
+    ended: tuple[str, ...] = ()  # their rows are free again
+    begun: tuple[Begun, ...] = ()  # the others go on
+
+
+@dataclass
+class _Open:
+    """A question with a row in the cache."""
+
+    key: str
+    drawing: Drawing
+    num_cached: int  # tokens whose keys and values are there
+    last: int  # the token that follows them
+
+
+@dataclass
+class Decoder:
+    """The open questions of a replica, as this process's stage has them.
+
+    Attributes:
+        model: this process's stage, in evaluation mode.
+        max_cache_tokens: see `KeyValueCache`.
+    """
+
+    model: NVLMD
+    config: RunConfig
+    image_id: int
+    max_cache_tokens: int
+    cache: KeyValueCache[_Open] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = KeyValueCache(self.model.cached_layers(), self.max_cache_tokens)
+
+    @torch.no_grad()
+    def run(self, work: Work) -> dict[str, int]:
+        """The next token of each question, by key, on every process.
+
+        The host waits for the device once.
+        """
+        for key in work.ended:
+            self._end(key)
+        going_on = self.cache.shelves()
+        rows = [(shelf, [row.num_cached for row in shelf.owners]) for shelf in going_on]
+        questions = [row for shelf in going_on for row in shelf.owners]
+        chosen = [self._decode(rows, questions)] if questions else []
+        for begun in work.begun:
+            question, token = self._begin(begun)
+            questions.append(question)
+            chosen.append(token)
+        if not chosen:
+            return {}
+        tokens = self._shared(torch.cat(chosen)).tolist()
+        for question, token in zip(questions, tokens, strict=True):
+            question.last = token
+        return {question.key: question.last for question in questions}
+
+    def _end(self, key: str) -> None:
+        for shelf in self.cache.shelves():
+            for row, question in enumerate(shelf.owners):
+                if question.key == key:
+                    return shelf.remove(row)
+        raise AssertionError(f"{key} is not open")
+
+    def _begin(self, begun: Begun) -> tuple[_Open, Tensor]:
+        """The question with its row, and its first token [1]."""
+        num_tokens = len(begun.tokens)
+        question = _Open(begun.key, Drawing(begun.sampling), num_tokens, last=-1)
+        room = num_tokens + begun.sampling.max_new_tokens
+        shelf, row = self.cache.take(question, room)
+        context = Prefill(shelf, row, self._num_positions)
+        device = platform.current().device()
+        tokens = _on_device(torch.from_numpy(begun.tokens))[None]
+        images = {}
+        if begun.num_tiles and self.model.pre_process:
+            places = torch.from_numpy((begun.tokens == self.image_id).nonzero()[0])
+            images["image_positions"] = _on_device(places)
+            images["tiles"] = _on_device(begun.tiles)
+        positions = torch.arange(num_tokens, device=device)[None]
+        return question, self._chosen(context, tokens, positions, images, [question])
+
+    def _decode(
+        self, rows: Sequence[tuple[Shelf[_Open], list[int]]], questions: Sequence[_Open]
+    ) -> Tensor:
+        numbers = [[q.last for q in questions], [q.num_cached for q in questions]]
+        tokens, positions = _on_device(torch.tensor(numbers))
+        context = Decode(rows, positions, self.model.config.params_dtype, self._num_positions)
+        chosen = self._chosen(context, tokens[:, None], positions[:, None], {}, questions)
+        for question in questions:
+            question.num_cached += 1
+        return chosen
+
+    @property
+    def _num_positions(self) -> int:
+        return self.config.model.language.max_position_embeddings
+
+    def _chosen(
+        self,
+        context: Prefill | Decode,
+        tokens: Tensor,
+        positions: Tensor,
+        images: dict[str, Tensor],
+        questions: Sequence[_Open],
+    ) -> Tensor:
+        """[questions] int64; of no meaning but on the last stage."""
+        model, groups = self.model, self.model.language_model.pg_collection
+        stage, num_stages = groups.pp.rank(), groups.pp.size()
+        if stage > 0:
+            shape = (tokens.shape[1], tokens.shape[0], model.config.hidden_size)
+            hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
+            dist.recv(hidden, dist.get_global_rank(groups.pp, stage - 1))
+            model.set_input_tensor(hidden)
+        output = model.generate_step(tokens, positions, context, **images)
+        drawings = [question.drawing for question in questions]
+        if stage < num_stages - 1:
+            dist.send(output.contiguous(), dist.get_global_rank(groups.pp, stage + 1))
+            return tokens.new_empty(len(questions))
+        return choose_tokens(output[:, -1], drawings)
+
+    def _shared(self, chosen: Tensor) -> Tensor:
+        """The choice of one process of the last stage: others may differ in the last bits."""
+        groups = self.model.language_model.pg_collection
+        last = groups.pp.size() - 1
+        if groups.tp.size() > 1 and groups.pp.rank() == last:
+            dist.broadcast(chosen, dist.get_global_rank(groups.tp, 0), group=groups.tp)
+        if last > 0:
+            dist.broadcast(chosen, dist.get_global_rank(groups.pp, last), group=groups.pp)
+        return chosen
+
+
+def _on_device(tensor: Tensor) -> Tensor:
+    here = platform.current()
+    return here.pinned(tensor).to(here.device(), non_blocking=True)
+
+
+def check_tiles(config: RunConfig, num_placeholders: int, num_tiles: int) -> None:
+    """Raise `DataError` where a prompt's placeholders are not those of its tiles."""
+    visual = VisualLayout.from_config(config)
+    if num_placeholders != visual.num_tokens(num_tiles):
+        raise DataError(
+            f"{num_placeholders} {config.model.image_token} in the prompt for {num_tiles} tiles x "
+            f"{visual.num_tokens_per_tile} tokens"
+        )
