@@ -22,14 +22,6 @@ from nvlm.data.images.image import to_pixels
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.text.encode import SampleEncoder
 
-# What a model needs so that every program opens its export with no difference: tiles of 448 pixels
-# and seven zero heads, the projector's epsilon that servers compute with.
-SERVED = [
-    "model.vision.image_size=448",
-    "model.vision.num_stored_attention_heads=12",
-    "model.projector.norm_epsilon=1e-5",
-    "stage.sequence_length=4096",
-]
 VARIANTS = {
     "InternViT-300M, shared embeddings": [
         "model.vision.normalization=LayerNorm",
@@ -82,7 +74,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """What a process without this repository makes of the exports."""
-    converted = make_export(tmp_path_factory.mktemp("served"), SERVED)
+    converted = make_export(tmp_path_factory.mktemp("served"), export_runs.SERVED)
     variants = {
         name: make_export(tmp_path_factory.mktemp("variant"), overrides)
         for name, overrides in VARIANTS.items()
@@ -203,12 +195,12 @@ def test_every_shipped_configuration_is_covered():
     }.items(),
 )
 def test_each_difference_is_said(override, difference):
-    (found,) = serving_differences(small_folders.convert_config(*SERVED, override))
+    (found,) = serving_differences(small_folders.convert_config(*export_runs.SERVED, override))
     assert re.search(difference.replace("|", r"\|"), found)
 
 
 def test_tags_of_two_digits_are_said():
-    config = small_folders.convert_config(*SERVED, "stage.max_num_tiles=12")
+    config = small_folders.convert_config(*export_runs.SERVED, "stage.max_num_tiles=12")
     tiles, digits = sorted(serving_differences(config))
     assert "at most 6 tiles, this model was trained with 12" in tiles
     assert "tags of 2 digits, as `<tile_01>`" in digits
@@ -226,7 +218,7 @@ def test_documented_table_is_the_tested_one():
     documented = set(re.findall(r"`([a-z_.]+)`", text))
     assert set(vllm_expectations.ATTRIBUTES) <= documented
     weights = vllm_expectations.tensors(
-        model_config(small_folders.convert_config(*SERVED), "float32", 0, 1, 2)
+        model_config(small_folders.convert_config(*export_runs.SERVED), "float32", 0, 1, 2)
     )
     patterns = {re.sub(r"layers\.\d+", "layers.N", name) for name in weights}
     missing = [name for name in patterns if f"`{name}`" not in text]

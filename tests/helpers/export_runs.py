@@ -21,6 +21,14 @@ from nvlm.data.text.encode import SampleEncoder
 from nvlm.sizes.visual import Grid
 
 MEGATRON = "Megatron-core, the checkpoint that was exported"
+# What a model needs so that every program opens its export with no difference: tiles of 448 pixels
+# and seven zero heads, the projector's epsilon that servers compute with.
+SERVED = [
+    "model.vision.image_size=448",
+    "model.vision.num_stored_attention_heads=12",
+    "model.projector.norm_epsilon=1e-5",
+    "stage.sequence_length=4096",
+]
 
 
 @dataclass(frozen=True)
