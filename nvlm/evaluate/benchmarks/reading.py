@@ -12,7 +12,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +33,8 @@ class Row:
     values: Mapping[str, Any]
     where: str
     images: Sequence[ImageSource] = ()  # of parquet and TSV, which hold them
+    # Of parquet with several columns of one image each: those that are not empty.
+    by_column: Mapping[str, ImageSource] = field(default_factory=dict)
 
     def wrong(self, problem: str) -> DataError:
         return DataError(f"{self.where}: {problem}")
@@ -178,20 +180,25 @@ def _read_file(path: Path, where: str) -> bytes:
 
 
 def parquet_rows(
-    paths: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = (), image: str = ""
+    paths: Iterable[Path],
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    image: str = "",
+    image_columns: Sequence[str] = (),
 ) -> Iterator[Row]:
-    """The rows of parquet files in order, with the images of the column `image` unread.
+    """The rows of parquet files in order, with their images unread.
 
     Args:
-        columns: columns that must be there, without `image`.
+        columns: columns that must be there, without those of images.
         optional: columns that are given where they are there.
         image: a column of bytes, of `{"bytes", "path"}` as Hugging Face has them, or of lists of
             either. Empty: none is read.
+        image_columns: columns of one image each, which may be empty, as `Row.by_column` gives them.
     """
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                yield from _rows_of_parquet(file, path, columns, optional, image)
+                yield from _rows_of_parquet(file, path, columns, optional, image, image_columns)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not readable as parquet: {error}") from None
 
@@ -202,17 +209,19 @@ def _rows_of_parquet(
     columns: Sequence[str],
     optional: Sequence[str],
     image: str,
+    image_columns: Sequence[str],
 ) -> Iterator[Row]:
     names = file.schema_arrow.names
-    for column in [*columns, *([image] if image else [])]:
+    for column in [*columns, *([image] if image else []), *image_columns]:
         if column not in names:
             raise DataError(f"{path}: no column `{column}`; there is {', '.join(names)}")
     wanted = [*columns, *(column for column in optional if column in names)]
     lengths = _list_leaf(file, image) if image else None
+    small = [_small_leaf(file, column) for column in image_columns]
     number = 0
     for group in range(file.num_row_groups):
         row_in_group = 0
-        chosen = [*wanted, *([lengths] if lengths else [])]
+        chosen = [*wanted, *([lengths] if lengths else []), *small]
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=chosen):
             for values in batch.to_pylist():
                 where = f"{path} row {number}"
@@ -223,7 +232,12 @@ def _rows_of_parquet(
                     partial(_parquet_image, path, image, group, row_in_group, position, where)
                     for position in range(count)
                 ]
-                yield Row(values, where, images)
+                by_column = {
+                    column: partial(_parquet_image, path, column, group, row_in_group, 0, where)
+                    for column in image_columns
+                    if values.pop(column) is not None
+                }
+                yield Row(values, where, images, by_column)
                 number, row_in_group = number + 1, row_in_group + 1
 
 
@@ -232,6 +246,11 @@ def _list_leaf(file: pq.ParquetFile, column: str) -> str | None:
     kind = file.schema_arrow.field(column).type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return None
+    return _small_leaf(file, column)
+
+
+def _small_leaf(file: pq.ParquetFile, column: str) -> str:
+    """The part of a column of images that holds their names, not their bytes."""
     leaves = [file.schema.column(number).path for number in range(len(file.schema))]
     leaves = [leaf for leaf in leaves if leaf.split(".")[0] == column]
     return next((leaf for leaf in leaves if leaf.endswith(".path")), column)
