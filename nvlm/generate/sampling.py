@@ -66,12 +66,15 @@ def probabilities(logits_bv: Tensor, temperature: Tensor, top_p: Tensor, top_k: 
     """
     # The largest first taken off: a temperature near zero makes no infinities that way.
     lead = logits_bv - logits_bv.amax(-1, keepdim=True)
-    ordered, ids = (lead / temperature[:, None]).float().sort(-1, descending=True, stable=True)
+    scaled = (lead / temperature[:, None]).float()
+    ordered, ids = scaled.sort(stable=True, dim=-1, descending=True)
     ranks = torch.arange(ordered.shape[-1], device=ordered.device)
     ordered = ordered.masked_fill(ranks[None] >= top_k[:, None], float("-inf"))
     shares = ordered.softmax(-1).double()
     before = shares.cumsum(-1) - shares
-    shares = shares.masked_fill((before >= top_p[:, None]) & (ranks[None] > 0), 0.0)
+    # Without top-p all stay, whatever rounding makes of their sum.
+    is_beyond = (before >= top_p[:, None]) & (top_p[:, None] < 1) & (ranks[None] > 0)
+    shares = shares.masked_fill(is_beyond, 0.0)
     shares = shares / shares.sum(-1, keepdim=True)
     return torch.zeros_like(shares).scatter(-1, ids, shares)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
-from helpers import generate_case, questions, small_model
+from helpers import generate_case, questions, session_case, small_model, spawn
 
 from nvlm.errors import DataError
 from nvlm.generate.engine import Engine
@@ -103,3 +104,85 @@ def test_a_question_that_can_never_fit_is_refused(engine, prompts):
         with pytest.raises(DataError, match="max_position_embeddings"):
             session.add("longer", prompts[0], Sampling(max_new_tokens=10**6))
         assert session.num_open == 0 and session.step() == []
+
+
+def test_a_seed_gives_its_answer_whatever_is_answered_beside_it(engine, prompts):
+    hot = [
+        Sampling(8, temperature=0.5 + i % 3, top_p=1 - (i % 2) / 10, top_k=(i % 4) * 20, seed=i)
+        for i in range(12)
+    ]
+    with Session(engine) as session:
+        asked = {str(i): (prompts[i], hot[i]) for i in range(12)}
+        together = questions.answer_all(session, asked)
+        again = questions.answer_all(session, dict(reversed(asked.items())))
+    alone = {}
+    for key, question in asked.items():
+        with Session(engine) as session:
+            alone |= questions.answer_all(session, {key: question})
+    assert together == alone == again
+    other = {key: (prompt, Sampling(8, 1.0, seed=99)) for key, (prompt, _) in asked.items()}
+    with Session(engine) as session:
+        assert questions.answer_all(session, other) != together
+
+
+def test_a_stop_text_ends_an_answer(engine, prompts, alone):
+    """One that spans tokens, so that some of them were the answer's before it was there."""
+    number, ids = next(
+        (i, ids) for i, ids in enumerate(alone) if len(ids) == 10 and engine.text_of(ids).isascii()
+    )
+    whole = engine.text_of(ids)
+    before = len(engine.text_of(ids[:4]))
+    stop = whole[before - 1 : before + 2]
+    with Session(engine) as session:
+        sampling = Sampling(10, stop=("nowhere", stop))
+        found = questions.answer_all(session, {"0": (prompts[number], sampling)})["0"]
+        assert session.num_open == 0
+    assert found.finish_reason == "stop" and len(found.token_ids) < 10
+    assert found.text == whole.partition(stop)[0].strip()
+    assert list(found.token_ids) == ids[: len(found.token_ids)]
+
+
+def test_an_answer_ends_with_its_turn_or_its_length(engine, prompts, alone, monkeypatch):
+    ids = next(ids for ids in alone if len(set(ids)) > 5)
+    number = alone.index(ids)
+    ends = {}
+    with Session(engine) as session:
+        ends["length"] = questions.answer_all(session, {"0": (prompts[number], Sampling(5))})["0"]
+        monkeypatch.setattr(engine.encoder.tokenizer, "end_id", ids[5])
+        ends["stop"] = questions.answer_all(session, {"1": (prompts[number], GREEDY)})["1"]
+    assert list(ends["length"].token_ids) == ids[:5]
+    assert list(ends["stop"].token_ids) == ids[: ids.index(ids[5]) + 1]
+    assert all(answer.finish_reason == reason for reason, answer in ends.items())
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (1, 2), (2, 2)])
+def test_layouts_give_the_same_answers(tensor, pipeline, engine, tmp_path):
+    """The process with the questions leads, the others follow until it closes."""
+    expected = json.loads(json.dumps(session_case.answers(engine)))
+    assert len({tuple(answer["token_ids"]) for answer in expected}) == len(expected)
+    count, out = tensor * pipeline, tmp_path / "answers"
+    program = (session_case.__file__, engine.checkpoint, out, str(tensor), str(pipeline))
+    spawn.run_program_or_fail(count, *program, log=tmp_path / "log")
+    found = [json.loads(out.with_name(f"answers.{rank}").read_text()) for rank in range(count)]
+    assert found == [expected] + ["returned"] * (count - 1)
+
+
+@pytest.mark.parallel
+def test_those_who_follow_end_where_the_leading_process_fails(engine, tmp_path):
+    out = tmp_path / "answers"
+    program = (session_case.__file__, engine.checkpoint, out, "2", "1", "failing")
+    spawn.run_program_or_fail(2, *program, log=tmp_path / "log")
+    found = [json.loads(out.with_name(f"answers.{rank}").read_text()) for rank in range(2)]
+    assert found[0] == f"raised DataError: {session_case.FAILURE}"
+    assert found[1] == f"raised NvlmError: {session_case.FAILURE}"
+
+
+@pytest.mark.parallel
+def test_replicas_have_sessions_of_their_own(engine, tmp_path):
+    expected = json.loads(json.dumps(session_case.answers(engine)))
+    out = tmp_path / "answers"
+    program = (session_case.__file__, engine.checkpoint, out, "1", "1")
+    spawn.run_program_or_fail(2, *program, log=tmp_path / "log")
+    for rank in range(2):
+        assert json.loads(out.with_name(f"answers.{rank}").read_text()) == expected
