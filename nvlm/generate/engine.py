@@ -140,14 +140,14 @@ class Engine:
         messages: Messages,
         images: Sequence[NDArray[np.uint8]],
         max_new_tokens: int,
-        max_num_tiles: int | None = None,
+        max_num_tiles: int | Sequence[int] | None = None,
     ) -> EncodedPrompt:
         """Tokens and tiles of a question; needs no weights.
 
         Args:
             messages: up to the turn that is to be answered.
             images: each [height, width, 3] RGB, in the order of their marks.
-            max_num_tiles: most tiles per image. None: the stage's.
+            max_num_tiles: most tiles per image, or of each image. None: the stage's.
 
         Raises:
             DataError: marks and images differ in number, or prompt and answer have more tokens than

@@ -361,7 +361,7 @@ def prepare_prompt(
     encoder: SampleEncoder,
     messages: Messages,
     images: Sequence[NDArray[np.uint8]],
-    max_num_tiles: int | None = None,
+    max_num_tiles: int | Sequence[int] | None = None,
 ) -> EncodedPrompt:
     """Tokens and tiles of a question, tiled as the run's training samples are.
 
@@ -369,15 +369,17 @@ def prepare_prompt(
 
     Args:
         images: each [height, width, 3] RGB.
-        max_num_tiles: most tiles per image. None: the stage's.
+        max_num_tiles: most tiles per image, or of each image. None: the stage's.
 
     Raises:
         DataError: the user turns have more or fewer `<image>` marks than there are images.
     """
     stage, image_size = config.stage, config.model.vision.image_size
-    limit = max_num_tiles or stage.max_num_tiles
-    grids = [choose_grid(i.shape[1], i.shape[0], limit, image_size) for i in images]
-    cut = [cut_tiles(i, limit, stage.use_thumbnail, image_size) for i in images]
+    limits = max_num_tiles or stage.max_num_tiles
+    limits = [limits] * len(images) if isinstance(limits, int) else limits
+    pairs = list(zip(images, limits, strict=True))
+    grids = [choose_grid(i.shape[1], i.shape[0], limit, image_size) for i, limit in pairs]
+    cut = [cut_tiles(i, limit, stage.use_thumbnail, image_size) for i, limit in pairs]
     tokens, image_mask = encoder.encode_prompt(messages, grids)
     none = np.zeros((0, 3, image_size, image_size), np.uint8)
     return EncodedPrompt(tokens, image_mask, np.concatenate([none, *cut]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nvlm.evaluate.benchmarks.entry import Benchmark
+from nvlm.evaluate.benchmarks.realworldqa import REALWORLDQA
 
-_ENTRIES: tuple[Benchmark, ...] = ()
+_ENTRIES: tuple[Benchmark, ...] = (REALWORLDQA,)
 
 BENCHMARKS = {entry.name: entry for entry in _ENTRIES}

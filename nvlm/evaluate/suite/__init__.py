@@ -1,0 +1,1 @@
+"""Published benchmarks put to a checkpoint: read, asked, answered, scored, compared."""

@@ -1,0 +1,95 @@
+"""A benchmark's files below `--data DIR/NAME`: which are there, which are missing, which bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nvlm.evaluate.benchmarks.entry import Benchmark
+from nvlm.hashes import hash_json
+from nvlm.printing import listed
+
+# Of more files (folders of pictures), names and sizes are compared; each answer's row has the
+# SHA-256 of the pictures that it saw.
+_MAX_HASHED = 64
+_BLOCK_BYTES = 2**22
+# Where `hf download --local-dir` notes the revision of each file: a commit in the first line.
+_HUB_NOTES = ".cache/huggingface/download"
+
+
+def find_files(benchmark: Benchmark, data: Path) -> dict[str, list[Path]]:
+    """The files that each of the benchmark's patterns finds, in alphabetical order."""
+    folder = data / benchmark.name
+    return {
+        pattern: sorted(path for path in folder.glob(pattern) if path.is_file())
+        for pattern in benchmark.files
+    }
+
+
+def missing_files(benchmark: Benchmark, data: Path) -> str | None:
+    """What of the benchmark is wanted, found, and where to get it; None: each pattern finds some.
+
+    Several lines, those after the first indented.
+    """
+    found = find_files(benchmark, data)
+    if all(found.values()):
+        return None
+    lines = [f"{benchmark.name}: files are missing in {data / benchmark.name}:"]
+    for pattern, paths in found.items():
+        there = f"{len(paths):,} found" if paths else "none found"
+        lines.append(f"{pattern}: {benchmark.files[pattern]}: {there}")
+    lines.append(f"they come from {benchmark.source}")
+    return "\n  ".join(lines)
+
+
+def describe_files(benchmark: Benchmark, data: Path) -> dict[str, Any]:
+    """What tells the files from others of the same names, as JSON.
+
+    `files` has a SHA-256 for each pattern: of the files' contents, or of names and sizes where they
+    are many; `hub_revisions` the commits that a download from the Hugging Face hub noted.
+    """
+    folder = data / benchmark.name
+    found = find_files(benchmark, data)
+    return {
+        "files": {pattern: _hash(folder, paths) for pattern, paths in found.items() if paths},
+        "hub_revisions": _hub_revisions(folder),
+    }
+
+
+def _hash(folder: Path, paths: Sequence[Path]) -> str:
+    entries: list[Sequence[str | int]] = []
+    for path in paths:
+        name = str(path.relative_to(folder))
+        if len(paths) > _MAX_HASHED:
+            entries.append((name, path.stat().st_size))
+        else:
+            entries.append((name, _content(path)))
+    return hash_json(entries)
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub_revisions(folder: Path) -> list[str]:
+    revisions = set()
+    for note in (folder / _HUB_NOTES).rglob("*.metadata"):
+        lines = note.read_text(errors="replace").splitlines()
+        if lines and len(lines[0]) == 40:
+            revisions.add(lines[0])
+    return sorted(revisions)
+
+
+def files_found(benchmark: Benchmark, data: Path) -> str:
+    """`2 of 3 patterns` in words, for a table."""
+    found: Mapping[str, list[Path]] = find_files(benchmark, data)
+    if not any(found.values()):
+        return "none"
+    lacking = [pattern for pattern, paths in found.items() if not paths]
+    return "all" if not lacking else f"without {listed(lacking, 2)}"

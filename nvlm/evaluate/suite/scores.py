@@ -1,0 +1,192 @@
+"""Scores from a folder's rows alone: no model, no data of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvlm.errors import DataError
+from nvlm.evaluate.benchmarks.entry import Benchmark, Item
+from nvlm.evaluate.benchmarks.table import BENCHMARKS
+from nvlm.evaluate.suite.conversation import final_answer
+from nvlm.evaluate.suite.folder import (
+    SCORES_FILE,
+    SETTINGS_FILE,
+    Row,
+    benchmarks_in,
+    finish,
+    read_json,
+    read_predictions,
+)
+from nvlm.evaluate.suite.statistics import bootstrap_error, bootstrap_error_of
+from nvlm.files import write_text
+
+SUBMISSION_FILE = "submission.json"
+
+
+def item_fields(item: Item) -> dict[str, Any]:
+    """What a row keeps of an item: all but its pictures."""
+    return {
+        "key": item.key,
+        "group": item.group,
+        "question": item.question,
+        "options": list(item.options),
+        "truth": dict(item.truth),
+        "fields": dict(item.fields),
+    }
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """The item of a row, without its pictures."""
+    return Item(
+        key=row["key"],
+        question=row["question"],
+        images=(),
+        truth=row["truth"],
+        options=row["options"],
+        group=row["group"],
+        fields=row["fields"],
+    )
+
+
+def scored_answer(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """What is scored of a row's answer."""
+    return final_answer(row["answer"], about["settings"]["chain_of_thought"])[0]
+
+
+def benchmark_of(folder: Path, about: Mapping[str, Any]) -> Benchmark:
+    """
+    Raises:
+        DataError: this version of nvlm has no such benchmark.
+    """
+    name = about.get("benchmark")
+    if name not in BENCHMARKS:
+        raise DataError(f"{folder}: is of the benchmark {name!r}, which this nvlm does not have")
+    return BENCHMARKS[name]
+
+
+def score_folder(folder: Path) -> dict[str, Any]:
+    """Score the rows of `folder`, write `scores.json`, and return what it says.
+
+    Each row gets its score, which is null where the split's truths are not published: then
+    `submission.json` is written, as the benchmark's server takes it.
+
+    Raises:
+        DataError: the folder has no whole answers.
+    """
+    about = read_json(folder / SETTINGS_FILE)
+    benchmark = benchmark_of(folder, about)
+    rows, skipped = read_predictions(folder)
+    items = [item_of(row) for row in rows]
+    answers = [scored_answer(row, about) for row in rows]
+    is_scored = about["settings"]["split"] not in benchmark.unscored_splits
+    for row, item, answer in zip(rows, items, answers, strict=True):
+        row["score"] = benchmark.score(item, answer) if is_scored else None
+    finish(folder, [*rows, *skipped])
+    if benchmark.submission is not None and rows:
+        submission = benchmark.submission(items, answers)
+        write_text(folder / SUBMISSION_FILE, json.dumps(submission) + "\n")
+    scores = [row["score"] for row in rows]
+    summary = {
+        **_numbers(benchmark, items, answers, scores if is_scored else []),
+        "title": benchmark.title,
+        "metric": benchmark.metric,
+        "prompt_is": benchmark.prompt_is,
+        "paper_score": _paper_score(benchmark, about),
+        "num_samples": len(rows),
+        "num_skipped": len(skipped),
+        "skipped": dict(Counter(row["skipped"]["reason"] for row in skipped)),
+        "num_cut_off": sum(row["finish_reason"] == "length" for row in rows),
+        "num_without_final_answer": _num_unmarked(rows, about),
+        **about,
+    }
+    write_text(folder / SCORES_FILE, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def score_all(folder: Path) -> list[dict[str, Any]]:
+    """`score_folder` for each benchmark in `folder`, and a summary of them in `scores.json`.
+
+    Raises:
+        DataError: there are none, or one is not whole.
+    """
+    summaries = [score_folder(path) for path in benchmarks_in(folder)]
+    write_summary(folder, summaries)
+    return summaries
+
+
+def write_summary(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
+    """`folder/scores.json`: the numbers of each benchmark, by name."""
+    kept = ("title", "metric", "score", "standard_error", "num_samples", "num_skipped",
+            "paper_score", "settings", "checkpoint", "checkpoint_hash")  # fmt: skip
+    parts = {some["benchmark"]: {key: some[key] for key in kept} for some in summaries}
+    write_text(folder / SCORES_FILE, json.dumps(parts, indent=2) + "\n")
+
+
+def summarise(
+    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]
+) -> float:
+    """The number that papers print."""
+    if benchmark.summarise is None:
+        return 100 * float(np.mean(scores))
+    return benchmark.summarise(items, answers, scores).score
+
+
+def _numbers(
+    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]
+) -> dict[str, Any]:
+    if not scores:
+        return {"score": None, "standard_error": None, "parts": {}, "groups": {}}
+    parts: Mapping[str, float] = {}
+    error: float | None
+    if benchmark.summarise is None:
+        score = 100 * float(np.mean(scores))
+        error = 100 * bootstrap_error(np.array(scores))
+    else:
+        summary = benchmark.summarise(items, answers, scores)
+        score, parts = summary.score, summary.parts
+        error = None
+        if benchmark.can_resample:
+            error = bootstrap_error_of(
+                lambda drawn: summarise(
+                    benchmark,
+                    [items[at] for at in drawn],
+                    [answers[at] for at in drawn],
+                    [scores[at] for at in drawn],
+                ),
+                len(items),
+            )
+    return {
+        "score": score,
+        "standard_error": error,
+        "parts": dict(parts),
+        "groups": _groups(items, scores),
+    }
+
+
+def _groups(items: Sequence[Item], scores: Sequence[float]) -> dict[str, Any]:
+    """100 x the mean score of the items of each group, in alphabetical order."""
+    by_group: dict[str, list[float]] = {}
+    for item, score in zip(items, scores, strict=True):
+        if item.group:
+            by_group.setdefault(item.group, []).append(score)
+    return {
+        group: {"score": 100 * float(np.mean(some)), "num_samples": len(some)}
+        for group, some in sorted(by_group.items())
+    }
+
+
+def _paper_score(benchmark: Benchmark, about: Mapping[str, Any]) -> float | None:
+    """The paper's number where the same split is asked."""
+    same = about["settings"]["split"] == benchmark.splits[0]
+    return benchmark.paper_score if same else None
+
+
+def _num_unmarked(rows: Sequence[Row], about: Mapping[str, Any]) -> int:
+    reasons = about["settings"]["chain_of_thought"]
+    return sum(not final_answer(row["answer"], reasons)[1] for row in rows)
