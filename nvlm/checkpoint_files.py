@@ -22,6 +22,7 @@ from nvlm.config.compose import validate
 from nvlm.config.schema import RunConfig
 from nvlm.config.yaml_file import read_yaml
 from nvlm.errors import CheckpointError, ConfigError, NvlmError
+from nvlm.hashes import hash_json
 from nvlm.parallel.agreement import MAIN_CHANNEL, Channel
 from nvlm.safe_loading import FORMAT_FILE, check_readable, one_line
 
@@ -73,6 +74,28 @@ def write_manifest(folder: Path, channel: Channel = MAIN_CHANNEL) -> None:
 
 def has_checksums(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).exists()
+
+
+def content_hash(folder: Path) -> str:
+    """The same for folders of the same content, SHA-256 in hexadecimal digits.
+
+    Of the names, sizes and CRC-32s of all files. Those of a folder without `files.json` are read.
+
+    Raises:
+        CheckpointError: `files.json` is damaged.
+        OSError: a file cannot be read.
+    """
+    files: Files | str
+    if has_checksums(folder):
+        files = _read_manifest(folder)
+    else:
+        names = _names(folder)
+        with ThreadPoolExecutor(_MAX_THREADS) as pool:
+            measured = pool.map(lambda name: _measure(folder / name), names)
+            files = dict(zip(names, measured, strict=True))
+    if isinstance(files, str):
+        raise CheckpointError(f"{folder} cannot be used: {files}")
+    return hash_json({name: list(entry) for name, entry in files.items()})
 
 
 def find_damage(folder: Path) -> str | None:

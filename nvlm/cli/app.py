@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from nvlm.printing import say
 
@@ -24,6 +24,27 @@ class _Verbs(TyperGroup):
             return super().invoke(ctx)
         except (EOFError, KeyboardInterrupt, OSError) as error:
             raise Ended(error) from error
+
+
+class VerbOrArguments(TyperCommand):
+    """A verb with arguments of its own, which hands over to another where that is named first.
+
+    `verbs` has the others: `nvlm evaluate compare A B` is `compare` of `nvlm evaluate`, whose own
+    first argument is a folder (`./compare` is one of that name).
+    """
+
+    verbs: typer.Typer
+
+    @property
+    def commands(self) -> dict[str, Any]:
+        group: Any = typer.main.get_command(self.verbs)
+        return group.commands
+
+    def make_context(self, info_name, args, parent=None, **extra):
+        verb = self.commands.get(args[0]) if args else None
+        if verb is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return verb.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""`nvlm train`, `stop`, `generate`, `evaluate`."""
+"""`nvlm train`, `stop`, `generate`."""
 
 from __future__ import annotations
 
@@ -142,47 +142,3 @@ def generate_command(
     text = answer(checkpoint, prompt, image or [], max_new_tokens, tensor, pipeline)
     if rank_to_speak() == 0:
         say(text)
-
-
-@app.command("evaluate", short_help="Answer a split's questions and score the answers.")
-def evaluate_command(
-    checkpoint: Checkpoint,
-    data_root: Annotated[
-        Path,
-        typer.Option(parser=path_of_user, metavar="DIR", help="Folder with the split's shards."),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=path_of_user, metavar="FILE", help="JSON lines to write, one per sample."
-        ),
-    ],
-    split: Annotated[str, typer.Option(help="Which split to answer.")] = "heldout",
-    limit_per_task: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, max=LARGEST, help="At most so many samples of each task."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Most tokens to answer with.")
-    ] = 32,
-    tensor: Tensor = None,
-    pipeline: Pipeline = None,
-) -> None:
-    """Answer a split's questions and print the share that is right, per task.
-
-    Under torchrun every --tensor x --pipeline processes (1 x 1 where not given) hold the model and
-    answer their share.
-    """
-    launched()
-    from nvlm.evaluate.run import evaluate_checkpoint
-
-    evaluate_checkpoint(
-        checkpoint,
-        data_root,
-        split,
-        out,
-        limit_per_task,
-        max_new_tokens,
-        tensor or 1,
-        pipeline or 1,
-    )

@@ -19,6 +19,7 @@ import typer
 from helpers.paths import REPOSITORY
 
 from nvlm import cli
+from nvlm.cli.app import VerbOrArguments
 from nvlm.config import load_config
 
 SFT = str(REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml")
@@ -104,6 +105,21 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("CHECKPOINT --data-root EMPTY --out RUN/a", ".metadata is damaged"),
         ("CHECKPOINT --data-root EMPTY --out FOLDER", "error: "),
         ("MASTER_PORT= WORLD_SIZE=2 RANK=1 NOTHING --data-root EMPTY --out RUN/a", "MASTER_ADDR"),
+        ("NOTHING --out RUN/a", "give --data-root DIR"),
+        ("NOTHING --out RUN/a --data-root EMPTY --shots 4", "--shots goes with --suite"),
+        ("NOTHING --out RUN --suite realworldqa", "--suite needs --data DIR"),
+        ("NOTHING --out RUN --suite realworldqa --data EMPTY", "no such checkpoint"),
+        ("NOTHING --out RUN --suite none --data EMPTY", "no benchmark 'none'; there are "),
+        ("NOTHING --out RUN --suite realworldqa --data EMPTY --shots 3", "expected 0, 4 or 8"),
+        ("NOTHING --out RUN --suite realworldqa --data EMPTY --shots 4", "no split to draw"),
+        ("NOTHING --out RUN --suite realworldqa --data EMPTY --limit 0", "'--limit'"),
+        ("CHECKPOINT --out RUN --suite realworldqa --data EMPTY", ".metadata is damaged"),
+    ],
+    "evaluate benchmarks": [("EMPTY", "unexpected extra argument")],
+    "evaluate rescore": [
+        ("NOTHING", "holds no evaluation"),
+        ("FILE", "holds no evaluation"),
+        ("EMPTY", "holds no evaluation"),
     ],
     "demo": [
         ("--root FILE", "--root FILE: is a file"),
@@ -162,6 +178,8 @@ def verbs(app: typer.Typer, prefix: str = "") -> Iterator[str]:
     for command in app.registered_commands:
         assert command.name is not None
         yield prefix + command.name
+        if issubclass(command.cls or object, VerbOrArguments):
+            yield from verbs(command.cls.verbs, f"{prefix}{command.name} ")
     for group in app.registered_groups:
         assert group.name is not None and group.typer_instance is not None
         yield from verbs(group.typer_instance, f"{prefix}{group.name} ")

@@ -15,7 +15,7 @@ import typer
 
 from nvlm import cli
 from nvlm.cli.arguments import path_of_user
-from nvlm.errors import ConfigError
+from nvlm.errors import ConfigError, NvlmError
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -76,6 +76,18 @@ def test_nothing_after_a_group_is_answered_with_help(
     assert "Commands:" in capsys.readouterr().err
 
 
+def test_a_verb_behind_a_verb_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What is named first decides; a folder of that name is given with its path."""
+    said = {}
+    for first in ("rescore", "./rescore", str(tmp_path / "rescore")):
+        with pytest.raises(NvlmError) as caught:
+            run(monkeypatch, "evaluate", first)
+        said[first] = str(caught.value)
+    assert said.pop("rescore").startswith("nvlm evaluate rescore: missing argument 'FOLDER'")
+    for message in said.values():
+        assert message.startswith("nvlm evaluate: missing option '--out'")
+
+
 def test_versions(monkeypatch: pytest.MonkeyPatch, capsys):
     assert run(monkeypatch, "--version") == 0
     said = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
@@ -109,6 +121,7 @@ def test_paths_of_the_command_line(monkeypatch: pytest.MonkeyPatch):
     assert path_of_user("${HOME}/x") == Path("/home/somebody/x")
     assert path_of_user("x") == Path("x")
     groups = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
+    groups += [some.cls.verbs for some in cli.app.registered_commands if hasattr(some.cls, "verbs")]
     for command in [command for group in groups for command in group.registered_commands]:
         for name, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "pathlib" in str(hint) and name != "config":  # load_config does it there

@@ -72,3 +72,6 @@ class Benchmark:
     unscored_splits: Sequence[str] = ()
     # (items, answers) -> JSON as the benchmark's own server takes it, of any split.
     submission: Callable[[Sequence[Item], Sequence[str]], Any] | None = None
+    # Whether `summarise` can be asked some hundred times about items drawn at random, some of them
+    # twice, for its standard error. False where it takes seconds, or judges items in pairs.
+    can_resample: bool = True

@@ -11,24 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvlm.data.samples.sample import IMAGE_MARK
-from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import Benchmark, Item
-from nvlm.evaluate.benchmarks.parquet import read_rows
+from nvlm.evaluate.benchmarks.reading import find_files, parquet_rows
 from nvlm.evaluate.score import normalise_answer
 
 _FILES = "**/test-*.parquet"
 
 
 def _read(folder: Path, split: str) -> Iterator[Item]:
-    paths = sorted(folder.glob(_FILES))
-    if not paths:
-        raise DataError(f"{folder}: no {_FILES}")
-    rows = read_rows(paths, ("question", "answer"), ("image",))
-    for number, (row, images) in enumerate(rows):
-        question, answer = row["question"], row["answer"]
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise DataError(f"{folder}: row {number} has no text as question or answer")
-        yield Item(f"{number:04d}", question.strip(), images["image"], {"answer": answer.strip()})
+    rows = parquet_rows(find_files(folder, [_FILES]), ("question", "answer"), image="image")
+    for number, row in enumerate(rows):
+        truth = {"answer": row.text("answer").strip()}
+        yield Item(f"{number:04d}", row.text("question").strip(), row.images, truth)
 
 
 def _prompt(item: Item) -> str:

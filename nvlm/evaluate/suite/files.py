@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,22 @@ def find_files(benchmark: Benchmark, data: Path) -> dict[str, list[Path]]:
     }
 
 
-def missing_files(benchmark: Benchmark, data: Path) -> str | None:
-    """What of the benchmark is wanted, found, and where to get it; None: each pattern finds some.
+def list_files(benchmark: Benchmark, data: Path) -> str:
+    """What the benchmark wants, what of it is there, and where to get it: indented lines.
 
-    Several lines, those after the first indented.
+    Several patterns may be of different splits, or different forms in which it is published.
     """
-    found = find_files(benchmark, data)
-    if all(found.values()):
-        return None
-    lines = [f"{benchmark.name}: files are missing in {data / benchmark.name}:"]
-    for pattern, paths in found.items():
+    lines = []
+    for pattern, paths in find_files(benchmark, data).items():
         there = f"{len(paths):,} found" if paths else "none found"
-        lines.append(f"{pattern}: {benchmark.files[pattern]}: {there}")
+        lines.append(f"{data / benchmark.name}/{pattern}: {benchmark.files[pattern]}: {there}")
     lines.append(f"they come from {benchmark.source}")
     return "\n  ".join(lines)
+
+
+def lacks_files(benchmark: Benchmark, data: Path) -> bool:
+    """Whether a pattern finds nothing."""
+    return not all(find_files(benchmark, data).values())
 
 
 def describe_files(benchmark: Benchmark, data: Path) -> dict[str, Any]:
@@ -87,9 +89,9 @@ def _hub_revisions(folder: Path) -> list[str]:
 
 
 def files_found(benchmark: Benchmark, data: Path) -> str:
-    """`2 of 3 patterns` in words, for a table."""
-    found: Mapping[str, list[Path]] = find_files(benchmark, data)
-    if not any(found.values()):
-        return "none"
+    """What of the benchmark is there, in a word or two, for a table."""
+    found = find_files(benchmark, data)
     lacking = [pattern for pattern, paths in found.items() if not paths]
-    return "all" if not lacking else f"without {listed(lacking, 2)}"
+    if not lacking:
+        return "all"
+    return "none" if len(lacking) == len(found) else f"without {listed(lacking, 2)}"

@@ -1,10 +1,10 @@
-"""FOLDER/NAME: the answers to one benchmark, kept as they come, so that a killed evaluation goes on.
+"""FOLDER/NAME: the answers to one benchmark, kept as they come: a killed evaluation goes on.
 
-    settings.json        checkpoint, settings and data: what is asked, of whom
-    parts/*.jsonl        answers as they come, a file for each model replica
-    predictions.jsonl    all answers in the benchmark's order, once there are all
-    skipped.jsonl        questions that could not be asked, with the reason
-    scores.json          what follows from the three files above
+settings.json        checkpoint, settings and data: what is asked, of whom
+parts/*.jsonl        answers as they come, a file for each model replica
+predictions.jsonl    all answers in the benchmark's order, once there are all
+skipped.jsonl        questions that could not be asked, with the reason
+scores.json          what follows from the three files above
 """
 
 from __future__ import annotations
@@ -191,4 +191,3 @@ def _drop_cut_line(path: Path) -> None:
     if whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
-

@@ -74,6 +74,8 @@ def _read(asked: Asked, data: Path, split: str) -> list[Item]:
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
-            raise DataError(f"{folder}: split {split} of {asked.name}: key {item.key} is there twice")
+            raise DataError(
+                f"{folder}: split {split} of {asked.name}: key {item.key} is there twice"
+            )
         seen.add(item.key)
     return items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
         write_text(folder / SUBMISSION_FILE, json.dumps(submission) + "\n")
     scores = [row["score"] for row in rows]
     summary = {
-        **_numbers(benchmark, items, answers, scores if is_scored else []),
+        **_numbers(Scored(benchmark, items, answers, scores if is_scored else [])),
         "title": benchmark.title,
         "metric": benchmark.metric,
         "prompt_is": benchmark.prompt_is,
@@ -128,44 +129,51 @@ def write_summary(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
     write_text(folder / SCORES_FILE, json.dumps(parts, indent=2) + "\n")
 
 
-def summarise(
-    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]
-) -> float:
-    """The number that papers print."""
-    if benchmark.summarise is None:
-        return 100 * float(np.mean(scores))
-    return benchmark.summarise(items, answers, scores).score
+@dataclass(frozen=True)
+class Scored:
+    """Items, what was answered to each, and what that scored."""
 
+    benchmark: Benchmark
+    items: Sequence[Item]
+    answers: Sequence[str]
+    scores: Sequence[float]  # 0 to 1
 
-def _numbers(
-    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]
-) -> dict[str, Any]:
-    if not scores:
-        return {"score": None, "standard_error": None, "parts": {}, "groups": {}}
-    parts: Mapping[str, float] = {}
-    error: float | None
-    if benchmark.summarise is None:
-        score = 100 * float(np.mean(scores))
-        error = 100 * bootstrap_error(np.array(scores))
-    else:
-        summary = benchmark.summarise(items, answers, scores)
-        score, parts = summary.score, summary.parts
-        error = None
-        if benchmark.can_resample:
-            error = bootstrap_error_of(
-                lambda drawn: summarise(
-                    benchmark,
-                    [items[at] for at in drawn],
-                    [answers[at] for at in drawn],
-                    [scores[at] for at in drawn],
-                ),
-                len(items),
+    def number(self, drawn: Sequence[int] | None = None) -> float:
+        """The number that papers print; of the items at the positions `drawn`, or of all."""
+        some = self
+        if drawn is not None:
+            some = Scored(
+                self.benchmark,
+                [self.items[at] for at in drawn],
+                [self.answers[at] for at in drawn],
+                [self.scores[at] for at in drawn],
             )
+        if some.benchmark.summarise is None:
+            return 100 * float(np.mean(some.scores))
+        return some.benchmark.summarise(some.items, some.answers, some.scores).score
+
+    def standard_error(self) -> float | None:
+        """In the scale of `number`; None where it cannot be resampled."""
+        if self.benchmark.summarise is None:
+            return 100 * bootstrap_error(np.array(self.scores))
+        if not self.benchmark.can_resample:
+            return None
+        return bootstrap_error_of(self.number, len(self.items))
+
+    def parts(self) -> dict[str, float]:
+        if self.benchmark.summarise is None:
+            return {}
+        return dict(self.benchmark.summarise(self.items, self.answers, self.scores).parts)
+
+
+def _numbers(scored: Scored) -> dict[str, Any]:
+    if not scored.scores:
+        return {"score": None, "standard_error": None, "parts": {}, "groups": {}}
     return {
-        "score": score,
-        "standard_error": error,
-        "parts": dict(parts),
-        "groups": _groups(items, scores),
+        "score": scored.number(),
+        "standard_error": scored.standard_error(),
+        "parts": scored.parts(),
+        "groups": _groups(scored.items, scored.scores),
     }
 
 
@@ -183,7 +191,7 @@ def _groups(items: Sequence[Item], scores: Sequence[float]) -> dict[str, Any]:
 
 def _paper_score(benchmark: Benchmark, about: Mapping[str, Any]) -> float | None:
     """The paper's number where the same split is asked."""
-    same = about["settings"]["split"] == benchmark.splits[0]
+    same = about["settings"]["split"] == (benchmark.paper_split or benchmark.splits[0])
     return benchmark.paper_score if same else None
 
 

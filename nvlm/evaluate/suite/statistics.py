@@ -29,11 +29,11 @@ def bootstrap_error(scores: Floats) -> float:
     return float(np.std(_means(scores), ddof=1))
 
 
-def bootstrap_error_of(summary: Callable[[NDArray[np.int64]], float], num_items: int) -> float:
+def bootstrap_error_of(summary: Callable[[list[int]], float], num_items: int) -> float:
     """Standard error of a summary of items, given the positions of those that are drawn."""
     generator = np.random.default_rng(_SEED)
     drawn = [
-        summary(generator.integers(0, num_items, num_items))
+        summary(generator.integers(0, num_items, num_items).tolist())
         for _ in range(NUM_RESAMPLES_OF_SUMMARY)
     ]
     return float(np.std(drawn, ddof=1))
@@ -46,12 +46,12 @@ def bootstrap_interval(differences: Floats) -> tuple[float, float]:
 
 
 def bootstrap_interval_of(
-    difference: Callable[[NDArray[np.int64]], float], num_items: int
+    difference: Callable[[list[int]], float], num_items: int
 ) -> tuple[float, float]:
     """95 % interval of the difference of two summaries of the same drawn items."""
     generator = np.random.default_rng(_SEED)
     drawn = [
-        difference(generator.integers(0, num_items, num_items))
+        difference(generator.integers(0, num_items, num_items).tolist())
         for _ in range(NUM_RESAMPLES_OF_SUMMARY)
     ]
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -91,8 +91,9 @@ def _means(values: Floats) -> Floats:
     num_values = len(values)
     rows = max(1, _MOST_AT_ONCE // num_values)
     means = [
-        values[generator.integers(0, num_values, (min(rows, NUM_RESAMPLES - start), num_values))]
-        .mean(axis=1)
+        values[
+            generator.integers(0, num_values, (min(rows, NUM_RESAMPLES - start), num_values))
+        ].mean(axis=1)
         for start in range(0, NUM_RESAMPLES, rows)
     ]
     return np.concatenate(means)
