@@ -54,6 +54,7 @@ _EXTRAS = {
     "mlflow": "mlflow",
     "datasets": "datasets",
     "av": "video",
+    "pycocoevalcap": "evaluate",
 }
 _LOST = (
     "the connection to another process of the run is lost, or it did not answer in time: see "
