@@ -55,6 +55,9 @@ _EXTRAS = {
     "datasets": "datasets",
     "av": "video",
     "pycocoevalcap": "evaluate",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 _LOST = (
     "the connection to another process of the run is lost, or it did not answer in time: see "
