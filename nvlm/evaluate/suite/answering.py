@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from nvlm.data.samples.sample import SampleError
 from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import Item
+from nvlm.evaluate.questions import TOO_LONG
 from nvlm.evaluate.suite.conversation import Conversation, converse
 from nvlm.evaluate.suite.folder import Part, Row
 from nvlm.evaluate.suite.items import Shots
@@ -23,8 +26,11 @@ from nvlm.generate.request import Sampling
 from nvlm.generate.session import Session
 from nvlm.printing import say
 
-# Questions whose pictures are in memory.
-_MAX_OPEN = 32
+# Questions in a session: a few more than it answers at once.
+_MAX_OPEN = 72
+# Questions that are made ready ahead of these, and by how many threads.
+_NUM_AHEAD = 16
+_NUM_THREADS = 4
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -66,48 +72,66 @@ def answer_items(
     """
     parallel = engine.parallel
     mine = items[parallel.data_rank :: parallel.data_size]
-    progress = _Progress(asked.name, len(mine), parallel.data_size, parallel.is_main)
-    part = Part(folder, parallel.data_rank) if parallel.is_model_parallel_main else nullcontext()
-    with part as file:
-        for row in _answers(engine, asked, mine, shots):
-            if file is not None:
-                file.add(row)
-            progress.count()
+    with Session(engine) as session:
+        if not parallel.is_model_parallel_main:
+            session.follow()
+            return
+        progress = _Progress(asked.name, len(mine), parallel.data_size, parallel.is_main)
+        with Part(folder, parallel.data_rank) as part:
+            for row in _answers(engine, session, asked, mine, shots):
+                part.add(row)
+                progress.count()
 
 
-def _answers(engine: Engine, asked: Asked, items: Sequence[Item], shots: Shots) -> Iterator[Row]:
-    session = Session(engine)
+def _answers(
+    engine: Engine, session: Session, asked: Asked, items: Sequence[Item], shots: Shots
+) -> Iterator[Row]:
+    """A row for each item, in the order in which their answers end."""
     sampling = Sampling(max_new_tokens=asked.max_new_tokens)
-    open_rows: dict[str, _OpenRow] = {}
-    waiting = iter(items)
-    is_done = False
-    while open_rows or not is_done:
-        while not is_done and len(open_rows) < _MAX_OPEN:
-            item = next(waiting, None)
-            if item is None:
-                is_done = True
-                break
-            conversation = conversation_of(asked, item, shots)
-            try:
-                ready = make_ready(
-                    engine, conversation, sampling.max_new_tokens, asked.settings.max_num_tiles
-                )
-            except SampleError as error:
-                yield {"key": item.key, "skipped": {"reason": error.reason, "detail": error.detail}}
-                continue
-            open_rows[item.key] = _OpenRow(item, conversation, ready)
-            session.add(item.key, ready.prompt, sampling)
-        for progress in session.step():
-            row = open_rows[progress.key]
-            row.texts.append(progress.text)
-            row.num_tokens += len(progress.token_ids)
-            if progress.finish_reason is not None:
-                del open_rows[progress.key]
-                yield row.finished(progress.finish_reason)
+    open_questions: dict[str, _Question] = {}
+
+    def prepare(item: Item) -> _Question:
+        conversation = conversation_of(asked, item, shots)
+        most = asked.settings.max_num_tiles
+        ready = make_ready(engine, conversation, sampling.max_new_tokens, most)
+        return _Question(item, conversation, ready)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        waiting = iter(items)
+        ahead: deque[tuple[Item, Future[_Question]]] = deque()
+        while True:
+            for item in islice(waiting, _NUM_AHEAD - len(ahead)):
+                ahead.append((item, pool.submit(prepare, item)))
+            if not ahead and not open_questions:
+                return
+            # Waits for those that are not ready: which questions are answered beside which does
+            # not depend on how fast a disk is.
+            while ahead and len(open_questions) < _MAX_OPEN:
+                item, future = ahead.popleft()
+                try:
+                    question = future.result()
+                    session.add(item.key, question.ready.prompt, sampling)
+                except SampleError as error:
+                    yield _skipped(item, error.reason, error.detail)
+                except DataError as error:  # no room in the session's cache
+                    yield _skipped(item, TOO_LONG, str(error))
+                else:
+                    open_questions[item.key] = question
+            for progress in session.step():
+                question = open_questions[progress.key]
+                question.texts.append(progress.text)
+                question.num_tokens += len(progress.token_ids)
+                if progress.finish_reason is not None:
+                    del open_questions[progress.key]
+                    yield question.row(progress.finish_reason)
+
+
+def _skipped(item: Item, reason: str, detail: str) -> Row:
+    return {"key": item.key, "skipped": {"reason": reason, "detail": detail}}
 
 
 @dataclass
-class _OpenRow:
+class _Question:
     """A question that is being answered."""
 
     item: Item
@@ -116,7 +140,7 @@ class _OpenRow:
     texts: list[str] = field(default_factory=list)
     num_tokens: int = 0
 
-    def finished(self, finish_reason: str) -> Row:
+    def row(self, finish_reason: str) -> Row:
         return {
             **item_fields(self.item),
             "messages": self.conversation.messages,
