@@ -106,7 +106,7 @@ def anls() -> Iterator[Row]:
         yield {"answer": answer, "truths": truths, "scores": scores}
 
 
-def ocrbench() -> Iterator[Row]:
+def containment() -> Iterator[Row]:
     lmms = module_of("lmms-eval", "lmms_eval.tasks.ocrbench.utils")
     cases = itertools.product((False, True), hard.OCR_TRUTHS, hard.OCR_ANSWERS)
     for is_formula, truths, answer in cases:
@@ -169,7 +169,7 @@ def mmmu_open() -> Iterator[Row]:
         yield {"answer": answer, "truths": truths, "scores": scores}
 
 
-def mathvista() -> Iterator[Row]:
+def mathvista_answers() -> Iterator[Row]:
     """`without a judge`: nothing is extracted of what is not the answer alone. `answer alone`: a
     judge would have extracted the very text.
     """
@@ -212,11 +212,11 @@ TABLES = {
         vqa_accuracy,
         relaxed_accuracy,
         anls,
-        ocrbench,
+        containment,
         options,
         mmmu_choices,
         mmmu_open,
-        mathvista,
+        mathvista_answers,
     )
 }
 

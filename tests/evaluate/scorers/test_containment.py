@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from helpers.score_tables import read_score_table
 
-from nvlm.evaluate.scorers.ocrbench import contains_answer
+from nvlm.evaluate.scorers.containment import contains_answer
 
-ROWS = read_score_table("ocrbench")
+ROWS = read_score_table("containment")
 
 
 def test_as_others_score():

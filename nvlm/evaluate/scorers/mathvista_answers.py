@@ -4,7 +4,7 @@ The benchmark (Lu et al., "MathVista", ICLR 2024) has a language model extract t
 was said, then compares it: a choice by its letter or text, a whole number, a number to as many
 decimals as the question asks for, or a list. Here the extraction is by rules:
 
-- multiple choice: the text of a choice, else the letter as MMMU reads it (`mmmu.chosen_letter`),
+- multiple choice: the text of a choice, else the letter as MMMU reads it (mmmu_answers.py),
   as in NVLM's released scripts
 - numbers: the whole answer, if it is one; else the first number behind the last `answer is`,
   `answer:` or `=`; else the last number. `1,000`, `$5`, `5%`, `3/4` and `\\frac{3}{4}` are numbers
@@ -27,7 +27,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nvlm.evaluate.scorers.mmmu import chosen_letter
+from nvlm.evaluate.scorers.mmmu_answers import chosen_letter
 from nvlm.evaluate.scorers.options import LETTERS
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from helpers.score_tables import read_score_table
 
-from nvlm.evaluate.scorers.mathvista import mathvista_score, said_number
-from nvlm.evaluate.scorers.mmmu import chosen_letter
+from nvlm.evaluate.scorers.mathvista_answers import mathvista_score, said_number
+from nvlm.evaluate.scorers.mmmu_answers import chosen_letter
 
-ROWS = read_score_table("mathvista")
+ROWS = read_score_table("mathvista_answers")
 INTEGER = {"answer": "3", "answer_type": "integer", "precision": None, "choices": None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.score_tables import read_score_table
 
-from nvlm.evaluate.scorers.mmmu import chosen_letter, open_score
+from nvlm.evaluate.scorers.mmmu_answers import chosen_letter, open_score
 from nvlm.evaluate.scorers.options import named_option
 
 CHOICES = read_score_table("mmmu_choices")
