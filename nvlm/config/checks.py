@@ -148,13 +148,26 @@ def _vision_problems(config: RunConfig) -> Iterator[str]:
 
 def _language_problems(config: RunConfig) -> Iterator[str]:
     language = config.model.language
-    if language.hidden_size % language.num_attention_heads:
-        yield _not_multiple(
-            config, "model.language.hidden_size", "model.language.num_attention_heads"
+    heads = "model.language.num_attention_heads"
+    if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
+        yield _not_multiple(config, "model.language.hidden_size", heads)
+    elif language.head_dim % 2:
+        yield (
+            f"a head of model.language is {language.head_dim} wide (kv_channels, or hidden_size / "
+            "num_attention_heads): rotary positions need an even number"
         )
     if language.num_attention_heads % language.num_query_groups:
-        yield _not_multiple(
-            config, "model.language.num_attention_heads", "model.language.num_query_groups"
+        yield _not_multiple(config, heads, "model.language.num_query_groups")
+    if language.qk_layernorm and language.qkv_bias:
+        yield (
+            "model.language.qk_layernorm true and qkv_bias true: no published decoder has both "
+            "(Qwen2 has the bias, Qwen3 the norms), and no export could say so; set one to false"
+        )
+    scaling = language.rope_scaling
+    if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
+        yield (
+            f"model.language.rope_scaling.low_freq_factor {scaling.low_freq_factor:g} must be less "
+            f"than high_freq_factor {scaling.high_freq_factor:g}"
         )
 
 

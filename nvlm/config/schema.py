@@ -124,8 +124,27 @@ class ProjectorConfig(Section):
     """Standard deviation of random first weights."""
 
 
+class RopeScalingConfig(Section):
+    """Llama 3's: of the rotary embedding, waves longer than
+    `original_max_position_embeddings / low_freq_factor` are stretched by `factor`, those shorter
+    than `original_max_position_embeddings / high_freq_factor` are left, and between them it
+    changes smoothly."""
+
+    factor: Positive
+    """By how much long waves are stretched (8 in Llama 3.1, 32 in the small Llama 3.2)."""
+    low_freq_factor: Positive = 1.0
+    """Where stretching is whole."""
+    high_freq_factor: Positive = 4.0
+    """Where stretching begins."""
+    original_max_position_embeddings: Count = 8192
+    """Longest sequence of the training before, in tokens."""
+
+
 class LanguageConfig(Section):
-    """A Qwen2-style decoder (also Yi: `qkv_bias: false`)."""
+    """A decoder of the Llama and Qwen kind: RMSNorm, SwiGLU, grouped queries, rotary positions.
+
+    Qwen2 and 2.5 have `qkv_bias`; Qwen3 has `qk_layernorm` and its own `kv_channels`; Llama, Yi and
+    Mistral have neither, Llama 3.1 and later have `rope_scaling`."""
 
     num_layers: NumLayers
     """Transformer layers."""
@@ -134,17 +153,23 @@ class LanguageConfig(Section):
     ffn_hidden_size: Count
     """Width inside the SwiGLU MLP of a layer."""
     num_attention_heads: Count
-    """Query heads, each `hidden_size / num_attention_heads` wide."""
+    """Query heads."""
     num_query_groups: Count
     """Key and value heads, each shared by as many query heads (grouped-query attention)."""
     vocab_size: Count
     """Rows of the embedding matrix: the tokenizer's tokens and what pads them."""
+    kv_channels: Count | None = None
+    """Width of a head. null: `hidden_size / num_attention_heads`."""
     rope_base: Positive = 1_000_000.0
     """Base of the rotary position embedding."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Slower rotation for longer sequences. null: none."""
     norm_epsilon: Positive = 1e-6
     """Added to the mean square in every RMSNorm."""
     qkv_bias: Switch = True
     """Bias of the query, key and value projections."""
+    qk_layernorm: Switch = False
+    """RMSNorm of each head's queries and keys, with one weight for all heads (Qwen3)."""
     share_embeddings_and_output_weights: Switch = False
     """One matrix for token embeddings and output layer (Qwen2's small sizes)."""
     max_position_embeddings: Count = 32768
@@ -154,7 +179,7 @@ class LanguageConfig(Section):
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
 class ModelConfig(Section):

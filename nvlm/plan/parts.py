@@ -32,6 +32,7 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
 
     def moved(norm: float, activation: float) -> float:
         bytes_ = 2 * local * (norm + numbers["residual_bytes"])
+        bytes_ += turned * norm * language.qk_layernorm
         return scale * (bytes_ + turned * numbers["rotary_bytes"] + inner * activation)
 
     pairs = work.token_pairs * config.train.micro_batch_size

@@ -85,6 +85,9 @@ def layer_activations(
     attention = (heads + 2 * groups) * per_head
     if keeps_all or layer_implementation != "local":
         attention += heads * per_head + _FP32 * tokens * heads
+    if language.qk_layernorm:
+        # What is normalised, beside what comes of it and is rotated.
+        attention += (heads + groups) * (per_head + _FP32 * tokens)
     if layer_implementation == "local":
         attention += trains["self_attention.linear_proj"] * heads * per_head + 4 * per_head
 

@@ -1,7 +1,7 @@
 """Floating-point operations of the model, in training as a stage needs them.
 
     tokens:     2 x (weights of the decoder's matrices and the output layer)     per token
-    attention:  2 x layers x hidden size         per pair of tokens of a document, half are masked
+    attention:  2 x layers x width of all heads  per pair of tokens of a document, half are masked
     tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
                 + 4 x layers x width x (patches + 1)^2 + the projector            per tile
 
@@ -63,11 +63,12 @@ class StepFlops:
 def forward_flops(model: ModelConfig) -> ForwardFlops:
     language, vision = model.language, model.vision
     layers = _num_matrix_weights(model, LANGUAGE, in_layers=True)
+    heads_width = language.num_attention_heads * language.head_dim
     width, positions = vision.num_stored_attention_heads * vision.head_dim, vision.num_patches + 1
     return ForwardFlops(
         # The output layer computes as much where it has no matrix of its own.
         per_token=2 * (layers + language.hidden_size * language.vocab_size),
-        per_token_pair=2 * language.num_layers * language.hidden_size,
+        per_token_pair=2 * language.num_layers * heads_width,
         encoder_per_tile=2 * _num_matrix_weights(model, VISION, in_layers=True) * positions
         + 4 * vision.num_layers * width * positions**2,
         projector_per_token=2 * _num_matrix_weights(model, PROJECTOR),

@@ -22,11 +22,36 @@ from nvlm.convert.hf.architectures import (
     released_problems,
     vision_problems,
 )
-from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, NVLM_D, QWEN2, Keys
+from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, MISTRAL, NVLM_D, QWEN2, QWEN3, Keys
 from nvlm.convert.hf.folder import FolderPart
 from nvlm.convert.hf.values import language_values, vision_values
 
-KEYS = {"qwen2": QWEN2, "llama": LLAMA, "intern_vit": INTERN_VIT, "nvlm_d": NVLM_D}
+KEYS = {
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "intern_vit": INTERN_VIT,
+    "nvlm_d": NVLM_D,
+}
+# What `model.language` says of each decoder.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"qkv_bias": False, "qk_layernorm": True, "kv_channels": 12},
+    "llama": {"qkv_bias": False},
+    "llama 3": {
+        "qkv_bias": False,
+        "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_type"},
+    },
+    "mistral": {"qkv_bias": False, "kv_channels": 16},
+}
 
 # What transformers 4 wrote into the parts of a model, of its base class (4.37, `to_dict`).
 KEYS_OF_TRANSFORMERS_4 = re.findall(
@@ -47,7 +72,7 @@ KEYS_OF_TRANSFORMERS_4 = re.findall(
 )
 
 
-def language_config(qkv_bias: bool = True, **changes: Any) -> LanguageConfig:
+def language_config(**changes: Any) -> LanguageConfig:
     sizes = {
         "num_layers": 2,
         "hidden_size": 32,
@@ -58,13 +83,21 @@ def language_config(qkv_bias: bool = True, **changes: Any) -> LanguageConfig:
         "rope_base": 10000.0,
         "max_position_embeddings": 16,
     }
-    return LanguageConfig(**{**sizes, "qkv_bias": qkv_bias, **changes})
+    return LanguageConfig(**{**sizes, **changes})
 
 
-def language_classes(qkv_bias: bool):
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+def language_class(decoder: str):
+    """transformers' model."""
+    import transformers
 
-    return (Qwen2Config, Qwen2ForCausalLM) if qkv_bias else (LlamaConfig, LlamaForCausalLM)
+    names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}
+    return getattr(transformers, f"{names.get(decoder, 'Llama')}ForCausalLM")
+
+
+def decoder_values(decoder: str) -> dict[str, Any]:
+    """A folder's `config.json`."""
+    values = language_values(language_config(**DECODERS[decoder]))
+    return {**values, "architectures": [language_class(decoder).__name__]}
 
 
 def class_keys(config_class: type) -> dict[str, Any]:
@@ -86,8 +119,7 @@ def config_classes() -> dict[str, type]:
     from nvlm.convert.hf_files.configuration_nvlm_d import NVLM_D_Config
 
     return {
-        "qwen2": language_classes(True)[0],
-        "llama": language_classes(False)[0],
+        **{name: language_class(name).config_class for name in DECODERS if name in KEYS},
         "intern_vit": InternVisionConfig,
         "nvlm_d": NVLM_D_Config,
     }
@@ -110,7 +142,7 @@ def test_every_key_of_the_configuration_class_is_known(name: str):
     }
     assert not unknown
     for key, accepted in KEYS[name].fixed.items():
-        if key in found:
+        if key in found and (name, key) != ("mistral", "sliding_window"):  # 4096: the first one's
             assert found[key] in accepted, f"{key} has the default {found[key]!r}"
 
 
@@ -142,6 +174,10 @@ ROPE_VARIANTS: list[dict[str, Any]] = [
             "original_max_position_embeddings": 8,
         }
     },
+    {"rope_scaling": {**LLAMA3, "factor": 32.0}},
+    {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 4}},
+    {"rope_scaling": {**LLAMA3, "high_freq_factor": 2.0}},
+    {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}},
     {
         "rope_scaling": {
             "rope_type": "longrope",
@@ -206,12 +242,13 @@ def one_by_one(values: dict[str, Any], defaults: dict[str, Any]) -> list[dict[st
     return found
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False], ids=["qwen2", "llama"])
-def test_what_changes_transformers_outputs_is_refused(qkv_bias: bool):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_changes_transformers_outputs_is_refused(decoder: str):
     """One key after the other; whoever computes something else must not be converted."""
-    config_class, model_class = language_classes(qkv_bias)
-    language = language_config(qkv_bias)
-    values = language_values(language)
+    model_class = language_class(decoder)
+    config_class = model_class.config_class
+    language = language_config(**DECODERS[decoder])
+    values = decoder_values(decoder)
     assert language_problems(values, language) == []
     token_ids = torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(0))
 
@@ -405,12 +442,14 @@ def test_of_an_nvlm_d_every_key_is_looked_at():
     assert released_problems(values, config.model) == ["ps_version is None, expected 'v2'"]
 
 
-@pytest.mark.parametrize("qkv_bias", ["true", "false"])
-def test_an_export_says_all_that_is_computed(qkv_bias: str):
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])
+def test_an_export_says_all_that_is_computed(name: str):
     """Nothing is left to the defaults of classes, which may change."""
-    config = small_folders.convert_config(f"model.language.qkv_bias={qkv_bias}")
+    config = small_folders.convert_config(
+        f"model.language.qkv_bias={str(name == 'qwen2').lower()}",
+        f"model.language.qk_layernorm={str(name == 'qwen3').lower()}",
+    )
     values = model_config(config, "float32", 1, 2, 3)
-    name = "qwen2" if qkv_bias == "true" else "llama"
     classes = config_classes()
     for part, architecture in (
         (values["llm_config"], name),

@@ -6,6 +6,7 @@ The InternViT comes out of transformers' own model, under the names of OpenGVLab
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch.distributed.checkpoint as dcp
 from helpers import published_models, small_folders
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.convert import convert_from_hf, convert_to_hf
+from nvlm.convert.hf_files.modeling_nvlm_d import NVLM_D_Model
 from nvlm.convert.rules import expected_tensors
 from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.errors import ConvertError
@@ -31,11 +34,23 @@ INTERNVIT_300M = [
     "model.vision.layer_scale_init=1.0",
 ]
 NO_ZERO_HEADS = ["model.vision.num_stored_attention_heads=5"]
+YI = ["model.language.qkv_bias=false"]
+QWEN3 = [
+    "model.language.qkv_bias=false",
+    "model.language.qk_layernorm=true",
+    "model.language.kv_channels=48",
+]
+LLAMA3 = [
+    "model.language.qkv_bias=false",
+    "model.language.rope_scaling={factor: 8.0, original_max_position_embeddings: 64}",
+]
 SHARED = ["model.language.share_embeddings_and_output_weights=true"]
 CASES = {
     "InternViT-300M, Qwen2-0.5B": [*INTERNVIT_300M, *NO_ZERO_HEADS, *SHARED],
-    "InternViT-300M with zero heads, Yi": [*INTERNVIT_300M, "model.language.qkv_bias=false"],
+    "InternViT-300M with zero heads, Yi": [*INTERNVIT_300M, *YI],
     "InternViT-6B without zero heads": NO_ZERO_HEADS,
+    "InternViT-300M, Qwen3-0.6B": [*INTERNVIT_300M, *QWEN3, *SHARED],
+    "InternViT-6B, Llama 3": [*NO_ZERO_HEADS, *LLAMA3],
 }
 
 
@@ -171,7 +186,6 @@ def test_there_and_back_bit_for_bit(case, converted):
 
 def test_export_computes_what_megatron_computes(case, converted, measure):
     """Logits of text around two tiles, by the modelling files from the export's folder."""
-    from nvlm.convert.hf_files.modeling_nvlm_d import NVLM_D_Model
     from nvlm.generate.engine import Engine
     from nvlm.model.encoders.internvit import normalize_tiles
 
@@ -276,3 +290,41 @@ def test_trained_dummy_heads_are_refused(tmp_path):
     with pytest.raises(ConvertError, match=r"/vision: .*\.1\.attn\.k_norm\.weight: stored heads"):
         convert_from_hf(*folders, tmp_path / "refused")
     assert not list(tmp_path.glob("refused*"))
+
+
+def test_a_mistral_is_read_as_the_llama_that_it_computes(tmp_path):
+    """Without its sliding window; with one it is refused."""
+    config = small_folders.convert_config(*YI, "model.language.kv_channels=32")
+    small_folders.make_vision_folder(tmp_path / "vision", config)
+    small_folders.make_language_folder(tmp_path / "llama", config)
+    shutil.copytree(tmp_path / "llama", tmp_path / "mistral")
+    file = tmp_path / "mistral" / "config.json"
+    values = {
+        **json.loads(file.read_text()),
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": None,
+    }
+    del values["attention_bias"], values["mlp_bias"]
+    file.write_text(json.dumps(values))
+    exported = {}
+    for name in ("llama", "mistral"):
+        checkpoint = convert_from_hf(
+            tmp_path / "vision", tmp_path / name, config, tmp_path / f"{name}_checkpoint"
+        )
+        exported[name] = convert_to_hf(checkpoint, tmp_path / f"{name}_export")
+    tensors = [small_folders.read_tensors(folder) for folder in exported.values()]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "mistral").eval()
+    assert type(opened).__name__ == "MistralForCausalLM"
+    tokens = torch.randint(0, config.model.language.vocab_size, (1, 40))
+    with torch.no_grad():
+        expected = opened(tokens).logits
+        found = NVLM_D_Model.from_pretrained(exported["mistral"]).eval()(input_ids=tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+    file.write_text(json.dumps({**values, "sliding_window": 4096}))
+    with pytest.raises(ConvertError, match="sliding_window is 4096, expected None"):
+        convert_from_hf(tmp_path / "vision", tmp_path / "mistral", config, tmp_path / "out")

@@ -41,6 +41,7 @@ OPTIMIZER = [
 # Results of two optimizer steps, and of the second one on another layout's checkpoint.
 STEPS = "two steps, InternViT-300M, shared embeddings"
 RESUMED = "resumed, InternViT-300M, shared embeddings"
+QWEN3 = "Qwen3's heads, each with norms"
 # Run folder of the one process that is the truth.
 SINGLE = "single"
 
@@ -78,6 +79,9 @@ def all_cases(
     parallel = initialize(config)
     chunks = wrapped(small_model.build_chunks(config, parallel))
     small_chunks = wrapped(small_model.build_chunks(small, parallel))
+    qwen3_chunks = wrapped(
+        small_model.build_chunks(config_of(*overrides, *variants.QWEN3), parallel)
+    )
     projector_chunks = small_model.build_chunks(projector_only, parallel)
     freeze(projector_chunks, projector_only, parallel)
     projector_chunks = wrapped(projector_chunks)
@@ -87,6 +91,7 @@ def all_cases(
         "InternViT-300M, shared embeddings": losses_and_gradients(
             small_chunks, with_images(config), parallel
         ),
+        QWEN3: losses_and_gradients(qwen3_chunks, with_images(config), parallel),
         "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
         STEPS: two_steps(small, parallel, save=save_to is not None),
     }

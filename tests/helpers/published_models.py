@@ -25,9 +25,23 @@ def vision_model(vision: VisionConfig):
 
 
 def language_model(language: LanguageConfig):
-    """A Qwen2, or a Llama where queries, keys and values have no bias."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    """A Qwen2, a Qwen3 where queries and keys are normalised, or else a Llama."""
+    return language_class(language)(language_settings(language)).eval()
 
+
+def language_class(language: LanguageConfig):
+    """The class that transformers has for it."""
+    import transformers
+
+    bias = "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"
+    return getattr(transformers, "Qwen3ForCausalLM" if language.qk_layernorm else bias)
+
+
+def language_settings(language: LanguageConfig, **changes):
+    """The configuration of `language_class`."""
+    rope = {"rope_type": "default", "rope_theta": language.rope_base}
+    if language.rope_scaling is not None:
+        rope |= {"rope_type": "llama3", **language.rope_scaling.model_dump()}
     settings = {
         "vocab_size": language.vocab_size,
         "hidden_size": language.hidden_size,
@@ -36,10 +50,9 @@ def language_model(language: LanguageConfig):
         "num_attention_heads": language.num_attention_heads,
         "num_key_value_heads": language.num_query_groups,
         "rms_norm_eps": language.norm_epsilon,
-        "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_base},
+        "head_dim": language.head_dim,
+        "rope_parameters": rope,
         "max_position_embeddings": language.max_position_embeddings,
         "tie_word_embeddings": language.share_embeddings_and_output_weights,
     }
-    if language.qkv_bias:
-        return Qwen2ForCausalLM(Qwen2Config(**settings)).eval()
-    return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    return language_class(language).config_class(**settings | changes)

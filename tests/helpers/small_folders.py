@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from helpers import published_models
 from helpers.paths import REPOSITORY
 from nvlm.checkpoint_files import MANIFEST_FILE
 from nvlm.config import RunConfig, load_config
@@ -30,27 +31,11 @@ def make_vision_folder(folder: Path, config: RunConfig) -> None:
 
 
 def make_language_folder(folder: Path, config: RunConfig, **changes) -> None:
-    """A Qwen2, or a Llama where queries, keys and values have no bias."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
+    """A Qwen2, a Qwen3 where queries and keys are normalised, or else a Llama."""
     language = config.model.language
-    settings = {
-        "hidden_size": language.hidden_size,
-        "intermediate_size": language.ffn_hidden_size,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_attention_heads,
-        "num_key_value_heads": language.num_query_groups,
-        "vocab_size": language.vocab_size,
-        "rms_norm_eps": language.norm_epsilon,
-        "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_base},
-        "max_position_embeddings": language.max_position_embeddings,
-        "tie_word_embeddings": False,
-    }
-    settings |= changes
-    if language.qkv_bias:
-        model = Qwen2ForCausalLM(Qwen2Config(**settings))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**settings))
+    settings = {"tie_word_embeddings": False, **changes}
+    found = published_models.language_settings(language, **settings)
+    model = published_models.language_class(language)(found)
     randomise(model)
     model.save_pretrained(folder)
 

@@ -10,6 +10,18 @@ INTERNVIT_300M = [
 NO_ZERO_HEADS = ["model.vision.num_stored_attention_heads=5"]
 SHARED_EMBEDDINGS = ["model.language.share_embeddings_and_output_weights=true"]
 YI = ["model.language.qkv_bias=false"]
+# Heads of a width of their own: 8 of 48 channels beside hidden states of 192.
+QWEN3 = [
+    "model.language.qkv_bias=false",
+    "model.language.qk_layernorm=true",
+    "model.language.kv_channels=48",
+]
+# The small models' sequences are short: waves are stretched beyond 32 tokens.
+LLAMA3 = [
+    "model.language.qkv_bias=false",
+    "model.language.rope_base=500000.0",
+    "model.language.rope_scaling={factor: 8.0, original_max_position_embeddings: 64}",
+]
 
 VISION = {
     "6B": [],
@@ -17,4 +29,4 @@ VISION = {
     "300M": INTERNVIT_300M,
     "300M, no zero heads": [*INTERNVIT_300M, *NO_ZERO_HEADS],
 }
-LANGUAGE = {"shared embeddings": SHARED_EMBEDDINGS, "Yi": YI}
+LANGUAGE = {"shared embeddings": SHARED_EMBEDDINGS, "Yi": YI, "Qwen3": QWEN3, "Llama 3": LLAMA3}

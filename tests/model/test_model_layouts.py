@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import layout_steps, spawn
-from helpers.layout_steps import RESUMED, STEPS
+from helpers.layout_steps import QWEN3, RESUMED, STEPS
 
 from nvlm.parallel.groups import initialize
 
@@ -44,7 +44,13 @@ LAYOUTS = {
         "train.recompute.language.granularity=full",
     ],
 }
-GRADIENTS = ["with images", "without images", "InternViT-300M, shared embeddings", "projector only"]
+GRADIENTS = [
+    "with images",
+    "without images",
+    "InternViT-300M, shared embeddings",
+    QWEN3,
+    "projector only",
+]
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
 CHECKPOINTING = [
     "TP4 + SP",

@@ -21,7 +21,7 @@ FROZEN = {
     "the encoder": "stage.freeze=['vision_model.*']",
     "all but the projector": "stage.freeze=['vision_model.*','language_model.*']",
 }
-VARIANTS = {"6B": [], "300M": variants.INTERNVIT_300M}
+VARIANTS = {"6B": [], "300M, Qwen3": [*variants.INTERNVIT_300M, *variants.QWEN3]}
 
 
 def counted(run: Callable) -> int:

@@ -43,6 +43,13 @@ CASES = {
     "full recompute, 1 layer": [BF16, FULL, "train.recompute.language.num_layers=1"],
     "full recompute, pipeline 2, tensor 2, sequence": [BF16, FULL, TP2, SP, "parallel.pipeline=2"],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
+    "norms of queries and keys": [BF16, *variants.QWEN3],
+    "norms of queries and keys, selective recompute, tensor 2": [
+        BF16,
+        SELECTIVE,
+        TP2,
+        *variants.QWEN3,
+    ],
 }
 
 

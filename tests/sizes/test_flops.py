@@ -14,6 +14,9 @@ from nvlm.sizes.flops import ForwardFlops, StepFlops, forward_flops, step_flops
 # 0.5B:  896 x 1152 = 1,032,192 + 896 x 896 = 802,816 + 896 x 9728 = 8,716,288
 #        + 4864 x 896 = 4,358,144: 14,909,440, 24 times; the embedding's matrix once more as output
 #        layer, 896 x 151936 = 136,134,656: 493,961,216.
+# 4B:    2560 x 6144 = 15,728,640 + 4096 x 2560 = 10,485,760 + 2560 x 19456 = 49,807,360
+#        + 9728 x 2560 = 24,903,680: 100,925,440, 36 times; the embedding's matrix once more,
+#        2560 x 151936 = 388,956,160: 4,022,272,000.
 # An encoder layer: query, key and value of the stored heads; output; two matrices of the MLP.
 # 6B:    3200 x 12288 = 39,321,600 + 4096 x 3200 = 13,107,200 + 2 x 3200 x 12800 = 81,920,000:
 #        134,348,800, 45 times; 1025 positions, 1,050,625 pairs of them, 32 heads of 128.
@@ -31,6 +34,13 @@ FORWARD = {
         per_token_pair=43_008,  # 2 x 24 x 896
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
         projector_per_token=48_562_176,  # 2 x (4096 x 4864 + 4864 x 896)
+    ),
+    # Heads are wider than the hidden states.
+    "internvit_300m_qwen3_4b/sft": ForwardFlops(
+        per_token=8_044_544_000,
+        per_token_pair=294_912,  # 2 x 36 x 32 x 128
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_token=129_499_136,  # 2 x (4096 x 9728 + 9728 x 2560)
     ),
 }
 # The encoder is frozen and runs forwards. A tile's 256 tokens of projector: 72B

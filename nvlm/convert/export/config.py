@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.schema import RunConfig
+from nvlm.convert.hf.architectures import MODEL_TYPES
 from nvlm.convert.hf.values import (
     language_architecture,
     language_values,
@@ -59,7 +60,7 @@ def model_config(
         **prompt_values(config),
         "llm_config": {
             "architectures": [architecture],
-            "model_type": "qwen2" if language.qkv_bias else "llama",
+            "model_type": MODEL_TYPES[architecture],
             "attention_dropout": 0.0,
             "bos_token_id": None,
             **dtypes,

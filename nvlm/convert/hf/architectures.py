@@ -22,17 +22,35 @@ from nvlm.convert.hf.comparison import (
     value_differences,
     with_defaults,
 )
-from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, NVLM_D, QWEN2
+from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, MISTRAL, NVLM_D, QWEN2, QWEN3
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
-from nvlm.convert.hf.values import language_architecture, prompt_values, vision_values
+from nvlm.convert.hf.values import (
+    language_architecture,
+    prompt_values,
+    rope_scaling_values,
+    vision_values,
+)
 from nvlm.errors import ConvertError
 
 # A folder of one model, or the part of a folder that describes one of its models.
 ModelFolder = HfFolder | FolderPart
 
-_LANGUAGE_KEYS = {"Qwen2ForCausalLM": QWEN2, "LlamaForCausalLM": LLAMA}
+_LANGUAGE_KEYS = {
+    "Qwen2ForCausalLM": QWEN2,
+    "Qwen3ForCausalLM": QWEN3,
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+}
+LANGUAGE_ARCHITECTURES = tuple(_LANGUAGE_KEYS)
+# Architecture -> those that, with the values that are accepted of them, compute the same.
+_ALSO = {"LlamaForCausalLM": ("MistralForCausalLM",)}
 _ALL_KEYS = {**_LANGUAGE_KEYS, "InternVisionModel": INTERN_VIT, "NVLM_D": NVLM_D}
-_MODEL_TYPES = {"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+MODEL_TYPES = {
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+}
 
 
 # ------------------------------------------------------------------------------------- the checks
@@ -50,16 +68,17 @@ def check_vision(folder: ModelFolder, vision: VisionConfig, option: str = "--vis
 def check_language(
     folder: ModelFolder, language: LanguageConfig, option: str = "--language"
 ) -> None:
-    """Raise `ConvertError` unless `folder` is a Qwen2 (or Llama) computing what `language` does.
+    """Raise `ConvertError` unless `folder` is a decoder that computes what `language` does.
 
     A folder with tied embeddings fits a configuration with separate ones (both then start equal),
     not the other way round.
     """
-    architecture = language_architecture(language)
-    _check_architecture(folder, architecture, option)
-    found = folder.config.get("model_type", _MODEL_TYPES[architecture])
+    wanted = language_architecture(language)
+    _check_architecture(folder, wanted, option)
+    architecture = architecture_of(folder.config) or wanted
+    found = folder.config.get("model_type", MODEL_TYPES[architecture])
     # Within an NVLM-D only the architecture counts (the released file says `llama` of its Qwen2).
-    if isinstance(folder, HfFolder) and found != _MODEL_TYPES[architecture]:
+    if isinstance(folder, HfFolder) and found != MODEL_TYPES[architecture]:
         raise ConvertError(
             f"{folder.path / CONFIG_FILE}: model_type {shown(found)} beside architectures "
             f"[{architecture!r}]: transformers opens another model than the architecture says"
@@ -182,8 +201,10 @@ def vision_problems(found: Mapping[str, Any], vision: VisionConfig) -> list[str]
 
 
 def language_problems(found: Mapping[str, Any], language: LanguageConfig) -> list[str]:
-    """What of a Qwen2's or Llama's `config.json` does not fit `language`, a clause each."""
+    """What of a decoder's `config.json` does not fit `language`, a clause each."""
     architecture = language_architecture(language)
+    if architecture_of(found) in _ALSO.get(architecture, ()):
+        architecture = str(architecture_of(found))
     keys = _LANGUAGE_KEYS[architecture]
     names = [*keys.settings, *keys.fixed, "tie_word_embeddings"]
     values = with_defaults(found, names, architecture)
@@ -193,7 +214,7 @@ def language_problems(found: Mapping[str, Any], language: LanguageConfig) -> lis
         values["head_dim"] = language.head_dim
     wanted = {key: getattr(language, setting) for key, setting in keys.settings.items()}
     problems = [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
-    problems += rope_problems(found, language.rope_base)
+    problems += rope_problems(found, language.rope_base, rope_scaling_values(language.rope_scaling))
     if not is_full_attention(found.get("layer_types"), language.num_layers):
         problems.append(
             f"layer_types is {shown(found['layer_types'])}, expected full_attention "
@@ -242,7 +263,7 @@ def _parts(folder: HfFolder) -> tuple[FolderPart, FolderPart]:
 
 
 def _check_architecture(folder: ModelFolder, wanted: str, option: str) -> None:
-    if architecture_of(folder.config) != wanted:
+    if architecture_of(folder.config) not in (wanted, *_ALSO.get(wanted, ())):
         raise ConvertError(
             f"{folder.path / CONFIG_FILE}: architectures "
             f"{shown(folder.config.get('architectures') or [])} (model_type "

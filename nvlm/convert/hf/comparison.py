@@ -25,11 +25,16 @@ def _class_defaults(architecture: str | None) -> dict[str, Any]:
     from nvlm import platform
 
     platform.hide_unfitting_torchvision()
-    from transformers import LlamaConfig, Qwen2Config
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
 
-    classes = {"Qwen2ForCausalLM": Qwen2Config, "LlamaForCausalLM": LlamaConfig}
+    classes = {
+        "Qwen2ForCausalLM": Qwen2Config,
+        "Qwen3ForCausalLM": Qwen3Config,
+        "LlamaForCausalLM": LlamaConfig,
+        "MistralForCausalLM": MistralConfig,
+    }
     if architecture not in classes and architecture != "InternVisionModel":
         return {}
     return vars(classes.get(architecture, InternVisionConfig)())
@@ -65,14 +70,21 @@ def value_differences(
     return problems
 
 
-def rope_problems(found: Mapping[str, Any], rope_base: float) -> list[str]:
+def rope_problems(
+    found: Mapping[str, Any], rope_base: float, scaling: Mapping[str, Any]
+) -> list[str]:
     """Clauses about rotary embeddings, in the spellings of all releases.
 
     transformers 5 takes `rope_scaling` before `rope_parameters`, and `rope_theta` out of the one it
     took, then from the top level; earlier releases know only `rope_scaling` and the top level.
+
+    Args:
+        scaling: what `rope_scaling` should say; empty where there should be none.
     """
     problems: list[str] = []
     bases = {"rope_theta": found["rope_theta"]} if "rope_theta" in found else {}
+    if scaling and not found.get("rope_scaling") and not found.get("rope_parameters"):
+        problems.append(f"has no rope_scaling, expected {shown(dict(scaling))}")
     for key in ROPE_KEYS[1:]:
         rope = found.get(key)
         if rope is None:
@@ -80,26 +92,7 @@ def rope_problems(found: Mapping[str, Any], rope_base: float) -> list[str]:
         if not isinstance(rope, dict):
             problems.append(f"{key} is {shown(rope)}, expected an object")
             continue
-        kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
-        others = [
-            name
-            for name, value in rope.items()
-            if name not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-            and value is not None
-        ]
-        if any(kind != "default" for kind in kinds):
-            problems.append(
-                f"{key} asks for rotary scaling {shown(kinds[0] if len(kinds) == 1 else kinds)}, "
-                "which is not supported (where the weights were trained without it, as those of "
-                "models that add it for longer texts only, take it out of the file)"
-            )
-        elif any(isinstance(rope[name], dict) for name in others):
-            problems.append(f"{key} differs by type of layer, which is not supported")
-        elif others:
-            problems.append(
-                f"{key} has {', '.join(map(shown, others))}, which plain rotary embeddings do not "
-                "have: not supported"
-            )
+        problems += _scaling_problems(key, rope, scaling)
         if not equal(rope.get("partial_rotary_factor") or 1.0, 1.0):
             problems.append(
                 f"{key}.partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, "
@@ -107,8 +100,46 @@ def rope_problems(found: Mapping[str, Any], rope_base: float) -> list[str]:
             )
         if "rope_theta" in rope:
             bases[f"{key}.rope_theta"] = rope["rope_theta"]
-    if problems:
-        return problems
+    return problems or _base_problems(found, bases, rope_base)
+
+
+def _scaling_problems(key: str, rope: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[str]:
+    kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
+    others = {
+        name: value
+        for name, value in rope.items()
+        if name not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+        and value is not None
+    }
+    if scaling:
+        wanted = {name: value for name, value in scaling.items() if name != "rope_type"}
+        if kinds and all(kind == scaling["rope_type"] for kind in kinds):
+            return [
+                f"{key}.{name} is {shown(others.get(name))}, expected {shown(wanted.get(name))}"
+                for name in {**wanted, **others}
+                if not equal(others.get(name), wanted.get(name))
+            ]
+        return [f"{key} is {shown(rope)}, expected {shown(dict(scaling))}"]
+    if any(kind != "default" for kind in kinds):
+        return [
+            f"{key} asks for rotary scaling {shown(kinds[0] if len(kinds) == 1 else kinds)}, which "
+            "is not model.language.rope_scaling of this configuration (it knows llama3; where the "
+            "weights were trained without scaling, as those of models that add it for longer texts "
+            "only, take it out of the file)"
+        ]
+    if any(isinstance(value, dict) for value in others.values()):
+        return [f"{key} differs by type of layer, which is not supported"]
+    if others:
+        return [
+            f"{key} has {', '.join(map(shown, others))}, which plain rotary embeddings do not have:"
+            " not supported"
+        ]
+    return []
+
+
+def _base_problems(
+    found: Mapping[str, Any], bases: Mapping[str, Any], rope_base: float
+) -> list[str]:
     if len({repr(base) for base in map(_as_float, bases.values())}) > 1:
         stated = " and ".join(f"{key} {shown(base)}" for key, base in bases.items())
         return [f"has two bases of rotary embeddings, {stated}: keep the right one"]

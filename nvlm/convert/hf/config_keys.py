@@ -147,6 +147,37 @@ LLAMA = Keys(
         **_reasons({"only with use_sliding_window": "max_window_layers"}),
     },
 )
+QWEN3 = Keys(
+    settings=_LANGUAGE_SETTINGS,
+    fixed={**_LANGUAGE_FIXED, "attention_bias": (False, None), "use_qk_norm": (True, None)},
+    rules=_LANGUAGE_RULES,
+    training={"attention_dropout": 0.0},
+    no_effect={
+        **_COMMON_NO_EFFECT,
+        **_reasons(
+            {
+                "only with use_sliding_window": "sliding_window max_window_layers",
+                "Qwen3 has no biases in its MLP": "mlp_bias",
+            }
+        ),
+    },
+)
+# Computes what a Llama computes, unless it has a sliding window.
+MISTRAL = Keys(
+    settings=_LANGUAGE_SETTINGS,
+    fixed={**_LANGUAGE_FIXED, "sliding_window": (None,)},
+    rules=_LANGUAGE_RULES,
+    training={"attention_dropout": 0.0},
+    no_effect={
+        **_COMMON_NO_EFFECT,
+        **_reasons(
+            {
+                "only with use_sliding_window": "max_window_layers",
+                "Mistral has no biases": "attention_bias mlp_bias",
+            }
+        ),
+    },
+)
 INTERN_VIT = Keys(
     settings={
         "hidden_size": "hidden_size",

@@ -8,6 +8,7 @@ from pathlib import Path
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.export.config import RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf.architectures import (
+    LANGUAGE_ARCHITECTURES,
     architecture_of,
     check_language,
     check_released,
@@ -62,13 +63,13 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
     architecture = architecture_of(folder.config)
     if architecture == "InternVisionModel":
         return vision_rules(model, _num_heads(folder, "", model))
-    if architecture in ("Qwen2ForCausalLM", "LlamaForCausalLM"):
+    if architecture in LANGUAGE_ARCHITECTURES:
         return language_rules(model)
     if architecture == "NVLM_D":
         return nvlm_d_rules(model, _num_heads(folder, VISION_PREFIX, model))
     raise ConvertError(
         f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
-        "Qwen2ForCausalLM, LlamaForCausalLM, NVLM_D"
+        f"{', '.join(LANGUAGE_ARCHITECTURES)}, NVLM_D"
     )
 
 

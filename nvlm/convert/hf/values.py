@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvlm.config.schema import LanguageConfig, RunConfig, VisionConfig
+from nvlm.config.schema import LanguageConfig, RopeScalingConfig, RunConfig, VisionConfig
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
 
 # `norm_type` of InternViT's configuration, by our `model.vision.normalization`.
@@ -18,10 +18,11 @@ def vision_values(vision: VisionConfig) -> dict[str, Any]:
 
 
 def language_values(language: LanguageConfig) -> dict[str, Any]:
-    """What Qwen2's or Llama's `config.json` says of a model like `language`.
+    """What Qwen2's, Qwen3's or Llama's `config.json` says of a model like `language`.
 
     Each key that changes what transformers computes is there, whatever its class's default.
     """
+    scaling = rope_scaling_values(language.rope_scaling)
     values = {
         **{key: getattr(language, setting) for key, setting in QWEN2.settings.items()},
         "attention_bias": language.qkv_bias,
@@ -29,13 +30,15 @@ def language_values(language: LanguageConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": language.max_position_embeddings,
         # Once for current transformers, once for earlier readers.
-        "rope_parameters": {"rope_theta": language.rope_base, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": language.rope_base, "rope_type": "default"} | scaling,
         "rope_theta": language.rope_base,
         "sliding_window": None,
         "tie_word_embeddings": language.share_embeddings_and_output_weights,
         "use_sliding_window": False,
     }
-    if language.qkv_bias:
+    if scaling:
+        values["rope_scaling"] = scaling
+    if language.qkv_bias or language.qk_layernorm:
         values["layer_types"] = ["full_attention"] * language.num_layers
         values["max_window_layers"] = language.num_layers
     return values
@@ -58,5 +61,12 @@ def prompt_values(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def rope_scaling_values(scaling: RopeScalingConfig | None) -> dict[str, Any]:
+    """What `rope_scaling` says; empty without one."""
+    return {} if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
+
+
 def language_architecture(language: LanguageConfig) -> str:
+    if language.qk_layernorm:
+        return "Qwen3ForCausalLM"
     return "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"

@@ -1,10 +1,16 @@
 """Configuration of NVLM-D: InternViT, a projector and a decoder-only language model."""
 
-from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
+import transformers
+from transformers import PretrainedConfig
 
 from .configuration_intern_vit import InternVisionConfig
 
-LANGUAGE_CONFIGS = {"Qwen2ForCausalLM": Qwen2Config, "LlamaForCausalLM": LlamaConfig}
+# By name: releases of transformers before 4.51 have no Qwen3.
+LANGUAGE_CONFIGS = {
+    "Qwen2ForCausalLM": "Qwen2Config",
+    "Qwen3ForCausalLM": "Qwen3Config",
+    "LlamaForCausalLM": "LlamaConfig",
+}
 
 
 class NVLM_D_Config(PretrainedConfig):
@@ -85,4 +91,9 @@ def _language_config(values):
         )
     # The released file says model_type "llama" beside architectures ["Qwen2ForCausalLM"].
     values = {key: value for key, value in values.items() if key != "model_type"}
-    return LANGUAGE_CONFIGS[architecture](**{**values, "architectures": [architecture]})
+    config_class = getattr(transformers, LANGUAGE_CONFIGS[architecture], None)
+    if config_class is None:
+        raise ValueError(
+            f"transformers {transformers.__version__} has no {architecture}; it needs a newer one"
+        )
+    return config_class(**{**values, "architectures": [architecture]})

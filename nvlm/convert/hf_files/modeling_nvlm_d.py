@@ -6,13 +6,9 @@ Shape suffixes: n tiles, s tokens per tile, r rows, k columns, c channels.
 import copy
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    GenerationMixin,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-)
+from transformers import GenerationMixin, PreTrainedModel
 
 # transformers 4 brings along only what this file itself imports: it names every other one.
 from .chat import ChatMixin
@@ -29,8 +25,6 @@ __all__ = [
     "dynamic_preprocess",
     "load_image",
 ]
-
-_LANGUAGE_MODELS = {"Qwen2ForCausalLM": Qwen2ForCausalLM, "LlamaForCausalLM": LlamaForCausalLM}
 
 
 def pixel_shuffle(patches_nrkc):
@@ -51,6 +45,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         "InternVisionEmbeddings",
         "InternVisionEncoderLayer",
         "Qwen2DecoderLayer",
+        "Qwen3DecoderLayer",
         "LlamaDecoderLayer",
     ]
     _supports_sdpa = True
@@ -69,7 +64,8 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
             )
         vision, language = config.vision_config, config.llm_config
         self.vision_model = InternVisionModel(vision)
-        self.language_model = _LANGUAGE_MODELS[language.architectures[0]](language)
+        # Checked by the configuration: one of its LANGUAGE_CONFIGS.
+        self.language_model = getattr(transformers, language.architectures[0])(language)
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(4 * vision.hidden_size, eps=config.projector_layer_norm_eps),
             nn.Linear(4 * vision.hidden_size, config.projector_hidden_size, bias=False),

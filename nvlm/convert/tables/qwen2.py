@@ -1,4 +1,4 @@
-"""Qwen2 (with `qkv_bias`) and Llama (without): grouped queries, SwiGLU.
+"""Qwen2 (with `qkv_bias`), Qwen3 (with `qk_layernorm`), Llama and Mistral (without either).
 
 Where embeddings and output layer share their weights, neither side stores the output layer.
 """
@@ -24,6 +24,8 @@ _NAMES = {
         "self_attn.k_proj.bias",
         "self_attn.v_proj.bias",
     ],
+    "decoder.layers.self_attention.q_layernorm.weight": ["self_attn.q_norm.weight"],
+    "decoder.layers.self_attention.k_layernorm.weight": ["self_attn.k_norm.weight"],
     "decoder.layers.self_attention.linear_proj.weight": ["self_attn.o_proj.weight"],
     "decoder.layers.pre_mlp_layernorm.weight": ["post_attention_layernorm.weight"],
     "decoder.layers.mlp.linear_fc1.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],

@@ -1,10 +1,11 @@
-"""The decoder: Megatron-core's GPTModel with a Qwen2-style layer."""
+"""The decoder: Megatron-core's GPTModel with layers of the Llama and Qwen kind."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -25,7 +26,7 @@ from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
-from nvlm.model.parts.norms import RMSNorm
+from nvlm.model.parts.norms import HeadNorm, RMSNorm
 from nvlm.parallel.groups import Parallel
 
 
@@ -44,7 +45,7 @@ def build_language_model(
     use_rows_from_device()
     num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
     layers = TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(parts, config)] * num_layers,
+        layer_specs=[_layer_spec(language, parts, config, parallel)] * num_layers,
         layer_norm=RMSNorm,  # type: ignore[arg-type]
     )
     model = GPTModel(
@@ -63,12 +64,31 @@ def build_language_model(
         pg_collection=parallel.groups,
         vp_stage=vp_stage,
     )
+    _scale_rotation(language, model.rotary_pos_emb)
     follow_gradient_mode(model.decoder)
     return model
 
 
-def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
+def _scale_rotation(language: LanguageConfig, rotary: RotaryEmbedding) -> None:
+    """Megatron-core's own formula; `GPTModel` passes it the factor alone."""
+    scaling = language.rope_scaling
+    if scaling is not None:
+        rotary.inv_freq = rotary._apply_scaling(
+            rotary.inv_freq,
+            scaling.factor,
+            scaling.low_freq_factor,
+            scaling.high_freq_factor,
+            scaling.original_max_position_embeddings,
+        )
+
+
+def _layer_spec(
+    language: LanguageConfig, parts: LayerParts, config: TransformerConfig, parallel: Parallel
+) -> ModuleSpec:
     bias_dropout_add: Any = get_bias_dropout_add
+    head_norm: Any = IdentityOp
+    if language.qk_layernorm:
+        head_norm = ModuleSpec(module=HeadNorm, params={"tensor_group": parallel.groups.tp})
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -80,8 +100,8 @@ def _layer_spec(parts: LayerParts, config: TransformerConfig) -> ModuleSpec:
                     linear_qkv=parts.column_linear,
                     core_attention=parts.core_attention,
                     linear_proj=parts.row_linear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=head_norm,
+                    k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=bias_dropout_add,

@@ -1,4 +1,5 @@
-"""RMSNorm and LayerNorm for Megatron-core layers, and InternViT's QK-norm over all heads.
+"""RMSNorm and LayerNorm for Megatron-core layers, and norms of queries and keys: InternViT's over
+all heads together, Qwen3's of each head.
 
 The normalisation runs in fp32; its result is cast to the input's dtype before the weight is
 applied, as InternViT's and Qwen2's published implementations do.
@@ -109,6 +110,55 @@ class QueryKeyNorm(nn.Module):
             tp_group=self.tensor_group,
             dp_cp_group=metadata["dp_cp_group"],
         )
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of each head's queries (or keys), with one weight for all heads (Qwen3).
+
+    Each tensor-parallel rank has the weight, and sees its own heads only: the weight's gradient is
+    the sum over ranks. Megatron-core sums it by the parameter's name if `qk_layernorm` is set, and
+    then does the same to InternViT's, whose weights are split. So here it is summed in the backward
+    pass.
+
+    Args:
+        hidden_size: channels of one head.
+        tensor_group: the tensor-parallel process group.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        tensor_group: dist.ProcessGroup,
+    ):
+        super().__init__()
+        self.epsilon = eps
+        self.tensor_group = tensor_group
+        self.weight = _parameter(config, hidden_size)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: [..., local heads, head_dim]; returns the same shape."""
+        weight = _with_summed_gradient(self.weight, self.tensor_group)
+        # Keys are a view of one tensor with queries and values, which would be kept with it.
+        return rms_norm(heads.contiguous(), weight, self.epsilon)
+
+
+def _with_summed_gradient(weight: Tensor, group: dist.ProcessGroup) -> Tensor:
+    if group.size() == 1 or not weight.requires_grad:
+        return weight
+    return _SumGradient.apply(weight, group)  # type: ignore[return-value]
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _all_reduced(gradient, ctx.group), None
 
 
 def sum_over_ranks(value: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -24,7 +24,10 @@ def parameter_dtype(config: RunConfig) -> torch.dtype:
 
 
 def language_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
-    """A Qwen2-style decoder: RMSNorm, SwiGLU, grouped queries, biases on q, k and v only."""
+    """RMSNorm, SwiGLU, grouped queries, biases on q, k and v at most.
+
+    Norms of queries and keys are none of its settings: see `HeadNorm`.
+    """
     language = config.model.language
     return TransformerConfig(
         num_layers=language.num_layers,

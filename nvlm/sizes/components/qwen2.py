@@ -1,4 +1,4 @@
-"""The parameters of a Qwen2-style decoder: grouped queries, SwiGLU, RMSNorm."""
+"""The parameters of a decoder like Qwen2, Qwen3 or Llama: grouped queries, SwiGLU, RMSNorm."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def parameters(model: ModelConfig) -> Iterator[Parameter]:
 
 def _layer(language: LanguageConfig) -> Iterator[Parameter]:
     hidden, ffn = language.hidden_size, language.ffn_hidden_size
+    queries = language.num_attention_heads * language.head_dim
     # A group's rows stand together: its queries, its key, its value.
     qkv = (language.num_attention_heads + 2 * language.num_query_groups) * language.head_dim
     normal = Normal(language.init_std)
@@ -41,7 +42,10 @@ def _layer(language: LanguageConfig) -> Iterator[Parameter]:
     yield Parameter("self_attention.linear_qkv.weight", (qkv, hidden), normal, 0)
     if language.qkv_bias:
         yield Parameter("self_attention.linear_qkv.bias", (qkv,), ZEROS, 0)
-    yield Parameter("self_attention.linear_proj.weight", (hidden, hidden), residual, 1)
+    if language.qk_layernorm:
+        yield Parameter("self_attention.q_layernorm.weight", (language.head_dim,), ONES)
+        yield Parameter("self_attention.k_layernorm.weight", (language.head_dim,), ONES)
+    yield Parameter("self_attention.linear_proj.weight", (hidden, queries), residual, 1)
     yield Parameter("pre_mlp_layernorm.weight", (hidden,), ONES)
     # Gate and up in one matrix.
     yield Parameter("mlp.linear_fc1.weight", (2 * ffn, hidden), normal, 0)
