@@ -49,7 +49,7 @@ def convert_from_hf(
 
     Args:
         vision: folder of an InternViT (`InternVisionModel`), heads padded or not.
-        language: folder of a Qwen2 (`Qwen2ForCausalLM`; `LlamaForCausalLM` without `qkv_bias`).
+        language: folder of a Qwen2 or Qwen3, a Llama or Mistral (`...ForCausalLM`).
         config: its `model` section must describe both; weights get `train.precision`.
         out: a new folder, or a checkpoint to be replaced once the new one is whole.
 
