@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from helpers import export_runs, small_folders, vllm_expectations
+from helpers import export_runs, small_folders, variants, vllm_expectations
 from helpers.export_runs import Exported, make_export
 from helpers.paths import REPOSITORY
 from PIL import Image
@@ -31,6 +31,14 @@ VARIANTS = {
         "model.language.share_embeddings_and_output_weights=true",
     ],
     "Yi": ["model.language.qkv_bias=false"],
+    "Qwen3": variants.QWEN3,
+    "Llama 3": variants.LLAMA3,
+}
+LANGUAGE_CLASSES = {
+    "InternViT-300M, shared embeddings": "Qwen2ForCausalLM",
+    "Yi": "LlamaForCausalLM",
+    "Qwen3": "Qwen3ForCausalLM",
+    "Llama 3": "LlamaForCausalLM",
 }
 QUESTIONS = ["What is it?", "Read the text.\nAnswer the question using a single word or phrase."]
 CONVERSATIONS = {
@@ -57,6 +65,7 @@ LOADED_BY_VLLM = {
     "nvlm_d_34b": True,
     "internvit_6b_qwen2_7b": True,
     "internvit_300m_qwen2_0_5b": False,
+    "internvit_300m_qwen3_4b": False,
     "tiny": False,
 }
 
@@ -75,7 +84,7 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """What a process without this repository makes of the exports."""
     converted = make_export(tmp_path_factory.mktemp("served"), export_runs.SERVED)
-    variants = {
+    exports = {
         name: make_export(tmp_path_factory.mktemp("variant"), overrides)
         for name, overrides in VARIANTS.items()
     }
@@ -88,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         file = folder / f"{width}.png"
         images[-1].save(file)
         questions.append((str(file), question))
-    vision = variants["Yi"].config.model.vision
+    vision = exports["Yi"].config.model.vision
     image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
     input_ids = torch.randint(0, 1000, (1, 60), generator=torch.Generator().manual_seed(0))
     input_ids[:, 4 : 4 + 2 * vision.num_tokens_per_tile] = image_id
@@ -96,12 +105,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     cases = {
         "questions": questions,
         "conversations": CONVERSATIONS,
-        "variants": {name: str(variant.export) for name, variant in variants.items()},
+        "variants": {name: str(variant.export) for name, variant in exports.items()},
         "pixels": export_runs.normalize(tiles),
         "input_ids": input_ids,
     }
     results = export_runs.run_client("serving_client.py", converted.export, cases, folder)
-    return Served(converted, variants, images, tiles, cases, results)
+    return Served(converted, exports, images, tiles, cases, results)
 
 
 def test_client_uses_nothing_of_this_repository(served):
@@ -237,7 +246,7 @@ def test_variants_open_and_compute_what_megatron_computes(served, name, measure)
         opened = results[opener]
         assert opened["problems"] == {}
         assert opened["tied"] is tied
-        assert opened["class"] == ("Qwen2ForCausalLM" if tied else "LlamaForCausalLM")
+        assert opened["class"] == LANGUAGE_CLASSES[name]
         error = (opened["logits"] - logits).abs().max().item()
         what = f"logits of the export, {opener}, fp32, largest difference, {name}"
         measure(what, export_runs.MEGATRON, error, 1e-4)
