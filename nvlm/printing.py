@@ -33,9 +33,9 @@ def printable(text: str, keep: str = "") -> str:
     return _CONTROLS.sub(escape, text)
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print `text`, which may have several lines."""
-    print(printable(text, keep="\n\t"), file=file or sys.stdout)
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print `text`, which may have several lines; without an `end`, at once."""
+    print(printable(text, keep="\n\t"), file=file or sys.stdout, end=end, flush=not end)
 
 
 def listed(items: Iterable[Any], most: int) -> str:

@@ -1,30 +1,25 @@
-"""`nvlm train`, `stop`, `generate`."""
+"""`nvlm train`, `stop`."""
 
 from __future__ import annotations
 
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from nvlm.cli.app import app
 from nvlm.cli.arguments import (
-    LARGEST,
-    Checkpoint,
     ConfigFileOrNone,
     FailedStep,
     Overrides,
-    Pipeline,
     StageName,
-    Tensor,
     path_of_user,
 )
 from nvlm.errors import ConfigError
-from nvlm.launch import launched, rank_to_speak
+from nvlm.launch import launched
 from nvlm.loading import modules_are_no_garbage
-from nvlm.printing import say
 
 
 @app.command("train", short_help="Train a run or its stages; again to resume.")
@@ -111,34 +106,3 @@ def stop_command(
     from nvlm.train.stop_command import stop_run
 
     stop_run(run, wait)
-
-
-@app.command("generate", short_help="Answer a prompt about images.")
-def generate_command(
-    checkpoint: Checkpoint,
-    prompt: Annotated[str, typer.Option(help="What to ask.")],
-    image: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(
-            parser=path_of_user,
-            metavar="FILE",
-            help="An image file; repeat for several, in the order of their marks.",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Most tokens to answer with.")
-    ] = 64,
-    tensor: Tensor = None,
-    pipeline: Pipeline = None,
-) -> None:
-    """Answer a prompt about images with a Megatron checkpoint (greedy decoding).
-
-    Several processes take the layout that the checkpoint was trained with, unless --tensor or
-    --pipeline say another.
-    """
-    launched()
-    from nvlm.generate.answer import answer
-
-    text = answer(checkpoint, prompt, image or [], max_new_tokens, tensor, pipeline)
-    if rank_to_speak() == 0:
-        say(text)

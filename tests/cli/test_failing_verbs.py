@@ -99,6 +99,25 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("FILE --prompt Hi", "FILE: a file: expected a checkpoint"),
         ("CHECKPOINT --prompt Hi", ".metadata is damaged"),
         ("RANK= CHECKPOINT --prompt Hi", "RANK is empty"),
+        ("CHECKPOINT", "give --prompt, or --questions with many"),
+        ("CHECKPOINT --folder FOLDER --out OUT", "give --prompt, or --questions with many"),
+        ("CHECKPOINT --prompt Hi --out OUT", "--out is for --folder and --questions"),
+        ("CHECKPOINT --prompt Hi --folder FOLDER", "missing option '--out'"),
+        ("CHECKPOINT --prompt Hi --folder FOLDER --image FILE --out OUT", "not both"),
+        ("CHECKPOINT --prompt Hi --questions FILE --out OUT", "give no --prompt"),
+        ("CHECKPOINT --prompt Hi --temperature nan", "temperature"),
+        ("CHECKPOINT --prompt Hi --top-p 0", "top"),
+        ("CHECKPOINT --prompt Hi --stop=", "stop"),
+        ("CHECKPOINT --prompt Hi --system=", "--system is empty"),
+        ("CHECKPOINT --prompt Hi --image NOTHING.png", ".metadata is damaged"),
+        ("CHECKPOINT --prompt Hi --folder EMPTY --out OUT", "no image in it"),
+        ("CHECKPOINT --prompt Hi --folder NOTHING --out OUT", "no such folder"),
+        ("CHECKPOINT --questions NOTHING --out OUT", "NOTHING: No such file"),
+        ("CHECKPOINT --questions FILE --out OUT", "none of 1 questions can be asked"),
+        ("CHECKPOINT --questions UNKNOWN.jsonl --out OUT", "line 1: 'promt' is not read"),
+        ("CHECKPOINT --questions ASKED.jsonl --out FOLDER", "--out FOLDER: is a folder"),
+        ("CHECKPOINT --questions ASKED.jsonl --out /proc/a", "cannot be written"),
+        ("CHECKPOINT --questions ASKED.jsonl --out OUT", ".metadata is damaged"),
     ],
     "serve": [
         ("NOTHING --port 0", "no such checkpoint"),
@@ -215,6 +234,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / name).mkdir()
     for name in ("bytes.yaml", "bytes.json"):
         (root / name).write_bytes(b'{"a": "na\xefve"}')
+    (root / "asked.jsonl").write_text('{"prompt": "Hi"}\n')
+    (root / "unknown.jsonl").write_text('{"promt": "Hi"}\n')
     (root / "shards" / "train" / "s").mkdir(parents=True)
     with tarfile.open(root / "shards" / "train" / "s" / "0.tar", "w") as shard:
         shard.add(root / "file", "k.txt")
@@ -241,6 +262,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "RUN": str(root / "run"),
         "CHECKPOINT": str(checkpoint),
         "SHARDS": str(root / "shards"),
+        "ASKED": str(root / "asked"),
+        "UNKNOWN": str(root / "unknown"),
     }
 
 

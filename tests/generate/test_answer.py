@@ -14,6 +14,7 @@ from PIL import Image
 
 from nvlm.errors import CheckpointError, DataError
 from nvlm.generate.answer import answer
+from nvlm.generate.request import Sampling
 from nvlm.parallel.groups import initialize, shut_down
 
 
@@ -35,9 +36,9 @@ def picture(tmp_path):
 
 
 def test_answers_from_files(checkpoint, picture):
-    with_image = answer(checkpoint, "What is this?", [picture], max_new_tokens=8)
-    again = answer(checkpoint, "<image>\nWhat is this?", [picture], max_new_tokens=8)
-    without = answer(checkpoint, "What is this?", [], max_new_tokens=8)
+    with_image = answer(checkpoint, "What is this?", [picture], Sampling(8))
+    again = answer(checkpoint, "<image>\nWhat is this?", [picture], Sampling(8))
+    without = answer(checkpoint, "What is this?", [], Sampling(8))
     assert with_image == again
     assert with_image and without and with_image != without
 
@@ -48,35 +49,35 @@ def test_images_are_held_to_the_rules_of_training(checkpoint, picture, tmp_path,
     exif[274] = 6  # a quarter turn
     turned = tmp_path / "turned.jpg"
     Image.open(picture).save(turned, exif=exif)
-    answer(checkpoint, "What?", [turned], 1)
+    answer(checkpoint, "What?", [turned], Sampling(1))
     assert "turned.jpg: EXIF rotation is applied" in capsys.readouterr().err
     limited = shutil.copytree(checkpoint, tmp_path / "limited")
     config = yaml.safe_load((limited / "config.yaml").read_text())
     config["data"]["max_image_megapixels"] = 0.01
     (limited / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(CheckpointError, match=r"if the change is yours, remove .*files\.json"):
-        answer(limited, "What?", [picture], 1)
+        answer(limited, "What?", [picture], Sampling(1))
     (limited / "files.json").unlink()
     with pytest.raises(
         DataError, match=r"picture\.png: 300 x 150 pixels, over data\.max_image_meg"
     ):
-        answer(limited, "What?", [picture], 1)
+        answer(limited, "What?", [picture], Sampling(1))
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "a\0b", "half \ud800", "<video>\nWhat happens?"])
 def test_a_prompt_is_a_text(checkpoint, prompt):
     with pytest.raises(DataError, match="--prompt"):
-        answer(checkpoint, prompt, [], 1)
+        answer(checkpoint, prompt, [], Sampling(1))
 
 
 def test_too_long_is_said_before_loading(checkpoint):
     with pytest.raises(DataError, match="positions"):
-        answer(checkpoint, "What?", [], 10**6)
+        answer(checkpoint, "What?", [], Sampling(10**6))
 
 
 def test_bad_input_is_named(checkpoint, picture, tmp_path):
     with pytest.raises(DataError, match=r"2 <image> marks in the prompt for 1 images"):
-        answer(checkpoint, "<image> <image> the same?", [picture], 4)
+        answer(checkpoint, "<image> <image> the same?", [picture], Sampling(4))
     os.mkfifo(tmp_path / "pipe.png")
     for path, problem in (
         (tmp_path / "missing.png", "No such file"),
@@ -85,10 +86,10 @@ def test_bad_input_is_named(checkpoint, picture, tmp_path):
         (Path("/dev/zero"), "a device, expected a file"),
     ):
         with pytest.raises(DataError, match=f"^--image {path}: .*{problem}"):
-            answer(checkpoint, "What?", [path], 4)
+            answer(checkpoint, "What?", [path], Sampling(4))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: text"):
-        answer(checkpoint, "What?", [broken], 4)
+        answer(checkpoint, "What?", [broken], Sampling(4))
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
-        answer(tmp_path / "nowhere", "What?", [picture], 4)
+        answer(tmp_path / "nowhere", "What?", [picture], Sampling(4))
