@@ -37,7 +37,7 @@ def answer(
         show: called with each new piece of the text, on the first process.
 
     Returns:
-        the text, on every process that leads a model replica.
+        the text on the processes that lead a model replica, elsewhere none.
 
     Raises:
         CheckpointError, ConfigError: as `Engine`.
@@ -60,12 +60,15 @@ def answer(
                 say(f"--image {path}: {REPAIRS[repair]}", sys.stderr)
         question = engine.prepare(messages, pictures, sampling.max_new_tokens)
         engine.load()
-        session = Session(engine)
-        session.add("", question, sampling)
-        text = ""
-        while session.num_open:
-            for progress in session.step():
-                text += progress.text
-                if is_main_process():
-                    show(progress.text)
-        return text
+        with Session(engine) as session:
+            if not engine.parallel.is_model_parallel_main:
+                session.follow()
+                return ""
+            session.add("", question, sampling)
+            text = ""
+            while session.num_open:
+                for progress in session.step():
+                    text += progress.text
+                    if is_main_process():
+                        show(progress.text)
+            return text

@@ -31,7 +31,7 @@ from nvlm.places import check_file
 from nvlm.printing import listed, say
 
 # Questions that are handed to the session at a time, and read ahead of it.
-_MOST_OPEN = 64
+_MOST_OPEN = 96
 _NUM_READERS = 2
 _MOST_AHEAD = 16
 _NUM_NAMED = 10
@@ -163,18 +163,19 @@ def _answer_share(
     """This replica's questions, each a row in `file` or in the replica's part."""
     parallel = engine.parallel
     share = missing[parallel.data_rank :: parallel.data_size]
-    session = Session(engine)
-    with ExitStack() as files:
+    with Session(engine) as session, ExitStack() as files:
+        if not parallel.is_model_parallel_main:
+            session.follow()
+            return
         rows: PartFile | None = file
-        if parallel.is_model_parallel_main and file is None:
+        if rows is None:
             rows = files.enter_context(PartFile(part_file(out, parallel.data_rank)))
             rows.lock()
         progress = files.enter_context(
             AskProgress(len(share), parallel.data_size, is_shown=parallel.is_main)
         )
         for row in _rows(engine, session, asked, share):
-            if rows is not None:
-                rows.add(row)
+            rows.add(row)
             progress.advance(row.get("num_tokens", 0), "error" in row)
 
 

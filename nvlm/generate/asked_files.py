@@ -6,11 +6,10 @@ This file imports no torch.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,9 @@ from nvlm.generate.asked import Asked, messages_of_prompt, messages_of_turns
 from nvlm.generate.request import Sampling
 from nvlm.printing import listed
 
-# What a line may say of how its answer is drawn, with the values that are allowed.
-_SAMPLING = {
-    "max_new_tokens": "a whole number from 1",
-    "temperature": "a number from 0",
-    "top_p": "a number above 0, up to 1",
-    "top_k": "a whole number from 0",
-    "seed": "a whole number from 0",
-    "stop": "a text that is not empty, or a list of such texts",
-}
+# What a line may say of how its answer is drawn.
+_SAMPLING = tuple(part.name for part in fields(Sampling))
 KEYS = ("id", "prompt", "messages", "images", *_SAMPLING)
-_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ def _read_line(
             f"{', '.join(KEYS)}"
         )
     own = {name: value[name] for name in _SAMPLING if name in value}
-    changed = replace(sampling, **{name: _checked(path, number, name, own[name]) for name in own})
+    changed = _changed(sampling, own, f"{path} line {number}")
     identity = value.get("id", number)
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise DataError(
@@ -168,25 +159,15 @@ def _unreadable(number: int, problem: SampleError) -> Asked:
     return Asked(number, (), (), {}, problem=problem)
 
 
-def _checked(path: Path, number: int, name: str, value: Any) -> Any:
-    """A value of `Sampling`, as it is kept there."""
-    if name == "stop":
-        texts = [value] if isinstance(value, str) else value
-        allowed = isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)
-        value, found = tuple(texts) if allowed else (), value
-    else:
-        found = value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        allowed = is_number and math.isfinite(value) and 0 <= value <= _LARGEST
-        if name in ("max_new_tokens", "top_k", "seed"):
-            allowed = allowed and isinstance(value, int) and value >= (name == "max_new_tokens")
-        if name == "top_p":
-            allowed = allowed and 0 < value <= 1
-    if not allowed:
-        raise DataError(
-            f"{path} line {number}: {name} is {shown(found)}, expected {_SAMPLING[name]}"
-        )
-    return value
+def _changed(sampling: Sampling, own: Mapping[str, Any], where: str) -> Sampling:
+    """With what a line says itself."""
+    values = dict(own)
+    if isinstance(stop := own.get("stop"), str | list):
+        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    try:
+        return replace(sampling, **values)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _cannot_list(error: OSError) -> None:

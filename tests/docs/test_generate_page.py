@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.paths import REPOSITORY
 from helpers.walkthrough import blocks_of, prepare, run
+from typer.testing import CliRunner
 
+from nvlm.cli import app
 from nvlm.generate.asked_files import KEYS
 from nvlm.generate.request import Sampling
 
@@ -26,25 +29,30 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parallel
-def test_every_command_runs(tmp_path: Path):
-    environment = {**prepare(tmp_path), "PYTHONWARNINGS": "ignore"}
+def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    environment = prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
     outputs = []
     for language, text in blocks():
-        if language in ("bash", "python"):
-            start = ["bash", "-euo", "pipefail"] if language == "bash" else [sys.executable]
-            outputs.append(run([*start, "-c", text], cwd=tmp_path, env=environment))
-    folder = tmp_path / "runs" / "ask"
+        if language == "bash":
+            (command, *words) = shlex.split(text.replace("\\\n", ""))
+            assert command == "nvlm"
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, f"{words}\n{result.output}{result.exception}"
+            outputs.append(result.stdout)
+        elif language == "python":
+            run([sys.executable, "-c", text], cwd=tmp_path, env=environment)
+    _, one, _, of_folder, _ = outputs
     said = next(text for _, text in blocks() if text.startswith("asking"))
-    assert outputs[4].splitlines()[0] == said.splitlines()[0]
-    assert outputs[4].splitlines()[1].startswith(said.splitlines()[1].rpartition(":")[0])
-    assert outputs[4].splitlines()[2:] == said.splitlines()[2:]
-    of_folder, of_file = rows(folder / "folder.jsonl"), rows(folder / "answers.jsonl")
-    assert [row["id"] for row in of_file] == ["cat", 2, 3]
-    assert of_file[1]["num_tokens"] <= 8
+    for line, expected in zip(of_folder.splitlines(), said.splitlines(), strict=True):
+        assert line.startswith(expected)
+    rows_of_folder = rows(tmp_path / "runs" / "ask" / "folder.jsonl")
+    rows_of_file = rows(tmp_path / "runs" / "ask" / "answers.jsonl")
+    assert [row["id"] for row in rows_of_file] == ["cat", 2, 3]
+    assert rows_of_file[1]["num_tokens"] <= 8
     # The same image and prompt: what the terminal showed.
-    answer = next(row["answer"] for row in of_folder if row["id"] == "chelsea.jpg")
-    assert outputs[2].strip() == answer
+    (answer,) = (row["answer"] for row in rows_of_folder if row["id"] == "chelsea.jpg")
+    assert one.strip() == answer
 
 
 def test_blocks_are_all_of_a_known_kind():

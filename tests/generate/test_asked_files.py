@@ -108,11 +108,11 @@ def test_a_line_that_cannot_be_asked_has_a_problem(tmp_path, line, reason, detai
     "line, problem",
     [
         ({"prompt": "x", "promt": "y"}, "line 2: 'promt' is not read; a line has id, prompt"),
-        ({"prompt": "x", "temperature": -1}, "line 2: temperature is -1, expected a number from 0"),
+        ({"prompt": "x", "temperature": -1}, "line 2: temperature is -1; it has to be 0"),
         ({"prompt": "x", "top_p": 0}, "top_p is 0"),
         ({"prompt": "x", "top_k": 1.5}, "top_k is 1.5"),
         ({"prompt": "x", "max_new_tokens": True}, "max_new_tokens is True"),
-        ({"prompt": "x", "stop": [""]}, r"stop is \[''\]"),
+        ({"prompt": "x", "stop": [""]}, r"stop is \(''"),
         ('{"prompt": "x", "temperature": NaN}', "temperature is nan"),
         ({"prompt": "x", "id": None}, "id is None"),
         ({"prompt": "x", "id": "1"}, "line 2: the id '1' is that of line 1, too"),
