@@ -93,7 +93,9 @@ def _answers(
     def prepare(item: Item) -> _Question:
         conversation = conversation_of(asked, item, shots)
         most = asked.settings.max_num_tiles
-        ready = make_ready(engine, conversation, sampling.max_new_tokens, most)
+        ready = make_ready(
+            engine.config, engine.encoder, conversation, sampling.max_new_tokens, most
+        )
         return _Question(item, conversation, ready)
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:

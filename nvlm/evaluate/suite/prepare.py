@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nvlm.config import RunConfig
 from nvlm.data.images.image import decode_image
 from nvlm.data.images.tiling import choose_grid
 from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
-from nvlm.data.text.encode import EncodedPrompt
+from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.errors import DataError
 from nvlm.evaluate.questions import TOO_LONG
 from nvlm.evaluate.suite.conversation import Conversation
-from nvlm.generate.engine import Engine
+from nvlm.generate.greedy import check_positions
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,21 @@ class Ready:
 
 
 def make_ready(
-    engine: Engine, conversation: Conversation, max_new_tokens: int, max_num_tiles: int | None
+    config: RunConfig,
+    encoder: SampleEncoder,
+    conversation: Conversation,
+    max_new_tokens: int,
+    max_num_tiles: int | None,
 ) -> Ready:
     """Decode and tile the pictures, and encode the turns.
+
+    Args:
+        config: of the checkpoint or the training that answers; at any layout.
+        encoder: its.
 
     Raises:
         SampleError: a picture cannot be read or decoded, or prompt and answer do not fit the model.
     """
-    config = engine.config
     files = []
     for read in conversation.images:
         try:
@@ -49,9 +57,10 @@ def make_ready(
             raise SampleError("image", str(error)) from None
     with noting_repairs() as repairs:
         pictures = [decode_image(data, config.data.max_image_megapixels) for data in files]
-    limits = _limits(engine, conversation, pictures, max_new_tokens, max_num_tiles)
+    limits = _limits(config, encoder, conversation, pictures, max_new_tokens, max_num_tiles)
     try:
-        prompt = engine.prepare(conversation.messages, pictures, max_new_tokens, limits)
+        prompt = prepare_prompt(config, encoder, conversation.messages, pictures, limits)
+        check_positions(config, len(prompt.tokens), max_new_tokens)
     except SampleError:
         raise
     except DataError as error:  # marks of images in a question's own text
@@ -61,7 +70,8 @@ def make_ready(
 
 
 def _limits(
-    engine: Engine,
+    config: RunConfig,
+    encoder: SampleEncoder,
     conversation: Conversation,
     pictures: Sequence[NDArray[np.uint8]],
     max_new_tokens: int,
@@ -76,19 +86,19 @@ def _limits(
         SampleError: prompt and answer have more tokens than the model has positions, at one tile
             per picture.
     """
-    most = max_num_tiles or engine.config.stage.max_num_tiles
+    most = max_num_tiles or config.stage.max_num_tiles
     num_shots, num_own = conversation.num_shot_images, len(pictures)
     num_own -= num_shots
     levels = [(shots, most) for shots in range(most, 0, -1)] if num_shots else [(1, most)]
     levels += [(1, own) for own in range(most - 1, 0, -1)]
-    positions = engine.config.model.language.max_position_embeddings
+    positions = config.model.language.max_position_embeddings
     num_tokens = 0
     for shots, own in levels:
         limits = [shots] * num_shots + [own] * num_own
-        num_tokens, num_tiles = _measure(engine, conversation, pictures, limits)
-        budget = engine.config.stage.max_tiles_per_sequence
+        num_tokens, num_tiles = _measure(config, encoder, conversation, pictures, limits)
+        budget = config.stage.max_tiles_per_sequence
         if (
-            num_tokens <= engine.config.stage.sequence_length
+            num_tokens <= config.stage.sequence_length
             and num_tokens + max_new_tokens <= positions
             and (budget is None or num_tiles <= budget)
         ):
@@ -103,13 +113,14 @@ def _limits(
 
 
 def _measure(
-    engine: Engine,
+    config: RunConfig,
+    encoder: SampleEncoder,
     conversation: Conversation,
     pictures: Sequence[NDArray[np.uint8]],
     limits: Sequence[int],
 ) -> tuple[int, int]:
     """Tokens and tiles of the prompt."""
-    size, encoder = engine.config.model.vision.image_size, engine.encoder
+    size = config.model.vision.image_size
     grids = [
         choose_grid(picture.shape[1], picture.shape[0], limit, size)
         for picture, limit in zip(pictures, limits, strict=True)
