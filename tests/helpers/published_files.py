@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import Benchmark, Item
+from nvlm.evaluate.suite.scores import item_fields, item_of
 
 Row = Mapping[str, Any]
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -87,6 +88,11 @@ def problem_of(benchmark: Benchmark, folder: Path, split: str = "") -> str:
     except DataError as error:
         return str(error)
     raise AssertionError("nothing was said to be wrong")
+
+
+def kept(item: Item) -> Item:
+    """An item as scores know it later: from the row of its answer, without its pictures."""
+    return item_of(json.loads(json.dumps(item_fields(item))))
 
 
 def pictures_of(item: Item) -> list[bytes]:

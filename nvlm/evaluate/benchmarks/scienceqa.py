@@ -68,7 +68,7 @@ def _item(row: Row, key: str, images: Sequence[ImageSource]) -> Item:
         truth={"letter": LETTERS[number]},
         options=options,
         group=row.text("subject"),
-        fields={"hint": row.values.get("hint") or ""},
+        fields={"hint": row.values.get("hint") or "", "has_image": bool(images)},
     )
 
 
@@ -85,7 +85,9 @@ def _score(item: Item, answer: str) -> float:
 def _summarise(items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]) -> Summary:
     by_part: dict[str, list[float]] = {}
     for item, score in zip(items, scores, strict=True):
-        by_part.setdefault("with an image" if item.images else "without", []).append(score)
+        by_part.setdefault("with an image" if item.fields["has_image"] else "without", []).append(
+            score
+        )
         by_part.setdefault(item.group, []).append(score)
     parts: dict[str, Any] = {
         part: 100 * sum(of_part) / len(of_part) for part, of_part in sorted(by_part.items())

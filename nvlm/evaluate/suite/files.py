@@ -9,7 +9,6 @@ from typing import Any
 
 from nvlm.evaluate.benchmarks.entry import Benchmark
 from nvlm.hashes import hash_json
-from nvlm.printing import listed
 
 # Of more files (folders of pictures), names and sizes are compared; each answer's row has the
 # SHA-256 of the pictures that it saw.
@@ -42,8 +41,8 @@ def list_files(benchmark: Benchmark, data: Path) -> str:
 
 
 def lacks_files(benchmark: Benchmark, data: Path) -> bool:
-    """Whether a pattern finds nothing."""
-    return not all(find_files(benchmark, data).values())
+    """Whether nothing of it is there. What is there in part is no lack but a fault."""
+    return not any(find_files(benchmark, data).values())
 
 
 def describe_files(benchmark: Benchmark, data: Path) -> dict[str, Any]:
@@ -89,9 +88,6 @@ def _hub_revisions(folder: Path) -> list[str]:
 
 
 def files_found(benchmark: Benchmark, data: Path) -> str:
-    """What of the benchmark is there, in a word or two, for a table."""
-    found = find_files(benchmark, data)
-    lacking = [pattern for pattern, paths in found.items() if not paths]
-    if not lacking:
-        return "all"
-    return "none" if len(lacking) == len(found) else f"without {listed(lacking, 2)}"
+    """How many of the benchmark's files are there, for a table."""
+    paths = {path for found in find_files(benchmark, data).values() for path in found}
+    return f"{len(paths):,} found" if paths else "none"

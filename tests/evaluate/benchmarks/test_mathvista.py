@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.published_files import picture, pictures_of, problem_of, read_all, write_parquet
+from helpers.published_files import kept, picture, pictures_of, problem_of, read_all, write_parquet
 
 from nvlm.evaluate.benchmarks.mathvista import MATHVISTA
 
@@ -50,7 +50,7 @@ def test_items_and_prompts(tmp_path):
 def test_parts_of_the_score(tmp_path):
     write(tmp_path)
     assert MATHVISTA.summarise is not None
-    summary = MATHVISTA.summarise(read_all(MATHVISTA, tmp_path), ["", ""], [1, 0])
+    summary = MATHVISTA.summarise(list(map(kept, read_all(MATHVISTA, tmp_path))), ["", ""], [1, 0])
     assert summary.score == 50
     assert summary.parts == {
         "figure question answering": 100, "arithmetic": 100,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.published_files import picture, pictures_of, problem_of, read_all, write_parquet
+from helpers.published_files import kept, picture, pictures_of, problem_of, read_all, write_parquet
 
 from nvlm.evaluate.benchmarks.mmmu import MMMU
 
@@ -107,7 +107,7 @@ def test_images_without_marks_come_first(tmp_path):
 
 def test_scores(tmp_path):
     write(tmp_path, [ONE, MANY, OPEN])
-    one, many, open_question = read_all(MMMU, tmp_path)
+    one, many, open_question = map(kept, read_all(MMMU, tmp_path))
     assert [MMMU.score(one, text) for text in ("B", "(B)", "A", "")] == [1, 1, 0, 0]
     assert MMMU.score(many, "The answer is (A).") == 1
     assert [MMMU.score(open_question, text) for text in ("3.429", "it is 24/7", "4")] == [1, 1, 0]
@@ -126,7 +126,7 @@ def test_the_test_split_has_no_score(tmp_path):
     assert [dict(item.truth) for item in items] == [{}, {}, {}]
     assert "test" in MMMU.unscored_splits
     assert MMMU.submission is not None
-    assert MMMU.submission(items, ["It is (B).", "who knows", " 12 cm\n"]) == {
+    assert MMMU.submission(list(map(kept, items)), ["It is (B).", "who knows", " 12 cm\n"]) == {
         "test_Accounting_1": "B", "test_Art_1": "A", "test_Math_1": "12 cm",
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.published_files import (
+    kept,
     picture,
     pictures_of,
     problem_of,
@@ -58,7 +59,7 @@ def test_items_and_prompts(write, tmp_path):
 def test_parts_of_the_score(tmp_path):
     write_hub(tmp_path)
     assert SCIENCEQA.summarise is not None
-    summary = SCIENCEQA.summarise(read_all(SCIENCEQA, tmp_path), ["", ""], [1, 0])
+    summary = SCIENCEQA.summarise(list(map(kept, read_all(SCIENCEQA, tmp_path))), ["", ""], [1, 0])
     assert summary.score == 50
     assert summary.parts == {
         "with an image": 0, "without": 100, "natural science": 0, "social science": 100,
