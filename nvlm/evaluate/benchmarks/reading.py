@@ -24,6 +24,8 @@ from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import ImageSource
 
 _BATCH_ROWS = 1000
+# Longer than this, a cell for an image holds one; as VLMEvalKit tells them apart.
+_MAX_INDEX = 64
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def tsv_rows(path: Path, image: str) -> Iterator[Row]:
     for start, number, cells in _tsv_cells(path):
         where = f"{path} row {number}"
         if start == 0:
-            header = cells
+            header = [cell.removeprefix("\ufeff") for cell in cells]
             if image not in header:
                 raise DataError(f"{path}: no column `{image}`; there is {', '.join(header)}")
             continue
@@ -296,8 +298,10 @@ def tsv_rows(path: Path, image: str) -> Iterator[Row]:
         source = partial(_tsv_image, path, start, header.index(image), where)
         kept = {key: value for key, value in values.items() if value.strip()}
         # What is too short for an image is another row's index, as VLMEvalKit's files have it.
-        short = {image: encoded} if len(encoded) <= 64 else {}
-        yield Row(kept | short, where, [source] if encoded else [])
+        if len(encoded) <= _MAX_INDEX:
+            yield Row({**kept, image: encoded}, where)
+        else:
+            yield Row(kept, where, [source])
 
 
 def _tsv_cells(path: Path, start: int = 0) -> Iterator[tuple[int, int, list[str]]]:
