@@ -26,12 +26,10 @@ def answer_all(export: Path, questions: Path, out: Path, max_new_tokens: int) ->
 
     `out` is complete once it exists: lines go to `OUT.part` first.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        export, trust_remote_code=True, dtype=torch.float32
-    )
+    model: Any = AutoModel.from_pretrained(export, trust_remote_code=True, dtype=torch.float32)
     model.eval()
     calls = _record_generate(model)
     own_system_message = model.system_message

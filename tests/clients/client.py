@@ -44,6 +44,7 @@ class Trial:
             [self.python, *command],
             env=own_environment(self.python, self.folder) | variables,
             cwd=self.folder,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,

@@ -16,7 +16,7 @@ from helpers.paths import REPOSITORY
 
 from clients.client import Client
 
-FOLDER = REPOSITORY / ".venv" / "clients"
+FOLDER = Path(sys.prefix) / "clients"
 
 
 class CannotInstall(Exception):

@@ -25,12 +25,14 @@ class Tried:
     """
     Attributes:
         checkpoint, export: the same model, Megatron's and for Hugging Face.
+        language: the folder of the language model that it was made of.
         questions: by name: messages, image files and the most tiles of each.
         answers: by name, Megatron-core's greedy ones: prompt_ids, answer_ids, text.
     """
 
     checkpoint: Path
     export: Path
+    language: Path
     questions: dict[str, dict[str, Any]]
     answers: dict[str, dict[str, Any]]
 
@@ -47,20 +49,16 @@ class Exports:
         self.folder = folder
 
     @cached_property
-    def language(self) -> Path:
-        """The folder of the language model that `tiny` was made of."""
-        return REPOSITORY / "assets/tiny/qwen2"
-
-    @cached_property
     def tiny(self) -> Tried:
         """The tiny model after a few steps of training; its tiles have 112 pixels."""
         folder = self.folder / "tiny"
         folder.mkdir()
+        language = REPOSITORY / "assets/tiny/qwen2"
         configuration = REPOSITORY / "configs/run/tiny/sft.yaml"
         _nvlm("data", "build-demo", folder / "data")
         _nvlm(
             *("convert", "from-hf", "--vision", REPOSITORY / "assets/tiny/internvit"),
-            *("--language", self.language, "--config", configuration, folder / "initial"),
+            *("--language", language, "--config", configuration, folder / "initial"),
         )
         _nvlm(
             *("train", configuration, f"data.root={folder / 'data'}", f"run.dir={folder / 'run'}"),
@@ -68,7 +66,7 @@ class Exports:
             *(f"train.steps={TRAINING_STEPS}", "log.tensorboard=false"),
         )
         _nvlm("convert", "to-hf", folder / "run", folder / "export", "--dtype", "fp32")
-        return _tried(folder / "run", folder / "export", folder)
+        return _tried(folder / "run", folder / "export", language, folder)
 
     @cached_property
     def served(self) -> Tried:
@@ -76,7 +74,7 @@ class Exports:
         folder = self.folder / "served"
         folder.mkdir()
         made = export_runs.make_export(folder, export_runs.SERVED)
-        return _tried(made.checkpoint, made.export, folder)
+        return _tried(made.checkpoint, made.export, folder / "language", folder)
 
 
 def _nvlm(*arguments: str | Path) -> None:
@@ -93,11 +91,11 @@ def _nvlm(*arguments: str | Path) -> None:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def _tried(checkpoint: Path, export: Path, folder: Path) -> Tried:
+def _tried(checkpoint: Path, export: Path, language: Path, folder: Path) -> Tried:
     questions = _questions(folder)
     answers = _megatron_answers(checkpoint, questions)
     assert len({row["text"] for row in answers.values()}) > 1, "one answer to all: nothing compared"
-    return Tried(checkpoint, export, questions, answers)
+    return Tried(checkpoint, export, language, questions, answers)
 
 
 def _questions(folder: Path) -> dict[str, dict[str, Any]]:
@@ -138,12 +136,22 @@ def _draw(file: Path, width: int, height: int, text: str) -> Path:
     return file
 
 
+def megatron_on_texts(tried: Tried, texts: dict[str, list], folder: Path) -> dict[str, list]:
+    """What `megatron_texts.py` says of each text."""
+    return _in_megatron("megatron_texts.py", [tried.checkpoint, tried.export], texts, folder)
+
+
 def _megatron_answers(checkpoint: Path, questions: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """Greedy answers by Megatron-core, in a process of its own: it holds process groups."""
-    program = Path(__file__).with_name("megatron_answers.py")
-    asked, out = checkpoint.parent / "asked.json", checkpoint.parent / "answered.json"
-    asked.write_text(json.dumps(questions))
+    more = [checkpoint, str(MAX_NEW_TOKENS)]
+    return _in_megatron("megatron_answers.py", more, questions, checkpoint.parent)
+
+
+def _in_megatron(program: str, more: list, asked: Any, folder: Path) -> Any:
+    """What a program here answers, in a process of its own: it holds process groups."""
+    path = Path(__file__).with_name(program)
+    questions, out = folder / "asked.json", folder / "answered.json"
+    questions.write_text(json.dumps(asked))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-W", "ignore", program, checkpoint, asked, out, str(MAX_NEW_TOKENS)]
+    command = [sys.executable, "-W", "ignore", path, *more, questions, out]
     subprocess.run(command, env=environment, check=True)
     return json.loads(out.read_text())

@@ -1,6 +1,6 @@
 """Run alone: greedy answers of a checkpoint by Megatron-core.
 
-Usage: megatron_answers.py CHECKPOINT QUESTIONS.json OUT.json MAX_NEW_TOKENS
+Usage: megatron_answers.py CHECKPOINT MAX_NEW_TOKENS QUESTIONS.json OUT.json
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nvlm.generate.engine import Engine
 
 
 def main() -> None:
-    checkpoint, questions, out, max_new_tokens = sys.argv[1:]
+    checkpoint, max_new_tokens, questions, out = sys.argv[1:]
     answers = {}
     with Engine(checkpoint) as engine:
         engine.load()

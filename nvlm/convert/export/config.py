@@ -45,7 +45,7 @@ def model_config(
         "auto_map": {
             "AutoConfig": "configuration_nvlm_d.NVLM_D_Config",
             "AutoModel": "modeling_nvlm_d.NVLM_D_Model",
-            "AutoModelForCausalLM": "modeling_nvlm_d.NVLM_D_Model",
+            "AutoModelForCausalLM": "modeling_nvlm_d.NVLM_D_ForCausalLM",
         },
         "model_type": "NVLM_D",
         **dtypes,

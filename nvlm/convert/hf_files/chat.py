@@ -129,14 +129,15 @@ class ChatMixin:
         if settings.pad_token_id is None:
             settings.pad_token_id = encoder.turn_end_id
         self.img_context_token_id = encoder.image_id
-        new_ids = self.generate(
+        ids = self.generate(
             pixel_values=pixel_values,
             input_ids=torch.tensor([prompt]),
             visual_features=visual_features,
             generation_config=settings,
             **others,
         )
-        return tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()
+        answer_ids = ids[0][len(prompt) :] if self._repeats_prompt else ids[0]
+        return tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
 
     def _settings(self, generation_config):
         """(a `GenerationConfig` of its own, what of a dict is not one of its fields)."""

@@ -18,6 +18,7 @@ from .modeling_intern_vit import InternVisionModel
 from .prompts import PromptEncoder
 
 __all__ = [
+    "NVLM_D_ForCausalLM",
     "NVLM_D_Model",
     "PromptEncoder",
     "build_transform",
@@ -50,6 +51,8 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
+    # What `generate` gives begins with the prompt.
+    _repeats_prompt = False
 
     def __init__(self, config, use_flash_attn=None):
         """`use_flash_attn` is accepted for callers of the released files and has no effect.
@@ -185,7 +188,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         return_dict=None,
         **kwargs,
     ):
-        """New token ids [batch, new tokens]; the prompt is not repeated.
+        """New token ids [batch, new tokens]; without the prompt (`NVLM_D_ForCausalLM`: with it).
 
         Token ids may come first, as for a language model, when there are no images. Keyword
         arguments override fields of `generation_config`, by default the folder's. `return_dict` is
@@ -202,12 +205,26 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         embeddings = self._embed(input_ids, pixel_values, visual_features)
         if attention_mask is None:
             attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+        if self._repeats_prompt:
+            others["input_ids"] = input_ids.to(embeddings.device)
         return self.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=attention_mask.to(embeddings.device),
             generation_config=settings,
             **others,
         )
+
+
+class NVLM_D_ForCausalLM(NVLM_D_Model):
+    """The same model with the manners of transformers' language models: for `AutoModelForCausalLM`.
+
+    `generate` gives the prompt and the new tokens, [batch, prompt + new], and stopping criteria,
+    logits processors and `max_length` are about both. Programs that take any language model, such
+    as lm-evaluation-harness and `pipeline("text-generation")`, count on that. `chat` is the same.
+    """
+
+    main_input_name = "input_ids"
+    _repeats_prompt = True
 
 
 def _token_ids_may_come_first(pixel_values, input_ids):

@@ -27,12 +27,17 @@ def main() -> None:
 
 def answers(model, tokenizer, asked: dict, max_new_tokens: int) -> dict:
     found: dict = {"chat": {}, "generate": {}}
+    # As every language model of transformers, so does what AutoModelForCausalLM opens.
+    repeats_prompt = type(model).__name__ == "NVLM_D_ForCausalLM"
     calls: list = []
     generate = model.generate
 
     def recording_generate(*args, **kwargs):
         ids = generate(*args, **kwargs)
-        calls.append((kwargs["input_ids"][0].tolist(), ids[0].tolist()))
+        prompt = kwargs["input_ids"][0].tolist()
+        calls.append(
+            (prompt, ids[0, len(prompt) :].tolist() if repeats_prompt else ids[0].tolist())
+        )
         return ids
 
     end_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -55,7 +60,7 @@ def answers(model, tokenizer, asked: dict, max_new_tokens: int) -> dict:
         assert not calls, "chat is expected to call generate once"
         found["chat"][name] = {"prompt_ids": prompt_ids, "answer_ids": new_ids, "text": text}
         model.generate = generate
-        found["generate"][name] = generate(
+        ids = generate(
             pixel_values=pixel_values,
             input_ids=torch.tensor([prompt_ids]),
             max_new_tokens=max_new_tokens,
@@ -63,6 +68,9 @@ def answers(model, tokenizer, asked: dict, max_new_tokens: int) -> dict:
             eos_token_id=end_id,
             pad_token_id=end_id,
         )[0].tolist()
+        if repeats_prompt:
+            assert ids[: len(prompt_ids)] == prompt_ids
+        found["generate"][name] = ids[len(prompt_ids) :] if repeats_prompt else ids
     return found
 
 
