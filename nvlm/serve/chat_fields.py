@@ -51,26 +51,28 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """Of a body, or a part of one: what JSON says is taken as it is, and unknown names are not."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class TextPart(_Fields):
+class TextPart(Fields):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Fields):
+class ImageUrl(Fields):
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Fields):
+class ImagePart(Fields):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class Message(_Fields):
+class Message(Fields):
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
@@ -80,12 +82,12 @@ class Message(_Fields):
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against listeners; there is none
 
 
-class ChatFields(_Fields):
+class ChatFields(Fields):
     """A body whose every field is of its type."""
 
     model: str
@@ -123,7 +125,7 @@ def read_fields(body: bytes) -> ChatFields:
     try:
         return ChatFields.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -162,7 +164,8 @@ def _is_same(given: Any, neutral: Any) -> bool:
     return given == neutral and isinstance(given, bool) == isinstance(neutral, bool)
 
 
-def _refusal(error: ValidationError) -> ApiError:
+def refusal(error: ValidationError) -> ApiError:
+    """Of the first field that is wrong."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = _name(first["loc"])
     if first["type"] == "extra_forbidden":

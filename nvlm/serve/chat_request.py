@@ -58,12 +58,17 @@ def read_request(fields: ChatFields, limits: Limits) -> ChatRequest:
         model=fields.model,
         messages=messages,
         images=images,
-        max_num_tiles=_TILES_OF_LOW_DETAIL if details == {"low"} else None,
+        max_num_tiles=next(iter(details), None),
         max_new_tokens=_max_new_tokens(fields, limits),
         sampling=_sampling(fields),
         stream=bool(fields.stream),
         include_usage=options is not None and bool(options.include_usage),
     )
+
+
+def max_tiles_of(detail: str | None) -> int | None:
+    """Most tiles of an image; None: the stage's."""
+    return _TILES_OF_LOW_DETAIL if detail == "low" else None
 
 
 def _sampling(fields: ChatFields) -> Sampling:
@@ -94,11 +99,11 @@ def _max_new_tokens(fields: ChatFields, limits: Limits) -> int | None:
     return wanted
 
 
-def _read_messages(given: list[Message]) -> tuple[Messages, list[ImageUrl], set[str]]:
-    """(turns, images, the kinds of detail: `low`, `high`)."""
+def _read_messages(given: list[Message]) -> tuple[Messages, list[ImageUrl], set[int | None]]:
+    """(turns, images, their most tiles)."""
     messages: Messages = []
     images: list[ImageUrl] = []
-    details: set[str] = set()
+    details: set[int | None] = set()
     for number, message in enumerate(given):
         where = f"messages[{number}]"
         role = "system" if message.role == "developer" else message.role
@@ -115,7 +120,7 @@ def _read_messages(given: list[Message]) -> tuple[Messages, list[ImageUrl], set[
                 raise bad_request(f"{field} is an image: only user messages may have one", field)
             pieces.append(IMAGE_MARK)
             images.append(ImageUrl(f"{field}.image_url.url", part.image_url.url))
-            details.add("low" if part.image_url.detail == "low" else "high")
+            details.add(max_tiles_of(part.image_url.detail))
         # Images and texts in lines of their own, as training data has them.
         content = "\n".join(pieces)
         if role == "user" and not content.strip():

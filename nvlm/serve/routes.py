@@ -9,11 +9,12 @@ from contextlib import ExitStack, aclosing
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from nvlm.printing import say
 from nvlm.serve.api_errors import ApiError, failed
+from nvlm.serve.chat_page import chat_page
 from nvlm.serve.service import Service
 
 # Nobody reads it; the number is nginx's.
@@ -23,6 +24,7 @@ _CLIENT_GONE = 499
 def build_app(service: Service) -> FastAPI:
     """Every error is answered in OpenAI's form, and no trace of one leaves the machine."""
     # FastAPI's own pages load scripts from elsewhere.
+    html, policy = chat_page()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.post("/v1/chat/completions")
@@ -48,6 +50,18 @@ def build_app(service: Service) -> FastAPI:
     async def model(name: str) -> Response:
         service.check_model(name)
         return JSONResponse(_model(service))
+
+    @app.post("/v1/nvlm/preview")
+    async def image_preview(request: Request) -> Response:
+        with service.admitted():
+            deadline = service.deadline()
+            body = await service.read_body(request, deadline)
+            work = service.in_worker(service.preview, body)
+            return JSONResponse(await service.within(deadline, request, work))
+
+    @app.get("/")
+    async def page() -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
     @app.get("/health")
     async def health() -> Response:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from nvlm.config.schema import ParallelConfig
 from nvlm.ending import SECONDS_TO_END, begin, leave
@@ -17,6 +19,11 @@ from nvlm.launch import launched
 from nvlm.printing import say
 from nvlm.serve.address import take_address, url_of
 from nvlm.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from nvlm.generate.engine import Engine
+    from nvlm.generate.session import Session
+    from nvlm.serve.service import Service
 
 # Of the time that any verb has to end, what is left for closing connections and the process.
 _SECONDS_TO_CLOSE = 3.0
@@ -35,65 +42,62 @@ class Options:
 
 
 def serve(checkpoint: Path, options: Options) -> int:
-    """Serve until a signal ends it.
+    """Serve until a signal ends it; every process of a launch calls this, and the first one serves.
 
     Returns:
-        the exit code: 130 after Ctrl-C, 143 after SIGTERM.
+        the exit code: 130 after Ctrl-C, 143 after SIGTERM; 0 for a process whose first one ended.
 
     Raises:
-        ConfigError: the address cannot be taken, see `take_address`; or as `Engine`.
+        ConfigError: the address cannot be taken, see `take_address`; there are more processes than
+            one model takes; or as `Engine`.
         CheckpointError, DataError: as `Engine`.
     """
-    if launched().world_size > 1:
-        raise ConfigError("nvlm serve runs as one process: start it without torchrun")
-    with take_address(options.host, options.port, options.api_key is not None) as listener:
-        # Import torch: what is wrong with the arguments is said before.
+    with ExitStack() as stack:
+        listener = None
+        if launched().rank == 0:
+            taken = take_address(options.host, options.port, options.api_key is not None)
+            listener = stack.enter_context(taken)
+        # What is not installed is said before torch is imported and a model is read.
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+
         from nvlm.generate.engine import Engine
         from nvlm.generate.session import Session
-        from nvlm.serve.answer_loop import AnswerLoop
-        from nvlm.serve.gate import Gate
-        from nvlm.serve.routes import build_app
-        from nvlm.serve.service import Service
-        from nvlm.serve.web_server import WebServer
 
-        with Engine(checkpoint, _layout(options)) as engine:
-            most = options.max_image_megapixels or engine.config.data.max_image_megapixels
-            limits = replace(options.limits, max_image_megapixels=most)
-            engine.load()
-            loop = AnswerLoop(Session(engine))
-            service = Service(engine, loop, engine.config.run.name, limits)
-            server = WebServer(Gate(build_app(service), options.api_key, options.host), listener)
-            with _ending_on_signals(service, loop) as heard:
-                server.start()
-                _announce(service, engine.checkpoint, engine.config.parallel, url_of(listener))
-                loop.run()
-                server.stop()
-    number = heard[0]
-    interrupted = number == signal.SIGINT
-    say("interrupted" if interrupted else f"stopped by {number.name}", sys.stderr)
-    return 128 + number
+        engine = stack.enter_context(Engine(checkpoint, _layout(options)))
+        _check_one_replica(engine.config.parallel)
+        engine.load()
+        session = stack.enter_context(Session(engine))
+        heard: list[signal.Signals] = []
+        if listener is None:
+            with _on_signals(heard, lambda: None):
+                session.follow()
+        else:
+            _lead(engine, session, options, listener, heard)
+    return _exit_code(heard)
 
 
-def _layout(options: Options) -> ParallelConfig | None:
-    if options.tensor is None and options.pipeline is None:
-        return None
-    return ParallelConfig(tensor=options.tensor or 1, pipeline=options.pipeline or 1)
+def _lead(
+    engine: Engine,
+    session: Session,
+    options: Options,
+    listener: socket.socket,
+    heard: list[signal.Signals],
+) -> None:
+    """Answer requests until a signal is heard, and those that are open then."""
+    from nvlm.serve.answer_loop import AnswerLoop
+    from nvlm.serve.gate import Gate
+    from nvlm.serve.routes import build_app
+    from nvlm.serve.service import Service
+    from nvlm.serve.web_server import WebServer
 
+    most = options.max_image_megapixels or engine.config.data.max_image_megapixels
+    limits = replace(options.limits, max_image_megapixels=most)
+    loop = AnswerLoop(session)
+    service = Service(engine, loop, engine.config.run.name, limits)
+    server = WebServer(Gate(build_app(service), options.api_key, options.host), listener)
 
-@contextmanager
-def _ending_on_signals(service, loop) -> Iterator[list[signal.Signals]]:
-    """The first signal lets open answers end, a second one ends the process; gives the first one.
-
-    `nvlm.parallel.signals` hears them as well, in a thread, and ends the process after
-    `SECONDS_TO_END` whatever hangs.
-    """
-    heard: list[signal.Signals] = []
-
-    def hear(number: int, _: FrameType | None) -> None:
-        begin()
-        if heard:
-            leave(128 + number)
-        heard.append(signal.Signals(number))
+    def end() -> None:
         service.is_ending = True
         seconds = SECONDS_TO_END - _SECONDS_TO_CLOSE
         loop.end(seconds)
@@ -103,22 +107,73 @@ def _ending_on_signals(service, loop) -> Iterator[list[signal.Signals]]:
             sys.stderr,
         )
 
+    with _on_signals(heard, end):
+        server.start()
+        try:
+            _announce(service, engine, url_of(listener))
+            loop.run()
+        finally:
+            server.stop()
+
+
+def _check_one_replica(layout: ParallelConfig) -> None:
+    wanted, there = layout.tensor * layout.pipeline, launched().world_size
+    if wanted != there:
+        raise ConfigError(
+            f"{there} processes for a model of tensor {layout.tensor} x pipeline "
+            f"{layout.pipeline}: start {wanted}, or say another --tensor and --pipeline; several "
+            "servers of one model are started one by one, at ports of their own"
+        )
+
+
+def _exit_code(heard: list[signal.Signals]) -> int:
+    if not heard:
+        return 0
+    if launched().rank == 0:
+        what = "interrupted" if heard[0] == signal.SIGINT else f"stopped by {heard[0].name}"
+        say(what, sys.stderr)
+    return 128 + heard[0]
+
+
+def _layout(options: Options) -> ParallelConfig | None:
+    if options.tensor is None and options.pipeline is None:
+        return None
+    return ParallelConfig(tensor=options.tensor or 1, pipeline=options.pipeline or 1)
+
+
+@contextmanager
+def _on_signals(heard: list[signal.Signals], end: Callable[[], None]) -> Iterator[None]:
+    """The first signal is noted in `heard` and calls `end`; a second one ends the process.
+
+    `nvlm.parallel.signals` hears them as well, in a thread, and ends the process after
+    `SECONDS_TO_END` whatever hangs.
+    """
+
+    def hear(number: int, _: FrameType | None) -> None:
+        begin()
+        if heard:
+            leave(128 + number)
+        heard.append(signal.Signals(number))
+        end()
+
     before = {number: signal.signal(number, hear) for number in _TAKEN}
     try:
-        yield heard
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _announce(service, checkpoint: Path, layout: ParallelConfig, url: str) -> None:
-    limits = service.limits
+def _announce(service: Service, engine: Engine, url: str) -> None:
+    limits, layout = service.limits, engine.config.parallel
     num = layout.tensor * layout.pipeline
-    say(f"model    {service.model}: {checkpoint}")
-    say(f"layout   tensor {layout.tensor} x pipeline {layout.pipeline}: "
-        f"{num} process{'es' if num > 1 else ''}")  # fmt: skip
-    say(f"limits   {limits.max_queue} requests at once, each of {limits.max_request_mb:g} MB, "
+    processes = f"{num} process{'es' if num > 1 else ''}"
+    say(f"model    {service.model}: {engine.checkpoint}")
+    say(f"layout   tensor {layout.tensor} x pipeline {layout.pipeline}: {processes}")
+    say(
+        f"limits   {limits.max_queue} requests at once, each of {limits.max_request_mb:g} MB, "
         f"{limits.max_images} images, {limits.max_image_megapixels:g} megapixels, "
-        f"{limits.max_new_tokens:,} new tokens, {limits.timeout_seconds:g} seconds")  # fmt: skip
-    say(f"address  {url}/v1 (OpenAI's API)")
+        f"{limits.max_new_tokens:,} new tokens, {limits.timeout_seconds:g} seconds"
+    )
+    say(f"address  {url}/v1 (OpenAI's API), {url}/ (a page to chat)")
     sys.stdout.flush()

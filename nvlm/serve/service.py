@@ -25,6 +25,7 @@ from nvlm.serve.answer_loop import AnswerLoop
 from nvlm.serve.api_errors import ApiError, bad_request, ending, too_late
 from nvlm.serve.chat_fields import read_fields
 from nvlm.serve.chat_request import read_request
+from nvlm.serve.image_preview import preview
 from nvlm.serve.limits import Limits
 from nvlm.serve.pictures import read_pictures
 
@@ -191,6 +192,10 @@ class Service:
             stream=request.stream,
             include_usage=request.include_usage,
         )
+
+    def preview(self, body: bytes) -> dict[str, Any]:
+        """See `image_preview.preview`."""
+        return preview(body, self._engine, self.limits)
 
     def check_model(self, name: str) -> None:
         """Raise `ApiError` 404 unless `name` is the model's."""

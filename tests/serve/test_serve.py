@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_a_stream_is_the_same_answer(served: Served, messages: list[Any]):
     assert pieces[-1].choices[0].finish_reason == "length"
     assert (last.choices, last.usage) == ([], whole.usage)
     assert len({chunk.id for chunk in chunks}) == 1
+    assert len(pieces) > NUM_TOKENS / 2, "the text comes piece by piece"
     assert not any(chunk.usage for chunk in ask(served, messages, stream=True))
 
 
@@ -115,6 +117,23 @@ def test_together_as_alone(served: Served):
     with ThreadPoolExecutor(2 * len(QUESTIONS)) as pool:
         together = list(pool.map(lambda messages: text_of(served, messages), 2 * QUESTIONS))
     assert together == 2 * alone
+
+
+def test_seeds_and_stop_texts(served: Served, checkpoint: Path):
+    drawn = {"temperature": 1.5, "top_p": 0.95, "extra_body": {"top_k": 50}}
+    first, again, other = (text_of(served, WITH_IMAGE, seed=s, **drawn) for s in (5, 5, 6))
+    assert first == again != other
+    assert len({text_of(served, WITH_IMAGE, **drawn) for _ in range(3)}) == 3
+    whole = text_of(served, WITH_IMAGE)
+    stop = whole[len(whole) // 2 :][:4]
+    for stops in (stop, ["never said", stop]):
+        (choice,) = ask(served, WITH_IMAGE, stop=stops).choices
+        assert choice.message.content == whole[: whole.index(stop)]
+        assert choice.finish_reason == "stop"
+    pieces = list(ask(served, WITH_IMAGE, stop=stop, stream=True))
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert text == whole[: whole.index(stop)]
+    assert pieces[-1].choices[0].finish_reason == "stop"
 
 
 def test_models_and_health(served: Served):
@@ -221,6 +240,47 @@ def test_bytes_that_are_no_request_and_half_a_body(served: Served):
     assert text_of(served, [user("Hello!")])
 
 
+def wait_until(happened, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_places_are_given_back(checkpoint: Path, tmp_path: Path):
+    """A second request is refused while the first one has the only place; one that goes frees it,
+    and so does one that takes too long."""
+    options = ("--max-queue", "1", "--timeout-seconds", "2.5", "--max-new-tokens", "100000")
+    with serving(checkpoint, tmp_path, *options) as served:
+        long = {"max_tokens": None}
+
+        def is_taken() -> bool:
+            url = f"{served.url}/v1/chat/completions"
+            body = {"model": MODEL, "messages": [user("Hello!")], "max_tokens": 1}
+            found = httpx.post(url, json=body, timeout=60)
+            if found.status_code == 429:
+                assert found.headers["retry-after"] == "1" and "--max-queue" in found.text
+            return found.status_code == 429
+
+        stream = ask(served, WITH_IMAGE, stream=True, **long)
+        next(stream)
+        assert is_taken()
+        stream.close()
+        wait_until(lambda: not is_taken())
+        with pytest.raises(openai.APITimeoutError):
+            served.client(timeout=0.5).chat.completions.create(
+                model=MODEL, messages=WITH_IMAGE, **long
+            )
+        wait_until(lambda: not is_taken())
+        with pytest.raises(openai.InternalServerError, match=r"within 2\.5 seconds") as late:
+            ask(served, WITH_IMAGE, **long)
+        assert late.value.status_code == 504
+        with pytest.raises(openai.APIError, match=r"within 2\.5 seconds"):
+            list(ask(served, WITH_IMAGE, stream=True, **long))
+        wait_until(lambda: not is_taken())
+        assert text_of(served, [user("Hello!")], max_tokens=1)
+
+
 def test_a_key_is_asked_for(checkpoint: Path, tmp_path: Path):
     with serving(checkpoint, tmp_path, "--api-key", "secret", "--host", "0.0.0.0") as served:
         served.url = served.url.replace("0.0.0.0", "127.0.0.1")
@@ -262,6 +322,6 @@ def test_what_is_said_at_the_start(served: Served, checkpoint: Path):
     facts = dict(line.split(maxsplit=1) for line in printed if line[:1].isalpha())
     assert facts["model"] == f"{MODEL}: {checkpoint}"
     assert facts["layout"] == "tensor 1 x pipeline 1: 1 process"
-    assert facts["address"] == f"{served.url}/v1 (OpenAI's API)"
+    assert facts["address"] == f"{served.url}/v1 (OpenAI's API), {served.url}/ (a page to chat)"
     assert "64 requests at once" in facts["limits"] and "100 megapixels" in facts["limits"]
     assert json.loads(httpx.get(f"{served.url}/v1/models").text)["data"][0]["limits"]
