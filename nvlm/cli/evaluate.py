@@ -229,3 +229,25 @@ def rescore_command(
 
     print_scores(score_all(folder))
     say(f"scores: {folder}")
+
+
+@other_verbs.command("compare", short_help="Compare two folders of --suite.")
+def compare_command(
+    first: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="A", help="A folder that --suite has written."),
+    ],
+    second: Annotated[Path, typer.Argument(parser=path_of_user, metavar="B", help="Another one.")],
+    examples: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Questions to show of each kind.")
+    ] = 3,
+) -> None:
+    """Compare the scores of two checkpoints on the same questions, asked alike.
+
+    Pairs answers by question: difference, its 95 % interval (bootstrap), p value, and questions
+    that only one answers right.
+    """
+    from nvlm.evaluate.suite.compare import compare
+    from nvlm.evaluate.suite.table import print_comparison
+
+    print_comparison(*compare(first, second), examples)

@@ -148,6 +148,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("CHECKPOINT --out RUN --suite realworldqa --data EMPTY", ".metadata is damaged"),
     ],
     "evaluate benchmarks": [("EMPTY", "unexpected extra argument")],
+    "evaluate compare": [
+        ("NOTHING", "missing argument 'B'"),
+        ("NOTHING EMPTY", "holds no evaluation"),
+        ("FILE FILE --examples x", "'--examples'"),
+    ],
     "evaluate rescore": [
         ("NOTHING", "holds no evaluation"),
         ("FILE", "holds no evaluation"),

@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from nvlm.evaluate.benchmarks.table import BENCHMARKS
+from nvlm.evaluate.suite.compare import Comparison
 from nvlm.evaluate.suite.files import files_found, list_files
 from nvlm.printing import new_console, printable, say
 
 ABSENT = "–"
+_MAX_TEXT = 200
 
 
 def print_benchmarks(data: Path | None) -> None:
@@ -62,6 +64,47 @@ def print_scores(summaries: Sequence[Mapping[str, Any]]) -> None:
             )
         if some["score"] is None:
             say(f"{some['title']}: the split's truths are not published; nothing was scored")
+
+
+def print_comparison(
+    comparisons: Sequence[Comparison], only_in_one: Sequence[str], num_examples: int
+) -> None:
+    """The numbers of each benchmark side by side, then questions of which one is right alone."""
+    table = Table(box=None)
+    table.add_column("benchmark", overflow="fold")
+    for name in ("pairs", "A", "B", "B − A", "95 % interval", "p"):
+        table.add_column(name, justify="right")
+    table.add_column("test", overflow="fold")
+    for some in comparisons:
+        low_high = some.interval
+        table.add_row(
+            Text(printable(some.title)),
+            f"{some.num_pairs:,}",
+            *(number(value) for value in some.numbers),
+            f"{some.difference:+.2f}",
+            ABSENT if low_high is None else f"{low_high[0]:+.2f} to {low_high[1]:+.2f}",
+            f"{some.p_value:.4f}" if some.p_value >= 0.0001 else "< 0.0001",
+            Text(some.test),
+        )
+    new_console().print(table)
+    if only_in_one:
+        say(f"in one of the two alone, not compared: {', '.join(only_in_one)}")
+    if any(some.is_same_checkpoint for some in comparisons):
+        say("both are answers of the same checkpoint")
+    for some in comparisons:
+        if some.num_unpaired:
+            say(f"{some.title}: {some.num_unpaired:,} questions are answered in one alone")
+        for side, flips in zip("AB", some.better, strict=True):
+            say(f"{some.title}: {len(flips):,} answers are better in {side}")
+            for flip in flips[:num_examples]:
+                say(f"  {flip.key}: {_cut(flip.question)}; truth {_cut(flip.truth)}")
+                say(f"    A: {_cut(flip.answers[0])}")
+                say(f"    B: {_cut(flip.answers[1])}")
+
+
+def _cut(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
 def number(value: float | None) -> str:
