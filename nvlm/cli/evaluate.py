@@ -191,6 +191,7 @@ def _evaluate_suite(
     )
     asked = choose(suite, given["split"] or [], settings)
     from nvlm.evaluate.suite.run import evaluate_suite
+    from nvlm.views.suite_page import write_suite_page
 
     evaluate_suite(
         checkpoint,
@@ -200,6 +201,7 @@ def _evaluate_suite(
         given["tensor"] or 1,
         given["pipeline"] or 1,
         given["skip_missing"],
+        write_suite_page,
     )
 
 
@@ -226,9 +228,10 @@ def rescore_command(
     """Score the answers in FOLDER again, from the files of predictions alone."""
     from nvlm.evaluate.suite.scores import score_all
     from nvlm.evaluate.suite.table import print_scores
+    from nvlm.views.suite_page import write_suite_page
 
     print_scores(score_all(folder))
-    say(f"scores: {folder}")
+    say(f"scores: {folder}\nwith examples: {write_suite_page(folder)}")
 
 
 @other_verbs.command("compare", short_help="Compare two folders of --suite.")

@@ -7,7 +7,7 @@ refused without the model is refused before it is loaded, for all benchmarks tog
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -54,6 +54,7 @@ def evaluate_suite(
     tensor: int = 1,
     pipeline: int = 1,
     skip_missing: bool = False,
+    write_page: Callable[[Path], Path] | None = None,
 ) -> None:
     """Answer the benchmarks' questions and write a folder for each below `out`.
 
@@ -64,6 +65,8 @@ def evaluate_suite(
         data: has a folder of files for each benchmark.
         tensor, pipeline: layout of a replica; the processes left over answer other questions.
         skip_missing: leave out benchmarks whose files are not there, instead of ending.
+        write_page: writes a page on the scores in a folder, and returns its path; called by the
+            first process.
 
     Raises:
         NvlmError: files are missing or damaged, `out` has answers of something else, no checkpoint,
@@ -82,7 +85,7 @@ def evaluate_suite(
                 _answer(engine, one, set(keys), out / one.asked.name)
                 for keys, one in zip(done, prepared, strict=True)
             ]
-            from_main_rank(lambda: _finish(out, summaries))
+            from_main_rank(lambda: _finish(out, summaries, write_page))
         _check_skipped(engine, summaries)
 
 
@@ -177,10 +180,16 @@ def _answer(engine: Engine, one: Prepared, done: set[str], folder: Path) -> dict
     return from_main_rank(score)
 
 
-def _finish(out: Path, summaries: Sequence[dict[str, Any]]) -> None:
+def _finish(
+    out: Path,
+    summaries: Sequence[dict[str, Any]],
+    write_page: Callable[[Path], Path] | None,
+) -> None:
     write_summary(out, summaries)
     print_scores(summaries)
     say(f"answers and scores: {out}")
+    if write_page is not None:
+        say(f"with examples: {write_page(out)}")
 
 
 def _check_skipped(engine: Engine, summaries: Sequence[dict[str, Any]]) -> None:
