@@ -8,7 +8,7 @@ letters; in `ai2d_no_mask` they can be read. NVLM's paper reports both; its rele
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +28,20 @@ def _read(tsv: str, folder: Path, split: str) -> Iterator[Item]:
         for number, row in enumerate(rows):
             yield _item(row, f"{number:04d}", row.texts("options"), row.name("answer"), row.images)
         return
-    images: dict[str, list[ImageSource]] = {}  # by index; later rows name earlier ones'
+    images: dict[str, Sequence[ImageSource]] = {}  # by index; later rows name earlier ones'
     for row in tsv_rows(paths[0], "image"):
         index = row.name("index")
         other = row.values.get("image")
         if other is not None and other not in images:
             raise row.wrong(f"its image is that of index {shown(other)}, which no row before has")
-        images[index] = images[other] if other is not None else list(row.images)
+        images[index] = images[other] if other is not None else row.images
         options = [row.text(letter) for letter in LETTERS[:9] if letter in row.values]
         yield _item(row, index, options, row.name("answer"), images[index])
 
 
-def _item(row: Row, key: str, options: list[str], answer: str, images: list[ImageSource]) -> Item:
+def _item(
+    row: Row, key: str, options: list[str], answer: str, images: Sequence[ImageSource]
+) -> Item:
     """
     Args:
         answer: the letter, or the number from 0 on.

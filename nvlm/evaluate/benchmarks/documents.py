@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nvlm.evaluate.benchmarks.entry import Benchmark, ImageSource, Item
@@ -54,7 +54,10 @@ def _read(
     places = [place / name for name in image_folders for place in (folder, beside, beside.parent)]
     images = ImageFolders(places)
     for row in json_rows(paths[0], "data"):
-        yield _item(row, images.find(row.text(image_key), row), has_truth)
+        name = row.text(image_key)
+        flat = PurePosixPath(name).name  # newer downloads lack the folder that older files name
+        is_flat = any((place / flat).is_file() for place in places)
+        yield _item(row, images.find(flat if is_flat else name, row), has_truth)
 
 
 def _item(row: Row, image: ImageSource, has_truth: bool) -> Item:

@@ -67,9 +67,10 @@ def test_official_docvqa_in_folders_of_the_competition(tmp_path):
     rows = [{**row, "image": f"documents/{n}.png"} for n, row in enumerate(ROWS)]
     write_json(tmp_path / "spdocvqa_qas/val_v1.0_withQT.json", {"data": rows})
     write_json(tmp_path / "spdocvqa_qas/train_v1.0_withQT.json", {"data": rows[:1]})
-    names = ["documents/0.png", "documents/1.png"]
+    names = ["0.png", "1.png"]  # without the folder that the questions name
     write_pictures(tmp_path / "spdocvqa_images", names)
-    assert len(read_all(DOCVQA, tmp_path)) == 2
+    items = read_all(DOCVQA, tmp_path)
+    assert [pictures_of(item) for item in items] == [[picture(0)], [picture(1)]]
     assert len(read_all(DOCVQA, tmp_path, "train")) == 1
     (tmp_path / "spdocvqa_images" / names[1]).unlink()
     said = problem_of(DOCVQA, tmp_path)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
+from helpers import generate_case, small_model
 from helpers.published_files import kept, picture, pictures_of, problem_of, read_all, write_parquet
 
 from nvlm.evaluate.benchmarks.mmmu import MMMU
+from nvlm.evaluate.suite.run import evaluate_suite
+from nvlm.evaluate.suite.settings import Settings, choose
+from nvlm.parallel.groups import initialize, shut_down
 
 COLUMNS = [f"image_{number}" for number in range(1, 8)]
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -129,6 +136,22 @@ def test_the_test_split_has_no_score(tmp_path):
     assert MMMU.submission(list(map(kept, items)), ["It is (B).", "who knows", " 12 cm\n"]) == {
         "test_Accounting_1": "B", "test_Art_1": "A", "test_Math_1": "12 cm",
     }  # fmt: skip
+
+
+def test_a_model_is_shown_all_images_of_a_question(tmp_path):
+    """Through the whole suite, in the order of the marks."""
+    config = small_model.small_config("model.language.init_std=0.2")
+    generate_case.make_checkpoint(config, initialize(config, world_size=1), tmp_path / "checkpoint")
+    shut_down()
+    write(tmp_path / "data/mmmu", [ONE, MANY])
+    asked = choose("mmmu", [], Settings(max_new_tokens=2))
+    evaluate_suite(tmp_path / "checkpoint", asked, tmp_path / "data", tmp_path / "out")
+    lines = (tmp_path / "out/mmmu/predictions.jsonl").read_text().splitlines()
+    one, many = [json.loads(line) for line in lines]
+    assert one["messages"][-1]["content"].count("<image>") == 1
+    hashes = [hashlib.sha256(picture(number)).hexdigest() for number in (1, 2, 3, 1)]
+    assert many["images"] == hashes
+    assert one["num_tokens"] and many["num_tokens"]
 
 
 def test_examples_are_of_dev(tmp_path):
