@@ -1,4 +1,4 @@
-"""A checkpoint that answers: on one process, or at any layout under torchrun."""
+"""A model that answers: on one process, or at any layout under torchrun."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvlm import platform
-from nvlm.checkpoint_io import check_contents, read_config, resolve_checkpoint
-from nvlm.checkpoint_shares import read_shared, sharded_tensors
-from nvlm.config.changed import changed
-from nvlm.config.checks import check_world_size
-from nvlm.config.schema import ParallelConfig, RunConfig
+from nvlm.config.schema import ParallelConfig
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.greedy import check_positions, generate_greedy
+from nvlm.generate.layout import config_for_generation
+from nvlm.generate.model_folder import find_model
+from nvlm.launch import num_local_processes
 from nvlm.parallel.groups import (
     Parallel,
     initialize,
@@ -30,9 +29,6 @@ from nvlm.parallel.groups import (
     shut_down,
     world_size_from_environment,
 )
-from nvlm.plan.layout import with_stage_layers
-from nvlm.safe_loading import check_readable
-from nvlm.sizes.layout import stage_layers
 
 if TYPE_CHECKING:
     from nvlm.model.nvlm_d import NVLMD
@@ -62,6 +58,8 @@ class Engine:
         config: the checkpoint's configuration with the layout in use.
         encoder: of prompts, as the checkpoint's training encoded its samples.
         tokenizer: transformers', to read answers with.
+        stop_ids: tokens that end an answer: the end of a turn, and what an export's
+            `generation_config.json` names besides.
         parallel, model: this process's place and pipeline stage; there once `load` returned.
         max_cache_tokens: for which the replica's processes have memory; there once `load` returned.
         at_end: what sessions that were made of it want to be called before the groups end, with the
@@ -74,26 +72,35 @@ class Engine:
     def __init__(self, checkpoint: str | Path, layout: ParallelConfig | None = None):
         """
         Args:
-            checkpoint: a checkpoint folder, or a run folder (its latest).
-            layout: tensor and pipeline sizes. None: one process holds the whole model, several take
-                the layout that the checkpoint was trained with. Processes beyond a replica are
-                replicas.
+            checkpoint: a checkpoint folder, a run folder (its latest), or a Hugging Face folder
+                like the released NVLM-D-72B, such as `nvlm convert to-hf` writes. Its `config.json`
+                says how images and prompts become its sequences, and it is read as it is.
+            layout: tensor and pipeline sizes; None: `nvlm.generate.layout.default_layout`. The
+                processes that are left over are replicas.
 
         Raises:
             CheckpointError: there is no whole checkpoint.
-            ConfigError: the number of processes does not fit the layout.
+            ConvertError: the Hugging Face folder is not whole, or of another architecture.
+            ConfigError: the number of processes does not fit the layout, or the model the devices.
             DataError: the tokenizer is missing or does not fit the model.
         """
-        self.checkpoint = resolve_checkpoint(checkpoint)
-        check_readable(self.checkpoint)
+        self._folder = find_model(checkpoint)
+        self.checkpoint = self._folder.path
         self._world_size = world_size_from_environment()
-        self.config = config_for_generation(read_config(self.checkpoint), layout, self._world_size)
+        self.config = config_for_generation(
+            self._folder.config,
+            layout,
+            self._world_size,
+            num_local_processes(),
+            platform.current().machine().memory_bytes,
+        )
         name = self.config.model.tokenizer
         self.tokenizer = open_tokenizer(name)
         chat = ChatTokenizer(
             self.tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
         )
         self.encoder = SampleEncoder.from_config(self.config, chat)
+        self.stop_ids = frozenset({chat.end_id, *self._folder.stop_ids})
         self._is_loaded = False
         self.at_end: list[Callable[[BaseException | None], None]] = []
 
@@ -111,16 +118,16 @@ class Engine:
 
         Raises:
             CheckpointError: a file has other bytes than were written, or does not fit the model.
+            ConvertError: a tensor of a Hugging Face folder holds what it should not.
         """
         # Imported late: Megatron-core may only be imported once `initialize` chose the platform.
         self.parallel = initialize(self.config, self._world_size)
         self._is_loaded = True
         from nvlm.model.nvlm_d import build_model
 
-        check_contents(self.checkpoint)
+        self._folder.check_contents()
         self.model = build_model(self.config, self.parallel, to_generate=True)
-        tensors = [*sharded_tensors(self.model.sharded_state_dict())]
-        read_shared(self.checkpoint, tensors, self.parallel.groups.dp)
+        self._folder.read_weights(self.model, self.parallel)
         self.model.eval()
         self.max_cache_tokens = _max_cache_tokens(self.model, self.parallel)
 
@@ -164,7 +171,7 @@ class Engine:
             prompt_ids,
             torch.from_numpy(prompt.tiles),
             max_new_tokens,
-            stop_ids={self.encoder.tokenizer.end_id},
+            stop_ids=self.stop_ids,
         )
         return Answer(self.text_of(answer_ids), prompt_ids, answer_ids)
 
@@ -201,36 +208,3 @@ def _max_cache_tokens(model: NVLMD, parallel: Parallel) -> int:
     found = torch.tensor(free // bytes_per_token, device=platform.current().device())
     dist.all_reduce(found, dist.ReduceOp.MIN, group=parallel.groups.mp)
     return int(found)
-
-
-def config_for_generation(
-    config: RunConfig, layout: ParallelConfig | None, world_size: int
-) -> RunConfig:
-    """A checkpoint's configuration with the layout in use; see `Engine`.
-
-    Sequence parallelism, virtual stages and shared tiles are for training: of uneven virtual stages
-    a stage has as many layers in one run, and a question has few tiles, which the first stage
-    encodes. 8-bit products ask for other numbers of tokens. Batch sizes are made to fit.
-
-    Raises:
-        ConfigError: the layout does not fit the model or the number of processes.
-    """
-    if layout is None:
-        layout = ParallelConfig() if world_size == 1 else config.parallel
-    stages: list[int] | str = "even"
-    if layout is config.parallel and layout.layout != "even":
-        stages = [sum(chunks) for chunks in stage_layers(with_stage_layers(config))]
-    changes = {
-        "parallel": layout,
-        "parallel.virtual_pipeline": 1,
-        "parallel.layout": stages,
-        "parallel.sequence": False,
-        "parallel.vision": "tensor",
-        "train.fp8.recipe": "none",
-        "train.micro_batch_size": 1,
-        "train.global_batch_size": world_size,
-    }
-    where = f"the checkpoint at --tensor {layout.tensor} --pipeline {layout.pipeline}"
-    config = changed(config, changes, where)
-    check_world_size(config, world_size)
-    return config

@@ -210,7 +210,7 @@ class Session:
 
     def _progress(self, question: _Question, token: int) -> Progress:
         question.num_new_tokens += 1
-        is_end = token == self._engine.encoder.tokenizer.end_id
+        is_end = token in self._engine.stop_ids
         text = question.text.add(token)
         reason = None
         if is_end or question.text.has_stopped:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nvlm.launch import launched
+from nvlm.launch import num_local_processes
 from nvlm.megatron.uncompiled_import import nothing_compiled
 from nvlm.megatron.unused_imports import nothing_unused
 from nvlm.platform import environment, flight_recorder
@@ -148,7 +148,7 @@ def peak_memory_bytes() -> int:
 def free_memory_bytes() -> int:
     import psutil
 
-    return psutil.virtual_memory().available // launched().world_size
+    return psutil.virtual_memory().available // num_local_processes()
 
 
 def last_collectives() -> list[flight_recorder.Collective]:

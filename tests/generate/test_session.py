@@ -148,7 +148,7 @@ def test_an_answer_ends_with_its_turn_or_its_length(engine, prompts, alone, monk
     ends = {}
     with Session(engine) as session:
         ends["length"] = questions.answer_all(session, {"0": (prompts[number], Sampling(5))})["0"]
-        monkeypatch.setattr(engine.encoder.tokenizer, "end_id", ids[5])
+        monkeypatch.setattr(engine, "stop_ids", {ids[5]})
         ends["stop"] = questions.answer_all(session, {"1": (prompts[number], GREEDY)})["1"]
     assert list(ends["length"].token_ids) == ids[:5]
     assert list(ends["stop"].token_ids) == ids[: ids.index(ids[5]) + 1]
@@ -156,7 +156,11 @@ def test_an_answer_ends_with_its_turn_or_its_length(engine, prompts, alone, monk
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("tensor, pipeline", [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    "tensor, pipeline",
+    # Tensor parallelism by itself is in test_exports.py.
+    [(1, 2), *(pytest.param(2, size, marks=pytest.mark.slow) for size in (1, 2))],
+)
 def test_layouts_give_the_same_answers(tensor, pipeline, engine, tmp_path):
     """The process with the questions leads, the others follow until it closes."""
     expected = json.loads(json.dumps(session_case.answers(engine)))
@@ -178,6 +182,7 @@ def test_those_who_follow_end_where_the_leading_process_fails(engine, tmp_path):
     assert found[1] == f"raised NvlmError: {session_case.FAILURE}"
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_replicas_have_sessions_of_their_own(engine, tmp_path):
     expected = json.loads(json.dumps(session_case.answers(engine)))

@@ -8,6 +8,7 @@ This file imports no torch by itself; transformers may.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,18 @@ def open_tokenizer(name: str) -> Any:
         for path in folder.iterdir():
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise DataError(f"model.tokenizer {name}: {path.name!a} is not a regular file")
+    # Of an NVLM-D's own config.json it says that it knows no such model, and goes on.
+    says = logging.getLogger("transformers.configuration_utils")
+    level = says.level
+    says.setLevel(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # of a damaged tokenizer.json the library raises anything
         what = "a folder without a tokenizer" if folder.is_dir() else "no such folder, and the hub"
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"model.tokenizer {name}: {what}: {first_line}") from None
+    finally:
+        says.setLevel(level)
 
 
 def with_system_message(messages: Messages, system_message: str | None) -> Messages:

@@ -1,0 +1,157 @@
+"""The configuration that a folder like the released NVLM-D-72B was made with, from its own files.
+
+What is not in an earlier folder's `config.json` has the value that our modelling files give it
+(hf_files/configuration_nvlm_d.py), as the released model was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nvlm.config.changed import changed
+from nvlm.config.compose import validate
+from nvlm.config.schema import RunConfig
+from nvlm.convert.export.config import RELEASED_IMAGE_TOKEN, RELEASED_PROJECTOR_EPSILON
+from nvlm.convert.hf.architectures import architecture_of
+from nvlm.convert.hf.comparison import read_rope, shown, with_defaults
+from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
+from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder, read_json
+from nvlm.convert.hf.values import NORM_TYPES
+from nvlm.convert.tables.nvlm_d import LANGUAGE_PREFIX, VISION_PREFIX
+from nvlm.errors import ConvertError
+
+GENERATION_FILE = "generation_config.json"
+_RELEASED_SYSTEM_MESSAGE = "Answer the questions."
+# Stored heads that any tensor-parallel size up to this divides.
+_MOST_TENSOR_RANKS = 8
+
+
+def config_of_export(folder: HfFolder) -> RunConfig:
+    """What the folder computes, and how images and text become its sequences.
+
+    What has no meaning without training, such as the optimizer, has the defaults.
+
+    Raises:
+        ConvertError, ConfigError: `config.json` is not that of an NVLM-D, or a value in it is
+            wrong. `open_released` looks at every key besides.
+    """
+    found, where = folder.config, f"{folder.path / CONFIG_FILE}"
+    architecture = architecture_of(found)
+    if architecture != "NVLM_D":
+        raise ConvertError(
+            f"{where}: architectures {shown(found.get('architectures') or [])}: only ['NVLM_D'] "
+            "answers here; from a vision and a language model `nvlm convert from-hf` makes a "
+            "checkpoint to train"
+        )
+    vision = _vision(folder, folder.part("vision_config").config)
+    language, llm = _language(folder.part("llm_config").config)
+    stage = _stage(found, language["max_position_embeddings"])
+    config = validate(
+        {
+            "run": {"name": "export", "dir": str(folder.path)},
+            "model": {
+                "name": "nvlm_d",
+                "vision": vision,
+                "projector": _projector(found, llm),
+                "language": language,
+                "tokenizer": str(folder.path),
+                "image_token": found.get("image_token", RELEASED_IMAGE_TOKEN),
+            },
+            "data": {"root": str(folder.path)},
+            "stage": stage,
+            "train": {
+                "steps": 1,
+                "global_batch_size": 1,
+                "precision": _precision(folder),
+                "optimizer": {"lr": 1.0},
+            },
+        },
+        where,
+    )
+    return changed(config, {}, where)
+
+
+def stop_ids_of_export(folder: HfFolder) -> list[int]:
+    """The tokens that end an answer besides the end of a turn, as transformers reads them."""
+    path = folder.path / GENERATION_FILE
+    found = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = found if isinstance(found, list) else [found] if found is not None else []
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise ConvertError(f"{path}: eos_token_id is {shown(found)}, expected token ids")
+    return ids
+
+
+def _vision(folder: HfFolder, found: Mapping[str, Any]) -> dict[str, Any]:
+    values = with_defaults(found, [*INTERN_VIT.settings], "InternVisionModel")
+    vision = {setting: values[key] for key, setting in INTERN_VIT.settings.items()}
+    normalizations = {name: ours for ours, name in NORM_TYPES.items()}
+    normalization = values["norm_type"]
+    vision["normalization"] = (
+        normalizations.get(normalization, normalization)
+        if isinstance(normalization, str)
+        else normalization
+    )
+    stored = found.get("num_stored_attention_heads")
+    if stored is None:
+        stored = _stored_heads(folder, vision)
+    return {**vision, "num_stored_attention_heads": stored}
+
+
+def _stored_heads(folder: HfFolder, vision: Mapping[str, Any]) -> Any:
+    """Those in the tensors, and as many zero ones as let tensor-parallel ranks share them."""
+    heads, width = vision["num_attention_heads"], vision["hidden_size"]
+    name = f"{VISION_PREFIX}encoder.layers.0.attn.qkv.weight"
+    if name in folder.names() and isinstance(heads, int) and isinstance(width, int) and heads:
+        rows_per_head = 3 * (width // heads)
+        heads = max(heads, folder.shape(name)[0] // max(1, rows_per_head))
+        return -(-heads // _MOST_TENSOR_RANKS) * _MOST_TENSOR_RANKS
+    return heads
+
+
+def _language(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our section, and Hugging Face's values."""
+    architecture = architecture_of(found)
+    names = [*QWEN2.settings, "tie_word_embeddings", "max_position_embeddings"]
+    values = with_defaults(found, names, architecture)
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    language = {s: values[key] for key, s in QWEN2.settings.items() if key != "head_dim"}
+    return {
+        **language,
+        "rope_base": read_rope(found)["rope_theta"],
+        "qkv_bias": architecture != "LlamaForCausalLM",
+        "share_embeddings_and_output_weights": values["tie_word_embeddings"],
+        "max_position_embeddings": values["max_position_embeddings"],
+    }, values
+
+
+def _projector(found: Mapping[str, Any], llm: Mapping[str, Any]) -> dict[str, Any]:
+    width, epsilon = found.get("projector_hidden_size"), found.get("projector_layer_norm_eps")
+    return {
+        "ffn_hidden_size": llm["intermediate_size"] if width is None else width,
+        "norm_epsilon": RELEASED_PROJECTOR_EPSILON if epsilon is None else epsilon,
+    }
+
+
+def _stage(found: Mapping[str, Any], sequence_length: Any) -> dict[str, Any]:
+    is_tiled = found.get("dynamic_image_size", True)
+    max_num_tiles = found.get("max_dynamic_patch", 6) if is_tiled else 1
+    return {
+        "name": "export",
+        "sequence_length": sequence_length,
+        "max_num_tiles": max_num_tiles,
+        "use_thumbnail": found.get("use_thumbnail", True) and max_num_tiles != 1,
+        "tile_tags": found.get("tile_tags", "1d"),
+        "image_boundary": found.get("image_boundary", "merged"),
+        "system_message": found.get("system_message", _RELEASED_SYSTEM_MESSAGE),
+    }
+
+
+def _precision(folder: HfFolder) -> str:
+    """fp32 where the embeddings are; 16 bits of either kind are computed with as bf16."""
+    name = f"{LANGUAGE_PREFIX}model.embed_tokens.weight"
+    stored = folder.dtype(name) if name in folder.names() else torch.bfloat16
+    return "fp32" if stored == torch.float32 else "bf16"
