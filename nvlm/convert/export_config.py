@@ -112,17 +112,23 @@ def _stored_heads(folder: HfFolder, vision: Mapping[str, Any]) -> Any:
 
 
 def _language(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our section, and Hugging Face's values."""
+    """Our section, and Hugging Face's values. What is not computed here is refused later."""
     architecture = architecture_of(found)
     names = [*QWEN2.settings, "tie_word_embeddings", "max_position_embeddings"]
     values = with_defaults(found, names, architecture)
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     language = {s: values[key] for key, s in QWEN2.settings.items() if key != "head_dim"}
+    rope = read_rope(found)
+    base, kind = rope.pop("rope_theta"), rope.pop("rope_type", None) or rope.pop("type", None)
+    rope.pop("type", None)
     return {
         **language,
-        "rope_base": read_rope(found)["rope_theta"],
-        "qkv_bias": architecture != "LlamaForCausalLM",
+        "kv_channels": values["head_dim"],
+        "rope_base": base,
+        "rope_scaling": rope if kind == "llama3" else None,
+        "qkv_bias": architecture == "Qwen2ForCausalLM",
+        "qk_layernorm": architecture == "Qwen3ForCausalLM",
         "share_embeddings_and_output_weights": values["tie_word_embeddings"],
         "max_position_embeddings": values["max_position_embeddings"],
     }, values

@@ -18,8 +18,8 @@ from nvlm.config.schema import ParallelConfig
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
+from nvlm.generate.engine_layout import config_for_generation
 from nvlm.generate.greedy import check_positions, generate_greedy
-from nvlm.generate.layout import config_for_generation
 from nvlm.generate.model_folder import find_model
 from nvlm.launch import num_local_processes
 from nvlm.parallel.groups import (
@@ -75,8 +75,8 @@ class Engine:
             checkpoint: a checkpoint folder, a run folder (its latest), or a Hugging Face folder
                 like the released NVLM-D-72B, such as `nvlm convert to-hf` writes. Its `config.json`
                 says how images and prompts become its sequences, and it is read as it is.
-            layout: tensor and pipeline sizes; None: `nvlm.generate.layout.default_layout`. The
-                processes that are left over are replicas.
+            layout: tensor and pipeline sizes; None: `engine_layout.default_layout`. The processes
+                that are left over are replicas.
 
         Raises:
             CheckpointError: there is no whole checkpoint.

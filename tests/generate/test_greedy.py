@@ -13,7 +13,7 @@ from nvlm.config import changed
 from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError
 from nvlm.generate.engine import Engine
-from nvlm.generate.layout import config_for_generation
+from nvlm.generate.engine_layout import config_for_generation
 from nvlm.parallel.groups import initialize, shut_down
 
 # Large random weights: answers that vary from token to token.

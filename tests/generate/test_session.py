@@ -158,7 +158,7 @@ def test_an_answer_ends_with_its_turn_or_its_length(engine, prompts, alone, monk
 @pytest.mark.parallel
 @pytest.mark.parametrize(
     "tensor, pipeline",
-    # Tensor parallelism by itself is in test_exports.py.
+    # Tensor parallelism by itself is in test_model_folder.py.
     [(1, 2), *(pytest.param(2, size, marks=pytest.mark.slow) for size in (1, 2))],
 )
 def test_layouts_give_the_same_answers(tensor, pipeline, engine, tmp_path):

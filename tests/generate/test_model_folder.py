@@ -149,11 +149,41 @@ def test_an_export_has_the_weights_and_settings_of_its_checkpoint(exported, engi
             for key, value in getattr(theirs.model, section).model_dump().items()
             if getattr(ours.model, section).model_dump()[key] != value
         }
-        # Of random first values, which exports do not say.
-        assert differing <= {"init_std", "layer_scale_init"}
+        # Of random first values, which exports do not say; a head's width, which they always do.
+        assert differing <= {"init_std", "layer_scale_init", "kv_channels"}
+    assert ours.model.language.head_dim == theirs.model.language.head_dim
     for key in ("max_num_tiles", "use_thumbnail", "tile_tags", "image_boundary", "system_message"):
         assert getattr(ours.stage, key) == getattr(theirs.stage, key), key
     assert ours.train.precision == theirs.train.precision
+
+
+OTHER_DECODERS = {
+    "qwen3": ["model.language.qkv_bias=false", "model.language.qk_layernorm=true"],
+    "llama3": ["model.language.qkv_bias=false", "model.language.rope_scaling.factor=8"],
+    "tied": ["model.language.share_embeddings_and_output_weights=true"],
+}
+
+
+@pytest.mark.parametrize("decoder", OTHER_DECODERS)
+def test_exports_of_other_decoders_open(decoder, tmp_path):
+    overrides = [*OVERRIDES, *OTHER_DECODERS[decoder], "model.language.kv_channels=48"]
+    made = export_runs.make_export(tmp_path, overrides)
+    shut_down()
+    with Engine(made.checkpoint) as engine:
+        engine.load()
+        expected = {name: value.clone() for name, value in tensors_of(engine)}
+        language = engine.config.model.language
+        prompts = questions.random_prompts(engine.config, engine.encoder.tokenizer.image_id, 3)
+        answers = [engine.answer(prompt, MAX_NEW_TOKENS) for prompt in prompts]
+    with Engine(made.export) as engine:
+        engine.load()
+        found = dict(tensors_of(engine))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        opened = engine.config.model.language
+        for key in ("kv_channels", "qk_layernorm", "qkv_bias", "rope_base", "rope_scaling"):
+            assert getattr(opened, key) == getattr(language, key), key
+        assert [engine.answer(prompt, MAX_NEW_TOKENS) for prompt in prompts] == answers
 
 
 def tensors_of(engine: Engine):

@@ -9,7 +9,7 @@ from helpers.paths import REPOSITORY
 from nvlm.config import RunConfig, load_config
 from nvlm.config.schema import ParallelConfig
 from nvlm.errors import ConfigError
-from nvlm.generate.layout import config_for_generation, default_layout, weight_bytes
+from nvlm.generate.engine_layout import config_for_generation, default_layout, weight_bytes
 from nvlm.plan.hardware import CARDS
 
 STAGES = ["model.language.num_layers=8", "parallel.pipeline=2"]
