@@ -1,4 +1,4 @@
-"""What the benchmarks of captions share: the prompt, and CIDEr.
+"""What the benchmarks of captions share: the prompt, and CIDEr; one caption's score is ROUGE-L.
 
 The prompt is that of NVLM's released scripts (captioning in run_text_generation.py), letter by
 letter. Those let a model say 16 tokens, which cuts most captions off; here it may say 64.
@@ -12,7 +12,7 @@ from nvlm.data.samples.sample import IMAGE_MARK
 from nvlm.evaluate.benchmarks.entry import Item, Summary
 from nvlm.evaluate.scorers.captions import caption_scores, rouge_l
 
-METRIC = "CIDEr; of one caption ROUGE-L"
+METRIC = "CIDEr"
 MAX_NEW_TOKENS = 64
 REFERENCES = "references"
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers import benchmark_data_b as made
+from helpers.score_tables import read_score_table
 
 from nvlm.errors import DataError
+from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.benchmarks.mmbench import MMBENCH
+
+# What is scored otherwise than by VLMEvalKit's `can_infer`, which MMBench's authors publish.
+DIFFERENT = {
+    "a letter in lower case": r"\(?[a-d]\)?",
+    "an option's text, with another's in it": r"(?i)Vitamin [AC]|dark red|light blue|100\.|another",
+    "an option's text, with a letter in it": r" A woman is running |A\) B",
+    "a letter first, then a long text": r"[A-D]: this is a long .*",
+    "`answer is` before one letter of several, or in lower case": r"(The )?answer is [a-d]|"
+    r"The answer is [A-D](, not| or the answer is) [A-D]",
+    "an option's text within a word": r"pre.*|cats|1s|[A-D]_.*",
+}
 
 
 def test_the_tsv(tmp_path):
@@ -77,3 +92,19 @@ def test_a_damaged_tsv(tmp_path):
     path.write_text("index\timage\n5\n")
     with pytest.raises(DataError, match="row 1: 1 cells under a header of 2"):
         list(MMBENCH.read(folder, "dev"))
+
+
+def test_as_vlmevalkit_scores():
+    found, num_same = set(), 0
+    for row in read_score_table("choices"):
+        truth = row["truth"]
+        item = Item("1", "What?", (), {"letter": truth}, row["options"])
+        ours = MMBENCH.score(item, row["answer"])
+        if ours == float(row["scores"]["VLMEvalKit can_infer"] == truth):
+            num_same += 1
+            continue
+        reasons = [r for r, pattern in DIFFERENT.items() if re.fullmatch(pattern, row["answer"])]
+        assert reasons, row
+        found |= set(reasons)
+    assert found == set(DIFFERENT)
+    assert num_same > 400

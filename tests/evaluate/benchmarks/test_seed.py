@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers import benchmark_data_b as made
+from helpers.score_tables import read_score_table
 
 from nvlm.errors import DataError
+from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.benchmarks.seed import SEED
+
+# What lmms-eval finds right because its first character is the letter, and nothing more.
+BEGINS_WITH_THE_LETTER = {
+    "several letters": r"(?s)[A-D](\s|\.|, ?|/| or | and )?[A-D]+.*|a b c|Between .*",
+    "a letter in a sentence": r"[A-D] (because|a long) .*|(A .* or .*)",
+    "a letter joined with something": r"[A-D](['_?-]).*|a\.b",
+    "a word": r"a .*|All of them|answer is a|b\. Vitamin A",
+}
 
 
 def test_questions_about_images_alone(tmp_path):
@@ -48,3 +60,24 @@ def test_what_is_wrong_is_named(change, message, tmp_path):
     made.write_json(folder / "SEED-Bench.json", {"questions": rows})
     with pytest.raises(DataError, match=message):
         list(SEED.read(folder, "test"))
+
+
+def test_as_lmms_eval_scores():
+    """It takes the first character alone; a letter in brackets or behind words is wrong there."""
+    found, num_same, num_right_here = set(), 0, 0
+    for row in read_score_table("choices"):
+        item = Item("1", "What?", (), {"letter": row["truth"]}, row["options"])
+        ours, theirs = SEED.score(item, row["answer"]), row["scores"]["lmms-eval seed"]
+        if ours == theirs:
+            num_same += 1
+        elif ours:
+            assert row["answer"].strip()[0].upper() != row["truth"]
+            num_right_here += 1
+        else:
+            reasons = [
+                r for r, p in BEGINS_WITH_THE_LETTER.items() if re.fullmatch(p, row["answer"])
+            ]
+            assert reasons, row
+            found |= set(reasons)
+    assert found == set(BEGINS_WITH_THE_LETTER)
+    assert num_same > 200 and num_right_here > 100

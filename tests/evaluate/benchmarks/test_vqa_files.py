@@ -6,11 +6,14 @@ import json
 
 import pytest
 from helpers import benchmark_data_b as made
+from helpers.score_tables import read_score_table
 
 from nvlm.errors import DataError
+from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.benchmarks.okvqa import OKVQA
 from nvlm.evaluate.benchmarks.vizwiz import VIZWIZ
 from nvlm.evaluate.benchmarks.vqav2 import VQAV2
+from nvlm.evaluate.scorers.vqa_accuracy import normalise_textvqa, normalise_vqa
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -143,3 +146,18 @@ def test_vizwiz_parquet(tmp_path):
     items = list(VIZWIZ.read(tmp_path, "val"))
     assert items[0].key == "VizWiz_val_00000001.jpg" and items[1].group == "other"
     assert items[1].truth == {"answers": made.PEOPLE[2]} and items[1].images[0]() == made.drawn(1)
+
+
+@pytest.mark.parametrize("entry, name", [(OKVQA, "ok_vqa"), (VIZWIZ, "vizwiz_vqa")])
+def test_as_lmms_eval_scores(entry, name):
+    """It normalises as TextVQA's program; here, and by their authors, as VQA's."""
+    num_same = num_other = 0
+    for row in read_score_table("people"):
+        ours = entry.score(Item("1", "What?", (), {"answers": row["people"]}), row["answer"])
+        if ours == pytest.approx(row["scores"][f"lmms-eval {name}"]):
+            num_same += 1
+        else:
+            texts = [row["answer"], *row["people"]]
+            assert any(normalise_vqa(text) != normalise_textvqa(text) for text in texts), row
+            num_other += 1
+    assert num_same > 150 and num_other > 0

@@ -54,6 +54,16 @@ def test_scores_as_pycocoevalcap_counts():
 
 
 @needs_java
+def test_cider_as_lmms_eval_counts():
+    """On words, which it cuts once more."""
+    words = tokenise([CUT_OFF.split(row["answer"])[0] for row in ROWS])
+    scores = caption_scores(words, [row["references"] for row in ROWS])
+    assert scores["CIDEr"] == pytest.approx(
+        100 * ROWS[0]["scores"]["lmms-eval coco_cider of all words"]
+    )
+
+
+@needs_java
 def test_an_end_of_a_line_moves_no_other_caption():
     truths = [["a dog runs in the park"], ["a cat sits on the mat"], ["two birds fly over water"]]
     captions = ["a dog runs\rin the park", "a cat sits on the mat", "two birds fly over water"]

@@ -17,6 +17,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from helpers.hard_answers import people_and_answers
 from helpers.hard_predictions import (
     box_answers,
     captions_and_references,
@@ -104,13 +106,13 @@ def yes_or_no() -> Iterator[Row]:
                 }
 
 
-def named_option() -> Iterator[Row]:
+def choices() -> Iterator[Row]:
     stub("vlmeval.smp")
     vlmeval = module_alone("vlmeval.utils.matching_util")
     mmbench = module_alone("lmms_eval.tasks.mmbench.mmbench_evals").MMBench_Evaluator()
     seed = module_alone("lmms_eval.tasks.seedbench.utils")
     for answer, options, truth in option_answers():
-        choices = dict(zip("ABCDEF", options))
+        texts = dict(zip("ABCDEF", options))
         document = {"answer": truth, "data_type": "image", "question_id": 1}
         first = seed.seed_process_result(document, [answer])["seed_all"]
         yield {
@@ -118,9 +120,26 @@ def named_option() -> Iterator[Row]:
             "options": options,
             "truth": truth,
             "scores": {
-                "VLMEvalKit can_infer": vlmeval.can_infer(answer, dict(choices)) or None,
-                "lmms-eval MMBench can_infer": mmbench.can_infer(answer, dict(choices)) or None,
+                "VLMEvalKit can_infer": vlmeval.can_infer(answer, dict(texts)) or None,
+                "lmms-eval MMBench can_infer": mmbench.can_infer(answer, dict(texts)) or None,
                 "lmms-eval seed": seed.seed_aggregation_result([first]),
+            },
+        }
+
+
+def people() -> Iterator[Row]:
+    """OK-VQA and VizWiz, which lmms-eval scores after TextVQA's normalisation."""
+    okvqa = module_alone("lmms_eval.tasks.ok_vqa.utils").ok_vqa_process_results
+    vizwiz = module_alone("lmms_eval.tasks.vizwiz_vqa.utils").vizwiz_vqa_process_results
+    for answer, said in people_and_answers(200, seed=1):
+        yield {
+            "answer": answer,
+            "people": said,
+            "scores": {
+                f"lmms-eval {name}": score({"answers": [*said], "question_id": 1}, [answer])[
+                    "exact_match"
+                ]
+                for name, score in (("ok_vqa", okvqa), ("vizwiz_vqa", vizwiz))
             },
         }
 
@@ -183,6 +202,13 @@ def captions() -> Iterator[Row]:
     }
     truths = PTBTokenizer().tokenize(people)
     cider, ciders = Cider().compute_score(truths, tokenised)
+    lmms = module_alone("lmms_eval.tasks.coco_cap.utils")
+    lmms.generate_submission_file = lambda name, args: os.devnull
+    results = [
+        {"answer": truths[n], "pred": tokenised[n][0], "image_id": n, "id": n} for n in tokenised
+    ]
+    with quiet():
+        lmms_cider = lmms.coco_cider(results, None)
     bleu, _ = Bleu(4).compute_score(truths, tokenised, verbose=0)
     for number, (caption, texts) in enumerate(rows):
         yield {
@@ -193,15 +219,19 @@ def captions() -> Iterator[Row]:
                 "pycocoevalcap Cider": float(ciders[number]),
                 "pycocoevalcap Cider of all": float(cider),
                 "pycocoevalcap Bleu_4 of all": float(bleu[3]),
+                "lmms-eval coco_cider of all words": float(lmms_cider),
             },
         }
 
 
-TABLES = {table.__name__: table for table in (yes_or_no, named_option, circular, box_iou, captions)}
+TABLES = {
+    table.__name__: table for table in (yes_or_no, choices, people, circular, box_iou, captions)
+}
 
 
 def write_table(name: str) -> None:
-    lines = [json.dumps(row) for row in TABLES[name]()]  # answers hold ends of lines of all kinds
+    # In ASCII: the answers hold ends of lines of all kinds.
+    lines = [json.dumps(row) for row in TABLES[name]()]
     (HERE / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{name}: {len(lines)} rows")
 
