@@ -10,9 +10,10 @@ from typing import Any
 from nvlm.evaluate.benchmarks.entry import Benchmark
 from nvlm.hashes import hash_json
 
-# Of more files (folders of pictures), names and sizes are compared; each answer's row has the
-# SHA-256 of the pictures that it saw.
-_MAX_HASHED = 64
+# Of more (folders of pictures), names and sizes are compared; each answer's row has the SHA-256 of
+# the pictures that it saw.
+_MAX_HASHED_FILES = 64
+_MAX_HASHED_BYTES = 8 * 2**30
 _BLOCK_BYTES = 2**22
 # Where `hf download --local-dir` notes the revision of each file: a commit in the first line.
 _HUB_NOTES = ".cache/huggingface/download"
@@ -49,7 +50,7 @@ def describe_files(benchmark: Benchmark, data: Path) -> dict[str, Any]:
     """What tells the files from others of the same names, as JSON.
 
     `files` has a SHA-256 for each pattern: of the files' contents, or of names and sizes where they
-    are many; `hub_revisions` the commits that a download from the Hugging Face hub noted.
+    are many or large; `hub_revisions` the commits that a download from the Hugging Face hub noted.
     """
     folder = data / benchmark.name
     found = find_files(benchmark, data)
@@ -60,14 +61,14 @@ def describe_files(benchmark: Benchmark, data: Path) -> dict[str, Any]:
 
 
 def _hash(folder: Path, paths: Sequence[Path]) -> str:
-    entries: list[Sequence[str | int]] = []
-    for path in paths:
-        name = str(path.relative_to(folder))
-        if len(paths) > _MAX_HASHED:
-            entries.append((name, path.stat().st_size))
-        else:
-            entries.append((name, _content(path)))
-    return hash_json(entries)
+    sizes = [path.stat().st_size for path in paths]
+    are_many = len(paths) > _MAX_HASHED_FILES or sum(sizes) > _MAX_HASHED_BYTES
+    return hash_json(
+        [
+            (str(path.relative_to(folder)), size if are_many else _content(path))
+            for path, size in zip(paths, sizes, strict=True)
+        ]
+    )
 
 
 def _content(path: Path) -> str:

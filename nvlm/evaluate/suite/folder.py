@@ -23,8 +23,6 @@ PREDICTIONS_FILE = "predictions.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 SCORES_FILE = "scores.json"
 _PARTS = "parts"
-# What must be the same for answers to go on with.
-IDENTITY = ("benchmark", "checkpoint_hash", "settings", "data")
 
 Row = dict[str, Any]
 
@@ -47,14 +45,29 @@ def check_folder_of(folder: Path, about: Mapping[str, Any]) -> None:
             "give another folder"
         )
     there = read_json(path)
-    differing = differences(
-        {key: there.get(key) for key in IDENTITY}, {key: about.get(key) for key in IDENTITY}
-    )
+    differing = differences(*_identities(there, about))
     if differing:
         raise DataError(
             f"{folder} has answers that were asked for otherwise: {'; '.join(differing)}. Remove "
             "the folder, or give another --out"
         )
+
+
+def _identities(
+    there: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be the same for answers to go on with. Files that have come since are no matter."""
+    files = there.get("data", {}).get("files", {})
+    first, second = (
+        {key: about.get(key) for key in ("benchmark", "checkpoint_hash", "settings")}
+        | {
+            "data": {
+                pattern: about.get("data", {}).get("files", {}).get(pattern) for pattern in files
+            }
+        }
+        for about in (there, now)
+    )
+    return first, second
 
 
 def begin(folder: Path, about: Mapping[str, Any]) -> None:
