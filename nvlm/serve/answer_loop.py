@@ -51,6 +51,7 @@ class AnswerLoop:
         self._inbox: SimpleQueue[_Question | _Cancel | _End] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
         self._deadline: float | None = None
+        self._left: ApiError | None = None  # once it is over: what questions get instead
 
     @property
     def num_open(self) -> int:
@@ -59,6 +60,8 @@ class AnswerLoop:
 
     def ask(self, key: str, prompt: EncodedPrompt, sampling: Sampling, deliver: Deliver) -> None:
         self._inbox.put(_Question(key, prompt, sampling, deliver))
+        if self._left is not None:
+            self._refuse_rest()
 
     def cancel(self, key: str) -> None:
         """Nothing more is delivered of it, but for what is on its way. Unknown keys are ended."""
@@ -78,9 +81,21 @@ class AnswerLoop:
                         self._hand_out(progress)
             left = ending()
         finally:
+            self._left = left
             for deliver in self._deliver.values():
                 deliver(left)
             self._deliver.clear()
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """What came too late to be taken in."""
+        while True:
+            try:
+                item = self._inbox.get(block=False)
+            except Empty:
+                return
+            if isinstance(item, _Question):
+                item.deliver(self._left or ending())
 
     def _take_in(self) -> bool:
         """Take what has come, or wait for it where nothing is open; False: it is time to end."""

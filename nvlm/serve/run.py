@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from nvlm.config.schema import ParallelConfig
 from nvlm.ending import SECONDS_TO_END, begin, leave
 from nvlm.errors import ConfigError
-from nvlm.launch import launched
+from nvlm.launch import is_under_torchrun, launched
 from nvlm.printing import say
 from nvlm.serve.address import take_address, url_of
 from nvlm.serve.limits import Limits
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Of the time that any verb has to end, what is left for closing connections and the process.
 _SECONDS_TO_CLOSE = 3.0
+# A terminal signals torchrun and its processes, and torchrun its processes again.
+_SECONDS_OF_ONE_SIGNAL = 3.0
 _TAKEN = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -113,6 +116,7 @@ def _lead(
             _announce(service, engine, url_of(listener))
             loop.run()
         finally:
+            service.is_ending = True
             server.stop()
 
 
@@ -149,10 +153,16 @@ def _on_signals(heard: list[signal.Signals], end: Callable[[], None]) -> Iterato
     `SECONDS_TO_END` whatever hangs.
     """
 
+    first = 0.0
+
     def hear(number: int, _: FrameType | None) -> None:
+        nonlocal first
         begin()
+        if heard and is_under_torchrun() and time.monotonic() - first < _SECONDS_OF_ONE_SIGNAL:
+            return
         if heard:
             leave(128 + number)
+        first = time.monotonic()
         heard.append(signal.Signals(number))
         end()
 
