@@ -4,19 +4,22 @@ The benchmark (Lu et al., "MathVista", ICLR 2024) has a language model extract t
 was said, then compares it: a choice by its letter or text, a whole number, a number to as many
 decimals as the question asks for, or a list. Here the extraction is by rules:
 
-- multiple choice: the text of a choice, else the letter as MMMU reads it (mmmu_answers.py),
-  as in NVLM's released scripts
+- multiple choice: the text of a choice; else the last letter in brackets, the last one behind
+  `answer`, `option` or `choice`, the one that `options.named_option` reads; else the choice whose
+  text is the last to be mentioned
 - numbers: the whole answer, if it is one; else the first number behind the last `answer is`,
-  `answer:` or `=`; else the last number. `1,000`, `$5`, `5%`, `3/4` and `\\frac{3}{4}` are numbers
+  `answer:` or `=`; else the last number; without digits the last of the words `zero` to `twenty`.
+  `1,000`, `$5`, `5%`, `3/4` and `\\frac{3}{4}` are numbers
 - lists: the last one in square brackets, else the numbers that there are, which must be all
 
 Known differences from the official program: an answer that names no choice is wrong, where there
 the choice with the fewest edits is taken; 3.7 is not the whole number 3; 1.50 and 1.5 are one
-number; and whatever a language model would have found in prose that these rules do not.
+number; and whatever a language model would have found in prose that these rules do not
+(benchmarks/mathvista_extraction.py measures how often).
 
-NVLM's released scripts cut numbers to two decimals instead of rounding them, compare texts (so that
-3 and 3.0 are equal, 2.5 and 2.50 are not), take a number out of prose only behind `answer is`, and
-end with an error on an empty answer.
+NVLM's released scripts read choices by MMMU's rules, cut numbers to two decimals instead of
+rounding them, compare texts (so that 3 and 3.0 are equal, 2.5 and 2.50 are not), take a number out
+of prose only behind `answer is`, and end with an error on an empty answer.
 """
 
 from __future__ import annotations
@@ -27,8 +30,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nvlm.evaluate.scorers.mmmu_answers import chosen_letter
-from nvlm.evaluate.scorers.options import LETTERS
+from nvlm.evaluate.scorers.options import LETTERS, named_option
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
@@ -37,7 +39,13 @@ _NUMBER = re.compile(
     r"(?:\\d?frac\{\s*(?P<above>\d+)\s*\}\{\s*(?P<below>\d+)\s*\}"
     rf"|(?P<number>(?<![\w.])(?:{_DECIMAL})(?:[eE][+-]?\d+)?)(?:\s?/\s?(?P<over>\d+(?![\d.])))?)"
 )
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
 _BEFORE_ANSWER = re.compile(r"answer\s+is|answer\s*:|=", re.IGNORECASE)
+_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
+_BEHIND_WORD = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*([A-Z])\b")
 _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -74,14 +82,33 @@ def said_number(answer: str) -> float | None:
     if marks and (numbers := _numbers_in(answer[marks[-1].end() :])):
         return numbers[0]
     numbers = _numbers_in(answer)
-    return numbers[-1] if numbers else None
+    if numbers:
+        return numbers[-1]
+    known = _NUMBER_WORDS.split()
+    words = [word for word in re.findall(r"[a-z]+", answer.lower()) if word in known]
+    return float(known.index(words[-1])) if words else None
 
 
 def _chosen_text(answer: str, choices: Sequence[str]) -> str | None:
-    if answer.strip() in choices:
-        return answer.strip()
-    letter = chosen_letter(answer.strip(), choices)
-    return choices[LETTERS.index(letter)] if letter else None
+    answer = answer.strip()
+    if answer in choices:
+        return answer
+    letters = LETTERS[: len(choices)]
+    for form in (_IN_BRACKETS, _BEHIND_WORD):
+        if found := [letter for letter in form.findall(answer) if letter in letters]:
+            return choices[letters.index(found[-1])]
+    if letter := named_option(answer, choices):
+        return choices[letters.index(letter)]
+    # The end of the last mention; of two that end together the longer, such as `dark red`.
+    ends = {choice: (_last_end(choice, answer), len(choice)) for choice in choices}
+    last = max(choices, key=ends.__getitem__)
+    return last if ends[last][0] >= 0 else None
+
+
+def _last_end(text: str, answer: str) -> int:
+    """Where the last mention of `text`, as whole words, ends; -1: there is none."""
+    words = rf"(?<!\w){re.escape(text.strip().lower())}(?!\w)"
+    return max((found.end() for found in re.finditer(words, answer.lower())), default=-1)
 
 
 def _is_list(answer: str, expected: str) -> bool:

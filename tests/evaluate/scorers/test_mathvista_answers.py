@@ -6,7 +6,6 @@ import pytest
 from helpers.score_tables import read_score_table
 
 from nvlm.evaluate.scorers.mathvista_answers import mathvista_score, said_number
-from nvlm.evaluate.scorers.mmmu_answers import chosen_letter
 
 ROWS = read_score_table("mathvista_answers")
 INTEGER = {"answer": "3", "answer_type": "integer", "precision": None, "choices": None}
@@ -30,7 +29,8 @@ def test_what_is_found_without_a_judge():
     expected = {
         "14": ["14.0", "14.", "14 cm", "$14$", "14%", "\\boxed{14}", "The number missing is 14.",
                "The answer is 14.", "the answer is 14, not 13", "Answer: 14", "x = 14",
-               "2 + 12 = 14", "13 or 14", "15\n14", "because " * 60 + "the answer is 14",
+               "2 + 12 = 14", "13 or 14", "fourteen", "15\n14",
+               "because " * 60 + "the answer is 14",
                "it is 14 because 2 + 12 = 14 and not 15"],
         "-3": ["- 3", "−3", "x=-3"],
         "1000": ["1,000", "1,000.0", "$1,000", "1e3"],
@@ -52,13 +52,14 @@ def test_what_the_official_comparison_takes_and_we_do_not():
         if not official or mathvista_score(row["answer"], row["truth"]):
             continue
         if row["truth"]["choices"]:  # it takes the choice with the fewest edits
-            if chosen_letter(row["answer"], row["truth"]["choices"]):
+            if any(
+                mathvista_score(row["answer"], {**row["truth"], "answer": choice})
+                for choice in row["truth"]["choices"]
+            ):
                 read_otherwise.add(row["answer"])
         else:  # it cuts what is behind the point
             assert row["answer"] in {"14.4", "14.9", "1000.5"}
-    assert read_otherwise == {  # all of them No
-        "B) 8/11", "no idea", "the answer is 14, not 13", "it is 14 because 2 + 12 = 14 and not 15",
-    }  # fmt: skip
+    assert read_otherwise == {"B) 8/11", "no idea"}  # both are No
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,24 @@ def test_what_the_official_comparison_takes_and_we_do_not():
 )  # fmt: skip
 def test_said_number(answer, number):
     assert said_number(answer) == number
+
+
+@pytest.mark.parametrize(
+    "answer, choice",
+    [
+        ("The angle A is (C), so (B) is right", "dark red"),  # the last in brackets
+        ("A question of colour, so the answer is B. Not C", "dark red"),  # behind `answer`
+        ("the red one is darker than the blue one", "blue"),  # the last to be mentioned
+        ("it is dark red", "dark red"),  # red ends there too
+        ("It does not say.", None),  # MMMU's rules find `no` in it
+        ("none of these", None),
+    ],
+)
+def test_choices_in_prose(answer, choice):
+    choices = ["red", "dark red", "blue", "no"]
+    for each in choices:
+        truth = {"answer": each, "answer_type": "text", "precision": None, "choices": choices}
+        assert mathvista_score(answer, truth) == (each == choice)
 
 
 def test_an_empty_answer_is_wrong():
