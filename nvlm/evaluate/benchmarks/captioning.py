@@ -34,15 +34,9 @@ def summarise_captions(
     items: Sequence[Item], answers: Sequence[str], scores: Sequence[float]
 ) -> Summary:
     """CIDEr x 100, also of each group by itself, as if there were no other captions."""
-    groups = sorted({item.group for item in items if item.group})
-    parts = {}
-    for group in groups:
-        members = [number for number, item in enumerate(items) if item.group == group]
-        found = _scores([items[n] for n in members], [answers[n] for n in members])
-        parts[f"CIDEr {group}"] = found["CIDEr"]
-    found = _scores(items, answers)
-    return Summary(found["CIDEr"], {"BLEU-4": found["BLEU-4"], **parts})
-
-
-def _scores(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
-    return caption_scores(answers, [item.truth[REFERENCES] for item in items])
+    groups: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        if item.group:
+            groups.setdefault(item.group, []).append(number)
+    parts = caption_scores(answers, [item.truth[REFERENCES] for item in items], groups)
+    return Summary(parts.pop("CIDEr"), parts)

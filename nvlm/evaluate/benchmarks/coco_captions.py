@@ -20,7 +20,7 @@ from nvlm.evaluate.benchmarks.captioning import (
     summarise_captions,
 )
 from nvlm.evaluate.benchmarks.entry import Benchmark, Item
-from nvlm.evaluate.benchmarks.reading import Row, find_files, has_files, json_rows
+from nvlm.evaluate.benchmarks.reading import Row, find_files, has_files, json_rows, shown
 from nvlm.evaluate.benchmarks.vqa_files import coco_images
 from nvlm.evaluate.scorers.captions import check_caption_scoring
 
@@ -50,10 +50,12 @@ def _read(folder: Path, split: str) -> Iterator[Item]:
 
 def _sentences(row: Row) -> list[str]:
     sentences = row.get("sentences")
-    texts = [one.get("raw") for one in sentences if isinstance(one, dict)]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise row.wrong("`sentences` has no captions, or one without `raw`")
-    return texts
+    if not isinstance(sentences, list) or not sentences:
+        raise row.wrong(f"`sentences` is {shown(sentences)}, expected a list of captions")
+    rows = [Row(s, f"{row.where} sentences") for s in sentences if isinstance(s, dict)]
+    if len(rows) < len(sentences):
+        raise row.wrong("`sentences` has something else than objects with `raw`")
+    return [sentence.text("raw") for sentence in rows]
 
 
 COCO_CAPTIONS = Benchmark(

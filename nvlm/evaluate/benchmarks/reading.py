@@ -10,6 +10,7 @@ import base64
 import binascii
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,12 +79,16 @@ class Row:
         return value
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """A list of `count` numbers."""
+        """A list of `count` finite numbers."""
         value = self.get(key)
         is_list = isinstance(value, list) and len(value) == count
-        if not is_list or not all(isinstance(n, int | float) for n in value):
+        if not is_list or not all(_is_number(part) for part in value):
             raise self.wrong(f"`{key}` is {shown(value)}, expected {count} numbers")
         return [float(number) for number in value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shown(value: Any) -> str:

@@ -54,7 +54,7 @@ def _item(row: Row, images: Sequence[ImageSource]) -> Item:
     number = row.integer("question_type_id")
     if number not in _DIMENSIONS:
         raise row.wrong(f"`question_type_id` is {number}; dimensions of images are 1 to 9")
-    options = [str(row.get(choice)).strip() for choice in _CHOICES]
+    options = [row.name(choice).strip() for choice in _CHOICES]
     return Item(
         row.name("question_id"),
         row.text("question").strip(),

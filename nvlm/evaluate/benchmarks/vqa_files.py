@@ -84,10 +84,12 @@ def people_of(row: Row) -> list[str]:
     answers = row.get("answers")
     if not isinstance(answers, list) or not answers:
         raise row.wrong(f"`answers` is {shown(answers)}, expected a list of what people answered")
-    texts = [one.get("answer") if isinstance(one, dict) else one for one in answers]
-    for text in texts:
+    texts = []
+    for one in answers:
+        text = one.get("answer") if isinstance(one, dict) else one
         if not isinstance(text, str):
-            raise row.wrong(f"`answers` has {shown(text)} where a text is expected")
+            raise row.wrong(f"`answers` has {shown(one)} where an answer is expected")
+        texts.append(text)
     return texts
 
 

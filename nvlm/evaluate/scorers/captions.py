@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,12 +46,15 @@ def check_caption_scoring() -> None:
 
 
 def caption_scores(
-    captions: Sequence[str], references: Sequence[Sequence[str]]
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    parts: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
     """`CIDEr` and `BLEU-4` of one caption for each image, both times 100.
 
     Args:
         references: the captions that people gave each image, one at least.
+        parts: numbers of images by a name; `CIDEr NAME` is of these as if there were no others.
 
     Raises:
         NvlmError: Java or pycocoevalcap is missing or fails.
@@ -61,12 +64,18 @@ def caption_scores(
     from pycocoevalcap.cider.cider import Cider
 
     texts = [*captions, *(text for people in references for text in people)]
-    tokenised = iter(tokenise(texts))
-    answers = {image: [next(tokenised)] for image in range(len(captions))}
-    truths = {image: [next(tokenised) for _ in people] for image, people in enumerate(references)}
+    words = iter(tokenise(texts))
+    answers = {image: [next(words)] for image in range(len(captions))}
+    truths = {image: [next(words) for _ in people] for image, people in enumerate(references)}
     cider, _ = Cider().compute_score(truths, answers)
     bleu, _ = Bleu(4).compute_score(truths, answers, verbose=0)
-    return {"CIDEr": 100 * float(cider), "BLEU-4": 100 * float(bleu[3])}
+    scores = {"CIDEr": 100 * float(cider), "BLEU-4": 100 * float(bleu[3])}
+    for name, images in (parts or {}).items():
+        cider, _ = Cider().compute_score(
+            {image: truths[image] for image in images}, {image: answers[image] for image in images}
+        )
+        scores[f"CIDEr {name}"] = 100 * float(cider)
+    return scores
 
 
 def tokenise(texts: Sequence[str]) -> list[str]:

@@ -73,6 +73,16 @@ def test_an_end_of_a_line_moves_no_other_caption():
 
 
 @needs_java
+def test_a_part_is_scored_as_if_it_were_all():
+    captions = [CUT_OFF.sub(" ", row["answer"]) for row in ROWS[:40]]
+    references = [row["references"] for row in ROWS[:40]]
+    scores = caption_scores(captions, references, {"first": range(20), "odd": range(1, 40, 2)})
+    assert scores["CIDEr first"] == caption_scores(captions[:20], references[:20])["CIDEr"]
+    assert scores["CIDEr odd"] == caption_scores(captions[1::2], references[1::2])["CIDEr"]
+    assert len({round(value, 6) for value in scores.values()}) == 4
+
+
+@needs_java
 def test_no_caption_at_all():
     assert caption_scores(["", ""], [["a dog"], ["a cat"]])["CIDEr"] == 0
     assert tokenise([]) == []
