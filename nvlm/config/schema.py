@@ -276,9 +276,12 @@ class StageConfig(Section):
     tile_tags: TileTags = "1d"
     """The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding
     box."""
-    image_boundary: Literal["merged", "separate"] = "merged"
-    """`merged` tokenises `<Image><tile_1>` as one text, as transformers and vLLM do when serving;
-    `separate` tokenises them one by one, as NVIDIA's Megatron code did."""
+    image_boundary: Literal["block", "merged", "separate"] = "block"
+    """How text around an image is tokenised. `block`: the image on a line of its own, its block
+    `<Image>...</Image>`, the newline and the text after it each by themselves, as vLLM does from
+    0.29 on; `merged`: all that stands between placeholders as one text, as vLLM did before;
+    `separate`: like `merged`, but `<Image>` and the first tile tag one by one, as NVIDIA's Megatron
+    code did. docs/serving.md."""
     system_message: Text | None = "Answer the questions."
     """System message of conversations that bring none of their own. null: no system turn."""
     packing: Switch = True

@@ -46,6 +46,8 @@ CONVERSATIONS = {
     "tags in a question": ("<tile_1><Image><image></Image><tile_global_thumbnail>", [], [3]),
 }
 SETTINGS = [
+    {"tile_tags": "1d", "use_thumbnail": True, "image_boundary": "block", "max_num_tiles": 6},
+    {"tile_tags": "none", "use_thumbnail": True, "image_boundary": "block", "max_num_tiles": 6},
     {"tile_tags": "1d", "use_thumbnail": True, "image_boundary": "merged", "max_num_tiles": 6},
     {"tile_tags": "1d", "use_thumbnail": False, "image_boundary": "merged", "max_num_tiles": 6},
     {"tile_tags": "1d", "use_thumbnail": True, "image_boundary": "separate", "max_num_tiles": 6},
@@ -161,8 +163,8 @@ def test_image_boundary_and_tags_change_the_prompt(client):
         if case[0] == CONVERSATIONS["several tiles"][0] and case[3]["system_message"] is None
     ]
     # Without tags there is no boundary to merge over.
-    assert len(several_tiles) == 6
-    assert len(set(several_tiles)) == 5
+    assert len(several_tiles) == 8
+    assert len(set(several_tiles)) == 7
 
 
 def test_logits_equal_megatrons(converted, client, measure):

@@ -135,11 +135,11 @@ def as_vllm(folder: str, conversations: dict) -> dict:
     prompts = {}
     for name, (messages, num_tiles) in conversations.items():
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for number in num_tiles:
-            image = vllm_expectations.image_text(number, num_image_token, config.use_thumbnail)
-            assert "<image>\n" in prompt
-            prompt = prompt.replace("<image>\n", f"{image}\n", 1)
-        prompts[name] = tokenizer(prompt).input_ids
+        images = [
+            vllm_expectations.image_text(number, num_image_token, config.use_thumbnail)
+            for number in num_tiles
+        ]
+        prompts[name] = vllm_expectations.place_images(tokenizer, prompt, images)
     return {
         "attributes": attributes,
         "text_config": {

@@ -155,3 +155,20 @@ def image_text(num_tiles: int, num_image_token: int, use_thumbnail: bool) -> str
         tags.append("<tile_global_thumbnail>")
     tiles = "".join(tag + PLACEHOLDER * num_image_token for tag in tags)
     return f"<Image>{tiles}</Image>"
+
+
+def place_images(tokenizer: Any, prompt: str, images: list[str]) -> list[int]:
+    """Token ids of `prompt` with `images` in place of its marks (NVLMMultiModalProcessor, 0.33).
+
+    A mark is the ids of `<image>` and a newline, wherever they follow one another; in their place
+    come the ids of the image's text and those of a newline, each tokenised alone.
+    """
+    ids, encode = tokenizer(prompt).input_ids, tokenizer.encode
+    mark = encode("<image>\n", add_special_tokens=False)
+    start = 0
+    for image in images:
+        start = next(i for i in range(start, len(ids)) if ids[i : i + len(mark)] == mark)
+        block = encode(image, add_special_tokens=False) + encode("\n", add_special_tokens=False)
+        ids[start : start + len(mark)] = block
+        start += len(block)
+    return ids

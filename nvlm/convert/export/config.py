@@ -20,6 +20,26 @@ RELEASED_NUM_DUMMY_HEADS = 7
 RELEASED_IMAGE_TOKEN = "<|vision_pad|>"
 RELEASED_IMAGE_SIZE = 448
 RELEASED_MAX_NUM_TILES = 6
+# `stage.image_boundary` -> which vLLM feeds the token ids that such a model was trained on, and
+# what the others do to it (docs/serving.md).
+VLLM_BOUNDARIES = {
+    "block": (
+        "vLLM from 0.29 on feeds what it was trained on; earlier ones make one token of the end of "
+        "`</Image>` and the newline after it, where it saw two"
+    ),
+    "merged": (
+        "trained with stage.image_boundary merged: the end of `</Image>` and the newline after it "
+        "are one token, as vLLM up to 0.28 feeds them; vLLM from 0.29 on feeds two, which changes "
+        "answers (17 of the 210 of our demo), and refuses a question that begins with a newline "
+        "and an image in the middle of a line: serve it with transformers or vLLM up to 0.28"
+    ),
+    "separate": (
+        "trained with stage.image_boundary separate: `<Image>` and the first tile tag were "
+        "tokenised apart; no vLLM feeds that: it tokenises `<Image><tile_1>` as one text, and from "
+        "0.29 on the newline after `</Image>` by itself, so that its answers can differ from "
+        "those of `chat`"
+    ),
+}
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -172,11 +192,8 @@ def _prompt_differences(config: RunConfig) -> list[str]:
             "trained without thumbnails; vLLM writes no tag for the last tile then and refuses the "
             "image, VLMEvalKit adds a thumbnail"
         )
-    if stage.image_boundary != "merged":
-        differences.append(
-            "`<Image>` and the first tile tag were tokenised apart; vLLM tokenises "
-            "`<Image><tile_1>` as one text"
-        )
+    if stage.image_boundary != "block":
+        differences.append(VLLM_BOUNDARIES[stage.image_boundary])
     if image_size != RELEASED_IMAGE_SIZE:
         differences.append(
             f"VLMEvalKit cannot feed it: it cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model "

@@ -36,7 +36,7 @@ def write_export_files(
     eos_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(TURN_END), tokenizer.pad_token_id
     if pad_token_id is None:
         pad_token_id = eos_token_id
-    save_tokenizer(tokenizer, config.stage.system_message, folder)
+    save_tokenizer(tokenizer, config.stage, folder)
     files = {
         CONFIG_FILE: model_config(config, dtype_name, image_token_id, eos_token_id, pad_token_id),
         "generation_config.json": generation_config(eos_token_id, pad_token_id),

@@ -6,7 +6,7 @@ import textwrap
 
 from nvlm.config.compose import to_yaml
 from nvlm.config.schema import RunConfig
-from nvlm.convert.export.config import serving_differences
+from nvlm.convert.export.config import VLLM_BOUNDARIES, serving_differences
 from nvlm.convert.hf.values import language_architecture
 from nvlm.sizes.visual import VisualLayout
 
@@ -88,13 +88,26 @@ this folder are Apache-2.0.
 {config}```
 """
 
+_BOUNDARIES = {
+    "block": (
+        "Each image stands on a line of its own: `chat` and the template break the line before a "
+        "mark that does not begin one, and leave one newline after it; the block from `<Image>` to "
+        "`</Image>`, that newline and the text after it are tokenised each by themselves."
+    ),
+    "merged": "All text between two placeholders or control tokens is tokenised as one string.",
+    "separate": (
+        "All text between two placeholders or control tokens is tokenised as one string, but an "
+        "image's first tag apart from `<Image>`."
+    ),
+}
 _VLMEVALKIT = "With VLMEvalKit: class `NVLM`, `model_path` this folder."
 _VLLM = """\
 With vLLM, which has its own code for this architecture:
 
 ```bash
 vllm serve . --trust-remote-code
-```"""
+```
+"""
 
 
 def model_card(
@@ -110,7 +123,9 @@ def model_card(
     rows = {**num_parameters, "total": sum(num_parameters.values())}
     differences = serving_differences(config)
     vlmevalkit, differences = _how_to(_VLMEVALKIT, "VLMEvalKit cannot feed it: ", differences)
-    vllm, differences = _how_to(_VLLM, "vLLM cannot load it: ", differences)
+    versions = f"{VLLM_BOUNDARIES[config.stage.image_boundary]}."
+    how_to = f"{_VLLM}\n{_paragraph(versions[0].upper() + versions[1:])}"
+    vllm, differences = _how_to(how_to, "vLLM cannot load it: ", differences)
     return _TEMPLATE.format(
         name=config.run.name,
         introduction=_introduction(config, progress),
@@ -165,6 +180,7 @@ def _prompt(config: RunConfig) -> str:
         f"{visual.num_tokens_per_tile} times `{config.model.image_token}`, "
         "`</Image>`.",
         "The tokenizer's chat template writes the same, with the mark as it stands.",
+        _BOUNDARIES[stage.image_boundary],
     )
 
 

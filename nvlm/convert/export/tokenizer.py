@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import RunConfig, StageConfig
 from nvlm.data.text.chat import open_tokenizer
 from nvlm.errors import ConvertError
 
@@ -26,12 +26,27 @@ _TEMPLATE_TURNS = """\
 {%- if message['content'] is not string -%}
 {{ raise_exception('content must be text; an image is the mark <image> in it') }}
 {%- endif -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+CONTENT
+{{ '<|im_end|>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{ '<|im_start|>assistant\\n' }}
 {%- endif -%}
 """
+# The lines of nvlm/data/text/image_lines.py.
+_TEMPLATE_IMAGE_LINES = """\
+{%- if message['role'] == 'user' -%}
+{%- for text in message['content'].split('<image>') -%}
+{%- set text = text if loop.first else text.lstrip('\\r\\n') -%}
+{{ text }}
+{%- if not loop.last -%}
+{{ ('' if not text or text.endswith('\\n') else '\\n') + '<image>\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- else -%}
+{{ message['content'] }}
+{%- endif -%}"""
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -50,20 +65,24 @@ def load_tokenizer(config: RunConfig) -> Any:
     return tokenizer
 
 
-def chat_template(system_message: str | None) -> str:
+def chat_template(stage: StageConfig) -> str:
     """A Jinja template of the prompt that the model was trained with.
 
     Qwen's own template would insert Qwen's system message into conversations that bring none. This
     one inserts the training's, so that a server that applies it feeds what `chat` feeds. An image
-    stays the mark `<image>`: who applies the template expands it.
+    stays the mark `<image>`: who applies the template expands it. Of a model trained with
+    `image_boundary: block` each mark gets a line of its own.
     """
-    if system_message is None:
-        return _TEMPLATE_TURNS
-    literal = json.dumps(system_message, ensure_ascii=False)
-    return _TEMPLATE_SYSTEM_TURN.replace("SYSTEM_MESSAGE", literal) + _TEMPLATE_TURNS
+    is_block = stage.image_boundary == "block"
+    content = _TEMPLATE_IMAGE_LINES if is_block else "{{- message['content'] -}}"
+    turns = _TEMPLATE_TURNS.replace("CONTENT", content)
+    if stage.system_message is None:
+        return turns
+    literal = json.dumps(stage.system_message, ensure_ascii=False)
+    return _TEMPLATE_SYSTEM_TURN.replace("SYSTEM_MESSAGE", literal) + turns
 
 
-def save_tokenizer(tokenizer: Any, system_message: str | None, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, stage: StageConfig, folder: Path) -> None:
     """Write `tokenizer` into `folder`, with the training's chat template.
 
     transformers 5 writes `tokenizer.json` and a short `tokenizer_config.json`. Added here is what
@@ -71,7 +90,7 @@ def save_tokenizer(tokenizer: Any, system_message: str | None, folder: Path) -> 
     `vocab.json` and `merges.txt`, the added tokens, and the older name of the special ones.
     """
     previous = tokenizer.chat_template, tokenizer.eos_token
-    tokenizer.chat_template = chat_template(system_message)
+    tokenizer.chat_template = chat_template(stage)
     tokenizer.eos_token = TURN_END
     try:
         tokenizer.save_pretrained(folder)

@@ -110,6 +110,13 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
             for key, value in prompt_values(config).items()
             if key in folder.config and not equal(folder.config[key], value)
         ]
+        if "image_boundary" not in folder.config and config.stage.image_boundary != "separate":
+            found.append(
+                f"{file}: says no image_boundary, as the released NVLM-D-72B, which was trained "
+                f"with `separate`; this configuration says {config.stage.image_boundary}: other "
+                "tokens around each image than it has seen (stage.image_boundary=separate keeps "
+                "them)"
+            )
         if differences:
             found.append(
                 f"{file}: was made for other tiles or prompts than this configuration's stage: "

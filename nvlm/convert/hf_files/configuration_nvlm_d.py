@@ -21,7 +21,10 @@ class NVLM_D_Config(PretrainedConfig):
     projector_layer_norm_eps: epsilon of the projector's LayerNorm; 1e-5 is what the released
         files (and other servers) use.
     tile_tags: `1d` (`<tile_1>` ... `<tile_global_thumbnail>`) or `none`.
-    image_boundary: `merged` tokenises `<Image><tile_1>` as one text, `separate` one by one.
+    image_boundary: how text around images is tokenised. `block`: each image on a line of its own,
+        `<Image>...</Image>`, the newline and the text after it each by themselves; `merged`: all
+        that stands between placeholders as one text; `separate`: like `merged`, but `<Image>` and
+        the first tag one by one.
     system_message: text of the system turn that `chat` begins with; None for no system turn.
     image_token: the special token whose positions image embeddings overwrite.
     """

@@ -3,7 +3,7 @@
 A turn is `<|im_start|>{role}\\n{content}<|im_end|>\\n`. Control tokens are inserted as ids; text
 between two of them is tokenised as one string in which no special token is recognised, so no text
 can turn into a control token. An earlier answer begins a new string, as it did when it was
-generated.
+generated. `image_boundary` of the configuration says how text around images is tokenised.
 """
 
 import json
@@ -88,13 +88,19 @@ class PromptEncoder:
         if images is None:
             writer.text(content)
             return
-        first, *others = content.split(IMAGE_MARK)
+        if self.config.image_boundary == "block":
+            first, *others = texts_between_images(content)
+        else:
+            first, *others = content.split(IMAGE_MARK)
         writer.text(first)
         for text in others:
             self._write_image(writer, next(images))
             writer.text(text)
 
     def _write_image(self, writer, num_tiles):
+        apart = self.config.image_boundary == "block"
+        if apart:
+            writer.boundary()
         writer.text(IMAGE_START)
         kind, most = self.config.tile_tags, self.config.max_dynamic_patch
         for tag in tile_tags(num_tiles, kind, self.config.use_thumbnail, most):
@@ -103,6 +109,23 @@ class PromptEncoder:
             writer.text(tag)
             writer.control(self.image_id, repeat=self.num_image_token)
         writer.text(IMAGE_END)
+        if apart:
+            writer.boundary()
+            writer.text("\n")
+            writer.boundary()
+
+
+def texts_between_images(content):
+    """The texts before, between and after the images, each of which has a line of its own.
+
+    With `image_boundary` `block`: a line is broken before a mark that does not begin one, and one
+    newline follows a mark, whatever number was there. Servers find images by the tokens of the mark
+    and a newline, which are others in the middle of a line and before a second newline.
+    """
+    first, *others = content.split(IMAGE_MARK)
+    texts = [first, *(text.lstrip("\r\n") for text in others)]
+    whole = [text if not text or text.endswith("\n") else text + "\n" for text in texts[:-1]]
+    return [*whole, texts[-1]]
 
 
 def check_marks(questions, num_patches_list):

@@ -5,8 +5,10 @@ A conversation becomes ChatML (chat.py); each mark `<image>` of a user turn beco
     <Image> {tag of tile 1} {placeholder x tokens per tile} {tag of tile 2} ... </Image>
 
 Control tokens and placeholders are ids. The text between two of them is tokenised as one string,
-with two exceptions: the content of an assistant turn starts a new string, because generation starts
-there; and with `image_boundary: separate` the first tag of an image is a string of its own.
+with these exceptions: the content of an assistant turn starts a new string, because generation
+starts there; with `image_boundary: block` an image stands on a line of its own (image_lines.py),
+and its block, the newline after it, and the text before and after are strings of their own; with
+`image_boundary: separate` the first tag of an image is a string of its own.
 
 A document has no roles: its parts one after another and `<|im_end|>`. Each part is a string of its
 own, and so is what surrounds its images, because of the two only the text is trained.
@@ -29,6 +31,7 @@ from nvlm.data.samples.conversations import count_image_marks
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer, with_system_message
+from nvlm.data.text.image_lines import texts_between_images
 from nvlm.errors import DataError
 from nvlm.sizes.visual import Grid, VisualLayout
 
@@ -185,7 +188,7 @@ class SampleEncoder:
                 for lead in leads
             ]
             variants = sample.variants if len(sample.variants) > 1 else []
-            ends = [(_end_of_question(question), answer) for question, answer in variants]
+            ends = [(self._end_of_question(question), answer) for question, answer in variants]
             layouts.append((pieces, leads, ends))
             texts.update((piece.text, 0) for piece in pieces)
             texts.update((lead, 0) for lead in leads)
@@ -249,8 +252,7 @@ class SampleEncoder:
             if is_answer:
                 pieces += [role_text, _Piece(text=content, turn=turn, trained=trained)]
             elif role == "user":
-                text = role_text.text + content
-                pieces += self._lay_out_user(text, grids, next_image, turn)
+                pieces += self._lay_out_user(role_text, content, grids, next_image, turn)
                 next_image += content.count(IMAGE_MARK)
             else:
                 pieces.append(_Piece(text=role_text.text + content, turn=turn))
@@ -260,16 +262,34 @@ class SampleEncoder:
         return pieces
 
     def _lay_out_user(
-        self, text: str, grids: Sequence[Grid], image: int, turn: int
+        self, role: _Piece, content: str, grids: Sequence[Grid], image: int, turn: int
     ) -> list[_Piece]:
         """A user turn from `user\\n` to the end of its content; its first image is `image`."""
         pieces: list[_Piece] = []
-        before, *rest = text.split(IMAGE_MARK)
+        if self.image_boundary == "block":
+            before, *rest = texts_between_images(content)
+            pieces.append(_Piece(text=role.text + before, turn=turn))
+            for after in rest:
+                pieces += self._lay_out_image("", grids[image], image, turn)
+                pieces += [_Piece(text=text, turn=turn) for text in (IMAGE_END, "\n", after)]
+                image += 1
+            return pieces
+        before, *rest = (role.text + content).split(IMAGE_MARK)
         for after in rest:
             pieces += self._lay_out_image(before, grids[image], image, turn)
             before = IMAGE_END + after
             image += 1
         return [*pieces, _Piece(text=before, turn=turn)]
+
+    def _end_of_question(self, content: str) -> str:
+        """The last string of a user turn, as `_lay_out_user` lays it out.
+
+        All that differs between the prompts of a sample: images come before the question.
+        """
+        if self.image_boundary == "block" and IMAGE_MARK in content:
+            return texts_between_images(content)[-1]
+        _, mark, after = f"user\n{content}".rpartition(IMAGE_MARK)
+        return IMAGE_END + after if mark else after
 
     def _lay_out_document(self, messages: Messages, grids: Sequence[Grid]) -> list[_Piece]:
         pieces: list[_Piece] = []
@@ -288,10 +308,10 @@ class SampleEncoder:
     def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[_Piece]:
         """From the text `before` an image to its last placeholder."""
         first_tag, *later_tags = self.visual.tags(grid)
-        if self.image_boundary == "merged":
-            leads = [before + IMAGE_START + first_tag]
-        else:
+        if self.image_boundary == "separate":
             leads = [before + IMAGE_START, first_tag]
+        else:
+            leads = [before + IMAGE_START + first_tag]
         pieces = [_Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
         ids = (self.tokenizer.image_id,) * self.visual.num_tokens(1)
         tile = _Piece(ids=ids, turn=turn, is_image=True)
@@ -313,15 +333,6 @@ class SampleEncoder:
         trained = np.repeat([piece.trained for piece in pieces], lengths)
         image_mask = np.repeat([piece.is_image for piece in pieces], lengths)
         return np.array(ids, dtype=np.int64), trained, image_mask
-
-
-def _end_of_question(content: str) -> str:
-    """The last string of a user turn, as `SampleEncoder._lay_out_user` lays it out.
-
-    All that differs between the prompts of a sample: images come before the question.
-    """
-    _, mark, after = f"user\n{content}".rpartition(IMAGE_MARK)
-    return IMAGE_END + after if mark else after
 
 
 def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> TextLengths:

@@ -108,7 +108,7 @@ def test_planned_lengths_are_the_encoded_ones(make_config, settings: dict):
 
 
 def test_whole_turns_are_cut_from_the_end_and_never_the_first(make_config):
-    for length, cut, dropped in ((512, 0, 0), (170, 7, 0), (110, 10, 0), (90, 0, 10)):
+    for length, cut, dropped in ((512, 0, 0), (172, 7, 0), (111, 10, 0), (91, 0, 10)):
         config = with_stage(make_config(), sequence_length=length)
         index = {index.source: index for index in open_indexes(config)}["pairs"]
         _, plans = plan_all(config, index)

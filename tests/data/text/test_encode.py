@@ -114,7 +114,7 @@ def test_answers_of_untrained_turns_are_context(tiny_tokenizer: ChatTokenizer):
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("image_boundary", ["merged", "separate"])
+@pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
 @pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box"])
 @pytest.mark.parametrize(("use_thumbnail", "max_num_tiles"), [(True, 6), (False, 6), (True, 12)])
 def test_measured_length_is_the_encoded_length(

@@ -97,7 +97,7 @@ def test_whole_prompt(qwen_tokenizer: ChatTokenizer, image_boundary: str, lead: 
     assert np.array_equal(image_mask, np.array(expected) == PLACEHOLDER)
 
 
-@pytest.mark.parametrize("image_boundary", ["merged", "separate"])
+@pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
 def test_prompt_code_of_exports(qwen_tokenizer: ChatTokenizer, image_boundary: str):
     from nvlm.convert.hf_files.prompts import PromptEncoder
 
