@@ -143,7 +143,7 @@ TOPICS = {
     "config": {"documented", "fuzz"},
     "convert": {
         "export_images", "hostile_folders", "published_variants", "refusals", "released_layout",
-        "round_trip", "serving", "streaming",
+        "round_trip", "serving", "streaming", "vllm_prompts",
     },
     "data": {"data_configs", "data_rules"},
     "data/images": {"hostile_images"},

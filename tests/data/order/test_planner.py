@@ -239,6 +239,7 @@ def test_max_epochs_ends_the_data_with_a_full_step(make_config):
         ("data.packing_window=64", "data.packing_window was 32, is 64"),
         ("stage.sequence_length=640", "stage.sequence_length was 512, is 640"),
         ("stage.tile_tags=none", "stage.tile_tags was '1d', is 'none'"),
+        ("stage.image_boundary=merged", "stage.image_boundary was 'block', is 'merged'"),
         ("stage.system_message=null", "stage.system_message was 'Answer the questions.', is None"),
     ],
 )
