@@ -75,7 +75,7 @@ def grids(turns: list[Turn]) -> list[tuple[int, int]]:
 
 
 def read_table() -> dict[str, dict[str, list[int] | str]]:
-    """Version and the export's boundary, such as `0.33.0 block` -> prompt -> ids, or the refusal."""
+    """Version and boundary, such as `0.33.0 block` -> prompt -> token ids, or the refusal."""
     rows = json.loads(TABLE.read_text())
     return {
         asked: {name: unfold(found) for name, found in prompts.items()}
