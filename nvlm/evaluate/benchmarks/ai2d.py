@@ -69,8 +69,8 @@ AI2D = Benchmark(
     metric="accuracy",
     splits=("test",),
     files={
-        _PARQUET: "questions and images, as lmms-lab/ai2d has them, or",
-        "**/AI2D_TEST.tsv": "VLMEvalKit's file",
+        _PARQUET: "questions and images, as lmms-lab/ai2d has them",
+        "**/AI2D_TEST.tsv": "or VLMEvalKit's file",
     },
     source="https://huggingface.co/datasets/lmms-lab/ai2d or VLMEvalKit's AI2D_TEST.tsv",
     read=partial(_read, "**/AI2D_TEST.tsv"),
@@ -86,8 +86,8 @@ AI2D_NO_MASK = Benchmark(
     metric="accuracy",
     splits=("test",),
     files={
-        _PARQUET: "questions and images, as Efficient-Large-Model/ai2d-no-mask has them, or",
-        "**/AI2D_TEST_NO_MASK.tsv": "VLMEvalKit's file",
+        _PARQUET: "questions and images, as Efficient-Large-Model/ai2d-no-mask has them",
+        "**/AI2D_TEST_NO_MASK.tsv": "or VLMEvalKit's file",
     },
     source="https://huggingface.co/datasets/Efficient-Large-Model/ai2d-no-mask or VLMEvalKit's "
     "AI2D_TEST_NO_MASK.tsv",

@@ -74,10 +74,9 @@ CHARTQA = Benchmark(
     splits=("test", "val"),
     files={
         "**/test-*.parquet": "questions and images, as HuggingFaceM4/ChartQA and lmms-lab/ChartQA "
-        "have them, or",
-        "**/test_human.json": "the official questions, with",
-        "**/test_augmented.json": "those that a model made, and",
-        "**/png/*.png": "their images",
+        "have them",
+        "**/test_*.json": "or the official test_human.json and test_augmented.json, with the "
+        "folder png",
     },
     source="https://huggingface.co/datasets/HuggingFaceM4/ChartQA or "
     "https://github.com/vis-nlp/ChartQA",

@@ -112,9 +112,9 @@ DOCVQA = Benchmark(
     metric="ANLS",
     splits=("val", "test"),
     files={
-        _DOCVQA["val"][0]: "questions and images, as lmms-lab/DocVQA has them, or",
-        _DOCVQA["val"][-1]: "the official questions, with",
-        "documents/*.png": "their images; or in spdocvqa_images",
+        _DOCVQA["val"][0]: "questions and images, as lmms-lab/DocVQA has them",
+        _DOCVQA["val"][-1]: "or the official questions, with the folder documents or "
+        "spdocvqa_images",
     },
     source="https://huggingface.co/datasets/lmms-lab/DocVQA or https://rrc.cvc.uab.es/?ch=17",
     read=partial(_read, _DOCVQA, "image", ["", "spdocvqa_images"]),
@@ -137,9 +137,8 @@ INFOVQA = Benchmark(
     metric="ANLS",
     splits=("val", "test"),
     files={
-        _INFOVQA["val"][0]: "questions and images, as lmms-lab/DocVQA has them, or",
-        _INFOVQA["val"][-1]: "the official questions, with",
-        "infographicsvqa_images/*.jpeg": "their images",
+        _INFOVQA["val"][0]: "questions and images, as lmms-lab/DocVQA has them",
+        _INFOVQA["val"][-1]: "or the official questions, with the folder infographicsvqa_images",
     },
     source="https://huggingface.co/datasets/lmms-lab/DocVQA or https://rrc.cvc.uab.es/?ch=17",
     read=partial(_read, _INFOVQA, "image_local_name", ["infographicsvqa_images", "images", ""]),

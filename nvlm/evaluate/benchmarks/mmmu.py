@@ -117,9 +117,9 @@ MMMU = Benchmark(
     metric="accuracy",
     splits=("val", "test"),
     files={
-        "**/validation-*.parquet": "questions and images of val: of each subject, as MMMU/MMMU has "
-        "them, or of all",
-        "**/test-*.parquet": "those of test",
+        "**/validation-*.parquet": "questions and images, by subject as MMMU/MMMU has them, or all "
+        "together",
+        "**/test-*.parquet": "or those of the split test",
     },
     source="https://huggingface.co/datasets/MMMU/MMMU",
     read=_read,

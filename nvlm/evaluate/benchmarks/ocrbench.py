@@ -94,9 +94,8 @@ OCRBENCH = Benchmark(
     metric="points of 1,000",
     splits=("test",),
     files={
-        "**/test-*.parquet": "questions and images, as echo840/OCRBench has them, or",
-        "**/OCRBench.json": "the official questions, with",
-        "OCRBench_Images/**/*.*": "their images",
+        "**/test-*.parquet": "questions and images, as echo840/OCRBench has them",
+        "**/OCRBench.json": "or the official questions, with the folder OCRBench_Images",
     },
     source="https://huggingface.co/datasets/echo840/OCRBench or "
     "https://github.com/Yuliang-Liu/MultimodalOCR",

@@ -102,10 +102,8 @@ SCIENCEQA = Benchmark(
     splits=("test", "val"),
     files={
         "**/test-*.parquet": "questions and images, as derek-thomas/ScienceQA and "
-        "lmms-lab/ScienceQA (ScienceQA-FULL) have them, or",
-        _OFFICIAL: "the official lists, with",
-        "**/problems.json": "the questions, and",
-        "images/test/*/image.png": "their images",
+        "lmms-lab/ScienceQA (ScienceQA-FULL) have them",
+        _OFFICIAL: "or the official lists, with problems.json and the folder images",
     },
     source="https://huggingface.co/datasets/derek-thomas/ScienceQA or https://scienceqa.github.io",
     read=_read,

@@ -61,9 +61,8 @@ TEXTVQA = Benchmark(
     metric="VQA accuracy",
     splits=("val",),
     files={
-        _PARQUET["val"]: "questions and images, as lmms-lab/textvqa has them, or",
-        _JSON["val"]: "the official questions, with",
-        f"{_IMAGES}/*.jpg": "their images (of both splits)",
+        _PARQUET["val"]: "questions and images, as lmms-lab/textvqa has them",
+        _JSON["val"]: f"or the official questions, with the folder {_IMAGES} (of both splits)",
     },
     source="https://huggingface.co/datasets/lmms-lab/textvqa or https://textvqa.org/dataset",
     read=_read,
