@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from nvlm.safe_loading import FORMAT_FILE, check_readable, one_line
 MANIFEST_FILE = "files.json"
 CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
+ORIGINS_FILE = "origins.json"
 _BLOCK_BYTES = 2**22
 _MAX_THREADS = 4
 _READING = "reading a checkpoint's files"
@@ -138,6 +139,11 @@ def read_progress(checkpoint: Path) -> dict | None:
         raise CheckpointError(f"{path}: not readable as JSON: {one_line(error)}") from None
     _check_progress(path, progress)
     return progress
+
+
+def write_origins(checkpoint: Path, origins: Mapping[str, Any]) -> None:
+    """Note where converted weights came from: by part, a folder, or a repository and its commit."""
+    (checkpoint / ORIGINS_FILE).write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_progress(path: Path, progress: Any) -> None:

@@ -31,7 +31,8 @@ def convert_from_hf_command(
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
-            help="Hugging Face folder of an InternViT; goes with --language.",
+            help="Hugging Face folder of an InternViT, or a hub id (OWNER/NAME@REVISION); goes "
+            "with --language.",
         ),
     ] = None,
     language: Annotated[
@@ -39,7 +40,8 @@ def convert_from_hf_command(
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
-            help="Hugging Face folder of a Qwen2; goes with --vision.",
+            help="Hugging Face folder of a decoder (Qwen2, Qwen3, Llama, Mistral), or a hub id; "
+            "goes with --vision.",
         ),
     ] = None,
     nvlm: Annotated[
@@ -47,12 +49,12 @@ def convert_from_hf_command(
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
-            help="Folder of an NVLM-D as released, or an export; instead of the two.",
+            help="Folder of an NVLM-D as released, or an export, or a hub id; instead of the two.",
         ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make a checkpoint from a pretrained InternViT and a pretrained Qwen2, or from an NVLM-D."""
+    """Make a checkpoint from a pretrained InternViT and a pretrained decoder, or from an NVLM-D."""
     launched()
     from nvlm.config import load_runs
     from nvlm.errors import ConvertError

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nvlm import platform
-from nvlm.checkpoint_io import is_checkpoint, replace_checkpoint
+from nvlm.checkpoint_files import write_origins
+from nvlm.checkpoint_io import is_checkpoint, on_main_rank, replace_checkpoint
 from nvlm.config.schema import RunConfig
 from nvlm.convert.blocks import Buffer, as_dtype, row_blocks
 from nvlm.convert.hf.architectures import notes
@@ -48,7 +49,8 @@ def convert_from_hf(
     on the number of processes, nor on `config.parallel`.
 
     Args:
-        vision: folder of an InternViT (`InternVisionModel`), heads padded or not.
+        vision: folder of an InternViT (`InternVisionModel`), heads padded or not. This and the
+            next may be ids of the hub (`nvlm.hub`); the checkpoint says which commit it was.
         language: folder of a Qwen2 or Qwen3, a Llama or Mistral (`...ForCausalLM`).
         config: its `model` section must describe both; weights get `train.precision`.
         out: a new folder, or a checkpoint to be replaced once the new one is whole.
@@ -104,6 +106,8 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
             total = sum(chunk.num_bytes for chunk in mine)
             with progress_bar("Converting tensors", total) as advance:
                 write_chunks(folder, mine, advance)
+            origins = {source.option[2:]: source.origin.as_fields() for source in sources}
+            on_main_rank(lambda: write_origins(folder, origins))
 
         replace_checkpoint(out, write, config)
         num_tensors = sum(rule.num_layers or 1 for rule in rules)

@@ -20,38 +20,50 @@ from nvlm.convert.tables.internvit import vision_rules
 from nvlm.convert.tables.nvlm_d import VISION_PREFIX, nvlm_d_rules
 from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
+from nvlm.hub import Folder, folder_of
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder and the rules that read it."""
+    """A folder, the rules that read it, and where it came from."""
 
     folder: HfFolder
     rules: list[Rule]
+    option: str  # what it was given as: `--vision`
+    origin: Folder
 
 
 def open_parts(vision: str | Path, language: str | Path, model: ModelConfig) -> list[Source]:
     """Open an InternViT and a language model. Reads names and shapes, no weights.
 
+    Args:
+        vision, language: folders, or ids of the hub; see `nvlm.hub`.
+
     Raises:
         ConvertError: a folder is missing, not whole, or of another architecture or size; tensors
             are missing, extra, or of another shape.
+        DataError: it cannot be had from the hub.
     """
-    vision_folder, language_folder = HfFolder(vision), HfFolder(language)
-    check_vision(vision_folder, model.vision)
-    check_language(language_folder, model.language)
-    return [_fitting(folder, model) for folder in (vision_folder, language_folder)]
+    origins = {
+        option: folder_of(name, option)
+        for option, name in {"--vision": vision, "--language": language}.items()
+    }
+    folders = {option: HfFolder(origin.path) for option, origin in origins.items()}
+    check_vision(folders["--vision"], model.vision)
+    check_language(folders["--language"], model.language)
+    return [_fitting(folders[option], model, option, origins[option]) for option in folders]
 
 
 def open_released(nvlm: str | Path, model: ModelConfig) -> list[Source]:
     """Open an NVLM-D in the released layout, the ViT's heads padded or not.
 
     Raises:
-        ConvertError: as `open_parts`.
+        ConvertError, DataError: as `open_parts`.
     """
-    folder = HfFolder(nvlm)
+    origin = folder_of(nvlm, "--nvlm")
+    folder = HfFolder(origin.path)
     check_released(folder, model)
-    return [_fitting(folder, model)]
+    return [_fitting(folder, model, "--nvlm", origin)]
 
 
 def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
@@ -88,10 +100,10 @@ def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | 
     )
 
 
-def _fitting(folder: HfFolder, model: ModelConfig) -> Source:
+def _fitting(folder: HfFolder, model: ModelConfig, option: str, origin: Folder) -> Source:
     rules = folder_rules(folder, model)
     folder.check_tensors(expected_tensors(rules))
-    return Source(folder, rules)
+    return Source(folder, rules, option, origin)
 
 
 def _num_heads(folder: HfFolder, prefix: str, model: ModelConfig) -> int:
