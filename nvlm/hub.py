@@ -31,6 +31,18 @@ class Folder:
     repository: str | None = None  # of the hub; None: a folder of this machine
     commit: str | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The repository's, without its owner's."""
+        return self.repository.partition("/")[2] if self.repository else None
+
+    @property
+    def description(self) -> str | None:
+        """For people, of a repository of the hub."""
+        if self.repository is None:
+            return None
+        return f"{self.repository} of the hub at commit {self.commit}"
+
     def as_fields(self) -> dict[str, Any]:
         """What a file records of it."""
         if self.repository is None:
@@ -84,9 +96,9 @@ def folder_of(
         raise _why_not(name, option, error) from None
     if not any(True for pattern in files for _ in path.rglob(pattern)):
         raise DataError(f"{option} {name}: the hub's {kind} has none of {', '.join(files)}")
-    commit = path.name
-    say(f"{option}: {repository} of the hub at commit {commit}, in {path}", sys.stderr)
-    return Folder(path, repository, commit)
+    folder = Folder(path, repository, commit=path.name)
+    say(f"{option}: {folder.description}, in {path}", sys.stderr)
+    return folder
 
 
 def _why_not(name: str | Path, option: str, error: Exception) -> NvlmError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import hub_server, small_folders
+from PIL import Image
 
 import nvlm.hub as hub_of_nvlm
 from nvlm.checkpoint_files import ORIGINS_FILE, find_damage
@@ -79,6 +83,29 @@ def test_a_checkpoint_is_made_from_two_ids_and_says_of_which_commits(hub, folder
     # A second time nothing is asked of the network.
     again = run(tmp_path, "http://127.0.0.1:1", *conversion(VISION, language), HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
+
+
+def test_a_data_set_is_imported_by_its_id(hub, tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "PNG")
+    rows = [
+        {"image": {"bytes": picture.getvalue(), "path": None}, "question": q, "answer": "red"}
+        for q in ("What colour?", "Which one?")
+    ]
+    (tmp_path / "published" / "data").mkdir(parents=True)
+    file = tmp_path / "published" / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    (tmp_path / "published" / "loader.py").write_text("raise SystemExit('run')\n")
+    commit = hub.add("somebody/colours", tmp_path / "published", "v1", kind="datasets")
+    arguments = ["data", "import", "--format", "parquet", "somebody/colours@v1", "shards"]
+    made = run(tmp_path, hub.url, *arguments)
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "shards" / "train" / "colours"
+    assert len(list(folder.glob("*.tar"))) == 1
+    summary = json.loads((folder / "import.json").read_text())
+    assert summary["num_samples"] == 2
+    assert f"read somebody/colours of the hub at commit {commit}" in summary["notes"]
+    assert not any(path.endswith(".py") and "/resolve/" in path for path in hub.asked)
 
 
 # Says of each id what `folder_of` raises; the hub's client reads its settings when it is imported.

@@ -26,7 +26,13 @@ FromSplit = Annotated[
 @data_app.command("import", short_help="Turn data in another format into shards.")
 def import_command(
     source: Annotated[
-        Path, typer.Argument(parser=path_of_user, metavar="SRC", help="The file or folder to read.")
+        Path,
+        typer.Argument(
+            parser=path_of_user,
+            metavar="SRC",
+            help="The file or folder to read; of parquet and webdataset also a data set's hub id "
+            "(OWNER/NAME@REVISION).",
+        ),
     ],
     out: Annotated[
         Path,
@@ -64,21 +70,26 @@ def import_command(
 ) -> None:
     """Turn data in another format into shards; run again to continue after an interruption."""
     check_folder(out, "OUT")
-    from nvlm.importers.formats import ImportOptions
+    from nvlm.hub import Folder, folder_of
+    from nvlm.importers.formats import FILES_OF_HUB, ImportOptions
     from nvlm.importers.report import import_with_progress
     from nvlm.importers.run import default_num_workers
 
+    found = Folder(source)
+    if format in FILES_OF_HUB:
+        found = folder_of(source, "SRC", "dataset", FILES_OF_HUB[format])
     options = ImportOptions(
         format,
-        source,
+        found.path,
         split,
-        name,
+        name or found.name,
         images,
         allow_outside,
         from_split,
         parse_size(shard_size, "--shard-size"),
         samples_per_shard,
         workers or default_num_workers(),
+        found.description,
     )
     import_with_progress(options, out)
 

@@ -21,6 +21,10 @@ FORMATS = {
 }
 
 
+# What is fetched of a data set of the hub, of the formats that such data sets have.
+FILES_OF_HUB = {"parquet": ("*.parquet",), "webdataset": ("*.tar", "*.tar.gz", "*.tgz")}
+
+
 @dataclass(frozen=True)
 class ImportOptions:
     """One import. All but `num_workers` decide what the shards hold."""
@@ -38,6 +42,8 @@ class ImportOptions:
     shard_bytes: int = 1 << 30
     samples_per_shard: int = 2000
     num_workers: int = 1
+    # Where `source` was fetched from, in words; None: nowhere.
+    origin: str | None = None
 
     def file_folder(self, default: Path) -> FileFolder:
         """Where the files lie that the source names; `default` where --images is not given."""

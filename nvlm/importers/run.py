@@ -122,7 +122,11 @@ def _check_plan(work: Path, options: ImportOptions, reader: Reader) -> None:
         digest.update(f"{file}\0{state}\n".encode("utf-8", "surrogateescape"))
     plan = {
         "version": IMPORT_VERSION,
-        "options": {k: str(v) for k, v in asdict(options).items() if k != "num_workers"},
+        "options": {
+            key: str(value)
+            for key, value in asdict(options).items()
+            if key != "num_workers" and (key, value) != ("origin", None)
+        },
         "files": digest.hexdigest(),
         "num_units": reader.num_units,
     }
@@ -231,7 +235,7 @@ def _summarise(work: Path, folder: Path, options: ImportOptions, reader: Reader)
         dict(reasons.most_common()),
         dict(sorted(totals.unused.items(), key=lambda item: (-item[1], item[0]))),
         totals.weighted,
-        reader.notes,
+        reader.notes + ([f"read {options.origin}"] if options.origin else []),
     )
     (work / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1) + "\n")
     return summary
