@@ -14,6 +14,15 @@ from nvlm.files import parse_size
 from nvlm.places import check_file, check_folder
 from nvlm.printing import printable, say
 
+SourceToImport = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_of_user,
+        metavar="SRC",
+        help="The file or folder to read; of parquet and webdataset also a data set's hub id "
+        "(OWNER/NAME@REVISION).",
+    ),
+]
 FromSplit = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -25,15 +34,7 @@ FromSplit = Annotated[
 
 @data_app.command("import", short_help="Turn data in another format into shards.")
 def import_command(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of_user,
-            metavar="SRC",
-            help="The file or folder to read; of parquet and webdataset also a data set's hub id "
-            "(OWNER/NAME@REVISION).",
-        ),
-    ],
+    source: SourceToImport,
     out: Annotated[
         Path,
         typer.Argument(parser=path_of_user, metavar="OUT", help="Shards go to OUT/SPLIT/SOURCE."),
