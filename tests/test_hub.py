@@ -17,6 +17,7 @@ from PIL import Image
 
 import nvlm.hub as hub_of_nvlm
 from nvlm.checkpoint_files import ORIGINS_FILE, find_damage
+from nvlm.convert import convert_from_hf, convert_to_hf
 
 VISION, LANGUAGE = "somebody/InternViT-small", "somebody/Qwen2-small"
 
@@ -106,6 +107,18 @@ def test_a_data_set_is_imported_by_its_id(hub, tmp_path):
     assert summary["num_samples"] == 2
     assert f"read somebody/colours of the hub at commit {commit}" in summary["notes"]
     assert not any(path.endswith(".py") and "/resolve/" in path for path in hub.asked)
+
+
+def test_an_export_is_opened_by_its_id(hub, folders, tmp_path):
+    checkpoint = convert_from_hf(
+        folders[VISION], folders[LANGUAGE], small_folders.convert_config(), tmp_path / "checkpoint"
+    )
+    export = convert_to_hf(checkpoint, tmp_path / "export")
+    commit = hub.add("somebody/export", export)
+    program = "import sys; from nvlm.generate.model_folder import find_model as find; "
+    program += "found = find(sys.argv[1]); print(found.path.name, found.config.stage.tile_tags)"
+    opened = run_program(tmp_path, hub.url, [sys.executable, "-c", program, "somebody/export"], {})
+    assert opened.stdout.split() == [commit, "1d"], opened.stderr
 
 
 # Says of each id what `folder_of` raises; the hub's client reads its settings when it is imported.

@@ -47,6 +47,15 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(parser=path_of_user, metavar="CHECKPOINT", help="A checkpoint or run folder."),
 ]
+ModelToAsk = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_of_user,
+        metavar="CHECKPOINT",
+        help="A checkpoint or run folder, an exported folder, or its id in the hub "
+        "(OWNER/NAME@REVISION).",
+    ),
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
     typer.Argument(help="key=value, such as train.steps=100", metavar="KEY=VALUE"),

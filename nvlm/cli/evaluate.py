@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import VerbOrArguments, app
-from nvlm.cli.arguments import LARGEST, Checkpoint, Pipeline, Tensor, path_of_user
+from nvlm.cli.arguments import LARGEST, ModelToAsk, Pipeline, Tensor, path_of_user
 from nvlm.errors import ConfigError
 from nvlm.launch import launched
 from nvlm.printing import say
@@ -115,7 +115,7 @@ class _Evaluate(VerbOrArguments):
 )
 def evaluate_command(
     ctx: typer.Context,
-    checkpoint: Checkpoint,
+    checkpoint: ModelToAsk,
     out: _Out,
     data_root: _DataRoot = None,
     suite: _Suite = None,

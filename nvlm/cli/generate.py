@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from nvlm.cli.app import app
-from nvlm.cli.arguments import LARGEST, Checkpoint, Pipeline, Tensor, path_of_user
+from nvlm.cli.arguments import LARGEST, ModelToAsk, Pipeline, Tensor, path_of_user
 from nvlm.errors import ConfigError
 from nvlm.launch import launched, rank_to_speak
 from nvlm.printing import say
@@ -70,7 +70,7 @@ Stop = Annotated[
 
 @app.command("generate", short_help="Answer prompts about images.")
 def generate_command(
-    checkpoint: Checkpoint,
+    checkpoint: ModelToAsk,
     prompt: Prompt = None,
     image: Images = None,
     folder: Folder = None,

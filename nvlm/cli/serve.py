@@ -8,14 +8,14 @@ from typing import Annotated, Optional
 import typer
 
 from nvlm.cli.app import app
-from nvlm.cli.arguments import LARGEST, Checkpoint, Pipeline, Tensor
+from nvlm.cli.arguments import LARGEST, ModelToAsk, Pipeline, Tensor
 from nvlm.errors import ConfigError
 from nvlm.launch import launched
 
 
 @app.command("serve", short_help="Answer over HTTP, as OpenAI's API does.")
 def serve_command(
-    checkpoint: Checkpoint,
+    checkpoint: ModelToAsk,
     host: Annotated[
         str, typer.Option(help="Where to listen; others than this machine's own need a key.")
     ] = "127.0.0.1",

@@ -14,6 +14,7 @@ from nvlm.convert.export_config import config_of_export, stop_ids_of_export
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
 from nvlm.convert.hf.sources import open_released
 from nvlm.convert.read_weights import read_weights
+from nvlm.hub import folder_of
 from nvlm.safe_loading import check_readable
 
 if TYPE_CHECKING:
@@ -42,14 +43,19 @@ class ModelFolder:
 def find_model(path: str | Path) -> ModelFolder:
     """The checkpoint meant by `path`, or the export that it is. Reads no weights.
 
+    Args:
+        path: a checkpoint or run folder, an export, or an export's id in the hub (`nvlm.hub`).
+
     Raises:
+        DataError: the hub's cannot be had.
         CheckpointError: there is neither, or the checkpoint is not whole.
         ConvertError: the export is not whole, of another architecture, or asks for what is not
             computed here.
         ConfigError: a value in the configuration is wrong.
     """
-    if (Path(path) / CONFIG_FILE).is_file() and not checkpoints.is_checkpoint(Path(path)):
-        return _export(Path(path))
+    path = folder_of(path, "CHECKPOINT").path
+    if (path / CONFIG_FILE).is_file() and not checkpoints.is_checkpoint(path):
+        return _export(path)
     checkpoint = checkpoints.resolve_checkpoint(path)
     check_readable(checkpoint)
 
