@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,10 +25,10 @@ class Drawing:
 
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = np.random.Generator(np.random.PCG64(sampling.seed % 2**64))
 
     def next(self) -> float:
-        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+        return self._generator.random()
 
 
 def choose_tokens(logits_bv: Tensor, drawings: Sequence[Drawing]) -> Tensor:

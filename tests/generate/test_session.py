@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from helpers import generate_case, questions, session_case, small_model, spawn
+from helpers.synchronisations import counted
 
 from nvlm.errors import DataError
 from nvlm.generate.engine import Engine
@@ -153,6 +154,17 @@ def test_an_answer_ends_with_its_turn_or_its_length(engine, prompts, alone, monk
     assert list(ends["length"].token_ids) == ids[:5]
     assert list(ends["stop"].token_ids) == ids[: ids.index(ids[5]) + 1]
     assert all(answer.finish_reason == reason for reason, answer in ends.items())
+
+
+def test_the_host_waits_for_the_device_once_a_step(engine, prompts):
+    """Whatever the step does: begin answers, draw tokens, move rows of those that have ended."""
+    with Session(engine) as session:
+        for number in range(6):
+            session.add(str(number), prompts[number], Sampling(2 + number, temperature=number / 3))
+        while session.num_open:
+            with counted() as found:
+                session.step()
+            assert found == {"tolist in generate/decoder.py run": 1}
 
 
 @pytest.mark.parallel
