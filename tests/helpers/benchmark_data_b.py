@@ -86,9 +86,9 @@ def write_vqa(data: Path, name: str, prefix: str, split: str) -> Path:
     if not split.startswith("test"):
         annotations = [
             {
-                "question_type": "what", "multiple_choice_answer": PEOPLE[n][0],
-                "answers": _answers(n), "image_id": 10 * n, "answer_type": _TYPES[n],
-                "question_id": 100 * n,
+                "question_type": ("one", "eight", "other")[n - 1],
+                "multiple_choice_answer": PEOPLE[n][0], "answers": _answers(n),
+                "image_id": 10 * n, "answer_type": _TYPES[n], "question_id": 100 * n,
             }
             for n in reversed(_QUESTIONS)
         ]  # fmt: skip
@@ -102,9 +102,10 @@ def write_vqa(data: Path, name: str, prefix: str, split: str) -> Path:
 
 def vqa_parquet_rows() -> JsonRows:
     return [
-        {"question_id": 100 * n, "question": text, "answers": _answers(n), "answer_type": _TYPES[n]}
+        {"question_id": 100 * n, "question": text, "answers": _answers(n),
+         "answer_type": _TYPES[n], "question_type": "eight"}
         for n, text in _QUESTIONS.items()
-    ]
+    ]  # fmt: skip
 
 
 def write_vizwiz(data: Path, split: str = "val") -> Path:
@@ -164,7 +165,10 @@ DOMAINS = {7: "in-domain", 8: "near-domain", 9: "out-domain"}
 
 def write_nocaps(data: Path) -> Path:
     folder = data / "nocaps"
-    images = [{"id": n, "file_name": f"{n:016x}.jpg", "width": 64, "height": 48} for n in CAPTIONS]
+    images = [
+        {"id": n, "file_name": f"{n:016x}.jpg", "width": 64, "height": 48, "domain": DOMAINS[n]}
+        for n in CAPTIONS
+    ]
     annotations = [
         {"image_id": n, "id": 10 * n + at, "caption": text}
         for n, texts in CAPTIONS.items()
@@ -173,8 +177,7 @@ def write_nocaps(data: Path) -> Path:
     write_json(
         folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations}
     )
-    info = [{**image, "domain": DOMAINS[image["id"]]} for image in images]
-    write_json(folder / "nocaps_val_image_info.json", {"images": info})
+    write_json(folder / "nocaps_val_image_info.json", {"images": images})
     write_images(folder / "images", [image["file_name"] for image in images])
     return folder
 

@@ -1,8 +1,9 @@
 """NoCaps (Agrawal et al., ICCV 2019): 4,500 photographs of Open Images, ten captions of each, in
 three groups by how far what they show is from COCO: in-domain, near-domain, out-domain.
 
-The captions' file does not say the group; `nocaps_val_image_info.json` does, where it is there. It
-has no training split; papers draw examples from COCO's, which is not done here.
+The captions' file says the group of each image. lmms-lab's parquet files do not: for these it is in
+`nocaps_val_image_info.json`, where that is there. There is no training split; papers draw examples
+from COCO's, which is not done here.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def _read(folder: Path, split: str) -> Iterator[Item]:
     references: dict[str, list[str]] = {}
     for row in json_rows(path, "annotations"):
         references.setdefault(row.name("image_id"), []).append(row.text("caption"))
-    images = ImageFolders([folder / "images", folder / "val", folder / "images" / "val", folder])
+    names = ("images", "val", "validation", "images/val", "images/validation", "")
+    images = ImageFolders([folder / name for name in names])
     for row in json_rows(path, "images"):
         key = row.name("id")
         if key not in references:
             raise row.wrong(f"image {key} has no caption among `annotations`")
-        group = domains.get(key) or str(row.values.get("domain") or "")
+        group = str(row.values.get("domain") or "") or domains.get(key, "")
         image = images.find(row.text("file_name"), row)
         yield Item(key, "", [image], {REFERENCES: references[key]}, group=group)
 
@@ -69,9 +71,9 @@ NOCAPS = Benchmark(
     metric=METRIC,
     splits=("val",),
     files={
-        _CAPTIONS: "the captions, with the folder images or val",
-        _DOMAINS: "which group each image is in; without it there are none",
-        _PARQUET: "or lmms-lab's files",
+        _CAPTIONS: "the captions, with the folder images, val or validation",
+        _PARQUET: "or lmms-lab's files, whose images' groups are in",
+        _DOMAINS: "this file, if at all",
     },
     source="https://nocaps.org/download, or lmms-lab/NoCaps on the Hugging Face hub",
     read=_read,

@@ -9,6 +9,7 @@ as open_flamingo's, stem the model's answer as well and come to higher numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from nvlm.evaluate.benchmarks.entry import Benchmark, Item
@@ -26,18 +27,36 @@ _SPLITS = {
         "**/mscoco_val2014_annotations.json",
         "val2014",
         "**/val2014-*.parquet",
+        "question_type",
     ),
     "train": VqaSplit(
         "**/OpenEnded_mscoco_train2014_questions.json",
         "**/mscoco_train2014_annotations.json",
         "train2014",
         "",
+        "question_type",
     ),
 }
 
 
+# What the annotations' `question_type` stands for.
+_KINDS = {
+    "one": "vehicles and transportation",
+    "two": "brands, companies and products",
+    "three": "objects, material and clothing",
+    "four": "sports and recreation",
+    "five": "cooking and food",
+    "six": "geography, history, language and culture",
+    "seven": "people and everyday life",
+    "eight": "plants and animals",
+    "nine": "science and technology",
+    "ten": "weather and climate",
+}
+
+
 def _read(folder: Path, split: str) -> Iterator[Item]:
-    return read_vqa(folder, _SPLITS[split])
+    for item in read_vqa(folder, _SPLITS[split]):
+        yield replace(item, group=_KINDS.get(item.group, item.group))
 
 
 OKVQA = Benchmark(

@@ -31,6 +31,7 @@ class VqaSplit:
     annotations: str | None  # JSON; None: the answers are not published
     images: str  # folder of COCO's images, such as val2014
     parquet: str  # of lmms-lab, taken where there is no JSON; empty: none is published
+    group: str = "answer_type"  # what scores are also given by
 
 
 def coco_images(folder: Path) -> ImageFolders:
@@ -63,17 +64,17 @@ def read_vqa(folder: Path, split: VqaSplit) -> Iterator[Item]:
             if key not in annotations:
                 raise row.wrong(f"question {key} is not among {split.annotations}")
             truth = {"answers": people_of(annotations[key])}
-            group = str(annotations[key].values.get("answer_type") or "")
+            group = str(annotations[key].values.get(split.group) or "")
         yield Item(key, row.text("question").strip(), [image], truth, group=group)
 
 
 def _read_parquet(folder: Path, split: VqaSplit) -> Iterator[Item]:
     files = find_files(folder, [split.parquet])
     for row in parquet_rows(
-        files, ("question_id", "question"), ("answers", "answer_type"), image="image"
+        files, ("question_id", "question"), ("answers", split.group), image="image"
     ):
         truth = {} if split.annotations is None else {"answers": people_of(row)}
-        group = str(row.values.get("answer_type") or "")
+        group = str(row.values.get(split.group) or "")
         yield Item(
             row.name("question_id"), row.text("question").strip(), row.images, truth, group=group
         )

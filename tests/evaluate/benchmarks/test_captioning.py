@@ -48,7 +48,9 @@ def test_nocaps(tmp_path):
     assert [item.images[0]() for item in items] == [made.drawn(n) for n in range(3)]
     assert NOCAPS.prompt(items[0]) == PROMPT
     (folder / "nocaps_val_image_info.json").unlink()
-    assert {item.group for item in NOCAPS.read(folder, "val")} == {""}
+    assert list(NOCAPS.read(folder, "val"))[2].group == "out-domain"
+    (folder / "images").rename(folder / "validation")
+    assert len(list(NOCAPS.read(folder, "val"))) == 3
 
 
 def test_nocaps_parquet(tmp_path):

@@ -15,23 +15,25 @@ from nvlm.evaluate.benchmarks.vizwiz import VIZWIZ
 from nvlm.evaluate.benchmarks.vqav2 import VQAV2
 from nvlm.evaluate.scorers.vqa_accuracy import normalise_textvqa, normalise_vqa
 
+VQAV2_GROUPS = ["other", "yes/no", "number"]
+OKVQA_GROUPS = ["vehicles and transportation", "plants and animals", "other"]
 SHORT = "\nAnswer the question using a single word or phrase."
 
 
 @pytest.mark.parametrize(
-    "entry, prefix, split, files",
+    "entry, prefix, split, files, groups",
     [
-        (VQAV2, "v2_", "val", "val2014"),
-        (VQAV2, "v2_", "train", "train2014"),
-        (OKVQA, "", "val", "val2014"),
-        (OKVQA, "", "train", "train2014"),
+        (VQAV2, "v2_", "val", "val2014", VQAV2_GROUPS),
+        (VQAV2, "v2_", "train", "train2014", VQAV2_GROUPS),
+        (OKVQA, "", "val", "val2014", OKVQA_GROUPS),
+        (OKVQA, "", "train", "train2014", OKVQA_GROUPS),
     ],
 )
-def test_official_json(entry, prefix, split, files, tmp_path):
+def test_official_json(entry, prefix, split, files, groups, tmp_path):
     folder = made.write_vqa(tmp_path, entry.name, prefix, files)
     items = list(entry.read(folder, split))
     assert [item.key for item in items] == ["100", "200", "300"]
-    assert [item.group for item in items] == ["other", "yes/no", "number"]
+    assert [item.group for item in items] == groups
     assert items[0].truth == {"answers": made.PEOPLE[1]}
     assert [image() for item in items for image in item.images] == [made.drawn(n) for n in range(3)]
     assert entry.prompt(items[1]) == f"<image>\nIs it a cat?{SHORT}"
@@ -50,7 +52,8 @@ def test_parquet(entry, file, tmp_path):
     made.write_parquet(folder / "data" / f"{file}.parquet", made.vqa_parquet_rows())
     items = list(entry.read(folder, "val"))
     assert [item.key for item in items] == ["100", "200", "300"]
-    assert items[2].truth == {"answers": made.PEOPLE[3]} and items[2].group == "number"
+    assert items[2].truth == {"answers": made.PEOPLE[3]}
+    assert items[2].group == ("number" if entry is VQAV2 else "plants and animals")
     assert [image() for item in items for image in item.images] == [made.drawn(n) for n in range(3)]
 
 
