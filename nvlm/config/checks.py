@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from nvlm.config.schema import ModelConfig, RunConfig, SourceConfig
+from nvlm.config.validation_checks import checkpoint_problems, validation_problems
 from nvlm.errors import ConfigError
 
 # `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
@@ -74,22 +75,8 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _tile_problems(config)
     yield from _length_problems(config)
     yield from _train_problems(config)
-    yield from _checkpoint_problems(config)
-    if config.validation.every is None and config.validation.questions:
-        yield (
-            f"validation.questions {config.validation.questions}: nothing is asked: set "
-            "validation.every"
-        )
-
-
-def _checkpoint_problems(config: RunConfig) -> Iterator[str]:
-    best, best_is = config.checkpoint.best, config.checkpoint.best_is
-    if best is not None and best_is is None:
-        yield f"checkpoint.best {best}: say with checkpoint.best_is if lower or higher is better"
-    if best is not None and config.validation.every is None:
-        yield f"checkpoint.best {best}: nothing is measured: set validation.every"
-    if best is None and best_is is not None:
-        yield f"checkpoint.best_is {best_is}: checkpoint.best does not say of which number"
+    yield from checkpoint_problems(config)
+    yield from validation_problems(config)
 
 
 def _misfits(config: RunConfig, world_size: int) -> list[str]:

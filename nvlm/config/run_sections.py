@@ -160,7 +160,14 @@ class ValidationConfig(Section):
     """Questions of each task that the model is asked, always the same ones, as `nvlm evaluate` asks
     them; answers go to `generations.jsonl`."""
     max_new_tokens: Count = 32
-    """Longest answer, in tokens."""
+    """Longest answer to these, in tokens."""
+    benchmarks: list[Name] | None = None
+    """Published benchmarks that the model is asked and scored by, names of `nvlm evaluate
+    benchmarks`; the number of each is `benchmark/NAME`. null: none."""
+    benchmarks_dir: PathText | None = None
+    """Has a folder of files for each, as for `nvlm evaluate --data`."""
+    benchmark_questions: Count | None = None
+    """Most questions of each, those of `nvlm evaluate --limit`. null: all."""
 
 
 class LogConfig(Section):

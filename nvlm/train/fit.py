@@ -87,7 +87,7 @@ def fit(
         saving(training, ownership, console) as saver,
         taking_requests(training, ownership, saver) as requests,
     ):
-        validation = Validation(training, start.validation, start.questions, console)
+        validation = Validation(training, start, console)
         while training.step < config.train.steps and not reason:
             requests.look()
             started = time.perf_counter()

@@ -43,7 +43,7 @@ class Prompt:
 
 
 def answer_live(
-    training: Training, prompts: Iterable[Prompt], pad_id: int, stop_id: int
+    training: Training, prompts: Iterable[Prompt], max_new_tokens: int, pad_id: int, stop_id: int
 ) -> list[list[int]]:
     """The most likely answers' tokens, up to and with the stop token; see `generate_greedy`.
 
@@ -54,20 +54,21 @@ def answer_live(
             them; not looked at on others, which get the same answers.
     """
     config, parallel = training.config, training.parallel
-    most = config.validation.max_new_tokens
-    batches = question_batches(config, prompts, pad_id) if parallel.is_model_parallel_main else None
+    batches = None
+    if parallel.is_model_parallel_main:
+        batches = question_batches(config, prompts, max_new_tokens, pad_id)
     answers: list[list[int]] = []
     while True:
         step = next_step_batch(batches, parallel, shares_tiles=False)
         if step is None:
             return answers
         rows = _encoded(step, bare(training.chunks)[0], parallel).micro_batches
-        chosen = _answer_rows(training, rows, most, stop_id)
+        chosen = _answer_rows(training, rows, max_new_tokens, stop_id)
         answers += [_up_to_stop(ids, stop_id) for ids in chosen]
 
 
 def question_batches(
-    config: RunConfig, prompts: Iterable[Prompt], pad_id: int
+    config: RunConfig, prompts: Iterable[Prompt], max_new_tokens: int, pad_id: int
 ) -> Iterator[StepBatch]:
     """Rows of prompts with room for their answers, in the order of `prompts`, some at a time.
 
@@ -75,7 +76,7 @@ def question_batches(
     """
     samples: list[PackedSample] = []
     for prompt in prompts:
-        sample = _with_room(prompt, config.validation.max_new_tokens, pad_id)
+        sample = _with_room(prompt, max_new_tokens, pad_id)
         num_tiles = sum(len(s.tiles) for s in [*samples, sample])
         if samples and num_tiles > _MAX_TILES:
             yield _step(config, samples, pad_id)

@@ -110,7 +110,8 @@ class LiveQuestions:
         asked: list[tuple[int, dict[str, int]]] = []
         left_out: list[SkippedSample] = []
         prompts = self._prompts(asked, left_out)
-        answers = answer_live(training, prompts, chat.pad_id, chat.end_id)
+        most = training.config.validation.max_new_tokens
+        answers = answer_live(training, prompts, most, chat.pad_id, chat.end_id)
         if not training.parallel.is_model_parallel_main:
             return [], []
         rows = [(n, ids, repairs) for (n, repairs), ids in zip(asked, answers, strict=True)]

@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 BETWEEN_STEPS_FILE = "between_steps.jsonl"
 GENERATIONS_FILE = "generations.jsonl"
+BENCHMARK_ANSWERS_FILE = "benchmark_answers.jsonl"
 
 
 def read_run_id(folder: Path) -> str | None:

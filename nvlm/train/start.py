@@ -34,6 +34,7 @@ from nvlm.plan.refuse import check_fit
 from nvlm.platform.features import check_fp8, decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
+from nvlm.train.benchmark_files import BenchmarkQuestions, read_benchmarks
 from nvlm.train.checkpoint import find_initial_weights, find_resume_point
 from nvlm.train.live_questions import choose_live_questions
 from nvlm.train.module_table import print_module_table
@@ -53,6 +54,7 @@ class Start:
     data: TrainingData | None = None  # on the ranks that read
     validation: ValidationData | None = None  # on these too, where the run validates
     questions: Sequence[Question] = ()  # on the main process, those that validation asks
+    benchmarks: Sequence[BenchmarkQuestions] = ()  # on the ranks that read, those that it asks
     allow_data_change: bool = False
 
 
@@ -118,7 +120,8 @@ def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: boo
         data = _open_data(config, resumed, allow_data_change)
         validation = open_validation_data(config, data.indexes, data.encoder)
         questions = choose_live_questions(config) if is_main_process() else []
-        return Start(resumed, weights, data, validation, questions, allow_data_change)
+        benchmarks = read_benchmarks(config)
+        return Start(resumed, weights, data, validation, questions, benchmarks, allow_data_change)
 
     readers = reading_ranks(config.parallel, world_size)
     return on_ranks(readers, find) or Start(allow_data_change=allow_data_change)

@@ -2,12 +2,13 @@
 
 For the loop:
 
-    validation = Validation(training, start.validation, start.questions, console)
+    validation = Validation(training, start, console)
     measured = validation.after_step()      # every rank calls it after every step
 
 `after_step` returns None where the step is not one to measure after, else all that was measured, on
-every rank the same: `validation/loss` and `validation/loss/SOURCE`, and with `validation.questions`
-`validation/exact_match/TASK`. What a checkpoint is to be the best by is one of these keys.
+every rank the same: `validation/loss` and `validation/loss/SOURCE`, with `validation.questions`
+`validation/exact_match/TASK`, and with `validation.benchmarks` `benchmark/NAME`. What a checkpoint
+is to be the best by is one of these keys.
 
 Losses are weighted as the training's are. Nothing of the training changes: weights are only read,
 nothing random is drawn, and the held-out samples have a position of their own, always the first.
@@ -16,7 +17,7 @@ nothing random is drawn, and the held-out samples have a position of their own, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -26,18 +27,18 @@ from rich.console import Console
 
 from nvlm import phases, platform
 from nvlm.batch import SkippedSample, StepBatch, StepPart
-from nvlm.data.loading.validation_data import ValidationData
 from nvlm.errors import DataError
-from nvlm.evaluate.questions import Question
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import broadcast_object
 from nvlm.parallel.tiles import own_share
 from nvlm.printing import printable
+from nvlm.train.live_benchmarks import LiveBenchmarks
 from nvlm.train.live_questions import LiveQuestions
 from nvlm.train.optim import bare, gather_parameters
 from nvlm.train.skips import gather_skipped
 from nvlm.train.source_losses import losses_by_source
+from nvlm.train.start import Start
 from nvlm.train.step import forward_step, run_schedule
 from nvlm.train.training import Training
 
@@ -45,27 +46,20 @@ from nvlm.train.training import Training
 class Validation:
     """Measures a training on held-out samples. Every rank makes one and calls its methods."""
 
-    def __init__(
-        self,
-        training: Training,
-        data: ValidationData | None,
-        questions: Sequence[Question],
-        console: Console,
-    ):
-        """
-        Args:
-            data: on the ranks that read, where the run validates; not looked at on others.
-            questions: on the main process; not looked at on others.
-        """
+    def __init__(self, training: Training, start: Start, console: Console):
+        """`start` has what is measured and asked, on the processes that read it."""
         self._training = training
-        self._data = data
+        self._data = start.validation
         self._console = console
         self._named_skipped: set[SkippedSample] = set()
         self._questions = None
         wanted = training.config.validation
         if wanted.every is not None and wanted.questions:
-            questions = broadcast_object(list(questions))
+            questions = broadcast_object(list(start.questions))
             self._questions = LiveQuestions(training, questions, console)
+        self._benchmarks = None
+        if wanted.every is not None and wanted.benchmarks:
+            self._benchmarks = LiveBenchmarks(training, start.benchmarks, console)
 
     def after_step(self) -> dict[str, float] | None:
         """What is measured after the training's last step, on every rank; None: nothing is due.
@@ -98,7 +92,10 @@ class Validation:
         self._name_skipped(skipped)
         if self._questions is not None:
             measured |= self._questions.ask()
-        return {f"validation/{name}": value for name, value in measured.items()}
+        measured = {f"validation/{name}": value for name, value in measured.items()}
+        if self._benchmarks is not None:
+            measured |= self._benchmarks.ask()
+        return measured
 
     def _name_skipped(self, skipped: list[SkippedSample]) -> None:
         """Say once what is left out; where it is the same again, it was said."""
@@ -184,7 +181,12 @@ def validation_line(step: int, measured: dict[str, float]) -> str:
     """For the terminal; what sources and tasks have is in the run's files."""
     exact = measured.get("validation/exact_match")
     right = "" if exact is None else f"  exact match {exact:.1%}"
+    benchmarks = "".join(
+        f"  {name.removeprefix('benchmark/')} {value:.2f}"
+        for name, value in measured.items()
+        if name.startswith("benchmark/") and name.count("/") == 1
+    )
     return (
-        f"validation after step {step}: loss {measured['validation/loss']:.4f}{right}  "
-        f"{measured['validation/seconds']:.1f} s"
+        f"validation after step {step}: loss {measured['validation/loss']:.4f}{right}{benchmarks}"
+        f"  {measured['validation/seconds']:.1f} s"
     )

@@ -74,6 +74,10 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=x MASTER_PORT=1 SFT", "RANK is 2"),
         ("WORLD_SIZE=2 RANK=0 SFT", "MASTER_ADDR is not set"),
         ("SFT run.dir=RUN log.mlflow_experiment=e", "log.mlflow_experiment e: "),
+        ("SFT run.dir=RUN validation.every=1 validation.benchmarks=[chartq] "
+         "validation.benchmarks_dir=EMPTY", "no benchmark 'chartq'"),
+        ("SFT run.dir=RUN validation.every=1 validation.benchmarks=[chartqa] "
+         "validation.benchmarks_dir=EMPTY", "validation.benchmarks chartqa: EMPTY"),
         ("--replay NOTHING.json", "NOTHING.json: cannot be read"),
         ("--replay FILE", "FILE: not the file of a failed step"),
         ("SFT --replay FILE", "give no CONFIG"),

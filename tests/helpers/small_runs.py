@@ -13,18 +13,19 @@ STEPS = 2
 def stage_config(stage: str, demo_data: Path, folder: Path, load: str, *more: str) -> RunConfig:
     own = [f"run.dir={folder / stage}", f"checkpoint.load={load}"]
     return load_config(
-        REPOSITORY / f"configs/run/tiny/{stage}.yaml", [*_settings(demo_data, folder), *own, *more]
+        REPOSITORY / f"configs/run/tiny/{stage}.yaml",
+        [*settings_of(demo_data, folder), *own, *more],
     )
 
 
 def small_stages(demo_data: Path, folder: Path, *more: str) -> dict[str, RunConfig]:
     """Both stages of the tiny model, in `folder`."""
     path = REPOSITORY / "configs/run/tiny/stages.yaml"
-    runs = load_runs(path, [*_settings(demo_data, folder), f"run.dir={folder}", *more])
+    runs = load_runs(path, [*settings_of(demo_data, folder), f"run.dir={folder}", *more])
     return {str(name): config for name, config in runs.items()}
 
 
-def _settings(demo_data: Path, folder: Path) -> list[str]:
+def settings_of(demo_data: Path, folder: Path) -> list[str]:
     return [
         f"data.root={demo_data}",
         "data.blend={digits: 1, text: 1}",

@@ -15,6 +15,7 @@ from nvlm.train.validation import looking_at
 
 IMAGE_ID = 1000
 PAD_ID = 0
+MOST = 12
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,6 @@ def training(parallel):
         "stage.sequence_length=80",
         "stage.max_num_tiles=1",
         "stage.use_thumbnail=false",
-        "validation.max_new_tokens=12",
     )
     return layout_steps.TwoSteps(config, parallel).training
 
@@ -49,14 +49,13 @@ def with_cache(training, prompt: Prompt, stop_ids: set[int]) -> list[int]:
     (model,) = bare(training.chunks)
     encoded = prompt.encoded
     ids, tiles = encoded.tokens.tolist(), torch.from_numpy(encoded.tiles)
-    most = training.config.validation.max_new_tokens
-    return generate_greedy(model, training.config, IMAGE_ID, ids, tiles, most, stop_ids)
+    return generate_greedy(model, training.config, IMAGE_ID, ids, tiles, MOST, stop_ids)
 
 
 @pytest.mark.parametrize("most_tiles", [64, 2])
 def test_answers_are_those_with_a_cache(most_tiles, training, prompts, monkeypatch):
     monkeypatch.setattr(live_answers, "_MAX_TILES", most_tiles)
-    steps = list(question_batches(training.config, prompts, PAD_ID))
+    steps = list(question_batches(training.config, prompts, MOST, PAD_ID))
     assert len(steps) == (1 if most_tiles == 64 else 4)
     lengths = {row.tokens.shape[1] for step in steps for row in step.micro_batches}
     assert lengths == ({160} if most_tiles == 64 else {80, 160})
@@ -67,10 +66,10 @@ def test_answers_are_those_with_a_cache(most_tiles, training, prompts, monkeypat
         stop_id = free[0][2]
         expected = [with_cache(training, prompt, {stop_id}) for prompt in prompts]
         assert len({len(answer) for answer in expected}) > 1
-        assert answer_live(training, iter(prompts), PAD_ID, stop_id) == expected
+        assert answer_live(training, iter(prompts), MOST, PAD_ID, stop_id) == expected
     assert all(module.training for chunk in training.chunks for module in chunk.modules())
 
 
 def test_without_questions_nothing_runs(training):
     with looking_at(training):
-        assert answer_live(training, iter([]), PAD_ID, 1) == []
+        assert answer_live(training, iter([]), MOST, PAD_ID, 1) == []

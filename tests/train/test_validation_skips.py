@@ -16,6 +16,7 @@ from nvlm.data.index.source_index import open_indexes
 from nvlm.data.loading.validation_data import open_validation_data
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import ConfigError, DataError
+from nvlm.train.start import Start
 from nvlm.train.validation import Validation
 
 
@@ -41,7 +42,7 @@ def test_damaged_samples(num_damaged: int, config, parallel):
     data = open_validation_data(config, open_indexes(config), SampleEncoder.from_config(config))
     output = io.StringIO()
     training = layout_steps.TwoSteps(config, parallel).training
-    validation = Validation(training, data, [], Console(file=output, width=300))
+    validation = Validation(training, Start(validation=data), Console(file=output, width=300))
     training.step = 1
     if num_damaged == 6:
         with pytest.raises(

@@ -28,6 +28,7 @@ def main_charts(runs: Sequence[tuple[str, RunRecord]]) -> list[Chart]:
         _one_of_each(runs, "Learning rate", "lr", from_zero=True, may_be_log=False),
         _one_of_each(runs, "Gradient norm", "grad_norm", note="before clipping", marks=marks),
         _exact_matches(runs),
+        *_benchmarks(runs),
         _one_of_each(runs, "Speed", "tokens_per_second", note="tokens/s", from_zero=True),
         _one_of_each(runs, "Computing", "tflops_per_second", note="TFLOP/s of a process"),
         _one_of_each(runs, "MFU", "mfu", from_zero=True, may_be_log=False),
@@ -117,6 +118,30 @@ def _exact_matches(runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
         may_be_log=False,
         span=_span(runs),
     )
+
+
+def _benchmarks(runs: Sequence[tuple[str, RunRecord]]) -> list[Chart | None]:
+    """One of each benchmark: their scales differ."""
+    prefix = "benchmark/"
+    keys = sorted({key for _, run in runs for key in run.keys(prefix) if key.count("/") == 1})
+    charts = []
+    for key in keys:
+        name = key.removeprefix(prefix)
+        lines = [
+            Line(label if len(runs) > 1 else name, run.series(key), colour, "dots")
+            for colour, (label, run) in enumerate(runs)
+        ]
+        charts.append(
+            make_chart(
+                f"Benchmark {name}",
+                lines,
+                note="score, as papers print it",
+                from_zero=True,
+                may_be_log=False,
+                span=_span(runs),
+            )
+        )
+    return charts
 
 
 def _span(runs: Sequence[tuple[str, RunRecord]]) -> tuple[int, int]:
