@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
+
 from demo.report import Check, GalleryItem, Report, StageResult, StepRecord
 from demo.shown_picture import Picture
+from demo.steps import Step
 from nvlm.config import RunConfig
 from nvlm.data.images.image import read_image_size
 from nvlm.data.images.tiling import choose_grid
@@ -15,6 +18,7 @@ from nvlm.errors import NvlmError
 from nvlm.evaluate.agreement import Agreement, compare_answers
 from nvlm.evaluate.question_files import read_image_files
 from nvlm.evaluate.questions import Question
+from nvlm.evaluate.report import print_scores
 from nvlm.evaluate.score import TaskScore, score_tasks
 from nvlm.sizes.visual import VisualLayout
 
@@ -91,6 +95,16 @@ def build_report(
         steps=list(steps),
         seconds=sum(step.seconds for step in steps),
     )
+
+
+def print_accuracy(
+    console: Console, stages: Sequence[StageResult], evaluations: Sequence[Step]
+) -> None:
+    """The table that `nvlm evaluate` prints of each stage, under the command that printed it."""
+    for stage, evaluation in zip(stages, evaluations, strict=True):
+        console.print(f"\n[bold]Held-out accuracy after {stage.name}[/bold]")
+        console.print(f"  {evaluation.shown_command}", style="dim", markup=False)
+        print_scores(stage.scores)
 
 
 def _stage_result(outcome: StageOutcome) -> StageResult:

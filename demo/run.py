@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from demo import commands
 from demo.commands import NUM_PROCESSES, SPLIT, Paths, Stage
 from demo.report import Report, StepRecord, format_seconds, write_report
-from demo.results import StageOutcome, build_report
+from demo.results import StageOutcome, build_report, print_accuracy
 from demo.steps import STATE_FILE, Step, StepRunner
 from nvlm.config import RunConfig
 from nvlm.errors import NvlmError
@@ -66,7 +65,11 @@ def run_demo(
     questions, records = _run_steps(runner, console, paths, stages, limit_per_task)
     report = _build_report(paths, stages, questions, records)
     write_report(report, paths.report)
-    _print_results(console, report)
+    evaluations = [
+        commands.evaluate(stage, paths, limit_per_task, len(questions)) for stage in stages
+    ]
+    print_accuracy(console, report.stages, evaluations)
+    _print_checks(console, report)
     console.print(f"\nReport: [bold]{paths.report}[/bold] (open it in a browser)")
     console.print(f"Export: {paths.export} (a Hugging Face folder)")
     console.print(f"This call took {format_seconds(time.perf_counter() - started)}.")
@@ -176,26 +179,8 @@ def _read_lines(path: Path) -> list[dict]:
     return list(read_json_lines(path))
 
 
-def _print_results(console: Console, report: Report) -> None:
-    names = [stage.name for stage in report.stages]
-    table = Table(title="Held-out accuracy", title_justify="left", title_style="bold")
-    table.add_column("task")
-    table.add_column("samples", justify="right")
-    table.add_column("majority answer", justify="right")
-    for name in names:
-        table.add_column(f"after {name}", justify="right")
-    table.add_column("over majority", justify="right")
-    for scores in zip(*(stage.scores for stage in report.stages)):
-        first, last = scores[0], scores[-1]
-        table.add_row(
-            first.task,
-            str(first.num_samples),
-            f"{first.majority:.1%}",
-            *(f"{score.accuracy:.1%}" for score in scores),
-            f"{last.points_over_majority:+.0f} points",
-        )
+def _print_checks(console: Console, report: Report) -> None:
     console.print()
-    console.print(table)
     for check in report.checks:
         mark = "[green]holds[/green]" if check.holds else "[red]fails[/red]"
         console.print(f"  {mark}  ", end="")

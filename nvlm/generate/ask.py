@@ -35,6 +35,7 @@ _MOST_OPEN = 96
 _NUM_READERS = 2
 _MOST_AHEAD = 16
 _NUM_NAMED = 10
+_TOO_LONG = "too_long"
 
 
 @dataclass
@@ -198,8 +199,12 @@ def _rows(
                     yield _error_row(question, prompt)
                     continue
                 key = str(read.position)
+                try:
+                    session.add(key, prompt, question.sampling)
+                except DataError as error:  # never room in the session's cache
+                    yield _error_row(question, SampleError(_TOO_LONG, str(error)))
+                    continue
                 open_questions[key] = _Open(question, len(prompt.tokens), read.repaired)
-                session.add(key, prompt, question.sampling)
             for progress in session.step():
                 if row := _advance(open_questions, progress):
                     yield row
@@ -227,7 +232,7 @@ def _read(engine: Engine, position: int, question: Asked) -> _Ready:
     except SampleError as error:
         return _Ready(position, error)
     except DataError as error:
-        return _Ready(position, SampleError("too_long", str(error)))
+        return _Ready(position, SampleError(_TOO_LONG, str(error)))
     return _Ready(position, prompt, dict(Counter(what for _, what in repairs)))
 
 

@@ -1,17 +1,27 @@
 """What the report says follows from the files of the run: goals, agreement, frozen tensors."""
 
 import io
+import shlex
 
 import pytest
+from helpers import small_model
+from helpers.generate_case import make_checkpoint
 from helpers.paths import REPOSITORY
 from PIL import Image
+from typer.testing import CliRunner
 
-from demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report
+from demo import commands
+from demo.report import StageResult
+from demo.results import NUM_SHOWN_PER_TASK, StageOutcome, build_report, print_accuracy
+from nvlm.cli import app
 from nvlm.config import load_config
 from nvlm.data.shards.shard import ByteRange
 from nvlm.errors import NvlmError
 from nvlm.evaluate.questions import Question
-from nvlm.evaluate.score import Truth
+from nvlm.evaluate.score import Truth, score_tasks
+from nvlm.files import read_json_lines
+from nvlm.parallel.groups import initialize, shut_down
+from nvlm.printing import new_console
 
 CONFIGS = REPOSITORY / "configs/run/tiny"
 
@@ -151,3 +161,27 @@ def test_a_goal_without_samples_is_an_error(questions):
     )
     with pytest.raises(NvlmError, match="no held-out sample has the task 'digits', found search"):
         build_report(questions, [outcome], outcome.answers, [_frozen()], [])
+
+
+def test_the_table_is_that_of_the_command_above_it(demo_data, tmp_path, monkeypatch, capsys):
+    """`nvlm evaluate` prints the same lines when it is run as the demo shows it."""
+    monkeypatch.setenv("COLUMNS", "100")
+    paths = commands.Paths(tmp_path / "demo")
+    paths.data.parent.mkdir()
+    paths.data.symlink_to(demo_data)
+    _, sft = commands.load_stages(paths, small_model.SIZES)
+    config = small_model.small_config("model.language.init_std=0.2")
+    make_checkpoint(config, initialize(config, world_size=1), sft.run_dir)
+    shut_down()
+    step = commands.evaluate(sft, paths, limit_per_task=1, num_questions=0)
+    words = step.shown_command.split(" -m nvlm ")[1]
+    result = CliRunner().invoke(app, shlex.split(words))
+    assert result.exit_code == 0, result.output
+    rows = list(read_json_lines(paths.answers(sft.name)))
+    stage = StageResult("SFT", "", [], [], score_tasks(rows))
+    capsys.readouterr()
+    print_accuracy(new_console(soft_wrap=True), [stage], [step])
+    title, command, *table = capsys.readouterr().out.strip().splitlines()
+    assert (title, command.strip()) == ("Held-out accuracy after SFT", step.shown_command)
+    assert len(table) == 1 + len({row["task"] for row in rows}) > 5
+    assert "\n".join(table) in result.stdout
