@@ -140,7 +140,10 @@ def _choose(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         return [("Some answers", lots[:_NUM_EXAMPLES])] if lots else []
     wrong = [row for row in lots if row["score"] < 0.5]
     right = [row for row in lots if row["score"] >= 0.5]
-    parts = [("Wrong", wrong), ("Right", right)]
+    names = ("Wrong", "Right")
+    if not {row["score"] for row in rows} <= {0, 1}:
+        names = ("Scores below 0.5", "Scores of 0.5 and more")
+    parts = list(zip(names, (wrong, right), strict=True))
     return [
         (f"{name}: {min(len(some), _NUM_EXAMPLES)} of {len(some):,}", some[:_NUM_EXAMPLES])
         for name, some in parts
