@@ -151,9 +151,13 @@ class Session:
 
     def cancel(self, key: str) -> None:
         """Forget a question, if it is open; no more progress of it comes."""
+        from nvlm.generate.replica import Rest
+
         self._waiting = deque(question for question in self._waiting if question.key != key)
         if self._begun.pop(key, None):
             self._ended.append(key)
+            if not self.num_open and self._is_running:
+                self._replica.send(Rest())
 
     def step(self) -> list[Progress]:
         """Give every question that has begun its next token, and begin some that wait."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from nvlm.checkpoint_io import is_checkpoint
 from nvlm.config.schema import ParallelConfig
 from nvlm.ending import SECONDS_TO_END, begin, leave
 from nvlm.errors import ConfigError
+from nvlm.hub import is_hub_id
 from nvlm.launch import is_under_torchrun, launched
 from nvlm.printing import say
 from nvlm.serve.address import take_address, url_of
@@ -76,13 +78,15 @@ def serve(checkpoint: Path, options: Options) -> int:
             with _on_signals(heard, lambda: None):
                 session.follow()
         else:
-            _lead(engine, session, options, listener, heard)
+            name = _name_of(engine, checkpoint)
+            _lead(engine, session, name, options, listener, heard)
     return _exit_code(heard)
 
 
 def _lead(
     engine: Engine,
     session: Session,
+    model: str,
     options: Options,
     listener: socket.socket,
     heard: list[signal.Signals],
@@ -97,7 +101,7 @@ def _lead(
     most = options.max_image_megapixels or engine.config.data.max_image_megapixels
     limits = replace(options.limits, max_image_megapixels=most)
     loop = AnswerLoop(session)
-    service = Service(engine, loop, engine.config.run.name, limits)
+    service = Service(engine, loop, model, limits)
     server = WebServer(Gate(build_app(service), options.api_key, options.host), listener)
 
     def end() -> None:
@@ -137,6 +141,13 @@ def _exit_code(heard: list[signal.Signals]) -> int:
         what = "interrupted" if heard[0] == signal.SIGINT else f"stopped by {heard[0].name}"
         say(what, sys.stderr)
     return 128 + heard[0]
+
+
+def _name_of(engine: Engine, given: Path) -> str:
+    """What clients call the model: the run's name; of an export, its folder's or its id's."""
+    if is_checkpoint(engine.checkpoint):
+        return engine.config.run.name
+    return str(given).partition("@")[0] if is_hub_id(given) else engine.checkpoint.name
 
 
 def _layout(options: Options) -> ParallelConfig | None:

@@ -52,7 +52,13 @@ def test_answers_are_those_of_one_process(layout: str, tmp_path: Path):
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda question: text_of(served, question), QUESTIONS * 2))
         assert together == expected * 2
-        assert text_of(served, QUESTIONS[0]) == expected[0], "after a rest"
+        stream = served.client().chat.completions.create(
+            model=MODEL, messages=QUESTIONS[0], max_tokens=1000, stream=True
+        )
+        for _ in range(3):
+            next(stream)
+        stream.close()
+        assert text_of(served, QUESTIONS[0]) == expected[0], "after one that was cancelled"
         served.end(signal.SIGTERM)  # to torchrun, which tells both; the code is its own
         printed = served.log.read_text()
     assert f"{layout.strip('-')} 2" in printed and "2 processes" in printed

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from helpers import spawn
 from helpers.served import (
     MODEL,
     Served,
@@ -315,6 +316,16 @@ def test_answers_in_the_making_end(number: signal.Signals, code: int, checkpoint
         lines = served.log.read_text().splitlines()
         assert lines[-1] == ("interrupted" if code == 130 else "stopped by SIGTERM")
         assert "Traceback" not in served.log.read_text()
+
+
+def test_an_export_is_served_as_its_checkpoint(served: Served, checkpoint: Path, tmp_path: Path):
+    export = tmp_path / "exported"
+    spawn.run_or_fail(
+        1, "convert", "to-hf", str(checkpoint), str(export), log=tmp_path / "convert.log"
+    )
+    with serving(export, tmp_path) as other:
+        assert other.client().models.list().data[0].id == "exported"
+        assert text_of(other, QUESTIONS[3], model="exported") == text_of(served, QUESTIONS[3])
 
 
 def test_what_is_said_at_the_start(served: Served, checkpoint: Path):
