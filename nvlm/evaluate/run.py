@@ -5,9 +5,11 @@ Every model replica (data-parallel rank) answers its share of the questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from nvlm.checkpoint_io import on_main_rank
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
+from nvlm.data.text.encode import EncodedPrompt
 from nvlm.errors import DataError
 from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.out_file import OutFile, check_out
@@ -26,6 +29,8 @@ from nvlm.evaluate.report import print_left_out, print_questions, print_repairs,
 from nvlm.evaluate.rows import answer_row, read_images
 from nvlm.evaluate.score import TaskScore, score_tasks
 from nvlm.generate.engine import Engine
+from nvlm.generate.request import Sampling
+from nvlm.generate.session import MAX_OPEN, Session
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 
@@ -33,6 +38,24 @@ MAX_NEW_TOKENS = 32
 
 # A row of the output with the question's position.
 Row = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class _Read:
+    """A question that can be asked, and what was answered so far."""
+
+    question: Question
+    repairs: dict[str, int]
+    prompt: EncodedPrompt
+    texts: list[str] = field(default_factory=list)
+    answer_ids: list[int] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        return {
+            **answer_row(self.question, "".join(self.texts), self.repairs),
+            "prompt_token_ids": self.prompt.tokens.tolist(),
+            "answer_token_ids": self.answer_ids,
+        }
 
 
 def evaluate_checkpoint(
@@ -112,36 +135,60 @@ def _answer_share(
     parallel = engine.parallel
     rows: list[Row] = []
     left_out: list[SkippedSample] = []
-    with ShardReader() as reader:
-        for position in range(parallel.data_rank, len(questions), parallel.data_size):
-            question = questions[position]
-            try:
-                row = _answer(engine, reader, question, max_new_tokens)
-            except SampleError as error:
-                left_out.append(question.left_out(error))
-                continue
-            rows.append((position, row))
-            if file is not None:
-                file.note(row)
-    if not parallel.is_model_parallel_main:
-        rows, left_out = [], []
+    with Session(engine) as session:
+        if parallel.is_model_parallel_main:
+            share = range(parallel.data_rank, len(questions), parallel.data_size)
+            waiting = _read(engine, ((at, questions[at]) for at in share), max_new_tokens, left_out)
+            for position, row in _answers(session, waiting, Sampling(max_new_tokens)):
+                rows.append((position, row))
+                if file is not None:
+                    file.note(row)
+        else:
+            session.follow()
     gathered: list[Any] = [None] * parallel.world_size
     dist.all_gather_object(gathered, (rows, left_out))
     in_order = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
     return [row for _, row in in_order], [sample for _, part in gathered for sample in part]
 
 
-def _answer(
-    engine: Engine, reader: ShardReader, question: Question, max_new_tokens: int
-) -> dict[str, Any]:
-    images, repairs = read_images(reader, question, engine.config.data.max_image_megapixels)
-    prompt = engine.prepare(question.messages, images, max_new_tokens, question.max_num_tiles)
-    said = engine.answer(prompt, max_new_tokens)
-    return {
-        **answer_row(question, said.text, repairs),
-        "prompt_token_ids": said.prompt_ids,
-        "answer_token_ids": said.answer_ids,
-    }
+def _read(
+    engine: Engine,
+    questions: Iterator[tuple[int, Question]],
+    max_new_tokens: int,
+    left_out: list[SkippedSample],
+) -> Iterator[tuple[int, _Read]]:
+    """Those that can be asked; the others are added to `left_out`."""
+    with ShardReader() as reader:
+        for position, question in questions:
+            try:
+                images, repairs = read_images(
+                    reader, question, engine.config.data.max_image_megapixels
+                )
+            except SampleError as error:
+                left_out.append(question.left_out(error))
+                continue
+            most = question.max_num_tiles
+            prompt = engine.prepare(question.messages, images, max_new_tokens, most)
+            yield position, _Read(question, repairs, prompt)
+
+
+def _answers(
+    session: Session, waiting: Iterator[tuple[int, _Read]], sampling: Sampling
+) -> Iterator[Row]:
+    """Rows as their answers end, read as there is room for more."""
+    asked: dict[str, _Read] = {}
+    while True:
+        for position, read in islice(waiting, MAX_OPEN - session.num_open):
+            asked[str(position)] = read
+            session.add(str(position), read.prompt, sampling)
+        if not session.num_open:
+            return
+        for progress in session.step():
+            read = asked[progress.key]
+            read.texts.append(progress.text)
+            read.answer_ids += progress.token_ids
+            if progress.finish_reason is not None:
+                yield int(progress.key), asked.pop(progress.key).row()
 
 
 def _check_share(config: RunConfig, found: HeldOut, also: Sequence[SkippedSample]) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvlm import platform
 from nvlm.config.schema import RunConfig
@@ -24,6 +25,9 @@ from nvlm.generate.sampling import Drawing, choose_tokens
 from nvlm.model.nvlm_d import NVLMD
 from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
 from nvlm.sizes.visual import VisualLayout
+
+# torch's own. Another one makes a plan for every new shape: see nvlm/platform/attention.py.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ class Decoder:
             hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
             dist.recv(hidden, dist.get_global_rank(groups.pp, stage - 1))
             model.set_input_tensor(hidden)
-        output = model.generate_step(tokens, positions, context, **images)
+        with sdpa_kernel(_KERNELS):
+            output = model.generate_step(tokens, positions, context, **images)
         drawings = [question.drawing for question in questions]
         if stage < num_stages - 1:
             dist.send(output.contiguous(), dist.get_global_rank(groups.pp, stage + 1))

@@ -50,8 +50,8 @@ class Replica:
             self._store = dist.PrefixStore(f"nvlm/sessions/{name}", attempt_store())
 
     def send(self, message: Work | Rest | End) -> None:
-        """From the leading process to all others."""
-        if self.is_alone:
+        """From the leading process to all others; to those who rest, not that they may."""
+        if self.is_alone or (self._is_resting and isinstance(message, Rest)):
             return
         if self._is_resting:
             self._store.set(f"wake{self._num_rests}", "")

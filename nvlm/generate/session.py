@@ -20,6 +20,8 @@ from nvlm.generate.engine import Engine
 from nvlm.generate.greedy import check_positions
 from nvlm.generate.request import Progress, Sampling
 
+# Questions that are answered at once, unless a session is told otherwise.
+MAX_OPEN = 64
 # Tokens of prompts that one step may begin with, unless a single one is longer: who is being
 # answered waits so long for the next token.
 _MAX_PROMPT_TOKENS_PER_STEP = 4096
@@ -44,7 +46,9 @@ class Session:
     Room is taken for the prompt and the longest answer, so that what has begun is never put off.
     """
 
-    def __init__(self, engine: Engine, max_open: int = 64, max_cache_tokens: int | None = None):
+    def __init__(
+        self, engine: Engine, max_open: int = MAX_OPEN, max_cache_tokens: int | None = None
+    ):
         """
         Args:
             engine: loaded.
