@@ -135,8 +135,8 @@ def evaluate_command(
 ) -> None:
     """Answer a split's questions, or those of published benchmarks, and print scores.
 
-    Under torchrun every --tensor x --pipeline processes (1 x 1 where not given) hold the model and
-    answer their share.
+    Under torchrun every --tensor x --pipeline processes hold the model and answer their share;
+    where neither is given, each holds all of it, or as many as it takes to fit their devices.
 
     `nvlm evaluate benchmarks` lists what --suite knows, `nvlm evaluate compare A B` compares two
     folders that --suite has written, `nvlm evaluate rescore FOLDER` scores one again; each has its
@@ -160,8 +160,8 @@ def evaluate_command(
             out,
             limit_per_task,
             max_new_tokens or MAX_NEW_TOKENS,
-            tensor or 1,
-            pipeline or 1,
+            tensor,
+            pipeline,
         )
         return
     if data_root is not None or limit_per_task is not None:
@@ -198,8 +198,8 @@ def _evaluate_suite(
         asked,
         data,
         out,
-        given["tensor"] or 1,
-        given["pipeline"] or 1,
+        given["tensor"],
+        given["pipeline"],
         given["skip_missing"],
         write_suite_page,
     )

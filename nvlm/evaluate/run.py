@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from nvlm.batch import SkippedSample, too_many_skipped
 from nvlm.checkpoint_io import on_main_rank
-from nvlm.config.schema import ParallelConfig, RunConfig
+from nvlm.config.schema import RunConfig
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import EncodedPrompt
@@ -29,6 +29,7 @@ from nvlm.evaluate.report import print_left_out, print_questions, print_repairs,
 from nvlm.evaluate.rows import answer_row, read_images
 from nvlm.evaluate.score import TaskScore, score_tasks
 from nvlm.generate.engine import Engine
+from nvlm.generate.engine_layout import layout_asked_for
 from nvlm.generate.request import Sampling
 from nvlm.generate.session import MAX_OPEN, Session
 from nvlm.parallel.groups import is_main_process
@@ -65,8 +66,8 @@ def evaluate_checkpoint(
     out: Path,
     limit_per_task: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    tensor: int = 1,
-    pipeline: int = 1,
+    tensor: int | None = None,
+    pipeline: int | None = None,
 ) -> list[TaskScore]:
     """Answer the questions of `data_root/split` greedily and write JSON lines to `out`.
 
@@ -78,7 +79,9 @@ def evaluate_checkpoint(
             samples are asked: prompt pools, system message, tiles, tags and limits.
         limit_per_task: at most this many samples of each task; None: all.
         max_new_tokens: longest answer.
-        tensor, pipeline: layout of a replica; the processes left over answer other questions.
+        tensor, pipeline: layout of a replica; the processes left over answer other questions. Both
+            None: the whole model in every process or, where it does not fit their devices, see
+            `default_layout`.
 
     Returns:
         Scores by task, on every process.
@@ -89,7 +92,8 @@ def evaluate_checkpoint(
             not fit. All but the images' decoding is checked before the model is loaded.
     """
     out = Path(out)
-    with Engine(checkpoint, ParallelConfig(tensor=tensor, pipeline=pipeline)) as engine:
+    layout = layout_asked_for(tensor, pipeline)
+    with Engine(checkpoint, layout, wants_replicas=True) as engine:
         config = with_data(engine.config, data_root, split)
         check_out(out)
         with OutFile(out) if is_main_process() else nullcontext() as file:

@@ -69,7 +69,12 @@ class Engine:
     parallel: Parallel
     max_cache_tokens: int
 
-    def __init__(self, checkpoint: str | Path, layout: ParallelConfig | None = None):
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        layout: ParallelConfig | None = None,
+        wants_replicas: bool = False,
+    ):
         """
         Args:
             checkpoint: a checkpoint folder, a run folder (its latest), or a Hugging Face folder
@@ -77,6 +82,8 @@ class Engine:
                 says how images and prompts become its sequences, and it is read as it is.
             layout: tensor and pipeline sizes; None: `engine_layout.default_layout`. The processes
                 that are left over are replicas.
+            wants_replicas: without a layout, as many replicas as there are processes, where the
+                model fits each of their devices.
 
         Raises:
             CheckpointError: there is no whole checkpoint.
@@ -93,6 +100,7 @@ class Engine:
             self._world_size,
             num_local_processes(),
             platform.current().machine().memory_bytes,
+            wants_replicas,
         )
         name = self.config.model.tokenizer
         self.tokenizer = open_tokenizer(name)

@@ -22,6 +22,7 @@ def config_for_generation(
     world_size: int,
     num_local: int | None = None,
     device_bytes: int = 0,
+    wants_replicas: bool = False,
 ) -> RunConfig:
     """A model's configuration with the layout in use.
 
@@ -31,14 +32,16 @@ def config_for_generation(
 
     Args:
         layout: tensor and pipeline sizes; None: see `default_layout`.
-        num_local, device_bytes: see `default_layout`.
+        num_local, device_bytes, wants_replicas: see `default_layout`.
 
     Raises:
         ConfigError: the layout does not fit the model or the number of processes; or none was given
             and the model is too large for the processes' devices.
     """
     if layout is None:
-        layout = default_layout(config, world_size, num_local or world_size, device_bytes)
+        layout = default_layout(
+            config, world_size, num_local or world_size, device_bytes, wants_replicas
+        )
     where = f"the model at --tensor {layout.tensor} --pipeline {layout.pipeline}"
     config = changed(config, _changes(config, layout, world_size), where)
     check_world_size(config, world_size)
@@ -62,7 +65,11 @@ def _changes(config: RunConfig, layout: ParallelConfig, world_size: int) -> dict
 
 
 def default_layout(
-    config: RunConfig, world_size: int, num_local: int, device_bytes: int = 0
+    config: RunConfig,
+    world_size: int,
+    num_local: int,
+    device_bytes: int = 0,
+    wants_replicas: bool = False,
 ) -> ParallelConfig:
     """Tensor and pipeline sizes; the processes that are left over are further replicas.
 
@@ -78,10 +85,13 @@ def default_layout(
     Args:
         num_local: processes on one machine, which fast links join.
         device_bytes: memory of each device; 0: not known, and taken to be enough.
+        wants_replicas: for many questions: the whole model in every process comes first of all.
 
     Raises:
         ConfigError: it fits at no layout of so many processes.
     """
+    if wants_replicas and _fits(config, ParallelConfig(), device_bytes):
+        return ParallelConfig()
     own, divisor = config.parallel, _tensor_divisor(config.model)
     is_own = world_size % own.model_parallel_size == 0 and divisor % own.tensor == 0
     if is_own and _fits(config, own, device_bytes):
@@ -134,3 +144,10 @@ def _tensor_divisor(model: ModelConfig) -> int:
 
 def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def layout_asked_for(tensor: int | None, pipeline: int | None) -> ParallelConfig | None:
+    """Of `--tensor` and `--pipeline`; None where neither is given."""
+    if tensor is None and pipeline is None:
+        return None
+    return ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)

@@ -89,6 +89,10 @@ def test_a_small_model_is_copied():
     """Trained on one process, it is whole on each of eight."""
     config = small_model.small_config()
     assert default_layout(config, 8, 8, H100) == ParallelConfig()
+    of_two = small_model.small_config("parallel.tensor=2", "train.global_batch_size=8")
+    assert default_layout(of_two, 8, 8, H100).tensor == 2
+    assert default_layout(of_two, 8, 8, H100, wants_replicas=True) == ParallelConfig()
+    assert default_layout(of_72b(), 8, 8, H100, wants_replicas=True).tensor == 8
     # Its encoder, which no process shares in training, has 8 heads: not a multiple of 3.
     shared = ["parallel.tensor=3", "parallel.vision=tile_parallel", "train.global_batch_size=3"]
     wide = ["model.language.num_query_groups=3", "model.language.num_attention_heads=3"]

@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from nvlm.batch import too_many_skipped
 from nvlm.checkpoint_files import content_hash
-from nvlm.config.schema import ParallelConfig
 from nvlm.errors import DataError, NvlmError
 from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.suite.answering import answer_items, check_same_questions
@@ -29,6 +28,7 @@ from nvlm.evaluate.suite.scores import score_folder, write_summary
 from nvlm.evaluate.suite.settings import Asked
 from nvlm.evaluate.suite.table import print_scores
 from nvlm.generate.engine import Engine
+from nvlm.generate.engine_layout import layout_asked_for
 from nvlm.parallel.agreement import from_main_rank, meet
 from nvlm.parallel.groups import is_main_process
 from nvlm.places import check_folder
@@ -51,8 +51,8 @@ def evaluate_suite(
     asked: Sequence[Asked],
     data: Path,
     out: Path,
-    tensor: int = 1,
-    pipeline: int = 1,
+    tensor: int | None = None,
+    pipeline: int | None = None,
     skip_missing: bool = False,
     write_page: Callable[[Path], Path] | None = None,
 ) -> None:
@@ -63,7 +63,9 @@ def evaluate_suite(
     Args:
         checkpoint: a checkpoint or run folder.
         data: has a folder of files for each benchmark.
-        tensor, pipeline: layout of a replica; the processes left over answer other questions.
+        tensor, pipeline: layout of a replica; the processes left over answer other questions. Both
+            None: the whole model in every process or, where it does not fit their devices, see
+            `default_layout`.
         skip_missing: leave out benchmarks whose files are not there, instead of ending.
         write_page: writes a page on the scores in a folder, and returns its path; called by the
             first process.
@@ -73,7 +75,8 @@ def evaluate_suite(
             or, when all is answered, more questions were skipped than `data.max_skipped_share` of
             the checkpoint's configuration allows.
     """
-    with Engine(checkpoint, ParallelConfig(tensor=tensor, pipeline=pipeline)) as engine:
+    layout = layout_asked_for(tensor, pipeline)
+    with Engine(checkpoint, layout, wants_replicas=True) as engine:
         prepared = _prepare(asked, data, skip_missing)
         with ExitStack() as owned:
             done: list[list[str]] = from_main_rank(
