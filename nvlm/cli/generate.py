@@ -91,8 +91,8 @@ def generate_command(
     One --prompt is answered on the terminal; --folder and --questions write a row for each answer
     to --out, and go on where they were ended. Decoding is greedy unless --temperature is given.
 
-    Several processes take the layout that the checkpoint was trained with, unless --tensor or
-    --pipeline say another; those beyond a replica answer other questions.
+    Several processes take the layout that the model was trained with, or else one at which it
+    fits, unless --tensor or --pipeline say another; those beyond a replica answer other questions.
     """
     launched()
     _check_together(prompt, image, folder, questions, out)

@@ -92,9 +92,10 @@ def ask_all(
         def open_file() -> list[int]:
             nonlocal file
             settings = _settings(engine.checkpoint, system, sampling)
-            file = files.enter_context(AnswersFile(out, asked, settings))
-            _say_before(together, file, out)
-            return sorted(file.done)
+            file = opened = AnswersFile(out, asked, settings)
+            files.enter_context(opened)
+            _say_before(together, opened, out)
+            return sorted(opened.done)
 
         done = set(from_main_rank(open_file))
         missing = [place for place in range(len(asked)) if place not in done]

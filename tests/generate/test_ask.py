@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from helpers.shard_writing import draw_image
 from PIL import Image
 from typer.testing import CliRunner
 
-from nvlm.cli import app
+from nvlm import cli
+from nvlm.cli import app, generate
+from nvlm.cli.generate import _show as show
 from nvlm.errors import DataError
 from nvlm.generate.answer import answer
 from nvlm.generate.ask import ask_all
@@ -141,6 +144,18 @@ def test_it_goes_on_where_it_was_ended(checkpoint, pictures, tmp_path, capsys):
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_an_export_answers_alike(checkpoint, pictures, tmp_path):
+    export, out = tmp_path / "export", tmp_path / "out.jsonl"
+    result = CliRunner().invoke(app, ["convert", "to-hf", str(checkpoint), str(export)])
+    assert result.exit_code == 0, result.output
+    together = asked_of_folder(pictures, "What?", None, SHORT)
+    ask(checkpoint, together, tmp_path / "expected.jsonl")
+    ask(export, together, out)
+    assert out.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    with pytest.raises(DataError, match=f"made with checkpoint {export}, now {checkpoint}"):
+        ask(checkpoint, together, out)
+
+
 def test_nothing_that_can_be_asked(checkpoint, tmp_path):
     path, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
     path.write_text("{\n")
@@ -165,27 +180,22 @@ def test_the_command_line(checkpoint, pictures, tmp_path):
     assert out.read_bytes() == expected.read_bytes()
 
 
-def test_a_terminal_sees_the_answer_come(checkpoint, pictures, tmp_path):
-    """As in a terminal: standard output is one."""
-    image, prompt = pictures / "1.png", "What is it?"
-    expected = answer(checkpoint, prompt, [image], Sampling(8))
-    command = ["generate", str(checkpoint), "--image", str(image), "--prompt", prompt]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ.update(spawn.environment())
-        os.execv(spawn.command(1)[0], [*spawn.command(1, *command, "--max-new-tokens", "8")])
-    printed = b""
-    while True:
-        try:
-            part = os.read(terminal, 4096)
-        except OSError:  # the end of a terminal
-            break
-        if not part:
-            break
-        printed += part
-    assert os.waitpid(child, 0)[1] == 0, printed
+def test_a_terminal_sees_the_answer_come(checkpoint, pictures, tmp_path, monkeypatch):
+    """Piece by piece, with a line's end behind the last one; a pipe gets the same in one."""
+    image, prompt = str(pictures / "1.png"), "What is it?"
+    words = ["--image", image, "--prompt", prompt, "--max-new-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", ["nvlm", "generate", str(checkpoint), *words])
+    terminal, end = pty.openpty()
+    pieces: list[str] = []
+    monkeypatch.setattr(generate, "_show", lambda text: (pieces.append(text), show(text)))
+    for stream in (os.fdopen(end, "w"), (tmp_path / "pipe").open("w")):
+        with stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert cli.run_app() == 0
+    shown = os.read(terminal, 1 << 16).decode().replace("\r\n", "\n")
     os.close(terminal)
-    assert printed.decode().replace("\r\n", "\n").strip().endswith(expected)
+    assert shown == (tmp_path / "pipe").read_text()
+    assert len(pieces) > 1 and "".join(pieces) + "\n" == shown
 
 
 @pytest.mark.parallel
@@ -218,3 +228,7 @@ def test_replicas_share_the_questions_over_a_kill(checkpoint, pictures, tmp_path
     assert out.read_bytes() == expected.read_bytes()
     assert "going on with the others" in log.read_text()
     assert not part.exists()
+    # At another layout: of a replica's processes the first has the questions.
+    out.write_text("".join(expected.read_text().splitlines(keepends=True)[::2]))
+    spawn.run_program_or_fail(2, *command[:-1], "2", log=tmp_path / "log-at-tensor2")
+    assert out.read_bytes() == expected.read_bytes()
