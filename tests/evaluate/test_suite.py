@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import generate_case, small_model, spawn
 from helpers.benchmark_data import write_realworldqa
 from helpers.published_files import write_parquet
@@ -124,6 +125,14 @@ def test_missing_files_are_named_before_the_model_is_loaded(checkpoint, tmp_path
     with pytest.raises(DataError, match="has the files of none"):
         evaluate_suite(checkpoint, asked, tmp_path / "data", tmp_path / "out", skip_missing=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_written_by_one_evaluation_at_a_time(checkpoint, tmp_path):
+    data, out = write_realworldqa(tmp_path / "data", num_rows=3), tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(DataError, match="another evaluation is writing"):
+        evaluate_suite(checkpoint, choose("realworldqa", [], SHORT), data, out)
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_too_many_skipped_end_it_with_an_error(checkpoint, tmp_path):
