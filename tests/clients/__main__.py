@@ -5,7 +5,7 @@
     scripts/test --clients --list      their names
 
 Ends with 1 if anything differs or could not be installed; such a client's row on the page is only
-replaced by one that ran.
+replaced by one that ran. One that needs a checkout which is not here is left out, and said so.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clients import page
-from clients.client import Client, ClientFailed, Comparison, Trial
+from clients.client import Client, ClientFailed, Comparison, NotHere, Trial
 from clients.environments import CannotInstall, install, installed_version
 from clients.exports import Exports
 
-CLIENT_FILES = ("transformers_releases", "lm_eval", "lmms_eval")
+CLIENT_FILES = ("transformers_releases", "lm_eval", "lmms_eval", "vlmevalkit")
 
 
 def main() -> int:
@@ -56,11 +56,15 @@ def _try(client: Client, exports: Exports) -> bool:
     """Install, run and compare; whether all is equal."""
     print(f"== {client.name}: installing", flush=True)
     try:
+        version = client.version() if client.version else None
         python = install(client)
+    except NotHere as error:
+        print(f"{client.name} is left out: {error}", flush=True)
+        return True
     except CannotInstall as error:
         print(f"{client.name} could not be installed:\n{error}", flush=True)
         return False
-    version = installed_version(python, client.distribution)
+    version = version or installed_version(python, client.distribution)
     print(f"== {client.name}: {client.distribution} {version}", flush=True)
     folder = exports.folder / f"trial-{client.name.replace(' ', '-')}"
     folder.mkdir()

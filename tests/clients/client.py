@@ -17,6 +17,10 @@ class ClientFailed(Exception):
     """A client's program ended with an error; the message is the end of what it printed."""
 
 
+class NotHere(Exception):
+    """What a client needs beyond the package index is not here; the message says what."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One thing that a client was asked for."""
@@ -62,7 +66,7 @@ class Client:
     Attributes:
         name: on the command line, and of its environment and results.
         requirements: what pip installs, at the newest release where none is named.
-        distribution: whose version is reported.
+        distribution: whose version is reported, unless `version` says what it is.
         compare: runs the client and compares; `ClientFailed` counts as a difference.
         needs_nvlm: whether nvlm itself is installed beside it, with its entry points.
         without_dependencies: requirements of which nothing else is installed.
@@ -74,6 +78,7 @@ class Client:
     compare: Callable[[Trial], list[Comparison]]
     needs_nvlm: bool = False
     without_dependencies: tuple[str, ...] = ()
+    version: Callable[[], str] | None = None
 
 
 def own_environment(python: Path, folder: Path) -> Mapping[str, str]:

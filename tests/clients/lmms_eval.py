@@ -78,7 +78,9 @@ metadata: {{version: 1}}
     )
 
 
-def _run(trial: Trial, checkpoint: Path, arguments: list[str]) -> tuple[dict[str, str], float]:
+def _run(
+    trial: Trial, opened: Path, arguments: list[str], names: list[str]
+) -> tuple[dict[str, str], float]:
     """The answers by name, and the score that lmms-eval prints."""
     out = trial.folder / f"out-{len(list(trial.folder.iterdir()))}"  # it takes no commas
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
