@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from helpers.paths import REPOSITORY
+
 from clients.client import Client, ClientFailed, Comparison, Trial, equal_rows
 from clients.exports import Tried, megatron_on_texts
 
@@ -53,12 +55,14 @@ def compare(trial: Trial) -> list[Comparison]:
     """Likelihoods and texts against Megatron-core's; and against the backbone's, bit by bit."""
     tried = trial.exports.served
     tasks = _write_tasks(trial)
-    export = _run(trial, tried.export, tasks, ",trust_remote_code=True")
-    backbone = _run(trial, _backbone(trial, tried), tasks, "")
+    out = trial.folder / "out"
+    printed = _run_both(trial, tried.export, _backbone(trial, tried), tasks, out)
+    export, backbone = _read(out / "export"), _read(out / "backbone")
     truth = megatron_on_texts(tried, _asked(export), trial.folder)
     return [
         *(_against_megatron(task, rows, truth[task]) for task, rows in export.items()),
         equal_rows("export and backbone, bit by bit", _by_document(backbone), _by_document(export)),
+        _no_difference(printed),
         _code_is_refused(trial, tried.export),
     ]
 
@@ -108,18 +112,28 @@ def _write_tasks(trial: Trial) -> Path:
     return folder
 
 
-def _run(trial: Trial, model: Path, tasks: Path, arguments: str) -> dict[str, Any]:
-    """By task and document: what was asked, and what the harness got."""
-    out = trial.folder / f"out-{model.name}"
-    trial.run(
+def _run_both(trial: Trial, export: Path, backbone: Path, tasks: Path, out: Path) -> str:
+    """The table that `scripts/text_kept` prints."""
+    return trial.run(
         [
-            *("-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "2"),
-            *("--model_args", f"pretrained={model},dtype=float32{arguments}"),
+            *(REPOSITORY / "scripts" / "text_kept", export, backbone, "--out", out),
+            *("--model_args", "dtype=float32", "--device", "cpu", "--batch_size", "2"),
             *("--tasks", ",".join(f"local_{file.stem}" for file in sorted(tasks.glob("*.yaml")))),
-            *("--include_path", tasks, "--log_samples", "--output_path", out),
-            "--confirm_run_unsafe_code",
+            *("--include_path", tasks, "--confirm_run_unsafe_code"),
         ]
     )
+
+
+def _no_difference(printed: str) -> Comparison:
+    """Export and backbone hold the same language model."""
+    rows = [line for line in printed.splitlines() if line.startswith("| local_")]
+    num_equal = sum(line.endswith("| +0.0000 | 0.0000 |") for line in rows)
+    found = f"{num_equal} of {len(rows)} differences are 0"
+    return Comparison("`scripts/text_kept`, export and backbone", found, num_equal == len(rows) > 0)
+
+
+def _read(out: Path) -> dict[str, Any]:
+    """By task and document: what was asked, and what the harness got."""
     found: dict[str, Any] = {}
     for file in sorted(out.rglob("samples_local_*.jsonl")):
         task = file.name.removeprefix("samples_local_").partition("_20")[0]

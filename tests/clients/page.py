@@ -18,10 +18,11 @@ PAGE = REPOSITORY / "docs" / "compatibility.md"
 HEADER = """\
 # Programs that open exports
 
-What `scripts/test --clients` found: it installs each program, from the package index unless a commit
-is named, into an environment of its own, opens exports of small models with it, and compares with Megatron-core's
-answers (or, where the row says so, with something else). Written by that program; do not edit by
-hand. [serving.md](serving.md) says how each of them is used and what it assumes.
+What `scripts/test --clients` found: it installs each program, from the package index unless a
+commit is named, into an environment of its own, opens exports of small models with it, and compares
+with Megatron-core's answers (or, where the row says so, with something else). Written by that
+program; do not edit by hand. [serving.md](serving.md) says how each of them is used and what it
+assumes.
 
 """
 TABLE_HEAD = "| program | version | compared | found | on |\n|---|---|---|---|---|\n"
