@@ -13,4 +13,4 @@ def test_page_follows_from_the_results():
 def test_results_are_those_of_clients():
     names = [client.name.replace(" ", "-") for client in all_clients()]
     assert len(set(names)) == len(names)
-    assert {path.stem for path in page.RESULTS.glob("*.json")} == set(names)
+    assert {path.stem for path in page.RESULTS.glob("*.json")} <= set(names)
