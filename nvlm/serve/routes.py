@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import traceback
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing, suppress
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -19,6 +21,7 @@ from nvlm.serve.service import Service
 
 # Nobody reads it; the number is nginx's.
 _CLIENT_GONE = 499
+_SECONDS_TO_TELL = 2.0
 
 
 def build_app(service: Service) -> FastAPI:
@@ -38,7 +41,7 @@ def build_app(service: Service) -> FastAPI:
             del body
             if question.stream:
                 events = service.streamed_answer(question, deadline)
-                return _Events(events, stack.pop_all())
+                return _Events(events, stack.pop_all(), deadline)
             answering = service.whole_answer(question)
             return JSONResponse(await service.within(deadline, request, answering))
 
@@ -74,17 +77,23 @@ def build_app(service: Service) -> FastAPI:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events; their generator is closed and its place given back however it ends."""
+    """Server-sent events; their generator is closed and its place given back however it ends.
+
+    Also where a client reads nothing of them, a little after the deadline, of which the last event
+    would have told it.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events, place: ExitStack):
+    def __init__(self, events: AsyncGenerator[bytes, None], place: ExitStack, deadline: float):
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
+        self._events = events
         self._place = place
+        self._latest = deadline + _SECONDS_TO_TELL
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._place:
-            async with aclosing(self.body_iterator):  # pyright: ignore[reportArgumentType]
+        with self._place, suppress(TimeoutError):
+            async with aclosing(self._events), asyncio.timeout_at(self._latest):
                 await super().__call__(scope, receive, send)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import time
@@ -22,8 +23,10 @@ from helpers.served import (
     image_part,
     make_checkpoint,
     noise,
+    png_bomb,
     serving,
     text_part,
+    url_of_bytes,
     user,
 )
 
@@ -185,6 +188,23 @@ def test_refusals_are_the_clients_own_errors(
     assert "Traceback" not in body["message"] and len(body["message"]) < 300
 
 
+def most_memory(served: Served) -> int:
+    """Bytes that the server's process has ever had resident."""
+    status = Path(f"/proc/{served.job.pid}/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+def test_bombs_take_no_memory(served: Served):
+    before = most_memory(served)
+    for content, message in (
+        (png_bomb(12_000, 12_000), "12000 x 12000 pixels, over .*--max-image-megapixels"),
+        (bytes(5_000_000), "a file that starts with 00 00"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            ask(served, [user(image_part(url_of_bytes(content)))])
+    assert most_memory(served) < before + 150e6, "the first image alone has 432 MB"
+
+
 def test_a_stream_that_is_refused_is_an_error(served: Served):
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(served, [user("Hi")], stream=True, temperature=5)
@@ -301,21 +321,23 @@ def test_a_key_is_asked_for(checkpoint: Path, tmp_path: Path):
         assert str(second.value).strip().splitlines()[0] == (
             f"error: --port {port}: another program listens there; give another --port"
         )
+        end_with_an_open_answer(served, signal.SIGTERM, key="secret")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_answers_in_the_making_end(number: signal.Signals, code: int, checkpoint, tmp_path):
-    """New questions are refused, the open one gets its end, then the server ends."""
-    with serving(checkpoint, tmp_path) as served, ThreadPoolExecutor(1) as pool:
-        expected = text_of(served, WITH_IMAGE, max_tokens=100)
-        stream = ask(served, WITH_IMAGE, max_tokens=100, stream=True)
-        next(stream)
+def end_with_an_open_answer(served: Served, number: signal.Signals, **settings: Any) -> None:
+    """The open one gets its end, then the server ends."""
+    client = served.client(settings.pop("key", "any"))
+    settings = {"model": MODEL, "messages": WITH_IMAGE, "max_tokens": 100, **settings}
+    expected = client.chat.completions.create(**settings).choices[0].message.content
+    stream = client.chat.completions.create(**settings, stream=True)
+    next(stream)
+    with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(served.end, number)
         text = "".join(piece.choices[0].delta.content or "" for piece in stream)
-        assert (text, ended.result()) == (expected, code)
-        lines = served.log.read_text().splitlines()
-        assert lines[-1] == ("interrupted" if code == 130 else "stopped by SIGTERM")
-        assert "Traceback" not in served.log.read_text()
+        assert (text, ended.result()) == (expected, 128 + number)
+    lines = served.log.read_text().splitlines()
+    assert lines[-1] == ("interrupted" if number == signal.SIGINT else "stopped by SIGTERM")
+    assert "Traceback" not in served.log.read_text()
 
 
 def test_an_export_is_served_as_its_checkpoint(served: Served, checkpoint: Path, tmp_path: Path):
@@ -326,6 +348,7 @@ def test_an_export_is_served_as_its_checkpoint(served: Served, checkpoint: Path,
     with serving(export, tmp_path) as other:
         assert other.client().models.list().data[0].id == "exported"
         assert text_of(other, QUESTIONS[3], model="exported") == text_of(served, QUESTIONS[3])
+        end_with_an_open_answer(other, signal.SIGINT, model="exported")
 
 
 def test_what_is_said_at_the_start(served: Served, checkpoint: Path):
