@@ -93,6 +93,8 @@ class Session:
 
         if self.close in self._engine.at_end:
             self._engine.at_end.remove(self.close)
+        self._waiting.clear()
+        self._begun.clear()
         if self._leads and self._is_running:
             self._is_running = False
             says = ""
@@ -160,8 +162,8 @@ class Session:
         self._waiting = deque(question for question in self._waiting if question.key != key)
         if self._begun.pop(key, None):
             self._ended.append(key)
-            if not self.num_open and self._is_running:
-                self._replica.send(Rest())
+        if not self.num_open and self._is_running:
+            self._replica.send(Rest())
 
     def step(self) -> list[Progress]:
         """Give every question that has begun its next token, and begin some that wait."""

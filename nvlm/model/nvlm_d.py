@@ -218,15 +218,17 @@ class NVLMD(MegatronModule):
 
     def cached_layers(self) -> list[LayerShape]:
         """What this stage's layers keep of each token that they have seen."""
-        dtype = self.config.params_dtype
+        attentions: list[Any] = [
+            layer.self_attention for layer in self.language_model.decoder.layers
+        ]
         return [
             LayerShape(
-                layer.layer_number,
-                layer.self_attention.num_query_groups_per_partition,
-                layer.self_attention.hidden_size_per_attention_head,
-                dtype,
+                attention.layer_number,
+                attention.num_query_groups_per_partition,
+                attention.hidden_size_per_attention_head,
+                self.config.params_dtype,
             )
-            for layer in self.language_model.decoder.layers
+            for attention in attentions
         ]
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:

@@ -33,6 +33,13 @@ def ask(session, engine) -> list[dict]:
     image_id = engine.encoder.tokenizer.image_id
     prompts = questions.random_prompts(engine.config, image_id, NUM_PROMPTS)
     found = []
+    # Questions that are taken back leave none open, whether their answers have begun or not.
+    for number_of_steps in (0, 2):
+        session.add("taken back", prompts[0], Sampling(9))
+        for _ in range(number_of_steps):
+            session.step()
+        session.cancel("taken back")
+        assert session.num_open == 0 and session.step() == []
     for pause_seconds, temperature in ((0.2, 0.0), (0.0, 0.8)):
         asked = {
             str(number): (prompt, Sampling(4 + number, temperature, 0.9, 50, seed=number))

@@ -32,7 +32,7 @@ class RotatedSelfAttention(SelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         *arguments: Any,
         inference_context: Any = None,
         rotary_pos_emb: Any = None,

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nvlm import platform
@@ -190,7 +190,7 @@ class Prefill(BaseInferenceContext):
         number = layer.layer_number
         self._shelf.keys[number][self._row, :, :num_tokens] = key[:, 0].transpose(0, 1)
         self._shelf.values[number][self._row, :, :num_tokens] = value_s1gd[:, 0].transpose(0, 1)
-        core: nn.Module = layer.core_attention
+        core: Any = layer.core_attention
         return core(query, key, value_s1gd, None, attn_mask_type=AttnMaskType.causal)
 
 
