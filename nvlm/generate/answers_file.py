@@ -93,7 +93,7 @@ class AnswersFile(PartFile):
 
     Attributes:
         done: positions of the questions whose rows are there.
-        is_in_order: whether the rows that were there are in the questions' order.
+        is_in_order: whether the rows that were there are in the questions' order, and no others.
         notes: what was found, for the user.
     """
 
@@ -124,10 +124,12 @@ class AnswersFile(PartFile):
             self.lock()
             _check_settings(out, parts, settings)
             write_text(settings_file(out), json.dumps(settings, indent=2) + "\n")
+            num_lines = 0
             for path in (out, *parts):
                 self._cut_torn_line(path)
-                self._read(path)
-            self.is_in_order = not parts and [*self._rows] == sorted(self._rows)
+                num_lines += self._read(path)
+            is_sorted = [*self._rows] == sorted(self._rows)
+            self.is_in_order = not parts and is_sorted and num_lines == len(self._rows)
             self._take_over(parts)
         except OSError as error:
             self._file.close()
@@ -177,9 +179,11 @@ class AnswersFile(PartFile):
                 file.truncate(whole)
                 self.notes.append(f"{path}: its last row was cut short, and is dropped")
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> int:
+        """Note where rows are; returns how many lines there are."""
         if not path.exists():
-            return
+            return 0
+        number = 0
         with path.open("rb") as file:
             start = 0
             for number, line in enumerate(file, 1):
@@ -188,6 +192,7 @@ class AnswersFile(PartFile):
                     self._rows.setdefault(position, (path, start, len(line)))
                 start += len(line)
         self.done = set(self._rows)
+        return number
 
     def _position_of(self, path: Path, number: int, line: bytes) -> int | None:
         """Of the row's question; None: an error's row whose question was repaired since."""

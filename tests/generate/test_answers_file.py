@@ -130,10 +130,15 @@ def test_an_error_goes_when_its_question_is_repaired(tmp_path):
         file.add({"id": 1, "images": [], "error": error})
         file.add(row("b", error=error))
     with AnswersFile(out, questions("a", "b"), SETTINGS) as file:
-        assert file.done == {1}
+        assert file.done == {1} and not file.is_in_order
         file.add(row("a"))
         file.finish(num_replicas=1)
     assert [r["id"] for r in rows(out)] == ["a", "b"]
+    # One whose question is not asked any more.
+    with AnswersFile(out, questions("a"), SETTINGS) as file:
+        assert file.done == {0} and not file.is_in_order
+        file.finish(num_replicas=1)
+    assert [r["id"] for r in rows(out)] == ["a"]
 
 
 def test_files_of_something_else(tmp_path):
