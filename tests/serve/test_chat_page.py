@@ -150,6 +150,8 @@ def test_images_and_several_turns(page: Any, served: Served):
     assert second == answer_of(served, history, max_tokens=20)
     assert page.locator(".user .said").last.text_content() == HOSTILE
     assert page.locator(".said *").count() == 0, "text is shown as text"
+    page.check("#low")
+    holds(page, ".user figure .over span").to_have_count(1)
     page.click("#fresh")
     assert page.locator(".turn").count() == 0 and page.is_visible("#hint")
     set_fields(page, system="Be brief.", temperature="1.2", seed="7", top_k="50", top_p="0.9")

@@ -363,8 +363,10 @@ byId("files").onchange = (event) => {
   attach([...event.target.files]);
   event.target.value = "";
 };
+// A request's images have one detail: those of earlier turns are sent again with it.
 byId("low").onchange = async () => {
-  for (const image of attached.filter((other) => other.preview)) {
+  const images = [...turns.flatMap((turn) => turn.images), ...attached];
+  for (const image of images.filter((other) => other.preview)) {
     try {
       image.preview = await previewOf(image.url);
       fillFigure(image);
@@ -384,7 +386,9 @@ document.addEventListener("paste", (event) => {
     attach(images);
   }
 });
+const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
 document.addEventListener("dragover", (event) => {
+  if (!hasFiles(event)) return;  // such as text, which goes into a field
   event.preventDefault();
   byId("drop").hidden = false;
 });
@@ -392,9 +396,10 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) byId("drop").hidden = true;
 });
 document.addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   byId("drop").hidden = true;
-  const images = imagesOf(event.dataTransfer?.files ?? []);
+  const images = imagesOf(event.dataTransfer.files);
   if (images.length) attach(images);
   else showError("What was dropped is no image file.");
 });
