@@ -6,7 +6,7 @@ from typing import Any
 
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.sample import SampleError
-from nvlm.data.samples.text_members import read_fields
+from nvlm.data.samples.text_members import read_fields, read_json
 from nvlm.importers.fields import is_nothing
 from nvlm.importers.spellings import MAIN_MEANINGS, MEANINGS, plain
 
@@ -45,12 +45,18 @@ def fields_of_members(
 
 
 def _not_mapped(texts: dict[str, bytes], field_map: FieldMap) -> list[str]:
+    """Of each JSON that is read in part: its other fields, or where its list is not read."""
     unused = []
     accesses = [access for options in field_map.fields.values() for access in options]
     for member, raw in texts.items():
         used = {access[1] for access in accesses if access[0] == member and len(access) > 1}
         if not member.endswith("json") or (member,) in accesses:
             continue
-        fields = read_fields({"json": raw}, None)
-        unused += [f"{member}[{name}]" for name in fields if name not in used]
+        value = read_json(raw)
+        if isinstance(value, dict):
+            unused += [f"{member}[{name}]" for name in value if name not in used]
+        elif isinstance(value, list):
+            left = [i for i in range(len(value)) if not used & {str(i), str(i - len(value))}]
+            # One name, however long the list is.
+            unused += [f"{member}[{index}...]" for index in left[:1]]
     return unused

@@ -203,6 +203,34 @@ def test_a_damaged_tar_keeps_what_came_before(tmp_path: Path, compression: str):
         assert rejected(out)[name][0] == "shard"
 
 
+@pytest.mark.parametrize(
+    ("turns", "unused"),
+    [
+        ([{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}], {}),
+        (["What?", {"value": "This."}], {}),
+        (
+            [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}] * 3,
+            {"json[2...]": 1},
+        ),
+    ],
+)
+def test_an_energon_field_map_that_reads_inside_a_list(tmp_path: Path, turns: list, unused: dict):
+    source = tmp_path / "source"
+    sample = {"__key__": "a", "jpg": PICTURES[1], "json": json.dumps(turns).encode()}
+    write_shard(source / "a.tar", [sample])
+    (source / ".nv-meta").mkdir()
+    (source / ".nv-meta" / "split.yaml").write_text("split_parts: {train: [a.tar]}")
+    question = "json[0][value],json[0]" if isinstance(turns[0], dict) else "json[0]"
+    (source / ".nv-meta" / "dataset.yaml").write_text(
+        "sample_type: {__module__: megatron.energon, __class__: VQASample}\n"
+        f"field_map: {{image: jpg, context: '{question}', answers: 'json[1][value]'}}\n"
+    )
+    summary = run("energon", source, tmp_path / "out")
+    (found,) = stored(tmp_path / "out").values()
+    assert found == {"kind": "vqa", "question": "What?", "answers": ["This."]}
+    assert summary.unused_fields == unused
+
+
 def test_a_prepared_energon_folder(tmp_path: Path):
     source = tmp_path / "source"
     answers = json.dumps({"q": "What?", "a": ["This.", "That."], "w": [3, 1]}).encode()

@@ -34,7 +34,7 @@ def read_fields(texts: dict[str, bytes], field_map: FieldMap | None) -> dict[str
     """
     if field_map is not None:
         return _mapped(field_map, texts)
-    value = _read_json(texts["json"]) if "json" in texts else {}
+    value = read_json(texts["json"]) if "json" in texts else {}
     if _is_list_of_turns(value):
         value = {"conversations": value}
     if not isinstance(value, dict):
@@ -155,7 +155,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
-def _read_json(raw: bytes) -> Any:
+def read_json(raw: bytes) -> Any:
+    """The value of a JSON member.
+
+    Raises:
+        SampleError: it cannot be read, or an object has a name twice.
+    """
     _note_byte_order_mark(raw)
     try:
         return json.loads(raw, object_pairs_hook=_object)
@@ -188,7 +193,7 @@ def _read_text(raw: bytes, name: str) -> str:
 def _mapped(field_map: FieldMap, texts: dict[str, bytes]) -> dict[str, Any]:
     """The fields of a folder prepared for Energon, under our names."""
     members = {
-        name: _read_json(raw) if name.endswith("json") else _read_text(raw, name)
+        name: read_json(raw) if name.endswith("json") else _read_text(raw, name)
         for name, raw in texts.items()
     }
     found: dict[str, Any] = {"kind": field_map.kind}

@@ -36,6 +36,8 @@ _SAMPLE_TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "OCRSample": ("ocr", {"text": "text"}),
     "TextSample": ("text", {"text": "text"}),
 }
+# What a sample can do without.
+_OPTIONAL = {"answer_weights"}
 # Those of Energon that have no one meaning here, and why.
 _REFUSED = {
     "ImageSample": "it has an image and no text to train on",
@@ -124,6 +126,12 @@ def read_field_map(folder: Path) -> FieldMap | None:
         raise DataError(
             f"{where}: fields of {name} that are not read: {', '.join(unknown)}; known are "
             f"image, {', '.join(names)}: leave the others out, if these are to be trained on"
+        )
+    missing = [key for key in names if key not in fields and key not in _OPTIONAL]
+    if missing:
+        raise DataError(
+            f"{where}: the field_map of {name} does not say where {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'}, which is trained on"
         )
     return FieldMap(
         kind,

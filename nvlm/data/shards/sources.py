@@ -207,6 +207,11 @@ def _find(config: RunConfig, split_folder: Path, name: str, settings: SourceConf
     folder = split_folder / (settings.path or name)
     if settings.path is None and name == config.data.split and not folder.is_dir():
         folder = split_folder
+    if folder.is_file() and folder.suffix in (".yaml", ".yml", ".json"):
+        raise DataError(
+            f"data.blend: source {name!r}: its path {folder} is a file of settings: name a folder "
+            "of shards or a .tar; what a Metadataset of Energon's blends is written in data.blend"
+        )
     shards = list_shards(folder, config.data.split) if folder.exists() else []
     return Source(name, settings, folder, shards)
 

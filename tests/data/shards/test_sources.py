@@ -157,6 +157,11 @@ PREPARED = {
         {"png": IMAGE, "txt": b"EXIT"},
         ("ocr", "EXIT"),
     ),
+    "crude JSON": (
+        sample_type("CrudeWebdataset"),
+        {"png": IMAGE, "json": json.dumps({"question": "What?", "answer": "a cat"}).encode()},
+        ("vqa", "a cat"),
+    ),
     "crude": (
         sample_type("CrudeWebdataset"),
         {"png": IMAGE, "txt": b"A cat."},
@@ -184,7 +189,7 @@ def test_folders_prepared_for_energon_are_read_where_they_are(
 
 def test_energon_reads_the_same_in_them(make_config, tmp_path: Path):
     """The text that Energon hands over is what our sample is made of."""
-    names = [name for name in PREPARED if name != "crude"]  # which Energon does not interpret
+    names = [name for name in PREPARED if "crude" not in name]  # which Energon does not interpret
     folders = []
     for name in names:
         folders.append(tmp_path / name.replace(" ", "_"))
@@ -211,6 +216,36 @@ def test_energon_reads_the_same_in_them(make_config, tmp_path: Path):
 
 def read(shard: Path, where) -> bytes:
     return shard.read_bytes()[where.offset : where.offset + where.size]
+
+
+def test_every_type_that_energon_has_is_read_or_refused_by_name(make_config, tmp_path: Path):
+    """By its name as a sample and as a data set, also with a sample loader."""
+    code = "import megatron.energon as e; print(*(n for n in dir(e) if n.endswith('Webdataset')))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    types = {name.removesuffix("Webdataset") for name in ran.stdout.split()}
+    assert len(types) == 12
+    declared = [case[0].get("sample_type", case[0])["__class__"] for case in PREPARED.values()]
+    read = {name.removesuffix("Webdataset").removesuffix("Sample") for name in declared}
+    for short in sorted(types - {"Crude"}):
+        for name in (f"{short}Sample", f"{short}Webdataset"):
+            for more in ({"field_map": {"image": "jpg"}}, {"sample_loader": "x.py:f"}):
+                if short in read and "field_map" in more:
+                    continue
+                folder = tmp_path / f"{name}-{next(iter(more))}"
+                dataset = {"__module__": "megatron.energon", "__class__": name}
+                dataset = dataset if name.endswith("Webdataset") else {"sample_type": dataset}
+                prepare(folder, dataset | more, [{"__key__": "k", "jpg": IMAGE}])
+                with pytest.raises(DataError, match=rf"dataset\.yaml: .*{short}Sample"):
+                    open_indexes(make_config(f"data.blend={{source: {{path: {folder}}}}}"))
+
+
+def test_a_metadataset_is_refused_by_name(make_config, tmp_path: Path):
+    """A blend of Energon's: it is written in data.blend."""
+    file = tmp_path / "blend.yaml"
+    file.write_text("__module__: megatron.energon\n__class__: MetadatasetV2\nsplits: {}\n")
+    with pytest.raises(DataError, match=r"blend\.yaml is a file of settings: .* Metadataset"):
+        find_sources(make_config(f"data.blend={{source: {{path: {file}}}}}"))
 
 
 def test_split_and_what_it_excludes(make_config, tmp_path: Path):
@@ -247,6 +282,10 @@ def test_split_and_what_it_excludes(make_config, tmp_path: Path):
         (sample_type("VidQASample", video="mp4", context="txt"), "write a conversation"),
         (sample_type("OCRSample", image="jpg", text="txt", block_boxes="json[boxes]"),
          "not read: block_boxes; .* leave the others out"),
+        (sample_type("OCRSample", image="jpg", text="txt", words_text="json[words]"),
+         "not read: words_text; known are image, text"),
+        (sample_type("OCRSample", image="jpg"), "OCRSample does not say where text is"),
+        (sample_type("VQASample", image="jpg", answers="txt"), "does not say where context is"),
         (sample_type("CaptioningSample", image="jpg", captoin="txt"), "not read: captoin"),
         (sample_type("CaptioningSample", image="jpg", caption="json[a"), r"'json\[a' is not like"),
     ],
