@@ -24,7 +24,7 @@ from clients.client import Client, ClientFailed, Comparison, NotHere, Trial
 from clients.environments import CannotInstall, install, installed_version
 from clients.exports import Exports
 
-CLIENT_FILES = ("transformers_releases", "lm_eval", "lmms_eval", "vlmevalkit")
+CLIENT_FILES = ("transformers_releases", "lm_eval", "lmms_eval", "vlmevalkit", "vllm")
 
 
 def main() -> int:

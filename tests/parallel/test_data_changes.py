@@ -26,6 +26,29 @@ def arguments(folder: Path, data: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.parallel
+def test_a_run_keeps_the_image_boundary_that_it_began_with(demo_data, tmp_path):
+    """One that began with another default goes on with its own, and its export carries it."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    options = arguments(folder, demo_data, "data.blend={digits: 1}")
+    run_or_fail(1, *options, "stage.image_boundary=merged", "train.steps=2", log=log)
+    log.unlink()
+    assert run(1, *options, "train.steps=3", log=log) == 2
+    said = log.read_text().splitlines()[-1]
+    assert "stage.image_boundary was 'merged', is 'block'" in said and "Put these back" in said
+    run_or_fail(1, *options, "stage.image_boundary=merged", "train.steps=3", log=log)
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3]
+
+    log.unlink()
+    run_or_fail(1, "convert", "to-hf", str(folder), str(tmp_path / "export"), log=log)
+    assert "trained with stage.image_boundary merged" in " ".join(log.read_text().split())
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["image_boundary"] == "merged"
+    assert "vLLM from 0.29 on feeds two" in " ".join(
+        (tmp_path / "export" / "README.md").read_text().split()
+    )
+
+
+@pytest.mark.parallel
 def test_another_blend_needs_the_flag(demo_data, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     options = arguments(folder, demo_data, "data.blend={digits: 1, text: 1}", "train.steps=2")
