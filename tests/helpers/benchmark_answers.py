@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.suite.conversation import converse
@@ -16,16 +17,30 @@ def write_answers(
     out: Path,
     are_right: Sequence[int],
     skipped: Collection[int] = (),
-    question: str = "How many cars?",
     data_folder: Path | None = None,
 ) -> Path:
     """RealWorldQA with as many questions, of which those with 1 are answered right."""
-    (asked,) = choose("realworldqa", [], Settings())
-    folder = out / "realworldqa"
+    rows = [
+        {"truth": {"answer": str(number)}, "answer": str(number) if is_right else "<b>none</b>"}
+        for number, is_right in enumerate(are_right)
+    ]
+    return write_rows(out, "realworldqa", rows, skipped, data_folder)
+
+
+def write_rows(
+    out: Path,
+    name: str,
+    truths_and_answers: Sequence[Mapping[str, Any]],
+    skipped: Collection[int] = (),
+    data_folder: Path | None = None,
+) -> Path:
+    """Answers to a benchmark: each question's `truth`, `answer` and, if it has one, `group`."""
+    (asked,) = choose(name, [], Settings())
+    folder = out / name
     begin(
         folder,
         {
-            "benchmark": "realworldqa",
+            "benchmark": name,
             "checkpoint": f"runs/{out.name}",
             "checkpoint_hash": out.name * 8,
             "settings": asked.as_fields(),
@@ -35,12 +50,13 @@ def write_answers(
         },
     )
     rows = []
-    for number, is_right in enumerate(are_right):
+    for number, given in enumerate(truths_and_answers):
         key = f"{number:04d}"
         if number in skipped:
             rows.append({"key": key, "skipped": {"reason": "image", "detail": "cut short"}})
             continue
-        item = Item(key, f"{question} {number}", (), {"answer": str(number)})
+        group = given.get("group", "")
+        item = Item(key, f"How many cars? {number}", (), given["truth"], group=group)
         rows.append(
             {
                 **item_fields(item),
@@ -49,7 +65,7 @@ def write_answers(
                 "max_num_tiles": [6],
                 "repaired": {},
                 "num_prompt_tokens": 9,
-                "answer": str(number) if is_right else "<b>none</b>",
+                "answer": given["answer"],
                 "num_tokens": 2,
                 "finish_reason": "stop",
             }

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.benchmark_answers import write_answers
+from helpers.benchmark_answers import write_answers, write_rows
 from typer.testing import CliRunner
 
 from nvlm.cli import app
@@ -38,6 +38,49 @@ def test_questions_that_one_skipped_are_left_out(tmp_path):
     ((found,), _) = compare(first, second)
     assert (found.num_pairs, found.num_unpaired) == (3, 1)
     assert found.numbers == pytest.approx((200 / 3, 100))
+
+
+def test_shares_of_a_point_are_compared_by_their_signs(tmp_path):
+    """TextVQA: an answer that two of ten people gave is worth less than one of four."""
+    people = ["cat"] * 4 + ["dog"] * 2 + ["fox", "elk", "hen", "cow"]
+    answers = {"a": ["dog", "cat", "none"] * 10, "b": ["cat", "cat", "dog"] * 10}
+    first, second = (
+        write_rows(
+            tmp_path / name,
+            "textvqa",
+            [{"truth": {"answers": people}, "answer": text} for text in texts],
+        )
+        for name, texts in answers.items()
+    )
+    ((found,), _) = compare(first, second)
+    assert found.test == "sign flips" and found.p_value < 0.001
+    assert [len(flips) for flips in found.better] == [0, 20]
+    assert 0 < found.better[1][0].scores[0] < 1
+
+
+def test_points_that_are_no_mean_are_summed_up_anew(tmp_path):
+    truth = {"answers": ["cat"], "is_formula": False}
+    first, second = (
+        write_rows(
+            tmp_path / name,
+            "ocrbench",
+            [
+                {"truth": truth, "answer": "a cat" if n < right else "a dog", "group": group}
+                for n in range(20)
+                for group in ("Scene Text-centric VQA", "Doc-oriented VQA")
+            ],
+        )
+        for name, right in (("a", 8), ("b", 12))
+    )
+    scores = json.loads((first / "ocrbench" / "scores.json").read_text())
+    assert scores["score"] == 400
+    # 1,000 points x the standard error of a share of 0.4 of 40.
+    assert scores["standard_error"] == pytest.approx(1000 * (0.4 * 0.6 / 40) ** 0.5, rel=0.2)
+    assert scores["groups"]["Doc-oriented VQA"] == {"score": 40, "num_samples": 20}
+    ((found,), _) = compare(first, second)
+    assert found.difference == 200
+    assert found.interval is not None and found.interval[0] < 200 < found.interval[1]
+    assert found.test == "McNemar, exact"
 
 
 def test_the_same_answers_do_not_differ(tmp_path):
