@@ -128,7 +128,7 @@ MMBENCH = Benchmark(
         _PARQUET: "or lmms-lab's files",
     },
     source="https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv, or "
-    "lmms-lab/MMBench_EN on the Hugging Face hub",
+    "https://huggingface.co/datasets/lmms-lab/MMBench_EN",
     read=_read,
     prompt=_prompt,
     score=_score,

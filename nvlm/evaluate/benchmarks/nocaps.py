@@ -72,10 +72,10 @@ NOCAPS = Benchmark(
     splits=("val",),
     files={
         _CAPTIONS: "the captions, with the folder images, val or validation",
-        _PARQUET: "or lmms-lab's files, whose images' groups are in",
-        _DOMAINS: "this file, if at all",
+        _PARQUET: "or lmms-lab's files",
+        _DOMAINS: "the groups of lmms-lab's images; without it they have none",
     },
-    source="https://nocaps.org/download, or lmms-lab/NoCaps on the Hugging Face hub",
+    source="https://nocaps.org/download, or https://huggingface.co/datasets/lmms-lab/NoCaps",
     read=_read,
     prompt=caption_prompt,
     score=score_caption,

@@ -65,11 +65,12 @@ OKVQA = Benchmark(
     metric="VQA accuracy",
     splits=("val",),
     files={
-        "**/OpenEnded_mscoco_*_questions.json": "the questions, with mscoco_*_annotations.json and "
-        "the folder val2014 or train2014 here or in DIR/coco",
+        "**/OpenEnded_mscoco_*_questions.json": "the questions, with the folder val2014 or "
+        "train2014 here or in DIR/coco",
+        "**/mscoco_*_annotations.json": "and what people answered",
         "**/*.parquet": "or lmms-lab's files val2014-*.parquet",
     },
-    source="https://okvqa.allenai.org/download.html, or lmms-lab/OK-VQA on the Hugging Face hub",
+    source="https://okvqa.allenai.org/download.html, or https://huggingface.co/datasets/lmms-lab/OK-VQA",
     read=_read,
     prompt=short_answer_prompt,
     score=score_vqa,

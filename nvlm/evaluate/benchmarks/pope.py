@@ -79,8 +79,7 @@ POPE = Benchmark(
         "val2014 here or in DIR/coco",
         "**/test-*.parquet": "or lmms-lab's files",
     },
-    source="https://github.com/AoiDragon/POPE (output/coco), or lmms-lab/POPE on the Hugging Face "
-    "hub",
+    source="https://github.com/AoiDragon/POPE (output/coco), or https://huggingface.co/datasets/lmms-lab/POPE",
     read=_read,
     prompt=short_answer_prompt,
     score=_score,

@@ -95,7 +95,8 @@ def _entry(name: str, title: str, prefix: str, hub: str, splits: Sequence[str]) 
             f"**/{prefix}_*.jsonl": "or those of Qwen-VL and InternVL, with the folder train2014 "
             "here or in DIR/coco",
         },
-        source=f"{hub} on the Hugging Face hub, or InternVL's page of eval/refcoco",
+        source=f"https://huggingface.co/datasets/{hub}, or the page internvl_chat/eval/refcoco of "
+        "https://github.com/OpenGVLab/InternVL",
         read=_reader(prefix),
         prompt=_prompt,
         score=_score,

@@ -90,7 +90,7 @@ SEED = Benchmark(
         _JSON: "the questions, with the folder SEED-Bench-image",
         _PARQUET: "or lmms-lab's files",
     },
-    source="AILab-CVC/SEED-Bench or lmms-lab/SEED-Bench on the Hugging Face hub",
+    source="https://huggingface.co/datasets/AILab-CVC/SEED-Bench or https://huggingface.co/datasets/lmms-lab/SEED-Bench",
     read=_read,
     prompt=_prompt,
     score=_score,

@@ -56,7 +56,7 @@ TEXTCAPS = Benchmark(
         "DIR/textvqa",
         "**/*.parquet": "or lmms-lab's files val-*.parquet and train-*.parquet",
     },
-    source="https://textvqa.org/textcaps/dataset/, or lmms-lab/TextCaps on the Hugging Face hub",
+    source="https://textvqa.org/textcaps/dataset/, or https://huggingface.co/datasets/lmms-lab/TextCaps",
     read=_read,
     prompt=caption_prompt,
     score=score_caption,

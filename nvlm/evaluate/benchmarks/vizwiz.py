@@ -88,8 +88,7 @@ VIZWIZ = Benchmark(
         "**/*.json": "val.json, test.json or train.json, with a folder of images of that name",
         "**/*.parquet": "or lmms-lab's files val-*.parquet and test-*.parquet",
     },
-    source="https://vizwiz.org/tasks-and-datasets/vqa/, or lmms-lab/VizWiz-VQA on the Hugging Face "
-    "hub",
+    source="https://vizwiz.org/tasks-and-datasets/vqa/, or https://huggingface.co/datasets/lmms-lab/VizWiz-VQA",
     read=_read,
     prompt=_prompt,
     score=score_vqa,

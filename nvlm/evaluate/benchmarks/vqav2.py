@@ -59,12 +59,12 @@ VQAV2 = Benchmark(
     metric="VQA accuracy",
     splits=("val", "test-dev"),
     files={
-        "**/v2_OpenEnded_mscoco_*_questions.json": "the questions, with "
-        "v2_mscoco_*_annotations.json and the folder val2014, test2015 or train2014 here or in "
-        "DIR/coco",
+        "**/v2_OpenEnded_mscoco_*_questions.json": "the questions, with the folder val2014, "
+        "test2015 or train2014 here or in DIR/coco",
+        "**/v2_mscoco_*_annotations.json": "and what people answered",
         "**/*.parquet": "or lmms-lab's files validation-*.parquet and testdev-*.parquet",
     },
-    source="https://visualqa.org/download.html, or lmms-lab/VQAv2 on the Hugging Face hub",
+    source="https://visualqa.org/download.html, or https://huggingface.co/datasets/lmms-lab/VQAv2",
     read=_read,
     prompt=short_answer_prompt,
     score=score_vqa,
