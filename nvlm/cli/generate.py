@@ -168,6 +168,8 @@ def _check_together(
         problem = "missing option '--out', a file for the answers"
     elif questions is None and folder is None and out is not None:
         problem = "--out is for --folder and --questions: one answer is printed"
+    elif questions is not None and out is not None and out.resolve() == questions.resolve():
+        problem = f"--out {out} is the file of --questions; give another for the answers"
     if problem:
         raise ConfigError(f"nvlm generate: {problem}; see `nvlm generate --help`")
 

@@ -76,15 +76,9 @@ def ask_all(
         layout: see `Engine`.
 
     Raises:
-        NvlmError: see `Engine` and `AnswersFile`; or none of the questions can be asked.
+        NvlmError: see `Engine` and `AnswersFile`; or none of the questions could be asked.
     """
     asked = together.asked
-    first = asked[0].problem
-    if first is not None and all(question.problem for question in asked):
-        raise DataError(
-            f"none of {len(asked):,} questions can be asked; the first is {asked[0].id}: "
-            f"{first.reason}: {first.detail}"
-        )
     from_main_rank(lambda: check_file(out, "--out"))
     with Engine(checkpoint, layout) as engine, ExitStack() as files:
         file: AnswersFile | None = None
@@ -106,8 +100,8 @@ def ask_all(
             # Replicas may need hours more than others: no collective would wait as long.
             on_ranks(range(parallel.world_size), lambda: None)
             on_ranks([0], lambda: file and _finish(file, parallel.data_size, out))
-        elif file is not None and not file.is_in_order:  # a kill came before the end
-            _finish(file, 1, out)
+        else:
+            on_ranks([0], lambda: file and _finish_again(file, out))
 
 
 def _settings(checkpoint: Path, system: str | None, sampling: Sampling) -> dict[str, Any]:
@@ -132,6 +126,23 @@ def _say_before(together: AskedTogether, file: AnswersFile, out: Path) -> None:
 
 def _finish(file: AnswersFile, num_replicas: int, out: Path) -> None:
     file.finish(num_replicas)
+    _report(out)
+
+
+def _finish_again(file: AnswersFile, out: Path) -> None:
+    """Where all rows are there: rows with an error are errors the second time, too."""
+    if not file.is_in_order:  # a kill came before the end
+        file.finish(1)
+    if _report(out):
+        say("questions whose row has an error are asked again once that row is removed")
+
+
+def _report(out: Path) -> int:
+    """Say what became of the questions; returns how many have an error.
+
+    Raises:
+        DataError: all of them.
+    """
     num_rows, errors, repairs = 0, Counter[str](), Counter[str]()
     named = []
     for row in read_json_lines(out):
@@ -152,7 +163,11 @@ def _finish(file: AnswersFile, num_replicas: int, out: Path) -> None:
     without = f", {errors.total():,} with an error ({said})" if errors else ""
     say(f"{num_rows - errors.total():,} answers{without}: {out}")
     if errors.total() == num_rows:
-        raise DataError(f"none of {num_rows:,} questions could be asked; {out} says why of each")
+        raise DataError(
+            f"none of {num_rows:,} questions could be asked; {out} says why of each. Once that is "
+            f"put right, remove {out}, or give another --out"
+        )
+    return errors.total()
 
 
 def _answer_share(

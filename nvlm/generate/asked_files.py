@@ -80,8 +80,8 @@ def asked_of_file(path: Path, system: str | None, sampling: Sampling) -> AskedTo
     for it alone. One that cannot be asked comes back with its `problem`.
 
     Raises:
-        DataError: the file cannot be read or has no line; or a line has a key that is not known, a
-            value of `Sampling` that is not allowed, or the id of another.
+        DataError: the file cannot be read, or has no line that can be asked; or a line has a key
+            that is not known, a value of `Sampling` that is not allowed, or the id of another.
     """
     asked: list[Asked] = []
     line_of: dict[str, int] = {}
@@ -102,6 +102,12 @@ def asked_of_file(path: Path, system: str | None, sampling: Sampling) -> AskedTo
         raise DataError(f"--questions {path}: {error.strerror or error}") from None
     if not asked:
         raise DataError(f"--questions {path}: has no line with a question")
+    first = asked[0].problem
+    if first is not None and all(question.problem for question in asked):
+        raise DataError(
+            f"--questions {path}: none of {len(asked):,} questions can be asked; the first is "
+            f"{asked[0].id}: {first.reason}: {first.detail}"
+        )
     return AskedTogether(asked)
 
 

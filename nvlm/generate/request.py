@@ -40,7 +40,7 @@ class Sampling:
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or more")
         _check(self.seed in _SEEDS, "seed", self.seed, "a number of 64 bits")
         is_texts = isinstance(stop, tuple) and all(isinstance(s, str) and s for s in stop)
-        _check(is_texts, "stop", stop, "texts that are not empty, as a tuple")
+        _check(is_texts, "stop", stop, "texts that are not empty")
 
 
 @dataclass(frozen=True)
