@@ -43,6 +43,11 @@ class Asked:
         return self.benchmark.name
 
     @property
+    def is_scored(self) -> bool:
+        """Whether the split's truths are published."""
+        return self.split not in self.benchmark.unscored_splits
+
+    @property
     def max_new_tokens(self) -> int:
         if self.settings.max_new_tokens is not None:
             return self.settings.max_new_tokens
