@@ -12,8 +12,9 @@ from nvlm.config.validation_checks import checkpoint_problems, validation_proble
 from nvlm.errors import ConfigError
 
 # `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
-# token of question and answer each: the least that stands around an image.
-NUM_TOKENS_AROUND_IMAGE = 16
+# token of question and answer each: the least that stands around an image. Tokens that are not
+# merged, at one end of an image or the other, are one more.
+NUM_TOKENS_AROUND_IMAGE = {"block": 17, "merged": 16, "separate": 17}
 
 
 def check_config(
@@ -343,7 +344,8 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
     """A sequence holds an image with its prompt, and the decoder knows its positions."""
     stage, longest = config.stage, config.model.language.max_position_embeddings
     num_tiles, num_tokens_per_tile = config.max_tiles_per_image, config.num_tokens_per_tagged_tile
-    shortest = num_tiles * num_tokens_per_tile + NUM_TOKENS_AROUND_IMAGE
+    around = NUM_TOKENS_AROUND_IMAGE[stage.image_boundary]
+    shortest = num_tiles * num_tokens_per_tile + around
     if stage.sequence_length < shortest:
         yield (
             f"stage.sequence_length {stage.sequence_length} is too short for one image of "

@@ -354,7 +354,7 @@ def test_binary_file(content: bytes, tmp_path: Path):
             ["parallel.tensor=2", "parallel.sequence=true", "stage.sequence_length=513"],
             "= 513",
         ),
-        (["stage.sequence_length=162"], "at least 163 tokens"),
+        (["stage.sequence_length=163"], "at least 164 tokens"),
         (["stage.sequence_length=8192"], "max_position_embeddings 4096"),
         (["stage.max_tiles_per_sequence=6"], "less than the 7 tiles"),
         (["train.micro_batch_size=3"], "train.global_batch_size 4 is not a multiple"),
@@ -439,8 +439,10 @@ def test_layouts_that_no_even_cut_could_have(layout: str | list, tmp_path: Path)
 
 
 def test_shortest_sequence_that_holds_an_image():
-    """7 tiles x 21 tokens and 16 around them; one token less is refused above."""
-    assert load_config(TINY, ["stage.sequence_length=163"]).stage.sequence_length == 163
+    """7 tiles x 21 tokens and 17 around them; one token less is refused above."""
+    assert load_config(TINY, ["stage.sequence_length=164"]).stage.sequence_length == 164
+    merged = ["stage.sequence_length=163", "stage.image_boundary=merged"]
+    assert load_config(TINY, merged).stage.sequence_length == 163
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,14 @@ def test_the_released_configuration_is_understood_and_its_epsilon_told(
     assert verify(converted.checkpoint, out).is_equal
     told = " ".join(capsys.readouterr().err.split())
     assert "epsilon 1e-05, this configuration with 1e-06" in told
+    assert "which was trained with `separate`; this configuration says block" in told
 
-    config = small_folders.convert_config("model.projector.norm_epsilon=1e-5")
+    config = small_folders.convert_config(
+        "model.projector.norm_epsilon=1e-5", "stage.image_boundary=separate"
+    )
     convert_from_nvlm(released, config, tmp_path / "out")
-    assert "epsilon" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "epsilon" not in told and "image_boundary" not in told
 
 
 def test_heads_that_are_not_padded_are_understood(converted, released, tmp_path):

@@ -14,6 +14,7 @@ from helpers.qwen_tokenizer import build_qwen_tokenizer
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.config import load_config
+from nvlm.config.checks import NUM_TOKENS_AROUND_IMAGE
 from nvlm.data.images.tiling import candidate_grids
 from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.encode import SampleEncoder
@@ -126,7 +127,9 @@ def test_training_ids_and_labels(qwen_tokenizer: ChatTokenizer):
     assert encoded.labels.tolist() == [*masked, *trained, IGNORED_LABEL]
 
 
-@pytest.mark.parametrize(("image_boundary", "length"), [("merged", 1831), ("separate", 1832)])
+@pytest.mark.parametrize(
+    ("image_boundary", "length"), [("block", 1832), ("merged", 1831), ("separate", 1832)]
+)
 def test_longest_image(qwen_tokenizer: ChatTokenizer, image_boundary: str, length: int):
     encoder = make_encoder(qwen_tokenizer, image_boundary=image_boundary, system_message=None)
     with_image, _ = encoder.encode_prompt([{"role": "user", "content": "<image>"}], [(3, 2)])
@@ -159,6 +162,19 @@ def test_tokens_that_the_configuration_reckons_with_per_tile(
     assert max(lengths) == config.num_tokens_per_tagged_tile - 256
     if tile_tags == "1d":
         assert len(lengths) == 1
+
+
+@pytest.mark.parametrize("image_boundary", NUM_TOKENS_AROUND_IMAGE)
+def test_tokens_that_the_configuration_reckons_with_around_an_image(
+    qwen_tokenizer: ChatTokenizer, image_boundary: str
+):
+    encoder = make_encoder(qwen_tokenizer, image_boundary=image_boundary, system_message=None)
+    messages = [
+        {"role": "user", "content": "<image>\nWhat"},
+        {"role": "assistant", "content": "This"},
+    ]
+    length = len(encoder.encode(messages, [(3, 2)]).tokens)
+    assert length == 7 * (256 + len(TILE_1)) + NUM_TOKENS_AROUND_IMAGE[image_boundary]
 
 
 def test_grid_tags_of_an_image(qwen_tokenizer: ChatTokenizer):
