@@ -29,6 +29,14 @@ _Data = Annotated[
         parser=path_of_user, metavar="DIR", help="With --suite: has a folder of files for each."
     ),
 ]
+_DataToList = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        parser=path_of_user,
+        metavar="DIR",
+        help="Has a folder of files for each: say which are there.",
+    ),
+]
 _Splits = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -206,7 +214,7 @@ def _evaluate_suite(
 
 
 @other_verbs.command("benchmarks", short_help="List the benchmarks that --suite knows.")
-def benchmarks_command(data: _Data = None) -> None:
+def benchmarks_command(data: _DataToList = None) -> None:
     """List the benchmarks that --suite knows: metric, splits, files, and where these come from.
 
     With --data also which of them are there.

@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import ImageSource
 
 _BATCH_ROWS = 1000
+# As Hugging Face names the files of a split, with a hash in older repositories.
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
 # Longer than this, a cell for an image holds one; as VLMEvalKit tells them apart.
 _MAX_INDEX = 64
 
@@ -102,14 +105,40 @@ def find_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files of the first pattern that any file below `folder` has, in order of their names.
 
     Raises:
-        DataError: nothing has any of them.
+        DataError: nothing has any of them, or of files that are numbered as parts of one split
+            (`test-00000-of-00002.parquet`) some are missing or there twice.
     """
     for pattern in patterns:
         if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+            _check_numbered(found)
             return found
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; it should hold {' or '.join(patterns)}")
     raise DataError(f"{folder}: neither there nor below is {' or '.join(patterns)}")
+
+
+def _check_numbered(paths: Iterable[Path]) -> None:
+    """Half of a download would be scored as if it were all, and two of them as twice as much."""
+    parts: dict[tuple[Path, str], list[tuple[int, int, Path]]] = {}
+    for path in paths:
+        if match := _NUMBERED.fullmatch(path.name):
+            split, number, count = match[1], int(match[2]), int(match[3])
+            parts.setdefault((path.parent, split), []).append((count, number, path))
+    for (folder, split), found in parts.items():
+        count = found[0][0]
+        by_number: dict[int, Path] = {}
+        for other_count, number, path in found:
+            if other_count != count or number in by_number:
+                raise DataError(
+                    f"{by_number.get(number, found[0][2])} and {path.name} are of two downloads; "
+                    "keep one"
+                )
+            by_number[number] = path
+        if missing := [number for number in range(count) if number not in by_number]:
+            raise DataError(
+                f"{folder}: {len(missing):,} of the {count:,} files {split}-*-of-{count:05d} are "
+                f"missing, the first is number {missing[0]:05d}; load them, too"
+            )
 
 
 def has_files(folder: Path, pattern: str) -> bool:

@@ -12,10 +12,9 @@ import numpy as np
 
 from nvlm.errors import DataError
 from nvlm.evaluate.suite.folder import (
-    SETTINGS_FILE,
     Row,
     benchmarks_in,
-    read_json,
+    read_about,
     read_predictions,
 )
 from nvlm.evaluate.suite.scores import Scored, benchmark_of, item_of, scored_answer
@@ -80,7 +79,7 @@ def compare(first: Path, second: Path) -> tuple[list[Comparison], list[str]]:
 
 
 def _compare(first: Path, second: Path) -> Comparison:
-    abouts = [read_json(folder / SETTINGS_FILE) for folder in (first, second)]
+    abouts = [read_about(folder) for folder in (first, second)]
     _check_same(first, second, *map(_comparable, abouts))
     benchmark = benchmark_of(first, abouts[0])
     rows, asked_keys = [], []

@@ -10,6 +10,7 @@ scores.json          what follows from the three files above
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ SCORES_FILE = "scores.json"
 _PARTS = "parts"
 
 Row = dict[str, Any]
+# What is read of a row, and has to be there: files may have been edited.
+_ANSWERED = {
+    "key": str, "group": str, "question": str, "options": list, "truth": dict, "fields": dict,
+    "messages": list, "images": list, "answer": str, "finish_reason": str,
+}  # fmt: skip
+_SKIPPED = {"key": str, "skipped": dict}
 
 
 def check_folder_of(folder: Path, about: Mapping[str, Any]) -> None:
@@ -105,12 +112,15 @@ def _rows_of(path: Path, may_be_cut: bool) -> list[Row]:
             row = json.loads(line)
             assert isinstance(row["key"], str)
         except (ValueError, LookupError, TypeError, AssertionError):
-            raise DataError(
-                f"{path}, line {number}: not an answer of an evaluation; remove that line, and run "
-                "again"
-            ) from None
+            raise _no_answer(path, number) from None
         rows.append(row)
     return rows
+
+
+def _no_answer(path: Path, number: int) -> DataError:
+    return DataError(
+        f"{path}, line {number}: not an answer of an evaluation; remove that line, and run again"
+    )
 
 
 class Part:
@@ -154,7 +164,7 @@ def read_predictions(folder: Path) -> tuple[list[Row], list[Row]]:
     """(rows of answers, rows of what was skipped), in the benchmark's order.
 
     Raises:
-        DataError: there are none, or a line is damaged.
+        DataError: there are none, a line is damaged, or a question is there twice.
     """
     path = folder / PREDICTIONS_FILE
     if not path.is_file():
@@ -162,11 +172,41 @@ def read_predictions(folder: Path) -> tuple[list[Row], list[Row]]:
             f"{folder}: has no {PREDICTIONS_FILE}: the evaluation is not done; give its command "
             "again"
         )
-    skipped = folder / SKIPPED_FILE
-    return (
-        _rows_of(path, may_be_cut=False),
-        _rows_of(skipped, may_be_cut=False) if skipped.is_file() else [],
-    )
+    answered = _whole_rows(path, _ANSWERED)
+    path_of_skipped = folder / SKIPPED_FILE
+    skipped = _whole_rows(path_of_skipped, _SKIPPED) if path_of_skipped.is_file() else []
+    counts = Counter(row["key"] for row in (*answered, *skipped))
+    if not counts:
+        raise DataError(f"{path}: has no answers; give the command of the evaluation again")
+    key, count = counts.most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            f"{folder}: the question {key} is there {count} times; remove the lines that are "
+            "too many"
+        )
+    return answered, skipped
+
+
+def _whole_rows(path: Path, kinds: Mapping[str, type]) -> list[Row]:
+    rows = _rows_of(path, may_be_cut=False)
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+            raise _no_answer(path, number)
+    return rows
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What is asked of whom, as `begin` noted it.
+
+    Raises:
+        DataError: it cannot be read, or says too little.
+    """
+    path = folder / SETTINGS_FILE
+    about = read_json(path)
+    settings = about.get("settings")
+    if not isinstance(settings, dict) or not {"split", "chain_of_thought"} <= settings.keys():
+        raise DataError(f"{path}: is not what an evaluation wrote: its `settings` say no split")
+    return about
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,11 +17,10 @@ from nvlm.evaluate.benchmarks.table import BENCHMARKS
 from nvlm.evaluate.suite.conversation import final_answer
 from nvlm.evaluate.suite.folder import (
     SCORES_FILE,
-    SETTINGS_FILE,
     Row,
     benchmarks_in,
     finish,
-    read_json,
+    read_about,
     read_predictions,
 )
 from nvlm.evaluate.suite.statistics import bootstrap_error, bootstrap_error_of
@@ -80,7 +79,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: the folder has no whole answers.
     """
-    about = read_json(folder / SETTINGS_FILE)
+    about = read_about(folder)
     benchmark = benchmark_of(folder, about)
     rows, skipped = read_predictions(folder)
     items = [item_of(row) for row in rows]

@@ -62,7 +62,7 @@ def print_scores(summaries: Sequence[Mapping[str, Any]]) -> None:
                 f"{some['title']}: {some['num_without_final_answer']:,} answers without `Answer:`; "
                 "the whole text was scored"
             )
-        if some["score"] is None:
+        if some["score"] is None and some["num_samples"]:
             say(f"{some['title']}: the split's truths are not published; nothing was scored")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,31 @@ def test_tsv_cells_are_read_as_pandas_writes_them(tmp_path):
     path.write_text(path.read_text().replace("QUJD", "QU!D"))
     with pytest.raises(DataError, match=r"some\.tsv row 1: its image is not base64"):
         next(tsv_rows(path, "image")).images[0]()
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["test-00001-of-00003"], "2 of the 3 files test-*-of-00003 are missing, the first is "
+         "number 00000"),
+        (["test-00000-of-00001", "test-00000-of-00002"], "are of two downloads"),
+        (["test-00000-of-00001-ab", "test-00000-of-00001-cd"], "are of two downloads"),
+    ],
+)  # fmt: skip
+def test_half_a_download_is_refused_and_two_of_them(tmp_path, names, said):
+    (tmp_path / "physics").mkdir()
+    for name in names:
+        (tmp_path / "physics" / f"{name}.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=re.escape(said)):
+        find_files(tmp_path, ["**/test-*.parquet"])
+
+
+def test_numbered_files_that_are_all_there(tmp_path):
+    names = [
+        "art/test-00000-of-00002-ab.parquet", "art/test-00001-of-00002-cd.parquet",
+        "music/test-00000-of-00001.parquet",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_files(tmp_path, ["**/test-*.parquet"]) == [tmp_path / name for name in names]

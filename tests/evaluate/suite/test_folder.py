@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from helpers.benchmark_data import write_realworldqa
 
 from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.table import BENCHMARKS
+from nvlm.evaluate.suite.compare import compare
 from nvlm.evaluate.suite.files import describe_files, list_files
 from nvlm.evaluate.suite.folder import Part, begin, check_folder_of, finish, read_rows
+from nvlm.evaluate.suite.scores import score_all
 
 REALWORLDQA = BENCHMARKS["realworldqa"]
 
@@ -54,6 +57,42 @@ def test_a_damaged_folder_is_named(tmp_path):
     (out / "settings.json").write_text("{")
     with pytest.raises(DataError, match=r"settings\.json: cannot be read"):
         check_folder_of(out, about)
+
+
+def edit(out: Path, change: Callable[[list[dict]], object]) -> None:
+    path = out / "realworldqa" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda rows: rows[1].pop("answer"), r"predictions\.jsonl, line 2: not an answer"),
+        (lambda rows: rows[2].update(answer=None), r"predictions\.jsonl, line 3: not an answer"),
+        (lambda rows: rows[0].update(truth="1"), r"predictions\.jsonl, line 1: not an answer"),
+        (lambda rows: rows.append(rows[1]), "the question 0001 is there 2 times"),
+        (list.clear, "has no answers"),
+    ],
+)
+def test_edited_answers_are_scored_or_refused(tmp_path, change, said):
+    out = write_answers(tmp_path / "a", [1, 0, 1])
+    edit(out, lambda rows: rows[1].update(answer="1"))
+    assert score_all(out)[0]["score"] == 100
+    edit(out, change)
+    with pytest.raises(DataError, match=said):
+        score_all(out)
+    with pytest.raises(DataError, match=said):
+        compare(out, out)
+
+
+def test_settings_that_say_too_little_are_named(tmp_path):
+    out = write_answers(tmp_path / "a", [1, 0, 1])
+    (out / "realworldqa" / "settings.json").write_text('{"benchmark": "realworldqa"}')
+    for read in (lambda: score_all(out), lambda: compare(out, out)):
+        with pytest.raises(DataError, match=r"settings\.json: is not what an evaluation wrote"):
+            read()
 
 
 def describe(data: Path) -> dict:
