@@ -72,6 +72,21 @@ Pipeline = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, max=LARGEST, help="Pipeline-parallel size, under torchrun."),
 ]
+KeepVisualTokens = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Of each tile's tokens, merging those that are alike: faster, not as exact.",
+    ),
+]
+KeepCache = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the keys and values of a prompt, merging the others into them: as many more "
+        "questions have room, not as exact.",
+    ),
+]
 
 
 def runs_to_show(

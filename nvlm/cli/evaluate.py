@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from nvlm.cli.app import VerbOrArguments, app
-from nvlm.cli.arguments import LARGEST, ModelToAsk, Pipeline, Tensor, path_of_user
+from nvlm.cli.arguments import (
+    LARGEST,
+    KeepCache,
+    KeepVisualTokens,
+    ModelToAsk,
+    Pipeline,
+    Tensor,
+    path_of_user,
+)
 from nvlm.errors import ConfigError
 from nvlm.launch import launched
 from nvlm.printing import say
+
+if TYPE_CHECKING:
+    from nvlm.generate.thrift import Thrift
 
 other_verbs = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -138,6 +149,8 @@ def evaluate_command(
     max_new_tokens: _MaxNewTokens = None,
     max_num_tiles: _MaxNumTiles = None,
     skip_missing: _SkipMissing = False,
+    keep_visual_tokens: KeepVisualTokens = 1.0,
+    keep_cache: KeepCache = 1.0,
     tensor: Tensor = None,
     pipeline: Pipeline = None,
 ) -> None:
@@ -151,37 +164,46 @@ def evaluate_command(
     own --help.
     """
     launched()
-    if suite is None:
-        given = [name for name in _OF_SUITES if ctx.params[name]]
-        if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} goes with --suite")
-        if data_root is None:
-            raise ConfigError("give --data-root DIR for a split's shards, or --suite and --data")
-        if split and len(split) > 1:
-            raise ConfigError(f"--split {split[1]}: is given twice; without --suite there is one")
-        from nvlm.evaluate.run import MAX_NEW_TOKENS, evaluate_checkpoint
+    from nvlm.generate.thrift import Thrift
 
-        evaluate_checkpoint(
-            checkpoint,
-            data_root,
-            split[0] if split else "heldout",
-            out,
-            limit_per_task,
-            max_new_tokens or MAX_NEW_TOKENS,
-            tensor,
-            pipeline,
-        )
+    thrift = Thrift(keep_visual_tokens, keep_cache)
+    if suite is None:
+        _evaluate_split(ctx, checkpoint, out, thrift)
         return
     if data_root is not None or limit_per_task is not None:
         name = "--data-root" if data_root else "--limit-per-task"
         raise ConfigError(f"{name} is for a split of shards; --suite has --data and --limit")
     if data is None:
         raise ConfigError("--suite needs --data DIR, which has a folder of files per benchmark")
-    _evaluate_suite(ctx, checkpoint, suite, data, out)
+    _evaluate_suite(ctx, checkpoint, suite, data, out, thrift)
+
+
+def _evaluate_split(ctx: typer.Context, checkpoint: Path, out: Path, thrift: Thrift) -> None:
+    given = ctx.params
+    if others := [name for name in _OF_SUITES if given[name]]:
+        raise ConfigError(f"--{others[0].replace('_', '-')} goes with --suite")
+    if given["data_root"] is None:
+        raise ConfigError("give --data-root DIR for a split's shards, or --suite and --data")
+    split = given["split"]
+    if split and len(split) > 1:
+        raise ConfigError(f"--split {split[1]}: is given twice; without --suite there is one")
+    from nvlm.evaluate.run import MAX_NEW_TOKENS, evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        given["data_root"],
+        split[0] if split else "heldout",
+        out,
+        given["limit_per_task"],
+        given["max_new_tokens"] or MAX_NEW_TOKENS,
+        given["tensor"],
+        given["pipeline"],
+        thrift,
+    )
 
 
 def _evaluate_suite(
-    ctx: typer.Context, checkpoint: Path, suite: str, data: Path, out: Path
+    ctx: typer.Context, checkpoint: Path, suite: str, data: Path, out: Path, thrift: Thrift
 ) -> None:
     given = ctx.params
     if given["shots"] not in (None, 0, 4, 8):
@@ -210,6 +232,7 @@ def _evaluate_suite(
         given["pipeline"],
         given["skip_missing"],
         write_suite_page,
+        thrift,
     )
 
 

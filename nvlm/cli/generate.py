@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from nvlm.cli.app import app
-from nvlm.cli.arguments import LARGEST, ModelToAsk, Pipeline, Tensor, path_of_user
+from nvlm.cli.arguments import (
+    LARGEST,
+    KeepCache,
+    KeepVisualTokens,
+    ModelToAsk,
+    Pipeline,
+    Tensor,
+    path_of_user,
+)
 from nvlm.errors import ConfigError
 from nvlm.launch import launched, rank_to_speak
 from nvlm.printing import say
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from nvlm.config.schema import ParallelConfig
     from nvlm.generate.asked_files import AskedTogether
     from nvlm.generate.request import Sampling
+    from nvlm.generate.thrift import Thrift
 
 Prompt = Annotated[Optional[str], typer.Option(help="What to ask.")]  # noqa: UP045
 Images = Annotated[
@@ -83,6 +92,8 @@ def generate_command(
     top_k: TopK = 0,
     seed: Seed = 0,
     stop: Stop = None,
+    keep_visual_tokens: KeepVisualTokens = 1.0,
+    keep_cache: KeepCache = 1.0,
     tensor: Tensor = None,
     pipeline: Pipeline = None,
 ) -> None:
@@ -98,9 +109,11 @@ def generate_command(
     _check_together(prompt, image, folder, questions, out)
     from nvlm.generate.asked import check_system
     from nvlm.generate.request import Sampling
+    from nvlm.generate.thrift import Thrift
 
     check_system(system)
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
+    thrift = Thrift(keep_visual_tokens, keep_cache)
     layout = None
     if tensor is not None or pipeline is not None:
         from nvlm.config.schema import ParallelConfig
@@ -108,12 +121,12 @@ def generate_command(
         layout = ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)
     if out is None:
         assert prompt is not None
-        _answer_one(checkpoint, prompt, image or [], system, sampling, layout)
+        _answer_one(checkpoint, prompt, image or [], system, sampling, layout, thrift)
         return
     together = _read(prompt, folder, questions, system, sampling)
     from nvlm.generate.ask import ask_all
 
-    ask_all(checkpoint, together, out, system, sampling, layout)
+    ask_all(checkpoint, together, out, system, sampling, layout, thrift)
 
 
 def _answer_one(
@@ -123,13 +136,14 @@ def _answer_one(
     system: str | None,
     sampling: Sampling,
     layout: ParallelConfig | None,
+    thrift: Thrift,
 ) -> None:
     """On a terminal as it comes, else when it is whole."""
     from nvlm.generate.answer import answer
 
     is_terminal = sys.stdout.isatty()
     show = _show if is_terminal else _show_nothing
-    text = answer(checkpoint, prompt, images, sampling, system, layout, show)
+    text = answer(checkpoint, prompt, images, sampling, system, layout, show, thrift)
     if rank_to_speak() == 0:
         say("" if is_terminal else text)
 

@@ -33,12 +33,18 @@ def compare_answers(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> Agree
     """Compare `prompt_token_ids` and `answer_token_ids` of rows with the same source and sample_id.
 
     Raises:
-        DataError: the two did not answer the same questions.
+        DataError: the two did not answer the same questions, or not with as much of the prompts.
     """
     first = {_identity(row): row for row in ours}
     second = {_identity(row): row for row in theirs}
     if len(first) != len(ours) or len(second) != len(theirs):
         raise DataError("a sample was answered twice: sample ids must be unique in a source")
+    kept = sorted({_shares(row) for row in (*ours, *theirs)})
+    if len(kept) > 1:
+        raise DataError(
+            f"answers with {kept[0]} and with {kept[1]} of the prompt kept: ask both programs with "
+            "the same --keep-visual-tokens and --keep-cache"
+        )
     if first.keys() != second.keys():
         odd = sorted(first.keys() ^ second.keys())
         raise DataError(
@@ -55,6 +61,12 @@ def compare_answers(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> Agree
         different_prompts=differing("prompt_token_ids"),
         different_answers=differing("answer_token_ids"),
     )
+
+
+def _shares(row: Mapping) -> str:
+    """What `Thrift.as_fields` noted in the row."""
+    shares = {name: share for name, share in row.items() if name.startswith("keep_")}
+    return ", ".join(f"{name} {share:g}" for name, share in sorted(shares.items())) or "all"
 
 
 def _identity(row: Mapping) -> Identity:

@@ -32,6 +32,7 @@ from nvlm.generate.engine import Engine
 from nvlm.generate.engine_layout import layout_asked_for
 from nvlm.generate.request import Sampling
 from nvlm.generate.session import MAX_OPEN, Session
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.groups import is_main_process
 from nvlm.printing import say
 
@@ -48,6 +49,7 @@ class _Read:
     question: Question
     repairs: dict[str, int]
     prompt: EncodedPrompt
+    thrift: Thrift
     texts: list[str] = field(default_factory=list)
     answer_ids: list[int] = field(default_factory=list)
 
@@ -56,6 +58,7 @@ class _Read:
             **answer_row(self.question, "".join(self.texts), self.repairs),
             "prompt_token_ids": self.prompt.tokens.tolist(),
             "answer_token_ids": self.answer_ids,
+            **self.thrift.as_fields(),
         }
 
 
@@ -68,6 +71,7 @@ def evaluate_checkpoint(
     max_new_tokens: int = MAX_NEW_TOKENS,
     tensor: int | None = None,
     pipeline: int | None = None,
+    thrift: Thrift | None = None,
 ) -> list[TaskScore]:
     """Answer the questions of `data_root/split` greedily and write JSON lines to `out`.
 
@@ -82,6 +86,7 @@ def evaluate_checkpoint(
         tensor, pipeline: layout of a replica; the processes left over answer other questions. Both
             None: the whole model in every process or, where it does not fit their devices, see
             `default_layout`.
+        thrift: see `Engine`; noted in every row.
 
     Returns:
         Scores by task, on every process.
@@ -93,7 +98,7 @@ def evaluate_checkpoint(
     """
     out = Path(out)
     layout = layout_asked_for(tensor, pipeline)
-    with Engine(checkpoint, layout, wants_replicas=True) as engine:
+    with Engine(checkpoint, layout, wants_replicas=True, thrift=thrift) as engine:
         config = with_data(engine.config, data_root, split)
         check_out(out)
         with OutFile(out) if is_main_process() else nullcontext() as file:
@@ -173,7 +178,7 @@ def _read(
                 continue
             most = question.max_num_tiles
             prompt = engine.prepare(question.messages, images, max_new_tokens, most)
-            yield position, _Read(question, repairs, prompt)
+            yield position, _Read(question, repairs, prompt, engine.thrift)
 
 
 def _answers(

@@ -12,6 +12,7 @@ from nvlm.data.samples.sample import SampleError
 from nvlm.errors import DataError
 from nvlm.generate.asked import messages_of_prompt, read_images
 from nvlm.generate.request import Sampling
+from nvlm.generate.thrift import Thrift
 from nvlm.printing import say
 
 
@@ -23,6 +24,7 @@ def answer(
     system: str | None = None,
     layout: ParallelConfig | None = None,
     show: Callable[[str], None] = lambda text: None,
+    thrift: Thrift | None = None,
 ) -> str:
     """The checkpoint's answer, tiled and tokenised as its training stage says.
 
@@ -35,6 +37,7 @@ def answer(
         system: in place of the training stage's system message.
         layout: see `Engine`.
         show: called with each new piece of the text, on the first process.
+        thrift: see `Engine`.
 
     Returns:
         the text on the processes that lead a model replica, elsewhere none.
@@ -50,7 +53,7 @@ def answer(
     from nvlm.generate.session import Session
     from nvlm.parallel.groups import is_main_process
 
-    with Engine(checkpoint, layout) as engine:
+    with Engine(checkpoint, layout, thrift=thrift) as engine:
         try:
             pictures, repaired = read_images(images, engine.config.data.max_image_megapixels)
         except SampleError as error:

@@ -26,6 +26,7 @@ from nvlm.generate.asked_files import AskedTogether
 from nvlm.generate.engine import Engine
 from nvlm.generate.request import Progress, Sampling
 from nvlm.generate.session import Session
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.agreement import from_main_rank, on_ranks
 from nvlm.places import check_file
 from nvlm.printing import listed, say
@@ -65,6 +66,7 @@ def ask_all(
     system: str | None,
     sampling: Sampling,
     layout: ParallelConfig | None = None,
+    thrift: Thrift | None = None,
 ) -> None:
     """Answer all questions and write a JSON object for each to `out`, in their order.
 
@@ -73,19 +75,19 @@ def ask_all(
 
     Args:
         system, sampling: what the questions were read with.
-        layout: see `Engine`.
+        layout, thrift: see `Engine`.
 
     Raises:
         NvlmError: see `Engine` and `AnswersFile`; or none of the questions could be asked.
     """
     asked = together.asked
     from_main_rank(lambda: check_file(out, "--out"))
-    with Engine(checkpoint, layout) as engine, ExitStack() as files:
+    with Engine(checkpoint, layout, thrift=thrift) as engine, ExitStack() as files:
         file: AnswersFile | None = None
 
         def open_file() -> list[int]:
             nonlocal file
-            settings = _settings(engine.checkpoint, system, sampling)
+            settings = _settings(engine, system, sampling)
             file = opened = AnswersFile(out, asked, settings)
             files.enter_context(opened)
             _say_before(together, opened, out)
@@ -104,9 +106,9 @@ def ask_all(
             on_ranks([0], lambda: file and _finish_again(file, out))
 
 
-def _settings(checkpoint: Path, system: str | None, sampling: Sampling) -> dict[str, Any]:
-    model = {"checkpoint": str(checkpoint), "model": fingerprint(checkpoint)}
-    return {**model, "system": system, **asdict(sampling)}
+def _settings(engine: Engine, system: str | None, sampling: Sampling) -> dict[str, Any]:
+    model = {"checkpoint": str(engine.checkpoint), "model": fingerprint(engine.checkpoint)}
+    return {**model, "system": system, **asdict(sampling), **engine.thrift.as_fields()}
 
 
 def _say_before(together: AskedTogether, file: AnswersFile, out: Path) -> None:

@@ -22,6 +22,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import DataError
 from nvlm.generate.request import Sampling
 from nvlm.generate.sampling import Drawing, choose_tokens
+from nvlm.generate.thrift import Thrift
 from nvlm.model.nvlm_d import NVLMD
 from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
 from nvlm.sizes.visual import VisualLayout
@@ -55,7 +56,8 @@ class _Open:
 
     key: str
     drawing: Drawing
-    num_cached: int  # tokens whose keys and values are there
+    num_tokens: int  # that the model has read
+    num_cached: int  # keys and values of them; fewer where `Thrift` says so
     last: int  # the token that follows them
 
 
@@ -66,12 +68,14 @@ class Decoder:
     Attributes:
         model: this process's stage, in evaluation mode.
         max_cache_tokens: see `KeyValueCache`.
+        thrift: what is kept of prompts; they come with the placeholders that this leaves them.
     """
 
     model: NVLMD
     config: RunConfig
     image_id: int
     max_cache_tokens: int
+    thrift: Thrift = field(default_factory=Thrift)
     cache: KeyValueCache[_Open] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,12 +114,14 @@ class Decoder:
     def _begin(self, begun: Begun) -> tuple[_Open, Tensor]:
         """The question with its row, and its first token [1]."""
         num_tokens = len(begun.tokens)
-        question = _Open(begun.key, Drawing(begun.sampling), num_tokens, last=-1)
-        room = num_tokens + begun.sampling.max_new_tokens
+        num_cached = self.thrift.num_cached(num_tokens)
+        question = _Open(begun.key, Drawing(begun.sampling), num_tokens, num_cached, last=-1)
+        room = num_cached + begun.sampling.max_new_tokens
         shelf, row = self.cache.take(question, room)
-        context = Prefill(shelf, row, self._num_positions)
         device = platform.current().device()
         tokens = _on_device(torch.from_numpy(begun.tokens))[None]
+        is_visual = tokens[0] == self.image_id
+        context = Prefill(shelf, row, self._num_positions, num_cached, is_visual)
         images = {}
         if begun.num_tiles and self.model.pre_process:
             places = torch.from_numpy((begun.tokens == self.image_id).nonzero()[0])
@@ -127,12 +133,15 @@ class Decoder:
     def _decode(
         self, rows: Sequence[tuple[Shelf[_Open], list[int]]], questions: Sequence[_Open]
     ) -> Tensor:
-        numbers = [[q.last for q in questions], [q.num_cached for q in questions]]
-        tokens, positions = _on_device(torch.tensor(numbers))
-        context = Decode(rows, positions, self.model.config.params_dtype, self._num_positions)
+        numbers = [(q.last, q.num_cached, q.num_tokens) for q in questions]
+        tokens, places, positions = _on_device(torch.tensor(numbers).T.contiguous())
+        context = Decode(
+            rows, places, positions, self.model.config.params_dtype, self._num_positions
+        )
         chosen = self._chosen(context, tokens[:, None], positions[:, None], {}, questions)
         for question in questions:
             question.num_cached += 1
+            question.num_tokens += 1
         return chosen
 
     @property
@@ -179,11 +188,13 @@ def _on_device(tensor: Tensor) -> Tensor:
     return here.pinned(tensor).to(here.device(), non_blocking=True)
 
 
-def check_tiles(config: RunConfig, num_placeholders: int, num_tiles: int) -> None:
+def check_tiles(config: RunConfig, thrift: Thrift, num_placeholders: int, num_tiles: int) -> None:
     """Raise `DataError` where a prompt's placeholders are not those of its tiles."""
-    visual = VisualLayout.from_config(config)
-    if num_placeholders != visual.num_tokens(num_tiles):
+    num_of_tile = VisualLayout.from_config(config).num_tokens_per_tile
+    num_kept = thrift.num_tokens_per_tile(num_of_tile)
+    if num_placeholders != num_tiles * num_kept:
+        of_all = "" if num_kept == num_of_tile else f" that are kept of {num_of_tile}"
         raise DataError(
             f"{num_placeholders} {config.model.image_token} in the prompt for {num_tiles} tiles x "
-            f"{visual.num_tokens_per_tile} tokens"
+            f"{num_kept} tokens{of_all}"
         )

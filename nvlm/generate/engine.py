@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
 from nvlm.generate.engine_layout import config_for_generation
 from nvlm.generate.greedy import check_positions, generate_greedy
 from nvlm.generate.model_folder import find_model
+from nvlm.generate.thrift import Thrift
 from nvlm.launch import num_local_processes
 from nvlm.parallel.groups import (
     Parallel,
@@ -56,7 +57,9 @@ class Engine:
     Attributes:
         checkpoint: the folder that is read.
         config: the checkpoint's configuration with the layout in use.
-        encoder: of prompts, as the checkpoint's training encoded its samples.
+        encoder: of prompts, as the checkpoint's training encoded its samples, but for placeholders
+            of tokens that `thrift` merges into others.
+        thrift: what is kept of prompts.
         tokenizer: transformers', to read answers with.
         stop_ids: tokens that end an answer: the end of a turn, and what an export's
             `generation_config.json` names besides.
@@ -74,6 +77,7 @@ class Engine:
         checkpoint: str | Path,
         layout: ParallelConfig | None = None,
         wants_replicas: bool = False,
+        thrift: Thrift | None = None,
     ):
         """
         Args:
@@ -84,6 +88,7 @@ class Engine:
                 that are left over are replicas.
             wants_replicas: without a layout, as many replicas as there are processes, where the
                 model fits each of their devices.
+            thrift: what is kept of prompts; None: all.
 
         Raises:
             CheckpointError: there is no whole checkpoint.
@@ -107,7 +112,11 @@ class Engine:
         chat = ChatTokenizer(
             self.tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
         )
+        self.thrift = thrift or Thrift()
         self.encoder = SampleEncoder.from_config(self.config, chat)
+        visual = self.encoder.visual
+        num_kept = self.thrift.num_tokens_per_tile(visual.num_tokens_per_tile)
+        self.encoder.visual = replace(visual, num_tokens_per_tile=num_kept)
         self.stop_ids = frozenset({chat.end_id, *self._folder.stop_ids})
         self._is_loaded = False
         self.at_end: list[Callable[[BaseException | None], None]] = []
@@ -203,6 +212,7 @@ class Engine:
             tiles,
             max_new_tokens,
             stop_ids,
+            self.thrift,
         )
 
 

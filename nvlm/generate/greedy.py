@@ -11,6 +11,7 @@ from torch import Tensor
 from nvlm.config.schema import RunConfig
 from nvlm.errors import DataError
 from nvlm.generate.request import Sampling
+from nvlm.generate.thrift import Thrift
 
 if TYPE_CHECKING:
     from nvlm.model.nvlm_d import NVLMD
@@ -24,6 +25,7 @@ def generate_greedy(
     tiles: Tensor,
     max_new_tokens: int,
     stop_ids: Collection[int],
+    thrift: Thrift | None = None,
 ) -> list[int]:
     """The most likely next tokens, up to `max_new_tokens` or to a stop token (which is included).
 
@@ -35,6 +37,8 @@ def generate_greedy(
         image_id: the placeholder's.
         prompt_ids: tokens with their image placeholders.
         tiles: [n, 3, image_size, image_size] uint8, in order of their placeholders; n may be 0.
+        thrift: what is kept of the prompt, which has the placeholders that this leaves it; None:
+            all.
 
     Raises:
         DataError: placeholders and tiles disagree, or the answer would not fit the positions that
@@ -45,11 +49,13 @@ def generate_greedy(
     from nvlm.model.parts.cache import row_length
 
     tokens = np.array(prompt_ids, dtype=np.int64)
-    check_tiles(config, int((tokens == image_id).sum()), tiles.shape[0])
+    thrift = thrift or Thrift()
+    check_tiles(config, thrift, int((tokens == image_id).sum()), tiles.shape[0])
     check_positions(config, len(tokens), max_new_tokens)
     if max_new_tokens == 0:
         return []
-    decoder = Decoder(model, config, image_id, row_length(len(tokens) + max_new_tokens))
+    num_places = row_length(thrift.num_cached(len(tokens)) + max_new_tokens)
+    decoder = Decoder(model, config, image_id, num_places, thrift)
     sampling = Sampling(max_new_tokens=max_new_tokens)
     work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling),))
     answer: list[int] = []

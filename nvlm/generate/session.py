@@ -68,6 +68,7 @@ class Session:
             engine.config,
             engine.encoder.tokenizer.image_id,
             engine.max_cache_tokens if max_cache_tokens is None else max_cache_tokens,
+            engine.thrift,
         )
         self._waiting: deque[_Question] = deque()
         self._begun: dict[str, _Question] = {}
@@ -142,11 +143,11 @@ class Session:
         assert self._leads and self._is_running
         assert key not in self._begun and all(key != q.key for q in self._waiting), key
         config, num_tokens = self._engine.config, len(prompt.tokens)
-        check_tiles(config, int(prompt.image_mask.sum()), len(prompt.tiles))
+        check_tiles(config, self._engine.thrift, int(prompt.image_mask.sum()), len(prompt.tiles))
         check_positions(config, num_tokens, sampling.max_new_tokens)
         text = AnswerText(self._engine.tokenizer, sampling.stop)
         question = _Question(key, prompt, sampling, text)
-        room, limit = _room(question), self._decoder.cache.max_tokens
+        room, limit = self._room(question), self._decoder.cache.max_tokens
         if room > limit:
             raise DataError(
                 f"a prompt of {num_tokens:,} tokens and {sampling.max_new_tokens:,} new ones take "
@@ -205,13 +206,13 @@ class Session:
         """The first that wait, as many as there is room for."""
         cache = self._decoder.cache
         # Rows of those that ended are free by the time that new ones are taken.
-        taken = sum(map(_room, self._begun.values()))
+        taken = sum(map(self._room, self._begun.values()))
         begun: list[_Question] = []
         num_tokens = 0
         while self._waiting and len(self._begun) < self._max_open:
             question = self._waiting[0]
             num_tokens += len(question.prompt.tokens)
-            taken += _room(question)
+            taken += self._room(question)
             if taken > cache.max_tokens or (begun and num_tokens > _MAX_PROMPT_TOKENS_PER_STEP):
                 break
             self._begun[question.key] = self._waiting.popleft()
@@ -235,9 +236,9 @@ class Session:
             self._ended.append(question.key)
         return Progress(question.key, text, (token,), reason)
 
+    def _room(self, question: _Question) -> int:
+        """Tokens that its row of the cache has."""
+        from nvlm.model.parts.cache import row_length
 
-def _room(question: _Question) -> int:
-    """Tokens that its row of the cache has."""
-    from nvlm.model.parts.cache import row_length
-
-    return row_length(len(question.prompt.tokens) + question.sampling.max_new_tokens)
+        num_cached = self._engine.thrift.num_cached(len(question.prompt.tokens))
+        return row_length(num_cached + question.sampling.max_new_tokens)

@@ -24,6 +24,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.megatron.extra_state import is_extra_state, without_extra_state
 from nvlm.megatron.fp8_state import begin_scaling, scaling_tensors
 from nvlm.megatron.recomputed_inputs import recomputable
+from nvlm.model.connectors.merging import merge_tokens
 from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
@@ -192,7 +193,8 @@ class NVLMD(MegatronModule):
         Args:
             tokens, position_ids: [b, t]; of `Prefill` one question's prompt, of `Decode` one token
                 of each (`nvlm.model.parts.cache`).
-            image_positions, tiles: the prompt's images; None when it has none.
+            image_positions, tiles: the prompt's images; None when it has none. With fewer positions
+                than the tiles have tokens, those are merged (`merge_tokens`).
 
         Returns:
             Last stage: logits behind the last tokens [b, 1, vocabulary]; others: hidden states
@@ -206,6 +208,7 @@ class NVLMD(MegatronModule):
             if image_positions is not None and tiles is not None and tiles.shape[0]:
                 assert self.vision_projection is not None
                 visual = self.vision_projection(self.encode(tiles))
+                visual = merge_tokens(visual, len(image_positions) // len(tiles))
                 decoder_input = splice(decoder_input, image_positions, visual)
         return self.language_model(
             input_ids=tokens,

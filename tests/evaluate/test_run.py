@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from nvlm.cli import app
 from nvlm.errors import ConfigError, DataError
+from nvlm.evaluate.agreement import compare_answers
 from nvlm.evaluate.run import evaluate_checkpoint
 from nvlm.evaluate.score import truth_of
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.groups import initialize, shut_down
 
 
@@ -89,6 +91,21 @@ def test_what_is_asked_and_what_not_is_said(checkpoint, root, tmp_path, capsys):
     # Of two pictures, one cannot be decoded.
     assert len(out.read_text().splitlines()) == 2
     assert "has answers: they are replaced when all new ones are there" in capsys.readouterr().out
+
+
+def test_rows_say_how_much_of_the_prompt_was_kept(checkpoint, root, tmp_path):
+    found = {}
+    for name, thrift in (("all", None), ("some", Thrift(0.5, 0.75))):
+        out = tmp_path / name
+        evaluate_checkpoint(checkpoint, root, "heldout", out, 1, max_new_tokens=2, thrift=thrift)
+        found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+    for whole, fewer in zip(found["all"], found["some"], strict=True):
+        assert fewer["keep_visual_tokens"] == 0.5 and fewer["keep_cache"] == 0.75
+        assert not any(key.startswith("keep_") for key in whole)
+        assert len(fewer["prompt_token_ids"]) < len(whole["prompt_token_ids"])
+        assert fewer["sample_id"] == whole["sample_id"] and fewer["answer_token_ids"]
+    with pytest.raises(DataError, match=r"with all and with keep_cache 0\.75, keep_visual_tokens"):
+        compare_answers(found["all"], found["some"])
 
 
 def test_too_many_bad_samples_end_it_before_the_model_is_loaded(checkpoint, tmp_path):

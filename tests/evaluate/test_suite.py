@@ -20,6 +20,7 @@ from nvlm.errors import ConfigError, DataError
 from nvlm.evaluate.suite.run import evaluate_suite
 from nvlm.evaluate.suite.scores import score_all
 from nvlm.evaluate.suite.settings import Settings, choose
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.groups import initialize, shut_down
 
 SHORT = Settings(max_new_tokens=3)
@@ -100,6 +101,9 @@ def test_answers_of_something_else_are_not_gone_on_with(checkpoint, tmp_path):
     other = choose("realworldqa", [], Settings(max_new_tokens=4, chain_of_thought=True))
     with pytest.raises(DataError) as caught:
         evaluate_suite(checkpoint, other, data, out)
+    fewer = Thrift(cache=0.5)
+    with pytest.raises(DataError, match=r"settings\.keep_cache none, now 0\.5"):
+        evaluate_suite(checkpoint, choose("realworldqa", [], SHORT), data, out, thrift=fewer)
     assert "settings.max_new_tokens 3, now 4" in str(caught.value)
     assert "settings.chain_of_thought False, now True" in str(caught.value)
     another = make_checkpoint(tmp_path / "another", "train.seed=7")

@@ -26,6 +26,7 @@ from nvlm.generate.answer import answer
 from nvlm.generate.ask import ask_all
 from nvlm.generate.asked_files import AskedTogether, asked_of_file, asked_of_folder
 from nvlm.generate.request import Sampling
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.groups import initialize, shut_down
 
 SHORT = Sampling(6)
@@ -238,3 +239,21 @@ def test_replicas_share_the_questions_over_a_kill(checkpoint, pictures, tmp_path
     out.write_text("".join(expected.read_text().splitlines(keepends=True)[::2]))
     spawn.run_program_or_fail(2, *command[:-1], "2", log=tmp_path / "log-at-tensor2")
     assert out.read_bytes() == expected.read_bytes()
+
+
+def test_answers_go_on_with_the_same_shares_only(checkpoint, tmp_path):
+    for number in range(2):
+        Image.new("RGB", (60, 90), (number * 99, 0, 9)).save(tmp_path / f"{number}.png")
+    together, out = asked_of_folder(tmp_path, "What?", None, SHORT), tmp_path / "out.jsonl"
+    ask_all(checkpoint, together, out, None, SHORT, thrift=Thrift(0.5, 0.5))
+    written = out.read_text()
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
+    assert settings["keep_visual_tokens"] == settings["keep_cache"] == 0.5
+    for thrift, said in (
+        (None, "keep_visual_tokens 0.5, now None; keep_cache 0.5, now None"),
+        (Thrift(0.5, 0.25), "keep_cache 0.5, now 0.25"),
+    ):
+        with pytest.raises(DataError, match=said):
+            ask_all(checkpoint, together, out, None, SHORT, thrift=thrift)
+    ask_all(checkpoint, together, out, None, SHORT, thrift=Thrift(0.5, 0.5))
+    assert out.read_text() == written

@@ -29,6 +29,7 @@ from nvlm.evaluate.suite.settings import Asked
 from nvlm.evaluate.suite.table import print_scores
 from nvlm.generate.engine import Engine
 from nvlm.generate.engine_layout import layout_asked_for
+from nvlm.generate.thrift import Thrift
 from nvlm.parallel.agreement import from_main_rank, meet
 from nvlm.parallel.groups import is_main_process
 from nvlm.places import check_folder
@@ -55,6 +56,7 @@ def evaluate_suite(
     pipeline: int | None = None,
     skip_missing: bool = False,
     write_page: Callable[[Path], Path] | None = None,
+    thrift: Thrift | None = None,
 ) -> None:
     """Answer the benchmarks' questions and write a folder for each below `out`.
 
@@ -69,6 +71,7 @@ def evaluate_suite(
         skip_missing: leave out benchmarks whose files are not there, instead of ending.
         write_page: writes a page on the scores in a folder, and returns its path; called by the
             first process.
+        thrift: see `Engine`; one of the settings that are noted beside the answers.
 
     Raises:
         NvlmError: files are missing or damaged, `out` has answers of something else, no checkpoint,
@@ -76,7 +79,7 @@ def evaluate_suite(
             the checkpoint's configuration allows.
     """
     layout = layout_asked_for(tensor, pipeline)
-    with Engine(checkpoint, layout, wants_replicas=True) as engine:
+    with Engine(checkpoint, layout, wants_replicas=True, thrift=thrift) as engine:
         prepared = _prepare(asked, data, skip_missing)
         with ExitStack() as owned:
             done: list[list[str]] = from_main_rank(
@@ -158,7 +161,7 @@ def _about(engine: Engine, asked: Asked, data: Path) -> dict[str, Any]:
         "benchmark": asked.name,
         "checkpoint": str(engine.checkpoint),
         "checkpoint_hash": content_hash(engine.checkpoint),
-        "settings": asked.as_fields(),
+        "settings": {**asked.as_fields(), **engine.thrift.as_fields()},
         "data": describe_files(asked.benchmark, data),
         "data_folder": str(data.absolute()),
         "nvlm": version("nvlm"),

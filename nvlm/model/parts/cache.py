@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm import platform
+from nvlm.model.parts.eviction import evict
 
 Owner = TypeVar("Owner")
 # What a step reads of its rows is a multiple of this: a multiple of what kernels want of a mask.
@@ -161,12 +162,27 @@ def rotated(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class Prefill(BaseInferenceContext):
     """One question's prompt goes into its row of the cache."""
 
-    def __init__(self, shelf: Shelf, row: int, max_positions: int):
+    def __init__(
+        self,
+        shelf: Shelf,
+        row: int,
+        max_positions: int,
+        num_kept: int | None = None,
+        is_visual_s: Tensor | None = None,
+    ):
+        """
+        Args:
+            max_positions: the number of angles that Megatron-core computes.
+            num_kept: how many keys and values stay, in the row's first places; the others are
+                merged into them (`evict`). None: all.
+            is_visual_s: which of the prompt's tokens are images'; needed with `num_kept`.
+        """
         super().__init__(materialize_only_last_token_logits=True)
-        # What Megatron-core asks of a context; the first is the number of angles that it computes.
+        # What Megatron-core asks of a context.
         self.max_sequence_length = max_positions
         self.sequence_len_offset = 0
         self._shelf, self._row = shelf, row
+        self._num_kept, self._is_visual_s = num_kept, is_visual_s
         self._rotation = _Rotation()
 
     def is_static_batching(self) -> bool:
@@ -188,10 +204,22 @@ class Prefill(BaseInferenceContext):
         factors = self._rotation.factors(angles_k11d[:num_tokens], query_s1hd.dtype)
         query, key = rotated(query_s1hd, *factors), rotated(key_s1gd, *factors)
         number = layer.layer_number
-        self._shelf.keys[number][self._row, :, :num_tokens] = key[:, 0].transpose(0, 1)
-        self._shelf.values[number][self._row, :, :num_tokens] = value_s1gd[:, 0].transpose(0, 1)
+        keys, values = key[:, 0].transpose(0, 1), value_s1gd[:, 0].transpose(0, 1)
+        if self._num_kept is not None and self._num_kept < num_tokens:
+            assert self._is_visual_s is not None
+            scaled = query[:, 0] * _scale(layer, query.shape[-1])
+            by_head = scaled.unflatten(1, (len(keys), -1)).permute(1, 2, 0, 3)
+            keys, values = evict(by_head, keys, values, self._is_visual_s, self._num_kept)
+        self._shelf.keys[number][self._row, :, : keys.shape[1]] = keys
+        self._shelf.values[number][self._row, :, : keys.shape[1]] = values
         core: Any = layer.core_attention
         return core(query, key, value_s1gd, None, attn_mask_type=AttnMaskType.causal)
+
+
+def _scale(layer: SelfAttention, head_dim: int) -> float:
+    """Of attention's scores: the layer's, or what attention takes where it says none."""
+    scale = getattr(layer.core_attention, "softmax_scale", None)
+    return head_dim**-0.5 if scale is None else scale
 
 
 @dataclass(frozen=True)
@@ -200,7 +228,7 @@ class ShelfStep:
 
     shelf: Shelf
     rows: Tensor  # [n] int64: 0, 1, 2, ...
-    positions: Tensor  # [n] int64, of the new tokens
+    places: Tensor  # [n] int64, of the new tokens in their rows
     mask: Tensor  # [n, 1, 1, k]: 0 where a row's token looks, -inf elsewhere
 
 
@@ -210,14 +238,17 @@ class Decode(BaseInferenceContext):
     def __init__(
         self,
         lengths: Sequence[tuple[Shelf, list[int]]],
+        places: Tensor,
         positions: Tensor,
         dtype: torch.dtype,
         max_positions: int,
     ):
         """
         Args:
-            lengths: of each shelf with rows in use, the tokens that each row has so far.
-            positions: [b] int64, the same numbers on the device.
+            lengths: of each shelf with rows in use, the keys that each row has so far.
+            places: [b] int64, the same numbers on the device.
+            positions: [b] int64, the tokens that each question has so far: more, where not all of
+                a prompt's keys were kept.
             dtype: the layers'.
             max_positions: see `Prefill`.
         """
@@ -230,7 +261,7 @@ class Decode(BaseInferenceContext):
         start = 0
         for shelf, of_rows in lengths:
             width = min(-(-(max(of_rows) + 1) // WIDTH_BLOCK) * WIDTH_BLOCK, shelf.length)
-            here = positions[start : start + len(of_rows)]
+            here = places[start : start + len(of_rows)]
             columns = torch.arange(width, device=positions.device)
             unseen = columns[None] > here[:, None]
             # As numbers: of a mask of bits each layer would make these anew.
@@ -274,8 +305,8 @@ def _attend(
     """[n, h, d]. The query heads of a key/value head are its queries, so that each is read once."""
     keys = step.shelf.keys[layer.layer_number]
     values = step.shelf.values[layer.layer_number]
-    keys[step.rows, :, step.positions] = key_ngd
-    values[step.rows, :, step.positions] = value
+    keys[step.rows, :, step.places] = key_ngd
+    values[step.rows, :, step.places] = value
     num_rows, num_groups, width = len(step.rows), key_ngd.shape[1], step.mask.shape[-1]
     out_ngrd = functional.scaled_dot_product_attention(
         query_nhd.unflatten(1, (num_groups, -1)),
