@@ -84,7 +84,7 @@ def said_number(answer: str) -> float | None:
     numbers = _numbers_in(answer)
     if numbers:
         return numbers[-1]
-    known = _NUMBER_WORDS.split()
+    known: list[str] = [*_NUMBER_WORDS.split()]
     words = [word for word in re.findall(r"[a-z]+", answer.lower()) if word in known]
     return float(known.index(words[-1])) if words else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -69,8 +68,8 @@ def build_language_model(
     return model
 
 
-def _scale_rotation(language: LanguageConfig, rotary: RotaryEmbedding) -> None:
-    """Megatron-core's own formula; `GPTModel` passes it the factor alone."""
+def _scale_rotation(language: LanguageConfig, rotary: Any) -> None:
+    """Of a `RotaryEmbedding`, by Megatron-core's formula; `GPTModel` passes it the factor alone."""
     scaling = language.rope_scaling
     if scaling is not None:
         rotary.inv_freq = rotary._apply_scaling(
