@@ -41,12 +41,13 @@ def step(config, parallel: Parallel, freeze: bool = False) -> tuple[dict, Counte
         if isinstance(module, (TransformerLayer, SdpaAttention)):
             module.register_forward_hook(lambda *_, name=name: calls.update([name]))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    # Held, so that no address is given to another; what is discarded later has no bytes then.
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     peak = 0
@@ -54,7 +55,7 @@ def step(config, parallel: Parallel, freeze: bool = False) -> tuple[dict, Counte
     def forget(tensor):
         # The first tensor that the backward pass asks for: all that is kept is in `kept`.
         nonlocal peak
-        peak = peak or sum(kept.values())
+        peak = peak or sum(storage.nbytes() for storage in kept.values())
         return tensor
 
     chunks = layout_steps.wrapped([model])

@@ -327,7 +327,7 @@ def test_a_key_is_asked_for(checkpoint: Path, tmp_path: Path):
 def end_with_an_open_answer(served: Served, number: signal.Signals, **settings: Any) -> None:
     """The open one gets its end, then the server ends."""
     client = served.client(settings.pop("key", "any"))
-    settings = {"model": MODEL, "messages": WITH_IMAGE, "max_tokens": 100, **settings}
+    settings = {"model": MODEL, "messages": WITH_IMAGE, "max_tokens": 40, **settings}
     expected = client.chat.completions.create(**settings).choices[0].message.content
     stream = client.chat.completions.create(**settings, stream=True)
     next(stream)

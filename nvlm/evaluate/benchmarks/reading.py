@@ -18,13 +18,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from nvlm.errors import DataError
 from nvlm.evaluate.benchmarks.entry import ImageSource
+
+# Imported by those who read such files: every training knows of the benchmarks.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _BATCH_ROWS = 1000
 # As Hugging Face names the files of a split, with a hash in older repositories.
@@ -232,6 +234,9 @@ def parquet_rows(
             either. Empty: none is read.
         image_columns: columns of one image each, which may be empty, as `Row.by_column` gives them.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
@@ -280,6 +285,8 @@ def _rows_of_parquet(
 
 def _list_leaf(file: pq.ParquetFile, column: str) -> str | None:
     """What to read of a column of lists to learn how long they are; None: it has no lists."""
+    import pyarrow as pa
+
     kind = file.schema_arrow.field(column).type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return None
@@ -296,6 +303,8 @@ def _small_leaf(file: pq.ParquetFile, column: str) -> str:
 def _parquet_image(
     path: Path, column: str, group: int, row: int, position: int, where: str
 ) -> bytes:
+    import pyarrow as pa
+
     try:
         value = _image_column(path, column, group)[row].as_py()
     except (pa.ArrowException, OSError) as error:
@@ -310,6 +319,8 @@ def _parquet_image(
 
 @lru_cache(maxsize=2)  # questions come in the files' order: a row group is read once
 def _image_column(path: Path, column: str, group: int) -> pa.ChunkedArray:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=[column]).column(0)
 
