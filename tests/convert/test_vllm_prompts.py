@@ -5,6 +5,7 @@ What vLLM gave stands in tests/golden/vllm_prompts.json (see helpers/vllm_prompt
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -35,14 +36,19 @@ def _stage(image_boundary: str) -> StageConfig:
     return convert_config(f"stage.image_boundary={image_boundary}").stage
 
 
-def _trained(tokenizer, image_boundary: str, name: str) -> list[int]:
-    encoder = SampleEncoder(
+@cache  # a vocabulary of Qwen's size takes seconds to read
+def _sample_encoder(tokenizer, image_boundary: str) -> SampleEncoder:
+    return SampleEncoder(
         ChatTokenizer(tokenizer, PLACEHOLDER),
         visual=VisualLayout("1d", True, 6, 112, TOKENS_PER_TILE),
         image_boundary=image_boundary,
         system_message="Answer the questions.",
     )
+
+
+def _trained(tokenizer, image_boundary: str, name: str) -> list[int]:
     turns = PROMPTS[name]
+    encoder = _sample_encoder(tokenizer, image_boundary)
     ids, _ = encoder.encode_prompt(vllm_prompts.messages(turns), vllm_prompts.grids(turns))
     return ids.tolist()
 
@@ -51,11 +57,16 @@ def _num_tiles(name: str) -> list[int]:
     return [c * r + (c * r > 1) for c, r in vllm_prompts.grids(PROMPTS[name])]
 
 
-def _chat(tokenizer, image_boundary: str, name: str) -> list[int]:
-    """As `chat` of an export has it; a system turn of its own is an argument there."""
+@cache
+def _prompt_encoder(tokenizer, image_boundary: str) -> PromptEncoder:
     settings = {"image_boundary": image_boundary, "tile_tags": "1d", "use_thumbnail": True}
     config = SimpleNamespace(image_token=PLACEHOLDER, max_dynamic_patch=6, **settings)
-    encoder = PromptEncoder(tokenizer, config, TOKENS_PER_TILE)
+    return PromptEncoder(tokenizer, config, TOKENS_PER_TILE)
+
+
+def _chat(tokenizer, image_boundary: str, name: str) -> list[int]:
+    """As `chat` of an export has it; a system turn of its own is an argument there."""
+    encoder = _prompt_encoder(tokenizer, image_boundary)
     turns = vllm_prompts.messages(PROMPTS[name])
     system = "Answer the questions."
     if turns[0]["role"] == "system":

@@ -28,8 +28,10 @@ def test_a_run_that_can_start(demo_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
     """No disk here holds two checkpoints of the 72B, and none of its folders is there."""
+    # The hub's client tries a network that is not there for half a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = load_config(
         RUNS / "nvlm_d_72b/sft.yaml",
         [f"run.dir={tmp_path / 'run'}", f"data.root={tmp_path}", "checkpoint.load=nowhere"],
