@@ -10,6 +10,7 @@ from helpers.spawn import run_program_or_fail
 
 
 @pytest.mark.parallel
+@pytest.mark.slow
 def test_ranks_wait_for_the_slowest_writer(tmp_path: Path):
     program = slow_disk.__file__
     printed = run_program_or_fail(
