@@ -30,8 +30,8 @@ VLLM_BOUNDARIES = {
     "merged": (
         "trained with stage.image_boundary merged: the end of `</Image>` and the newline after it "
         "are one token, as vLLM up to 0.28 feeds them; vLLM from 0.29 on feeds two, which changes "
-        "answers (17 of the 210 of our demo); and none takes a question that begins with a newline "
-        "or an image in the middle of a line: serve it with transformers, or with vLLM up to 0.28"
+        "answers; and none takes a question that begins with a newline or an image in the middle "
+        "of a line: serve it with transformers, or with vLLM up to 0.28"
     ),
     "separate": (
         "trained with stage.image_boundary separate: `<Image>` and the first tile tag were "

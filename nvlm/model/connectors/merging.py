@@ -1,8 +1,8 @@
 """Fewer tokens of a tile, by merging those that are alike. Nothing is trained for it.
 
 Before a language model reads them, as AIM does (Zhong et al. 2024, arXiv 2412.03248, its merging
-before the LLM), with the bipartite soft matching of ToMe (Bolya et al. 2023, arXiv 2210.09461,
-section 3): tokens in turns belong to two sets, each token of the first finds the one of the second
+before the LLM), with the bipartite soft matching of ToMe (Bolya et al. 2023, arXiv 2210.09461):
+tokens in turns belong to two sets, each token of the first finds the one of the second
 that is most like it, and the most alike of these pairs become one token each. A round merges at
 most half of the tokens; there are as many rounds as it takes.
 

@@ -1,9 +1,10 @@
 """Fewer cached keys and values of a prompt, chosen by attention. Nothing is trained for it.
 
-As LOOK-M does (Wan et al. 2024, arXiv 2406.18139, sections 3.1 to 3.3): text comes before images,
-the end of the prompt before what is far, and what the prompt's own queries attended to most before
-the rest. Each evicted key is merged into the kept one that it is most like, and its value into that
-one's value: the paper's pivotal merging, in which what is merged is half the kept one already.
+As LOOK-M does (Wan et al. 2024, arXiv 2406.18139): text comes before images, the end of the prompt
+before what is far (how much of it is our choice), and what the prompt's own queries attended to
+most before the rest. Each evicted key is merged into the kept one that it is most like, and its
+value into that one's value: the paper's pivotal merging, in which what is merged is half the kept
+one already.
 
 Shape suffixes: g key/value heads, r query heads of each, s tokens of the prompt, k kept ones,
 e evicted ones of a block, d channels per head.
