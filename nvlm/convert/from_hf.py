@@ -37,6 +37,7 @@ from nvlm.convert.tables.projector import projector_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.sizes.parameters import PROJECTOR
+from nvlm.sizes.row import Parameter, Place
 
 
 def convert_from_hf(
@@ -92,7 +93,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
     rules = [rule for source in sources for rule in source.rules]
     if not any(rule.parameter.component == PROJECTOR for rule in rules):
         new = projector_rules(config.model)
-        chunks += [_random_chunk(rule, config, dtype) for rule in new]
+        chunks += [random_chunk(rule.parameter, Place(), config, dtype) for rule in new]
         rules += new
     num_bytes = sum(chunk.num_bytes for chunk in chunks)
     assert num_bytes == num_parameters(rules) * dtype.itemsize, "chunks do not cover the tensors"
@@ -110,7 +111,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
             on_main_rank(lambda: write_origins(folder, origins))
 
         replace_checkpoint(out, write, config)
-        num_tensors = sum(rule.num_layers or 1 for rule in rules)
+        num_tensors = sum(rule.parameter.num_tensors for rule in rules)
         watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
     for source in sources:
         for note in notes(source.folder, config):
@@ -125,55 +126,46 @@ def _source_chunks(source: Source, dtype: torch.dtype) -> Iterator[Chunk]:
         if is_stack(entry[0]):
             yield from _row_chunks(entry, source.folder, dtype, read_buffer)
         else:
-            rule, layer = entry
-            make = partial(_joined, rule, layer, source.folder, dtype)
-            yield _chunk(rule, layer, 0, rule.shape[0], dtype, make)
+            rule, place = entry
+            make = partial(_joined, rule, place, source.folder, dtype)
+            yield stacked_chunk(rule.parameter, place, 0, rule.shape[0], dtype, make)
 
 
 def _row_chunks(
     entry: Entry, folder: HfFolder, dtype: torch.dtype, buffer: Buffer
 ) -> Iterator[Chunk]:
-    rule, layer = entry
-    for template, first, _ in source_rows(rule):
-        name = template.format(layer=layer)
+    rule, place = entry
+    for name, (_, first, _) in zip(rule.names(place), source_rows(rule), strict=True):
         for start, stop in row_blocks(folder.shape(name), dtype):
             make = partial(_rows, folder, name, start, stop, dtype, buffer)
-            yield _chunk(rule, layer, first + start, first + stop, dtype, make)
+            rows = (first + start, first + stop)
+            yield stacked_chunk(rule.parameter, place, *rows, dtype, make)
 
 
-def _random_chunk(rule: Rule, config: RunConfig, dtype: torch.dtype) -> Chunk:
+def random_chunk(row: Parameter, place: Place, config: RunConfig, dtype: torch.dtype) -> Chunk:
     """A tensor as training would draw it."""
 
     def make() -> Tensor:
         from nvlm.model.parts.initialize import initial_tensor
 
-        return initial_tensor(config.train.seed, rule.parameter, None).to(dtype)
+        return initial_tensor(config.train.seed, row, place).to(dtype)
 
-    return _chunk(rule, None, 0, rule.shape[0], dtype, make)
+    return stacked_chunk(row, place, 0, row.shape[0], dtype, make)
 
 
-def _chunk(
-    rule: Rule,
-    layer: int | None,
+def stacked_chunk(
+    row: Parameter,
+    place: Place,
     start: int,
     stop: int,
     dtype: torch.dtype,
     make: Callable[[], Tensor],
 ) -> Chunk:
-    """Rows `start` to `stop` of the tensor of `rule`; `make` returns them without a layer axis."""
-    shape, offsets = rule.shape, (start, *(0 for _ in rule.shape[1:]))
-    sizes = (stop - start, *rule.shape[1:])
-    if layer is None:
-        return Chunk(rule.key, shape, offsets, sizes, dtype, make)
-    assert rule.num_layers is not None
-    return Chunk(
-        rule.key,
-        (rule.num_layers, *shape),
-        (layer, *offsets),
-        (1, *sizes),
-        dtype,
-        lambda: make().unsqueeze(0),
-    )
+    """Rows `start` to `stop` of the tensor of `row` at `place`, which `make` returns."""
+    stack, rest = row.stack_shape, row.shape[1:]
+    sizes = (*(1 for _ in stack), stop - start, *rest)
+    offsets = (*row.offsets(place), start, *(0 for _ in rest))
+    return Chunk(row.key, (*stack, *row.shape), offsets, sizes, dtype, lambda: make().view(sizes))
 
 
 def _rows(
@@ -182,5 +174,5 @@ def _rows(
     return as_dtype(folder.read_rows(name, start, stop), dtype, buffer)
 
 
-def _joined(rule: Rule, layer: int | None, folder: HfFolder, dtype: torch.dtype) -> Tensor:
-    return to_megatron(rule, layer, folder.read, folder.path).to(dtype)
+def _joined(rule: Rule, place: Place, folder: HfFolder, dtype: torch.dtype) -> Tensor:
+    return to_megatron(rule, place, folder.read, folder.path).to(dtype)

@@ -63,17 +63,17 @@ def _data(tensor: ShardedTensor) -> Tensor:
 
 
 def _fill(rule: Rule, tensor: ShardedTensor, folder: HfFolder, maps: dict[str, Tensor]) -> None:
-    layer = tensor.global_offset[0] if tensor.prepend_axis_num else None
+    place = rule.parameter.place(tensor.global_offset[: tensor.prepend_axis_num])
     here = tensor.global_slice()[tensor.prepend_axis_num :]
     target = _data(tensor).view(tensor.local_shape)
     if rule.parameter.zero_heads is not None:
-        target.copy_(to_megatron(rule, layer, folder.read, folder.path)[here])
+        target.copy_(to_megatron(rule, place, folder.read, folder.path)[here])
         return
     if rule.key not in maps:
         maps[rule.key] = _row_map(rule)
     rows, *columns = here
     filled = 0
-    for name, start, stop in _runs(rule.names(layer), rule.sources, maps[rule.key][rows]):
+    for name, start, stop in _runs(rule.names(place), rule.sources, maps[rule.key][rows]):
         block = folder.read_rows(name, start, stop)[(slice(None), *columns)]
         target[filled : filled + len(block)].copy_(block)
         filled += len(block)

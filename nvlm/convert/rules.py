@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nvlm.errors import ConvertError
-from nvlm.sizes.row import Parameter, Shape
+from nvlm.sizes.row import Parameter, Place, Shape
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Rule:
     """One Megatron-core tensor and the Hugging Face tensors that it is made of.
 
     parameter: its row in the table of parameters.
-    sources: Hugging Face name -> shape; names of layers contain `{layer}`.
+    sources: Hugging Face name -> shape; names of layers contain `{layer}`, those of experts
+        `{expert}` too.
     """
 
     parameter: Parameter
@@ -65,15 +66,11 @@ class Rule:
 
     @property
     def shape(self) -> Shape:
-        """Of the Megatron-core tensor, of one layer."""
+        """Of the Megatron-core tensor, of one place."""
         return self.parameter.shape
 
-    @property
-    def num_layers(self) -> int | None:
-        return self.parameter.num_layers
-
-    def names(self, layer: int | None) -> list[str]:
-        return [name.format(layer=layer) for name in self.sources]
+    def names(self, place: Place) -> list[str]:
+        return [name.format(**place._asdict()) for name in self.sources]
 
 
 def rules_of(
@@ -98,41 +95,41 @@ def rules_of(
 
 
 def to_megatron(
-    rule: Rule, layer: int | None, read: Callable[[str], Tensor], origin: object = "the source"
+    rule: Rule, place: Place, read: Callable[[str], Tensor], origin: object = "the source"
 ) -> Tensor:
     """The whole Megatron-core tensor of `rule`, in the data type that `read` returns.
 
     Raises:
         ConvertError: heads that should be zero are not; `origin` is where the message says so.
     """
-    tensor = rule.layout.join([read(name) for name in rule.names(layer)])
+    tensor = rule.layout.join([read(name) for name in rule.names(place)])
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
-    check_zero_heads(rule, layer, tensor, origin)
+    check_zero_heads(rule, place, tensor, origin)
     return tensor
 
 
-def to_hugging_face(rule: Rule, layer: int | None, tensor: Tensor) -> dict[str, Tensor]:
+def to_hugging_face(rule: Rule, place: Place, tensor: Tensor) -> dict[str, Tensor]:
     """The Hugging Face tensors, by name, that the whole Megatron-core `tensor` consists of.
 
     Raises:
         ConvertError: heads that should be zero are not.
     """
     assert tensor.shape == rule.shape, (rule.key, tensor.shape, rule.shape)
-    check_zero_heads(rule, layer, tensor, "the checkpoint")
+    check_zero_heads(rule, place, tensor, "the checkpoint")
     parts = rule.layout.split(tensor)
     for part, shape in zip(parts, rule.sources.values(), strict=True):
         assert part.shape == shape, (rule.key, part.shape, shape)
-    return dict(zip(rule.names(layer), parts, strict=True))
+    return dict(zip(rule.names(place), parts, strict=True))
 
 
-def check_zero_heads(rule: Rule, layer: int | None, tensor: Tensor, origin: object) -> None:
+def check_zero_heads(rule: Rule, place: Place, tensor: Tensor, origin: object) -> None:
     """Raise `ConvertError` unless the stored heads beyond the real ones are zero in `tensor`."""
     if rule.parameter.zero_heads is None:
         return
     part = rule.parameter.zero_heads.of(tensor)
     if bool(part.any()):
         raise ConvertError(
-            f"{origin}: {', '.join(rule.names(layer))}: stored heads beyond "
+            f"{origin}: {', '.join(rule.names(place))}: stored heads beyond "
             f"model.vision.num_attention_heads must be zero, but hold values up to "
             f"{part.abs().max().item():.3g}: the heads are in another order, or were changed by a "
             "program that does not know of zero heads; start from weights of the real heads only"
@@ -142,10 +139,10 @@ def check_zero_heads(rule: Rule, layer: int | None, tensor: Tensor, origin: obje
 def expected_tensors(rules: Sequence[Rule]) -> dict[str, Shape]:
     """Every Hugging Face name that `rules` read, with its shape."""
     return {
-        name.format(layer=layer): shape
+        name: shape
         for rule in rules
-        for layer in rule.parameter.layers()
-        for name, shape in rule.sources.items()
+        for place in rule.parameter.places()
+        for name, shape in zip(rule.names(place), rule.sources.values(), strict=True)
     }
 
 

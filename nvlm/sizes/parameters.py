@@ -58,8 +58,8 @@ def parameters_by_key(model: ModelConfig) -> dict[str, Parameter]:
 
 
 def parameters_by_name(model: ModelConfig) -> dict[str, Parameter]:
-    """Name in the whole model, layer by layer -> row."""
-    return {row.name(layer): row for row in parameter_table(model) for layer in row.layers()}
+    """Name in the whole model, of each layer and expert -> row."""
+    return {row.name(place): row for row in parameter_table(model) for place in row.places()}
 
 
 def is_frozen(name: str, freeze: Iterable[str]) -> bool:

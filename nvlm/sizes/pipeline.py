@@ -56,11 +56,11 @@ def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Par
         wanted |= {"last", "first and last"}
     layers_here = chunk_layers(config, stage)[chunk]
     return {
-        row.name(layer): row
+        row.name(place): row
         for row in placed_parameters(config)
         if row.pipeline_stage in wanted
-        for layer in row.layers()
-        if row.pipeline_stage != "its layer's" or layer in layers_here
+        for place in row.places()
+        if row.pipeline_stage != "its layer's" or place.layer in layers_here
     }
 
 

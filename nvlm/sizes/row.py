@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Shape = tuple[int, ...]
+# Of Megatron-core: how a layer names one of its experts, and how checkpoints name them all.
+EXPERTS, STACKED_EXPERTS = ".experts.local_experts.", ".experts.experts."
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,29 @@ class ZeroHeads(NamedTuple):
         return tensor.narrow(self.axis, self.first, tensor.shape[self.axis] - self.first)
 
 
+class Place(NamedTuple):
+    """Which of the tensors of one row: the layer's, and of its experts which one's."""
+
+    layer: int | None = None
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f" of layer {self.layer}"
+        return layer if self.expert is None else f" of expert {self.expert}{layer}"
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A tensor of the model or, of a stack of layers, the same tensor of each.
 
     key: its name in checkpoints, which stack layers: `COMPONENT.NAME` without a layer's number.
-    shape: of the whole tensor, of one layer.
+    shape: of the whole tensor, of one layer, and of one of its experts.
     initial: what it is filled with before training.
     split_axis: the axis that tensor-parallel ranks share; None: each of them has all of it.
     num_layers: layers of the stack; None: no layer owns it.
+    layer_numbers: where not all layers of the component have it, those that do.
+    num_experts: experts of each layer; None: the layer's tensor is one. Expert-parallel ranks share
+        experts; each of them has all of an expert's tensors.
     pipeline_stage: the first, the last or both, every one, or that of the layer.
     zero_heads: where heads are stored that the model does not have.
     """
@@ -63,6 +79,8 @@ class Parameter:
     initial: Constant | Normal
     split_axis: int | None = None
     num_layers: int | None = None
+    layer_numbers: tuple[int, ...] | None = None
+    num_experts: int | None = None
     pipeline_stage: Literal["first", "last", "first and last", "every", "its layer's"] = "first"
     zero_heads: ZeroHeads | None = None
 
@@ -70,22 +88,56 @@ class Parameter:
     def component(self) -> str:
         return self.key.partition(".")[0]
 
-    def layers(self) -> Iterator[int | None]:
-        yield from [None] if self.num_layers is None else range(self.num_layers)
+    def places(self) -> Iterator[Place]:
+        """Each of its tensors, as checkpoints stack them."""
+        for layer in [None] if self.num_layers is None else self._layer_numbers():
+            for expert in [None] if self.num_experts is None else range(self.num_experts):
+                yield Place(layer, expert)
 
-    def name(self, layer: int | None) -> str:
+    def _layer_numbers(self) -> Sequence[int]:
+        return self.layer_numbers or range(self.num_layers or 0)
+
+    @property
+    def stack_shape(self) -> Shape:
+        """What checkpoints put before `shape`: the number of layers, and that of their experts."""
+        return tuple(size for size in (self.num_layers, self.num_experts) if size is not None)
+
+    def offsets(self, place: Place) -> Shape:
+        """Where the tensor of `place` is in the stack, one number for each of `stack_shape`."""
+        if place.layer is None:
+            return ()
+        index = self._layer_numbers().index(place.layer)
+        return (index,) if place.expert is None else (index, place.expert)
+
+    def place(self, offsets: Sequence[int]) -> Place:
+        """The inverse of `offsets`."""
+        if not offsets:
+            return Place()
+        layer, *expert = offsets
+        return Place(self._layer_numbers()[layer], *expert)
+
+    def name(self, place: Place) -> str:
         """The parameter's name in a model that one process holds, which freeze patterns match."""
-        return self.key if layer is None else self.key.replace(".layers.", f".layers.{layer}.", 1)
+        name = self.key
+        if place.layer is not None:
+            name = name.replace(".layers.", f".layers.{place.layer}.", 1)
+        if place.expert is not None:
+            name = name.replace(STACKED_EXPERTS, f"{EXPERTS}{place.expert}.", 1)
+        return name
 
     @property
     def size(self) -> int:
-        """Numbers in the tensor, of one layer."""
+        """Numbers in the tensor, of one place."""
         return math.prod(self.shape)
 
     @property
+    def num_tensors(self) -> int:
+        return math.prod(self.stack_shape)
+
+    @property
     def num_parameters(self) -> int:
-        """Of all layers."""
-        return self.size * (self.num_layers or 1)
+        """Of all layers and experts."""
+        return self.size * self.num_tensors
 
     @property
     def num_zero(self) -> int:

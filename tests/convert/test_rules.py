@@ -20,6 +20,7 @@ from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
 from nvlm.sizes.parameters import parameters_by_key
+from nvlm.sizes.row import Place
 
 
 def _numbered(shape: tuple[int, ...]) -> torch.Tensor:
@@ -37,7 +38,7 @@ def test_vision_queries_keys_and_values_interleave_by_head_and_zero_heads_are_ze
     model = small_folders.convert_config().model  # 5 heads of 32 channels, stored as 8
     rule = _rule(vision_rules(model, num_hf_heads=5), "linear_qkv.weight")
     assert rule.sources == {"encoder.layers.{layer}.attn.qkv.weight": (480, 160)}
-    joined = to_megatron(rule, 0, lambda name: _numbered((480, 160)))
+    joined = to_megatron(rule, Place(0), lambda name: _numbered((480, 160)))
     assert joined.shape == (768, 160)
     rows = joined[:, 0]
     # Head 1: queries at 32, keys at 160 + 32, values at 320 + 32.
@@ -51,7 +52,7 @@ def test_vision_export_layout_keeps_zero_heads_at_the_tail_of_each_block():
     rule = _rule(vision_rules(model, num_hf_heads=8), "linear_qkv.weight")
     per_head = _numbered((768, 160))
     per_head[480:] = 0
-    (exported,) = to_hugging_face(rule, 0, per_head).values()
+    (exported,) = to_hugging_face(rule, Place(0), per_head).values()
     for block in exported.view(3, 256, 160):
         assert not block[160:].any()
         assert block[1:160].any(dim=1).all()
@@ -66,7 +67,7 @@ def test_language_queries_keys_and_values_join_by_group():
         (part,) = [part for part in offsets if part in name]
         return _numbered(expected_tensors([rule])[name]) + offsets[part]
 
-    rows = to_megatron(rule, 0, read)[:, 0]
+    rows = to_megatron(rule, Place(0), read)[:, 0]
     group = torch.cat([torch.arange(48, 96), torch.arange(1024, 1048), torch.arange(2024, 2048)])
     assert rows[96:192].tolist() == group.tolist()
 
@@ -74,7 +75,7 @@ def test_language_queries_keys_and_values_join_by_group():
 def test_gate_comes_before_up():
     model = small_folders.convert_config().model
     rule = _rule(language_rules(model), "mlp.linear_fc1.weight")
-    joined = to_megatron(rule, 0, lambda name: torch.full((512, 192), float("gate" in name)))
+    joined = to_megatron(rule, Place(0), lambda name: torch.full((512, 192), float("gate" in name)))
     assert joined[:512].all()
     assert not joined[512:].any()
 
@@ -101,8 +102,8 @@ def test_every_rule_reads_back_what_it_wrote(overrides):
         tensor = torch.randn(rule.shape, generator=generator)
         if rule.parameter.zero_heads is not None:
             rule.parameter.zero_heads.of(tensor).zero_()
-        written = to_hugging_face(rule, 1, tensor)
-        assert torch.equal(to_megatron(rule, 1, written.get), tensor), rule.key
+        written = to_hugging_face(rule, Place(1), tensor)
+        assert torch.equal(to_megatron(rule, Place(1), written.get), tensor), rule.key
 
 
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
@@ -124,7 +125,7 @@ def test_variant_300m_reads_biases_and_no_qk_norm():
     assert not [name for name in shapes if "q_norm" in name or "k_norm" in name]
     # The bias is interleaved as the weight's rows are, with zeros for the zero heads.
     rule = _rule(vision_rules(model, num_hf_heads=5), "linear_qkv.bias")
-    bias = to_megatron(rule, 0, lambda name: _numbered((480,)))
+    bias = to_megatron(rule, Place(0), lambda name: _numbered((480,)))
     assert bias[96:192].tolist() == [*range(32, 64), *range(192, 224), *range(352, 384)]
     assert bias.shape == (768,) and not bias[480:].any()
 
@@ -139,11 +140,11 @@ def test_zero_heads_that_are_not_zero_are_refused(name, where):
     rules = vision_rules(model, num_hf_heads=8)
     name = f"encoder.layers.1.{name}"
     tensors = {name: torch.zeros(expected_tensors(rules)[name])}
-    (rule,) = [rule for rule in rules if name in rule.names(1)]
-    assert not to_megatron(rule, 1, tensors.get).any()
+    (rule,) = [rule for rule in rules if name in rule.names(Place(1))]
+    assert not to_megatron(rule, Place(1), tensors.get).any()
     tensors[name][where] = 0.25
     with pytest.raises(ConvertError, match=rf"{name}: stored heads beyond .* up to 0.25"):
-        to_megatron(rule, 1, tensors.get)
+        to_megatron(rule, Place(1), tensors.get)
 
 
 def test_full_size_has_the_published_number_of_parameters_and_names():

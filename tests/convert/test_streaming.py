@@ -112,10 +112,10 @@ def test_rows_of_a_stack_are_its_sources(converted):
     stacks = [rule for rule in export_rules(converted.config.model) if is_stack(rule)]
     assert any(len(rule.sources) > 1 for rule in stacks)
     for rule in stacks:
-        layer = next(rule.parameter.layers())
-        whole = to_megatron(rule, layer, tensors.__getitem__)
-        for name, first, last in source_rows(rule):
-            assert torch.equal(whole[first:last], tensors[name.format(layer=layer)]), name
+        place = next(rule.parameter.places())
+        whole = to_megatron(rule, place, tensors.__getitem__)
+        for name, (_, first, last) in zip(rule.names(place), source_rows(rule), strict=True):
+            assert torch.equal(whole[first:last], tensors[name]), name
 
 
 def test_files_are_those_of_the_official_library(tmp_path):

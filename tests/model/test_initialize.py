@@ -10,7 +10,7 @@ from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.model.nvlm_d import build_model
 from nvlm.model.parts import initialize
 from nvlm.model.parts.initialize import initial_tensor, initialize_weights
-from nvlm.sizes.row import Normal, Parameter
+from nvlm.sizes.row import Normal, Parameter, Place
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +70,21 @@ def test_zero_heads(initialized):
 def test_blocks_are_what_one_draw_gives(shape, block_size, monkeypatch):
     monkeypatch.setattr(initialize, "BLOCK_SIZE", block_size)
     row = Parameter("w", shape, Normal(0.02))
-    generator = initialize._generator(1, "w", 3)
+    generator = initialize._generator(1, "w", Place(3))
     whole = torch.empty(shape).normal_(0, 0.02, generator=generator)
-    assert torch.equal(initial_tensor(1, row, 3), whole)
+    assert torch.equal(initial_tensor(1, row, Place(3)), whole)
 
 
 def test_layers_and_seeds_differ():
     row = Parameter("language_model.decoder.layers.mlp.linear_fc1.weight", (8, 8), Normal(0.01))
-    first = initial_tensor(1234, row, 0)
-    assert torch.equal(first, initial_tensor(1234, row, 0))
-    assert not torch.equal(first, initial_tensor(1234, row, 1))
-    assert not torch.equal(first, initial_tensor(7, row, 0))
+    first = initial_tensor(1234, row, Place(0))
+    assert torch.equal(first, initial_tensor(1234, row, Place(0)))
+    assert not torch.equal(first, initial_tensor(1234, row, Place(1)))
+    assert not torch.equal(first, initial_tensor(1234, row, Place(0, 0)))
+    assert not torch.equal(
+        initial_tensor(1234, row, Place(0, 1)), initial_tensor(1234, row, Place(0, 0))
+    )
+    assert not torch.equal(first, initial_tensor(7, row, Place(0)))
 
 
 def test_pattern_limits_what_is_filled(parallel):

@@ -43,12 +43,11 @@ def test_zero_heads_stay_zero_through_training(parallel, variant, precision):
         ]
         training.take_step(StepBatch(micro_batches, [], {}))
 
-    vision = config.model.vision
     padded = [row for row in component_parameters(config.model, VISION) if row.zero_heads]
     assert len(padded) == {"6B": 4, "300M": 3}[variant]
     for row in padded:
-        for layer in range(vision.num_layers):
-            name = row.name(layer)
+        for place in row.places():
+            name = row.name(place)
             assert not torch.equal(parameters[name], before[name]), f"{name} did not train"
             zeros = row.zero_heads.of(parameters[name].detach())
             assert zeros.numel() and not zeros.any(), name
@@ -69,10 +68,10 @@ def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     stored = vision.num_stored_attention_heads
     settings = {**vision_values(vision), "num_stored_attention_heads": stored}
     exported = InternVisionModel(InternVisionConfig(**settings)).eval()
-    rules = [(r, n) for r in vision_rules(config.model, stored) for n in r.parameter.layers()]
+    rules = [(r, p) for r in vision_rules(config.model, stored) for p in r.parameter.places()]
     weights = {}
-    for rule, layer in rules:
-        weights |= to_hugging_face(rule, layer, parameters[rule.parameter.name(layer)].detach())
+    for rule, place in rules:
+        weights |= to_hugging_face(rule, place, parameters[rule.parameter.name(place)].detach())
     exported.load_state_dict(weights)
 
     generator = torch.Generator().manual_seed(1)
@@ -93,8 +92,8 @@ def test_exported_modelling_file_is_the_same_model(parallel, variant, measure):
     (result * weighting).sum().backward()
     gradients = {name: parameter.grad for name, parameter in exported.named_parameters()}
     worst = 0.0
-    for rule, layer in rules:
-        joined = rule.layout.join([gradients[name] for name in rule.names(layer)])
-        gradient = parameters[rule.parameter.name(layer)].grad
+    for rule, place in rules:
+        joined = rule.layout.join([gradients[name] for name in rule.names(place)])
+        gradient = parameters[rule.parameter.name(place)].grad
         worst = max(worst, float((joined - gradient).norm() / gradient.norm()))
     measure(f"{what}: gradients, worst tensor", truth, worst, 1e-5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nvlm.convert.rules import Rule
+from nvlm.sizes.row import Place
 
-# A rule and the layer of its stack that is meant; None for a tensor that no layer owns.
-Entry = tuple[Rule, int | None]
+# A rule and which of its tensors is meant.
+Entry = tuple[Rule, Place]
 
 
 def in_file_order(rules: Sequence[Rule]) -> list[Entry]:
@@ -16,12 +17,12 @@ def in_file_order(rules: Sequence[Rule]) -> list[Entry]:
     Hugging Face files are cut by layers, so that this reads and writes them from front to back.
     """
 
-    def place(entry: Entry) -> tuple[str, int]:
-        rule, layer = entry
-        return rule.parameter.component, -1 if layer is None else layer
+    def position(entry: Entry) -> tuple[str, int]:
+        rule, place = entry
+        return rule.parameter.component, -1 if place.layer is None else place.layer
 
-    entries = ((rule, layer) for rule in rules for layer in rule.parameter.layers())
-    return sorted(entries, key=place)
+    entries = ((rule, place) for rule in rules for place in rule.parameter.places())
+    return sorted(entries, key=position)
 
 
 def is_stack(rule: Rule) -> bool:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from nvlm.convert.blocks import Buffer, all_finite
 from nvlm.errors import CheckpointError, ConvertError
 from nvlm.safe_loading import DAMAGE, describe_damage, read_metadata
+from nvlm.sizes.row import Parameter, Place
 
 
 class CheckpointReader:
@@ -51,36 +52,36 @@ class CheckpointReader:
         return set(self._tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Of the whole tensor; for a stack of layers, their number first."""
+        """Of the whole tensor; for a stack, the numbers of layers and of experts first."""
         return tuple(self._tensors[key].size)
 
     def dtype(self, key: str) -> torch.dtype:
         return self._tensors[key].properties.dtype
 
     def row_blocks(
-        self, key: str, layer: int | None, start: int, stop: int
+        self, row: Parameter, place: Place, start: int, stop: int
     ) -> list[tuple[int, int]]:
         """Ranges that rows `start` to `stop` are stored in: no stored piece is in two of them."""
-        axis = 0 if layer is None else 1
-        pieces = self._pieces(key, layer)
+        axis = len(row.stack_shape)
+        pieces = self._pieces(row, place)
         inner = {piece.offsets[axis] for piece in pieces if start < piece.offsets[axis] < stop}
         edges = [start, *sorted(inner), stop]
         return list(pairwise(edges))
 
-    def read(self, key: str, layer: int | None, start: int, stop: int, buffer: Buffer) -> Tensor:
-        """Rows `start` to `stop` of a tensor, or of one layer of a stack, in `buffer`.
+    def read(self, row: Parameter, place: Place, start: int, stop: int, buffer: Buffer) -> Tensor:
+        """Rows `start` to `stop` of the tensor of `row` at `place`, in `buffer`.
 
         Raises:
             CheckpointError: a file is missing or damaged.
             ConvertError: a value is NaN or infinite.
         """
+        key, stack = row.key, row.offsets(place)
         offsets, sizes = [0] * len(self.shape(key)), list(self.shape(key))
-        axis = 0
-        if layer is not None:
-            offsets[0], sizes[0], axis = layer, 1, 1
-        offsets[axis], sizes[axis] = start, stop - start
+        axis = len(stack)
+        offsets[: axis + 1] = [*stack, start]
+        sizes[: axis + 1] = [*(1 for _ in stack), stop - start]
         region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        stored = replace(self._tensors[key], chunks=self._pieces(key, layer))
+        stored = replace(self._tensors[key], chunks=self._pieces(row, place))
         target = buffer.take(tuple(sizes), self.dtype(key))
         items = create_read_items_for_chunk_list(key, stored, [region])
         try:
@@ -95,16 +96,20 @@ class CheckpointReader:
                 f"{self.checkpoint}: {key} has only {covered} of {target.numel()} values"
             )
         if not all_finite(target):
-            where = "" if layer is None else f" of layer {layer}"
-            raise ConvertError(f"{self.checkpoint}: {key}{where} holds NaN or infinite values")
-        return target if layer is None else target.squeeze(0)
+            raise ConvertError(f"{self.checkpoint}: {key}{place} holds NaN or infinite values")
+        return target.view(target.shape[axis:])
 
-    def _pieces(self, key: str, layer: int | None) -> list[ChunkStorageMetadata]:
-        """The stored pieces of a tensor, or of one layer of a stack."""
-        pieces = self._tensors[key].chunks
-        if layer is None:
-            return pieces
-        return [p for p in pieces if p.offsets[0] <= layer < p.offsets[0] + p.sizes[0]]
+    def _pieces(self, row: Parameter, place: Place) -> list[ChunkStorageMetadata]:
+        """The stored pieces of the tensor of `row` at `place`."""
+        stack = row.offsets(place)
+        return [
+            piece
+            for piece in self._tensors[row.key].chunks
+            if all(
+                first <= offset < first + size
+                for offset, first, size in zip(stack, piece.offsets, piece.sizes, strict=False)
+            )
+        ]
 
 
 class _RegionPlanner(DefaultLoadPlanner):

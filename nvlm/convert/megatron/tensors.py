@@ -14,14 +14,15 @@ from nvlm.convert.megatron.entries import in_file_order, is_stack, source_rows
 from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import Rule, to_hugging_face
 from nvlm.errors import ConvertError
+from nvlm.sizes.row import Place
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Origin:
     """Where a Hugging Face tensor is; `rows` of the Megatron-core tensor if that is a stack."""
 
     rule: Rule
-    layer: int | None
+    place: Place
     shape: tuple[int, ...]
     rows: tuple[int, int] | None
 
@@ -38,33 +39,33 @@ class CheckpointTensors:
         self.path = checkpoint
         self._reader = CheckpointReader(checkpoint)
         self._check_shapes(rules)
-        self._places = {
-            name.format(layer=layer): place
-            for rule, layer in in_file_order(rules)
-            for name, place in _places(rule, layer)
+        self._origins = {
+            name: origin
+            for rule, place in in_file_order(rules)
+            for name, origin in zip(rule.names(place), _origins(rule, place), strict=True)
         }
         self._rows = Buffer()
         # What was split last: the tensors of one rule are asked for one after the other.
         self._whole = Buffer()
-        self._split_key: tuple[str, int | None] | None = None
+        self._split_key: tuple[str, Place] | None = None
         self._split: dict[str, Tensor] = {}
 
     def names(self) -> list[str]:
-        return list(self._places)
+        return list(self._origins)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._places[name].shape
+        return self._origins[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._reader.dtype(self._places[name].rule.key)
+        return self._reader.dtype(self._origins[name].rule.key)
 
     def row_blocks(self, name: str) -> list[tuple[int, int]]:
         """The ranges of rows to read one after the other: none reads a stored piece twice."""
-        place = self._places[name]
-        if place.rows is None:
-            return [(0, place.shape[0])]
-        first, last = place.rows
-        blocks = self._reader.row_blocks(place.rule.key, place.layer, first, last)
+        origin = self._origins[name]
+        if origin.rows is None:
+            return [(0, origin.shape[0])]
+        first, last = origin.rows
+        blocks = self._reader.row_blocks(origin.rule.parameter, origin.place, first, last)
         return _merged([(start - first, stop - first) for start, stop in blocks], self, name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -74,22 +75,23 @@ class CheckpointTensors:
             CheckpointError: the checkpoint is damaged.
             ConvertError: a value is NaN or infinite, or stored heads that should be zero are not.
         """
-        place = self._places[name]
-        rule, layer = place.rule, place.layer
-        if place.rows is not None:
-            first = place.rows[0]
-            return self._reader.read(rule.key, layer, first + start, first + stop, self._rows)
-        if self._split_key != (rule.key, layer):
+        origin = self._origins[name]
+        rule, place = origin.rule, origin.place
+        if origin.rows is not None:
+            first = origin.rows[0]
+            rows = (first + start, first + stop)
+            return self._reader.read(rule.parameter, place, *rows, self._rows)
+        if self._split_key != (rule.key, place):
             self._split_key, self._split = None, {}
-            whole = self._reader.read(rule.key, layer, 0, rule.shape[0], self._whole)
-            self._split = to_hugging_face(rule, layer, whole)
-            self._split_key = (rule.key, layer)
+            whole = self._reader.read(rule.parameter, place, 0, rule.shape[0], self._whole)
+            self._split = to_hugging_face(rule, place, whole)
+            self._split_key = (rule.key, place)
         return self._split[name][start:stop]
 
     def _check_shapes(self, rules: Sequence[Rule]) -> None:
         problems = []
         for rule in rules:
-            expected = rule.shape if rule.num_layers is None else (rule.num_layers, *rule.shape)
+            expected = (*rule.parameter.stack_shape, *rule.shape)
             if rule.key not in self._reader:
                 problems.append(f"{rule.key} {list(expected)} is missing")
             elif self._reader.shape(rule.key) != expected:
@@ -100,13 +102,13 @@ class CheckpointTensors:
             raise ConvertError(f"{self.path}: tensors do not fit its config: {'; '.join(problems)}")
 
 
-def _places(rule: Rule, layer: int | None) -> list[tuple[str, _Place]]:
+def _origins(rule: Rule, place: Place) -> list[_Origin]:
     if is_stack(rule):
         return [
-            (name, _Place(rule, layer, rule.sources[name], (first, last)))
+            _Origin(rule, place, rule.sources[name], (first, last))
             for name, first, last in source_rows(rule)
         ]
-    return [(name, _Place(rule, layer, shape, None)) for name, shape in rule.sources.items()]
+    return [_Origin(rule, place, shape, None) for shape in rule.sources.values()]
 
 
 def _merged(

@@ -25,7 +25,7 @@ from nvlm.checkpoint_shares import sharded_tensors, shares
 from nvlm.config.schema import RunConfig
 from nvlm.parallel.groups import Parallel
 from nvlm.sizes.parameters import parameters_by_key
-from nvlm.sizes.row import Constant, Parameter
+from nvlm.sizes.row import Constant, Parameter, Place
 
 # Numbers that are drawn at a time: 16 MB.
 BLOCK_SIZE = 2**22
@@ -43,10 +43,10 @@ class _Placed(Protocol):
 
 @dataclass(frozen=True)
 class _Whole:
-    """A global tensor, of one layer, and what this rank holds of it: a SwiGLU's rows are two."""
+    """A global tensor, of one place, and what this rank holds of it: a SwiGLU's rows are two."""
 
     row: Parameter
-    layer: int | None
+    place: Place
     held: list[ShardedTensor]
 
     @property
@@ -74,17 +74,18 @@ def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") ->
     Every rank of the pipeline stage calls this; each draws as many numbers as the others.
     """
     table = parameters_by_key(config.model)
-    held: dict[tuple[str, int | None], list[ShardedTensor]] = {}
+    held: dict[tuple[str, Place], list[ShardedTensor]] = {}
     for shard in sharded_tensors(model.sharded_state_dict()):
         if fnmatchcase(shard.key, pattern):
-            layer = shard.global_offset[0] if shard.prepend_axis_num else None
-            assert table[shard.key].shape == shard.global_shape[shard.prepend_axis_num :], shard
-            held.setdefault((shard.key, layer), []).append(shard)
+            row = table[shard.key]
+            assert (*row.stack_shape, *row.shape) == shard.global_shape, shard
+            place = row.place(shard.global_offset[: shard.prepend_axis_num])
+            held.setdefault((shard.key, place), []).append(shard)
     random = []
-    for (key, layer), shards in held.items():
-        whole = _Whole(table[key], layer, shards)
+    for (key, place), shards in held.items():
+        whole = _Whole(table[key], place, shards)
         if isinstance(whole.row.initial, Constant):
-            whole.fill(0, initial_tensor(config.train.seed, whole.row, layer))
+            whole.fill(0, initial_tensor(config.train.seed, whole.row, place))
         else:
             random.append(whole)
     _draw(random, config.train.seed, model.parallel.groups.tp_dp_cp)
@@ -97,7 +98,7 @@ def _draw(tensors: Sequence[_Whole], seed: int, group: dist.ProcessGroup) -> Non
     for whole, rank in zip(tensors, drawers, strict=True):
         plans[rank] += [(whole, start, stop) for start, stop in _blocks(whole.row.shape)]
     mine = (t for t, rank in zip(tensors, drawers, strict=True) if rank == group.rank())
-    drawn = chain.from_iterable(_drawn_blocks(seed, t.row, t.layer) for t in mine)
+    drawn = chain.from_iterable(_drawn_blocks(seed, t.row, t.place) for t in mine)
     for blocks in zip_longest(*plans):
         own = next(drawn) if blocks[group.rank()] else None
         for rank, block in enumerate(blocks):
@@ -115,24 +116,20 @@ def _draw(tensors: Sequence[_Whole], seed: int, group: dist.ProcessGroup) -> Non
             whole.fill(start, rows)
 
 
-def initial_tensor(seed: int, parameter: Parameter, layer: int | None) -> Tensor:
-    """The whole fp32 tensor that `parameter` begins as, whatever rank asks.
-
-    Args:
-        layer: layer of the tensor within its transformer block; None outside of one.
-    """
+def initial_tensor(seed: int, parameter: Parameter, place: Place) -> Tensor:
+    """The whole fp32 tensor that `parameter` begins as, whatever rank asks."""
     if isinstance(parameter.initial, Constant):
         tensor = torch.full(parameter.shape, parameter.initial.value)
         if parameter.zero_heads is not None:
             parameter.zero_heads.of(tensor).zero_()
         return tensor
-    return torch.cat([*_drawn_blocks(seed, parameter, layer)])
+    return torch.cat([*_drawn_blocks(seed, parameter, place)])
 
 
-def _drawn_blocks(seed: int, parameter: Parameter, layer: int | None) -> Iterator[Tensor]:
+def _drawn_blocks(seed: int, parameter: Parameter, place: Place) -> Iterator[Tensor]:
     """The rows of a random tensor, fp32: the numbers that drawing it at once would give."""
     assert not isinstance(parameter.initial, Constant)
-    generator, zero_heads = _generator(seed, parameter.key, layer), parameter.zero_heads
+    generator, zero_heads = _generator(seed, parameter.key, place), parameter.zero_heads
     for start, stop in _blocks(parameter.shape):
         rows = torch.empty(stop - start, *parameter.shape[1:])
         rows.normal_(0, parameter.initial.deviation, generator=generator)
@@ -158,7 +155,9 @@ def _blocks(shape: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], shape[0]], strict=True))
 
 
-def _generator(seed: int, key: str, layer: int | None) -> torch.Generator:
-    name = f"{seed}:{key}:{layer}"
+def _generator(seed: int, key: str, place: Place) -> torch.Generator:
+    name = f"{seed}:{key}:{place.layer}"
+    if place.expert is not None:
+        name += f":{place.expert}"
     digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
