@@ -44,7 +44,7 @@ QWEN2_7B = [
     "model.language.num_query_groups=4",
     "model.language.vocab_size=152064",
     "model.language.share_embeddings_and_output_weights=false",
-    "model.projector.ffn_hidden_size=18944",
+    "model.connector.ffn_hidden_size=18944",
 ]
 OVERRIDES = {"small": [TOKENIZER], "large": [TOKENIZER, *QWEN2_7B]}
 BYTES_PER_FILE = 4 * 10**9

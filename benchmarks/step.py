@@ -47,7 +47,7 @@ MEDIUM = [
     "model.vision.ffn_hidden_size=2048",
     "model.vision.num_attention_heads=8",
     "model.vision.num_stored_attention_heads=8",
-    "model.projector.ffn_hidden_size=1408",
+    "model.connector.ffn_hidden_size=1408",
     "model.language.num_layers=6",
     "model.language.hidden_size=512",
     "model.language.ffn_hidden_size=1408",
@@ -66,7 +66,7 @@ def micro_batches(config: RunConfig) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(0)
     vocabulary, batches = config.model.language.vocab_size, []
     for _ in range(config.train.global_batch_size):
-        image_mask = torch.arange(length)[None] < NUM_TILES * vision.num_tokens_per_tile
+        image_mask = torch.arange(length)[None] < NUM_TILES * config.model.num_tokens_per_tile
         labels = torch.randint(0, vocabulary, (1, length), generator=generator)
         shape = (NUM_TILES, 3, vision.image_size, vision.image_size)
         batches.append(
@@ -142,7 +142,7 @@ def bare_model(config: RunConfig, parallel: Parallel) -> Any:
     from megatron.core.models.vision.vit_layer_specs import get_vit_layer_with_local_spec
     from megatron.core.transformer.module import MegatronModule
 
-    from nvlm.model.connectors.mlp import pixel_shuffle
+    from nvlm.model.parts.pixel_shuffle import pixel_shuffle
     from nvlm.model.parts.transformer_config import (
         language_transformer_config,
         vision_transformer_config,
@@ -163,11 +163,12 @@ def bare_model(config: RunConfig, parallel: Parallel) -> Any:
                 model_subtype="internvit",
                 pg_collection=groups,
             )
+            token_size = sizes.connector.token_size(sizes.connector_sizes)
             self.projector = nn.Sequential(
-                nn.LayerNorm(sizes.vision.token_size),
-                nn.Linear(sizes.vision.token_size, sizes.projector.ffn_hidden_size, bias=False),
+                nn.LayerNorm(token_size),
+                nn.Linear(token_size, sizes.connector.ffn_hidden_size, bias=False),
                 nn.GELU(),
-                nn.Linear(sizes.projector.ffn_hidden_size, sizes.language.hidden_size, bias=False),
+                nn.Linear(sizes.connector.ffn_hidden_size, sizes.language.hidden_size, bias=False),
             )
             self.language = GPTModel(
                 settings,

@@ -80,7 +80,7 @@ def build_report(
         subtitle=(
             f"A tiny NVLM-D ({model.vision.num_layers}-layer InternViT, "
             f"{model.language.num_layers}-layer Qwen2, tiles of {model.vision.image_size} px and "
-            f"{model.vision.num_tokens_per_tile} tokens) trained with Megatron-core, exported to "
+            f"{model.num_tokens_per_tile} tokens) trained with Megatron-core, exported to "
             f"Hugging Face format, and asked {len(questions)} held-out questions."
         ),
         stages=stages,
@@ -210,7 +210,7 @@ def _gallery(
                 answers=[(name, by_sample[identity]) for name, by_sample in answers],
                 export_agrees=identity not in different,
                 pictures=[_picture(image, config) for image in files],
-                num_tokens_per_tile=config.model.vision.num_tokens_per_tile,
+                num_tokens_per_tile=config.model.num_tokens_per_tile,
                 image_token=config.model.image_token,
             )
         )

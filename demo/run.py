@@ -166,7 +166,7 @@ def _introduce(console: Console, pretrain: RunConfig, sft: RunConfig, paths: Pat
         f"Trains a tiny NVLM-D with Megatron-core on this machine, on {NUM_PROCESSES} processes "
         f"with tensor parallelism {NUM_PROCESSES}: an InternViT of {model.vision.num_layers} "
         f"layers reads tiles of {model.vision.image_size} pixels, a projector turns each into "
-        f"{model.vision.num_tokens_per_tile} tokens, a Qwen2 of {model.language.num_layers} layers "
+        f"{model.num_tokens_per_tile} tokens, a Qwen2 of {model.language.num_layers} layers "
         f"answers. {pretrain.train.steps} steps of pretraining, {sft.train.steps} of SFT; then it "
         "is exported to Hugging Face format and asked the same questions there."
     )

@@ -64,7 +64,7 @@ class MicroBatch:
     # [1, t] int32; the number of each token's source in `StepBatch.epochs`, -1 in padding. None:
     # sources are not told apart.
     source_numbers: Tensor | None = None
-    # [n, tokens of a tile, channels]: the tiles as the projector reads them, encoded beforehand.
+    # [n, patches of a tile, channels]: the tiles as the connector reads them, encoded beforehand.
     features: Tensor | None = None
     # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
     # for numbers, or for how many elements are set, is to wait for all that it has to do.

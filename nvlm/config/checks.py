@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from operator import attrgetter
 from typing import Any
 
+from nvlm.config.model_checks import model_problems, not_multiple
 from nvlm.config.schema import ModelConfig, RunConfig, SourceConfig
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
 from nvlm.errors import ConfigError
@@ -44,12 +44,18 @@ def world_size_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
     """Keys of what makes the shapes of weights, with both values where they differ."""
-    for part in ("vision", "projector", "language"):
+    for part in ("vision", "connector", "language"):
         sizes, others = getattr(ours, part).model_dump(), getattr(theirs, part).model_dump()
+        if sizes.get("kind") != others.get("kind"):
+            yield f"model.{part}.kind", sizes["kind"], others["kind"]
+            continue
         for key, value in sizes.items():
             # How random weights were drawn does not matter once there are weights.
             if value != others[key] and not key.endswith(("init_std", "scale_init")):
                 yield f"model.{part}.{key}", value, others[key]
+    for key in ("fusion", "cross_attention"):
+        if getattr(ours, key) != getattr(theirs, key):
+            yield f"model.{key}", getattr(ours, key), getattr(theirs, key)
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:
@@ -65,9 +71,7 @@ def check_world_size(config: RunConfig, world_size: int) -> int:
 
 def contradictions(config: RunConfig) -> Iterator[str]:
     """Every rule between keys that `config` breaks, each in one line."""
-    yield from _vision_problems(config)
-    yield from _language_problems(config)
-    yield from _tensor_problems(config)
+    yield from model_problems(config)
     yield from _tile_parallel_problems(config)
     yield from _pipeline_problems(config)
     yield from _fp8_problems(config)
@@ -116,64 +120,6 @@ def _batch_misfits(config: RunConfig, world_size: int) -> Iterator[str]:
             f"are {num_micro_batches}: make train.global_batch_size {train.global_batch_size} a "
             f"multiple of {per_step * parallel.pipeline}"
         )
-
-
-def _vision_problems(config: RunConfig) -> Iterator[str]:
-    vision = config.model.vision
-    if vision.hidden_size % vision.num_attention_heads:
-        yield _not_multiple(config, "model.vision.hidden_size", "model.vision.num_attention_heads")
-    if vision.num_stored_attention_heads < vision.num_attention_heads:
-        yield (
-            f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads} is less "
-            f"than model.vision.num_attention_heads {vision.num_attention_heads}"
-        )
-    if vision.image_size % (2 * vision.patch_size):
-        yield (
-            f"model.vision.image_size {vision.image_size} must hold an even number of patches of "
-            f"{vision.patch_size} pixels: pixel shuffle merges 2 x 2"
-        )
-
-
-def _language_problems(config: RunConfig) -> Iterator[str]:
-    language = config.model.language
-    heads = "model.language.num_attention_heads"
-    if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
-        yield _not_multiple(config, "model.language.hidden_size", heads)
-    elif language.head_dim % 2:
-        yield (
-            f"a head of model.language is {language.head_dim} wide (kv_channels, or hidden_size / "
-            "num_attention_heads): rotary positions need an even number"
-        )
-    if language.num_attention_heads % language.num_query_groups:
-        yield _not_multiple(config, heads, "model.language.num_query_groups")
-    if language.qk_layernorm and language.qkv_bias:
-        yield (
-            "model.language.qk_layernorm true and qkv_bias true: no published decoder has both "
-            "(Qwen2 has the bias, Qwen3 the norms), and no export could say so; set one to false"
-        )
-    scaling = language.rope_scaling
-    if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
-        yield (
-            f"model.language.rope_scaling.low_freq_factor {scaling.low_freq_factor:g} must be less "
-            f"than high_freq_factor {scaling.high_freq_factor:g}"
-        )
-
-
-def _tensor_problems(config: RunConfig) -> Iterator[str]:
-    """Tensor parallelism splits these sizes evenly."""
-    # A process that encodes tiles of its own has the whole vision model.
-    of_vision = ("model.vision.num_stored_attention_heads", "model.vision.ffn_hidden_size")
-    for key in (
-        *(() if config.parallel.shares_tiles else of_vision),
-        "model.projector.ffn_hidden_size",
-        "model.language.num_attention_heads",
-        "model.language.num_query_groups",
-        "model.language.ffn_hidden_size",
-        "model.language.vocab_size",
-    ):
-        value, tensor = attrgetter(key)(config), config.parallel.tensor
-        if value % tensor:
-            yield f"parallel.tensor {tensor} does not divide {key} {value}"
 
 
 def _fp8_problems(config: RunConfig) -> Iterator[str]:
@@ -373,7 +319,7 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
             "attention over packed documents takes no fp32; use local or auto"
         )
     if train.global_batch_size % train.micro_batch_size:
-        yield _not_multiple(config, "train.global_batch_size", "train.micro_batch_size")
+        yield not_multiple(config, "train.global_batch_size", "train.micro_batch_size")
     if optimizer.min_lr > optimizer.lr:
         yield f"train.optimizer.min_lr {optimizer.min_lr} exceeds train.optimizer.lr {optimizer.lr}"
     if schedule.decay_steps is not None and schedule.warmup_steps >= schedule.decay_steps:
@@ -381,8 +327,3 @@ def _train_problems(config: RunConfig) -> Iterator[str]:
             f"train.schedule.warmup_steps {schedule.warmup_steps} must be less than "
             f"train.schedule.decay_steps {schedule.decay_steps}"
         )
-
-
-def _not_multiple(config: RunConfig, key: str, divisor_key: str) -> str:
-    value, divisor = (attrgetter(name)(config) for name in (key, divisor_key))
-    return f"{key} {value} is not a multiple of {divisor_key} {divisor}"

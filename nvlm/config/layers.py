@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
+from nvlm.config.kinds import default_kind, kinds_of, section_for
 from nvlm.config.paths import expand_path
 from nvlm.config.schema import RunConfig, SourceConfig
 from nvlm.config.values import PATH
@@ -216,9 +215,21 @@ def _merge(below: Values, above: Values, at: Key, key_length: int) -> Values:
         key, old = (*at, name), below.get(name)
         is_whole = _is_map(key) and len(key) >= key_length
         if isinstance(value, dict) and isinstance(old, dict) and not is_whole:
-            value = _merge(old, value, key, key_length)
+            value = _merge(_of_its_kind(old, value, key), value, key, key_length)
         merged[name] = value
     return merged
+
+
+def _of_its_kind(below: Values, above: Values, key: Key) -> Values:
+    """What is kept of a section under one that says of what `kind` it is: all, or nothing."""
+    field: Any = None
+    section: Any = RunConfig
+    for part in key:
+        field = section.model_fields.get(part) if section else None
+        section = section_for(field, {}) if field else None
+    if "kind" not in above or field is None or not kinds_of(field):
+        return below
+    return below if below.get("kind", default_kind(field)) == above["kind"] else {}
 
 
 def _is_map(key: Key) -> bool:
@@ -252,8 +263,8 @@ def _resolve_paths(
             except ConfigError as error:
                 yield f"{name}: {where}: {error}"
                 values[key] = "."
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _resolve_paths(value, field.annotation, name, folder, f"{where}.")
+        elif below := section_for(field, value):
+            yield from _resolve_paths(value, below, name, folder, f"{where}.")
         elif key == "blend" and isinstance(value, dict):
             for source, entry in value.items():
                 yield from _resolve_paths(entry, SourceConfig, name, folder, f"{where}.{source}.")

@@ -9,10 +9,12 @@ in tokens, image sizes in pixels.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
+from nvlm.config.connectors import Connector, ConnectorSizes
 from nvlm.config.run_sections import (
     CheckpointConfig as CheckpointConfig,
 )
@@ -57,9 +59,6 @@ from nvlm.config.values import (
     Text,
 )
 
-# Pixel shuffle stacks the channels of 2 x 2 patches.
-NUM_SHUFFLED_PATCHES = 4
-
 
 class VisionConfig(Section):
     """InternViT. configs/model has the 6B-448px-V1-5 (in nvlm_d_72b.yaml) and the 300M-448px."""
@@ -101,27 +100,6 @@ class VisionConfig(Section):
     def num_patches(self) -> int:
         """Patches of a tile, the class token not counted."""
         return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def num_tokens_per_tile(self) -> int:
-        """Tokens that a tile becomes: pixel shuffle merges 2 x 2 patches."""
-        return self.num_patches // NUM_SHUFFLED_PATCHES
-
-    @property
-    def token_size(self) -> int:
-        """Channels of such a token: those of its patches, side by side."""
-        return NUM_SHUFFLED_PATCHES * self.hidden_size
-
-
-class ProjectorConfig(Section):
-    """LayerNorm, linear, GELU, linear; no biases in the linears (paper section 4.5)."""
-
-    ffn_hidden_size: Count
-    """Width between the two linears."""
-    norm_epsilon: Positive = 1e-6
-    """Added to the variance in the norm."""
-    init_std: Positive = 0.014
-    """Standard deviation of random first weights."""
 
 
 class RopeScalingConfig(Section):
@@ -182,20 +160,61 @@ class LanguageConfig(Section):
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
+class CrossAttentionConfig(Section):
+    """Gated cross-attention between self-attention and MLP of some of the decoder's layers: norm of
+    the hidden states, attention to the image tokens of the document, times tanh of a gate that
+    begins at 0. Heads are those of the decoder."""
+
+    layer_interval: Count
+    """Every how many layers, the last of so many (paper table 11: 10 in all, every 6th of the 34B,
+    every 8th of the 72B)."""
+    num_query_groups: Count | None = None
+    """Key and value heads. null: as many as the decoder's self-attention has."""
+
+
 class ModelConfig(Section):
     """The architecture. Its numbers are in configs/model."""
 
     name: Name
     """What the model is called."""
     vision: VisionConfig
-    projector: ProjectorConfig
+    connector: Connector
     language: LanguageConfig
+    fusion: Literal["decoder_only", "cross_attention", "hybrid"] = "decoder_only"
+    """How the decoder reads images (paper section 4.1). `decoder_only`: as tokens among its own,
+    NVLM-D. `cross_attention`: by layers of gated cross-attention, NVLM-X. `hybrid`: the thumbnail
+    as tokens, the other tiles by cross-attention, NVLM-H."""
+    cross_attention: CrossAttentionConfig | None = None
+    """Of `cross_attention` and `hybrid`. null: none, as `decoder_only` needs."""
     tokenizer: PathText
     """A folder with a Hugging Face tokenizer, or a hub name."""
     image_token: Name = "<|vision_pad|>"
     """The special token whose positions image embeddings overwrite."""
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
     """`auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_name(cls, values: Any) -> Any:
+        """Configurations saved in checkpoints and exports before connectors had kinds."""
+        if not isinstance(values, dict) or "projector" not in values:
+            return values
+        if "connector" in values:
+            raise PydanticCustomError(
+                "wrong_value", "projector is the earlier name of connector: give one of the two"
+            )
+        new_name = {"projector": "connector"}
+        return {new_name.get(key, key): value for key, value in values.items()}
+
+    @property
+    def connector_sizes(self) -> ConnectorSizes:
+        vision = self.vision
+        return ConnectorSizes(vision.num_patches, vision.hidden_size, self.language.hidden_size)
+
+    @property
+    def num_tokens_per_tile(self) -> int:
+        """Tokens that a tile becomes."""
+        return self.connector.num_tokens(self.connector_sizes)
 
 
 def _kind_of_entry(entry: object) -> str:
@@ -342,4 +361,4 @@ class RunConfig(Section):
         """Tokens of a tile with the longest tag that it may have."""
         stage, image_size = self.stage, self.model.vision.image_size
         tag = max_tag_tokens(stage.tile_tags, stage.max_num_tiles, image_size)
-        return self.model.vision.num_tokens_per_tile + tag
+        return self.model.num_tokens_per_tile + tag

@@ -96,6 +96,16 @@ def seconds_of(interval: int | str) -> float | None:
     return seconds if 0 < seconds < 1e9 else None
 
 
+def _read_shuffle_factor(value: Any) -> int:
+    try:
+        number = _read_whole(value, 1, 4)
+    except PydanticCustomError:
+        number = 3
+    if number == 3:
+        raise _wrong("1 (nothing is merged), 2 or 4")
+    return number
+
+
 def _read_stage_layers(value: Any) -> Any:
     if isinstance(value, str) and value in ("even", "auto"):
         return value
@@ -160,6 +170,8 @@ Count = Annotated[int, _whole(1)]
 CountOrZero = Annotated[int, _whole(0)]
 # Layers are listed by name, tiles by their tags.
 NumLayers = Annotated[int, _whole(1, 10_000)]
+# Patches along each side of what pixel shuffle merges.
+ShuffleFactor = Annotated[int, BeforeValidator(_read_shuffle_factor)]
 # Even, cut by cost, or decoder layers of each pipeline stage or of each stage's chunks.
 StageLayers = Annotated[
     Literal["even", "auto"] | list[int] | list[list[int]], BeforeValidator(_read_stage_layers)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from nvlm.config.kinds import kinds_of, sections_of
 
 # Longer values and names are cut in messages.
 MAX_LENGTH = 60
@@ -53,14 +56,20 @@ def describe_all(error: ValidationError, schema: type[BaseModel], origin_of: Any
 
 
 def _describe(problem: Any, schema: type[BaseModel], origin_of: Any) -> str:
-    location = _without_tags([str(part) for part in problem["loc"]])
+    tagged = [str(part) for part in problem["loc"]]
+    location = _without_tags(tagged, schema)
     key = ".".join(part if len(part) <= MAX_LENGTH else shorten(part)[1:-1] for part in location)
     key = (key if key.isprintable() else ascii(key)[1:-1]) or "the configuration"
     kind, origin = problem["type"], origin_of(location)
     if kind == "extra_forbidden":
-        return f"unknown key '{key}'{_did_you_mean(location, schema)}{origin}"
+        return f"unknown key '{key}'{_did_you_mean(location, tagged, schema)}{origin}"
     if kind == "missing":
         return f"missing key '{key}'"
+    if kind == "unknown_kind":
+        kinds = kinds_of(_field_of(location, schema))
+        found = problem["input"]
+        found = found.get("kind") if isinstance(found, dict) else found
+        return f"{key}.kind: must be one of {', '.join(kinds)}, found {shorten(found)}{origin}"
     if kind == "literal_error":
         expected = f"must be one of {problem['ctx']['expected']}".replace("'", "")
         expected = expected.replace(" or ", ", ")
@@ -71,10 +80,11 @@ def _describe(problem: Any, schema: type[BaseModel], origin_of: Any) -> str:
     return f"{key}: {expected}, found {shorten(problem['input'])}{origin}"
 
 
-def _without_tags(location: list[str]) -> list[str]:
-    """Without what the schema puts after a blend's names: which kind of entry it takes it for."""
+def _without_tags(location: list[str], schema: type[BaseModel]) -> list[str]:
+    """Without what the schema puts after a blend's names and a section of several kinds: which of
+    them it takes it for."""
     parts = iter(location)
-    kept = []
+    kept: list[str] = []
     for part in parts:
         if part == "[key]":  # about the name itself
             continue
@@ -82,22 +92,42 @@ def _without_tags(location: list[str]) -> list[str]:
         if part == "blend":
             kept += itertools.islice(parts, 1)
             next(parts, None)
+        elif kinds_of(_field_of(kept, schema)):
+            next(parts, None)
     return kept
 
 
-def _did_you_mean(location: list[str], schema: type[BaseModel]) -> str:
-    """The closest key of the same section, or the section that has a key of this name."""
+def _field_of(location: list[str], schema: Any) -> FieldInfo | None:
+    """The field that a key names; of sections of several kinds, in the first that has it."""
+    sections, field = [schema], None
+    for part in location:
+        field = next((s.model_fields[part] for s in sections if part in s.model_fields), None)
+        if field is None:
+            return None
+        sections = sections_of(field)
+    return field
+
+
+def _did_you_mean(location: list[str], tagged: list[str], schema: type[BaseModel]) -> str:
+    """The closest key of the same section, or the section that has a key of this name.
+
+    Args:
+        tagged: `location` with the kinds of sections of which there are several.
+    """
     from nvlm.config.schema import SourceConfig
 
     section: Any = schema
-    parts = iter(location[:-1])
+    parts = iter(tagged[:-1])
     for part in parts:
         field = section.model_fields.get(part)
-        section = field.annotation if field else None
+        below = sections_of(field) if field else []
         if part == "blend" and next(parts, None) is not None:
-            section = SourceConfig
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            below = [SourceConfig]
+            next(parts, None)
+        if not below:
             return ""
+        kinds = kinds_of(field)
+        section = kinds[next(parts)] if kinds else below[0]
     last = location[-1]
     if last.partition("[")[0] == "freeze" and "freeze" in section.model_fields:
         return f"; a list is given whole: {'.'.join([*location[:-1], 'freeze'])}=[...]"
@@ -113,7 +143,7 @@ def _did_you_mean(location: list[str], schema: type[BaseModel]) -> str:
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")
-        else:
+        if not (below := sections_of(field)):
             yield prefix + name
+        for one in below:
+            yield from _all_keys(one, f"{prefix}{name}.")

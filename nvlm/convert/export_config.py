@@ -55,7 +55,7 @@ def config_of_export(folder: HfFolder) -> RunConfig:
             "model": {
                 "name": "nvlm_d",
                 "vision": vision,
-                "projector": _projector(found, llm),
+                "connector": _projector(found, llm),
                 "language": language,
                 "tokenizer": str(folder.path),
                 "image_token": found.get("image_token", RELEASED_IMAGE_TOKEN),

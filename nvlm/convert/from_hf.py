@@ -36,8 +36,8 @@ from nvlm.convert.session import (
 from nvlm.convert.tables.projector import projector_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
+from nvlm.rows import Parameter, Place
 from nvlm.sizes.parameters import PROJECTOR
-from nvlm.sizes.row import Parameter, Place
 
 
 def convert_from_hf(
@@ -45,7 +45,7 @@ def convert_from_hf(
 ) -> Path:
     """Write checkpoint folder `out` from two Hugging Face folders; returns `out`.
 
-    The projector is new: random with `model.projector.init_std`, a function of `train.seed`. Under
+    The projector is new: random with `model.connector.init_std`, a function of `train.seed`. Under
     torchrun every process calls this and each converts its share; the checkpoint does not depend
     on the number of processes, nor on `config.parallel`.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nvlm.errors import ConvertError
-from nvlm.sizes.row import Parameter, Place, Shape
+from nvlm.rows import Parameter, Place, Shape
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,16 @@ def _settings_differ(left: Tensors, right: Tensors) -> list[str]:
     if isinstance(right, HfFolder):
         return folder_problems(right, read_config(left.path).model)
     x, y = (read_config(side.path).model.model_dump() for side in (left, right))
+    kinds = [
+        f"model.{section}.kind is {x[section]['kind']} in A, {y[section]['kind']} in B"
+        for section in x
+        if isinstance(x[section], dict) and x[section].get("kind") != y[section].get("kind")
+    ]
+    if kinds:
+        return kinds
     return [
         f"model.{section}.{key} is {x[section][key]!r} in A, {y[section][key]!r} in B"
-        for section in ("vision", "projector", "language")
+        for section in ("vision", "connector", "language")
         for key in x[section]
         if key not in _WITHOUT_EFFECT and x[section][key] != y[section][key]
     ]

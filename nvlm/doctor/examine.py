@@ -80,6 +80,6 @@ def _batch_bytes(config: RunConfig) -> int:
     """Of the tiles of a micro-batch, at most."""
     stage, side = config.stage, config.model.vision.image_size
     per_sequence = stage.max_tiles_per_sequence or (
-        stage.sequence_length // config.model.vision.num_tokens_per_tile
+        stage.sequence_length // config.model.num_tokens_per_tile
     )
     return config.train.micro_batch_size * per_sequence * _PIXEL_BYTES * side**2

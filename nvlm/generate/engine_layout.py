@@ -134,7 +134,7 @@ def _tensor_divisor(model: ModelConfig) -> int:
     return math.gcd(
         vision.num_stored_attention_heads,
         vision.ffn_hidden_size,
-        model.projector.ffn_hidden_size,
+        *model.connector.split_sizes().values(),
         language.num_attention_heads,
         language.num_query_groups,
         language.ffn_hidden_size,

@@ -1,7 +1,7 @@
 """NVLM-D: InternViT, pixel shuffle, projector and decoder as one Megatron-core model.
 
-Shape suffixes: t tokens of the micro-batch (its packed documents in one row), n tiles, q tokens of
-a tile, h language hidden size, v vocabulary rows of this rank.
+Shape suffixes: t tokens of the micro-batch (its packed documents in one row), n tiles, p patches
+and q tokens of a tile, h language hidden size, v vocabulary rows of this rank.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from nvlm.megatron.extra_state import is_extra_state, without_extra_state
 from nvlm.megatron.fp8_state import begin_scaling, scaling_tensors
 from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.merging import merge_tokens
-from nvlm.model.connectors.mlp import VisionProjection, pixel_shuffle
+from nvlm.model.connectors.table import build_connector
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.attention import PackedDocuments
 from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.transformer_config import (
+    connector_transformer_config,
     language_transformer_config,
-    projector_transformer_config,
     vision_transformer_config,
 )
 from nvlm.model.placement import check_stage
@@ -127,9 +127,9 @@ class NVLMD(MegatronModule):
         self.gradients_ready: Any = None
         vision = config.model.vision
         self.vision_model: InternViT | None = None
-        self.vision_projection: VisionProjection | None = None
+        self.vision_projection: MegatronModule | None = None
         self.image_size = vision.image_size
-        self.feature_shape = (vision.num_tokens_per_tile, vision.token_size)
+        self.feature_shape = (vision.num_patches, vision.hidden_size)
         if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):
             self.vision_model = InternViT(
                 vision,
@@ -140,9 +140,9 @@ class NVLMD(MegatronModule):
             if self.shares_tiles:
                 _mark_whole(self.vision_model)
         if self.pre_process:
-            self.vision_projection = VisionProjection(
-                vision.token_size,
-                projector_transformer_config(config, layer_implementation),
+            self.vision_projection = build_connector(
+                config.model,
+                connector_transformer_config(config, layer_implementation),
                 parts,
                 groups,
             )
@@ -241,7 +241,7 @@ class NVLMD(MegatronModule):
 
     @torch.no_grad()
     def encode(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size] uint8 -> what the projector reads of them, [n, q, channels]."""
+        """tiles [n, 3, size, size] uint8 -> what the connector reads of them, [n, p, channels]."""
         encoder = self.vision_model
         assert encoder is not None and (encoder.is_frozen or not self.training)
         features = torch.empty(
@@ -258,7 +258,7 @@ class NVLMD(MegatronModule):
         assert self.vision_model is not None
         here = platform.current()
         started = here.moment()
-        features = pixel_shuffle(self.vision_model(tiles))
+        features = self.vision_model(tiles)
         if self.training:
             self._encoder_runs.append((started, here.moment()))
         return features

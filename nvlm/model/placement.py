@@ -11,8 +11,8 @@ from torch import nn
 from nvlm.config.schema import RunConfig
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
+from nvlm.rows import Shape
 from nvlm.sizes.pipeline import stage_parameters
-from nvlm.sizes.row import Shape
 
 
 @dataclass(frozen=True)

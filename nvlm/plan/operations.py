@@ -22,7 +22,6 @@ from nvlm.sizes.parameters import (
     count_parameters,
     parameters_by_name,
 )
-from nvlm.sizes.visual import VisualLayout
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,10 @@ class Flops:
 def sequence_forward_flops(config: RunConfig, work: Work) -> Flops:
     """Of the forward pass of a sequence; the causal mask halves the decoder's attention."""
     forward = forward_flops(config.model)
-    visual = VisualLayout.from_config(config)
-    num_projected = visual.num_tokens(1) + visual.num_tokens_beside(1)
     per_tile = forward.encoder_per_tile + patch_flops(config)
     return Flops(
         encoder=work.num_tiles * per_tile,
-        projector=work.num_tiles * num_projected * forward.projector_per_token,
+        projector=work.num_tiles * forward.projector_per_tile,
         decoder=forward.per_token * config.stage.sequence_length
         + forward.per_token_pair * work.token_pairs,
     )

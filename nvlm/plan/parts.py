@@ -129,16 +129,23 @@ def _selectively(config: RunConfig, forward: Seconds) -> Seconds:
 
 
 def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
-    """Pixel shuffle, norm and MLP, and their output in the place of the placeholders."""
-    vision, language, numbers = config.model.vision, config.model.language, device.assumptions
-    rows = num_tiles * vision.num_tokens_per_tile
-    ffn = config.model.projector.ffn_hidden_size / config.parallel.tensor
-    products = device.product(rows, vision.token_size, ffn)
-    products += device.product(rows, ffn, language.hidden_size)
+    """The connector, and its output in the place of the placeholders."""
+    model, numbers = config.model, device.assumptions
+    language, tensor = model.language, config.parallel.tensor
+    rows = num_tiles * model.num_tokens_per_tile
+    products, moved_numbers = 0.0, num_tiles * model.connector_sizes.num_patches * _SHUFFLE_BYTES
+    moved_numbers *= model.connector_sizes.channels
+    *inner, last = model.connector.products(model.connector_sizes)
+    for product in inner:  # its output is split and goes through the activation
+        width = product.outputs / (tensor if product.is_split else 1)
+        products += device.product(num_tiles * product.rows, product.columns, width)
+        moved_numbers += num_tiles * product.rows * width * 4
+    columns = last.columns / (tensor if last.is_split else 1)
+    products += device.product(num_tiles * last.rows, columns, last.outputs)
     scale = device.number / 2
     splice = num_tokens(config) * language.hidden_size * numbers["splice_bytes"]
-    moved = device.moving(scale * (rows * (vision.token_size * _SHUFFLE_BYTES + ffn * 4) + splice))
-    summed = _reduced(device, rows * language.hidden_size)
+    moved = device.moving(scale * (moved_numbers + splice))
+    summed = _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
     forward = Seconds(matmul=products, elementwise=moved, messages=summed)
     shares = trainable_shares(config)
     if not (shares[PROJECTOR] or shares[VISION]):

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, is_frozen
+from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
 from nvlm.sizes.pipeline import chunk_layers
 
 _FP32 = DTYPES["fp32"].num_bytes
@@ -151,16 +151,13 @@ def _num_recomputed(config: RunConfig, num_layers: int) -> int:
 
 
 def _projector(config: RunConfig, num_tiles: int) -> int:
-    """Norm (input, output, mean and deviation per row) and both sides of the GELU."""
-    if all(
-        is_frozen(f"{PROJECTOR}.{name}", config.stage.freeze)
-        for name in ("norm.weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
-    ):
+    """What the connector keeps, unless all of it is frozen."""
+    model, rows = config.model, component_parameters(config.model, PROJECTOR)
+    if all(is_frozen(row.key, config.stage.freeze) for row in rows):
         return 0
-    vision, width = config.model.vision, DTYPES[config.train.precision].num_bytes
-    rows = num_tiles * vision.num_tokens_per_tile
-    inner = config.model.projector.ffn_hidden_size // config.parallel.tensor
-    return rows * (width * (2 * vision.token_size + 2 * inner) + 2 * _FP32)
+    kept = model.connector.kept_numbers(model.connector_sizes, config.parallel.tensor)
+    width = DTYPES[config.train.precision].num_bytes
+    return num_tiles * (width * kept.in_precision + _FP32 * kept.in_fp32)
 
 
 def _head(config: RunConfig) -> int:

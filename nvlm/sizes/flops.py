@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.sizes.parameters import (
     LANGUAGE,
-    PROJECTOR,
     VISION,
     component_parameters,
     count_parameters,
     parameters_by_name,
 )
-from nvlm.sizes.visual import VisualLayout
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class ForwardFlops:
     per_token: int
     per_token_pair: int  # of all pairs of a document; the causal mask leaves half of them
     encoder_per_tile: int
-    projector_per_token: int  # of a tile's tokens
+    projector_per_tile: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,9 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
         per_token_pair=2 * language.num_layers * heads_width,
         encoder_per_tile=2 * _num_matrix_weights(model, VISION, in_layers=True) * positions
         + 4 * vision.num_layers * width * positions**2,
-        projector_per_token=2 * _num_matrix_weights(model, PROJECTOR),
+        projector_per_tile=sum(
+            product.flops for product in model.connector.products(model.connector_sizes)
+        ),
     )
 
 
@@ -82,16 +82,11 @@ def step_flops(config: RunConfig) -> StepFlops:
     language_passes = 2 + trainable_share(config, LANGUAGE)
     vision_share = trainable_share(config, VISION)
     vision_passes = 2 + vision_share if vision_share else 1
-    visual = VisualLayout.from_config(config)
-    num_projected = visual.num_tokens(1) + visual.num_tokens_beside(1)
     return StepFlops(
         per_token=round(forward.per_token * language_passes),
         # Attention has no weights: forwards, and twice that backwards.
         per_token_pair=3 * forward.per_token_pair,
-        per_tile=round(
-            forward.encoder_per_tile * vision_passes
-            + 3 * forward.projector_per_token * num_projected
-        ),
+        per_tile=round(forward.encoder_per_tile * vision_passes + 3 * forward.projector_per_tile),
     )
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
+from nvlm.rows import Parameter
 from nvlm.sizes.parameters import is_frozen
 from nvlm.sizes.pipeline import chunk_parameters
-from nvlm.sizes.row import Parameter
 
 _GRADIENT_BYTES = DTYPES["fp32"].num_bytes
 # Adam's two moments in fp32 and, beside bf16 parameters, their fp32 original.
@@ -57,7 +57,7 @@ def feature_bytes(config: RunConfig, num_tiles: float) -> int:
     """Of so many tiles encoded beforehand, on each process of the first stage: as the projector
     reads them, for the length of a step (`parallel.vision: tile_parallel`)."""
     vision = config.model.vision
-    numbers = num_tiles * vision.num_tokens_per_tile * vision.token_size
+    numbers = num_tiles * vision.num_patches * vision.hidden_size
     return round(numbers * DTYPES[config.train.precision].num_bytes)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from nvlm.config.schema import ModelConfig
-from nvlm.sizes.components import internvit, mlp_projector, qwen2
-from nvlm.sizes.row import Parameter
+from nvlm.rows import Parameter
+from nvlm.sizes.components import internvit, qwen2
 
 VISION = "vision_model"
 PROJECTOR = "vision_projection"
@@ -22,7 +22,7 @@ LANGUAGE = "language_model"
 # Component, which its parameters' names begin with -> its rows, in the order of the forward pass.
 COMPONENTS: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {
     VISION: internvit.parameters,
-    PROJECTOR: mlp_projector.parameters,
+    PROJECTOR: lambda model: model.connector.parameters(model.connector_sizes),
     LANGUAGE: qwen2.parameters,
 }
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nvlm.config.schema import RunConfig
+from nvlm.rows import Parameter
 from nvlm.sizes.layout import stage_layers
 from nvlm.sizes.parameters import VISION, parameter_table
-from nvlm.sizes.row import Parameter
 
 
 def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:

@@ -58,7 +58,7 @@ class VisualLayout:
             use_thumbnail=stage.use_thumbnail,
             max_num_tiles=stage.max_num_tiles,
             image_size=vision.image_size,
-            num_tokens_per_tile=vision.num_tokens_per_tile,
+            num_tokens_per_tile=config.model.num_tokens_per_tile,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
+from nvlm.rows import Shape
 from nvlm.sizes.parameters import is_frozen, parameters_by_name
-from nvlm.sizes.row import Shape
 
 FREEZE = "stage.freeze"
 LR_MULTIPLIERS = "train.optimizer.lr_multipliers"

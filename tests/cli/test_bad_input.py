@@ -64,7 +64,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path):
             for key in (
                 "vision.num_stored_attention_heads 8",
                 "vision.ffn_hidden_size 640",
-                "projector.ffn_hidden_size 512",
+                "connector.ffn_hidden_size 512",
                 "language.num_attention_heads 8",
                 "language.num_query_groups 4",
                 "language.ffn_hidden_size 512",

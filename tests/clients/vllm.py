@@ -27,7 +27,7 @@ TILE_SIZE = 112
 # Qwen's own vocabulary, seven zero heads, and the projector's epsilon that vLLM computes with.
 OVERRIDES = [
     "model.vision.num_stored_attention_heads=12",
-    "model.projector.norm_epsilon=1e-5",
+    "model.connector.norm_epsilon=1e-5",
     "model.language.vocab_size=152064",
     "model.image_token=<|vision_pad|>",
     "stage.sequence_length=4096",

@@ -367,7 +367,7 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["train.schedule.decay_steps=10"], "must be less than train.schedule.decay_steps 10"),
         (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
         (["model.vision.num_stored_attention_heads=4"], "is less than"),
-        (["model.vision.image_size=98"], "even number of patches"),
+        (["model.vision.image_size=98"], "2 must divide 7"),
         (["model.language.hidden_size=190"], "model.language.num_attention_heads 8"),
         (["model.language.num_query_groups=3"], "model.language.num_query_groups 3"),
         (

@@ -179,7 +179,7 @@ def test_logits_equal_megatrons(converted, client, measure):
 
 def test_servers_epsilon_of_the_projector_changes_little(converted, client, measure):
     """What vLLM computes of a model trained with 1e-6: it builds the norm with torch's default."""
-    assert converted.config.model.projector.norm_epsilon == 1e-6
+    assert converted.config.model.connector.norm_epsilon == 1e-6
     error = (client.results["logits at epsilon 1e-5"] - client.results["logits"]).abs().max().item()
     assert error > 0
     what = "logits with the projector's epsilon 1e-5, largest difference"

@@ -200,7 +200,7 @@ def test_export_computes_what_megatron_computes(case, converted, measure):
     image_id = published.config.img_context_token_id
     tokens = torch.randint(0, language.vocab_size, (1, 60), generator=generator)
     tokens[tokens == image_id] += 1
-    tokens[:, 4 : 4 + 2 * vision.num_tokens_per_tile] = image_id
+    tokens[:, 4 : 4 + 2 * case.config.model.num_tokens_per_tile] = image_id
     batch = MicroBatch(
         tokens=tokens,
         labels=torch.full_like(tokens, -100),

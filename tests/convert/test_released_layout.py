@@ -52,7 +52,7 @@ def test_the_released_configuration_is_understood_and_its_epsilon_told(
     assert "which was trained with `separate`; this configuration says block" in told
 
     config = small_folders.convert_config(
-        "model.projector.norm_epsilon=1e-5", "stage.image_boundary=separate"
+        "model.connector.norm_epsilon=1e-5", "stage.image_boundary=separate"
     )
     convert_from_nvlm(released, config, tmp_path / "out")
     told = capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_another_model_is_refused(converted, released, tmp_path, part, key, valu
 
 
 def test_another_projector_width_is_refused(converted, released, tmp_path):
-    config = small_folders.convert_config("model.projector.ffn_hidden_size=256")
+    config = small_folders.convert_config("model.connector.ffn_hidden_size=256")
     with pytest.raises(ConvertError, match=r"mlp1\.1\.weight is \[512, 640\], expected \[256, 640"):
         convert_from_nvlm(released, config, tmp_path / "out")
 

@@ -19,8 +19,8 @@ from nvlm.convert.tables.internvit import vision_rules
 from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
+from nvlm.rows import Place
 from nvlm.sizes.parameters import parameters_by_key
-from nvlm.sizes.row import Place
 
 
 def _numbered(shape: tuple[int, ...]) -> torch.Tensor:

@@ -100,7 +100,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     vision = exports["Yi"].config.model.vision
     image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
     input_ids = torch.randint(0, 1000, (1, 60), generator=torch.Generator().manual_seed(0))
-    input_ids[:, 4 : 4 + 2 * vision.num_tokens_per_tile] = image_id
+    input_ids[:, 4 : 4 + 2 * converted.config.model.num_tokens_per_tile] = image_id
     tiles = generator.integers(0, 256, (2, 3, vision.image_size, vision.image_size), np.uint8)
     cases = {
         "questions": questions,
@@ -192,8 +192,8 @@ def test_every_shipped_configuration_is_covered():
 @pytest.mark.parametrize(
     ("override", "difference"),
     {
-        "model.projector.norm_epsilon=1e-6": "epsilon 1e-06; vLLM computes with 1e-05",
-        "model.projector.ffn_hidden_size=256": "projector is 256 wide.*feed-forward, 512",
+        "model.connector.norm_epsilon=1e-6": "epsilon 1e-06; vLLM computes with 1e-05",
+        "model.connector.ffn_hidden_size=256": "projector is 256 wide.*feed-forward, 512",
         "model.vision.num_stored_attention_heads=8": "stores 8 heads.*expects 12",
         "model.image_token=<|im_sep|>": "placeholder is <|vision_pad|>, this model's is <|im_sep|>",
         "stage.tile_tags=none": "without tile tags",

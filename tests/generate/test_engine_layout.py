@@ -97,6 +97,6 @@ def test_a_small_model_is_copied():
     shared = ["parallel.tensor=3", "parallel.vision=tile_parallel", "train.global_batch_size=3"]
     wide = ["model.language.num_query_groups=3", "model.language.num_attention_heads=3"]
     sizes = ["model.language.hidden_size=192", "model.language.ffn_hidden_size=768"]
-    others = ["model.projector.ffn_hidden_size=768", "model.language.vocab_size=1536"]
+    others = ["model.connector.ffn_hidden_size=768", "model.language.vocab_size=1536"]
     trained = small_model.small_config(*shared, *wide, *sizes, *others)
     assert default_layout(trained, 3, 3, H100) == ParallelConfig()

@@ -17,7 +17,7 @@ from nvlm.generate.engine_layout import config_for_generation
 from nvlm.parallel.groups import initialize, shut_down
 
 # Large random weights: answers that vary from token to token.
-WEIGHTS = ["model.language.init_std=0.2", "model.projector.init_std=0.1"]
+WEIGHTS = ["model.language.init_std=0.2", "model.connector.init_std=0.1"]
 SHARED = ["model.language.share_embeddings_and_output_weights=true"]
 
 

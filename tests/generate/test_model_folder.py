@@ -143,7 +143,7 @@ def test_an_export_has_the_weights_and_settings_of_its_checkpoint(exported, engi
         theirs = original.config
     assert opened.keys() == expected.keys()
     assert all(torch.equal(opened[name], expected[name]) for name in expected)
-    for section in ("vision", "projector", "language"):
+    for section in ("vision", "connector", "language"):
         differing = {
             key
             for key, value in getattr(theirs.model, section).model_dump().items()
@@ -229,7 +229,7 @@ def test_what_an_earlier_folder_does_not_say_is_as_released(exported, tmp_path):
     assert (stage.tile_tags, stage.image_boundary, stage.max_num_tiles) == ("1d", "merged", 6)
     assert stage.system_message == "Answer the questions." and stage.use_thumbnail
     assert config.model.image_token == "<|vision_pad|>"
-    assert config.model.projector.norm_epsilon == 1e-5
+    assert config.model.connector.norm_epsilon == 1e-5
     assert config.model.vision.num_stored_attention_heads == 8
 
 

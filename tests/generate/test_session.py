@@ -17,7 +17,7 @@ from nvlm.generate.session import Session
 from nvlm.parallel.groups import initialize, shut_down
 
 # Large random weights: answers that vary from token to token.
-WEIGHTS = ["model.language.init_std=0.2", "model.projector.init_std=0.1"]
+WEIGHTS = ["model.language.init_std=0.2", "model.connector.init_std=0.1"]
 GREEDY = Sampling(max_new_tokens=10)
 
 

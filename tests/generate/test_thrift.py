@@ -15,7 +15,7 @@ from nvlm.generate.session import Session
 from nvlm.generate.thrift import Thrift
 from nvlm.parallel.groups import initialize, shut_down
 
-WEIGHTS = ["model.language.init_std=0.2", "model.projector.init_std=0.1"]
+WEIGHTS = ["model.language.init_std=0.2", "model.connector.init_std=0.1"]
 GREEDY = Sampling(max_new_tokens=8)
 FEWER = [Thrift(visual_tokens=0.5), Thrift(cache=0.4), Thrift(0.3, 0.5)]
 
@@ -118,7 +118,7 @@ def test_prompts_and_the_cache_are_as_short_as_reckoned(engines):
     image = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     turns = [{"role": "user", "content": "<image>\nWhat is it? " + "Look closely. " * 120}]
     short, long = (some.prepare(turns, [image], 40) for some in (engine, whole))
-    of_tile = engine.config.model.vision.num_tokens_per_tile
+    of_tile = engine.config.model.num_tokens_per_tile
     assert len(short.tiles) == len(long.tiles) > 1 and of_tile % 4 == 0
     assert long.image_mask.sum() == len(long.tiles) * of_tile
     assert len(long.tokens) - len(short.tokens) == len(long.tiles) * of_tile * 3 // 4

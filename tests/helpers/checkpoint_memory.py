@@ -24,8 +24,8 @@ from helpers.measure_memory import forget_peak, resident_bytes
 from helpers.optimizer_parts import make_plain, read, sharded_state, take_step, written
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.rows import Constant, Parameter
 from nvlm.sizes.parameters import parameters_by_key
-from nvlm.sizes.row import Constant, Parameter
 
 M_MMAP_THRESHOLD = -3
 SIZES = [

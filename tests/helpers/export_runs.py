@@ -26,7 +26,7 @@ MEGATRON = "Megatron-core, the checkpoint that was exported"
 SERVED = [
     "model.vision.image_size=448",
     "model.vision.num_stored_attention_heads=12",
-    "model.projector.norm_epsilon=1e-5",
+    "model.connector.norm_epsilon=1e-5",
     "stage.sequence_length=4096",
 ]
 

@@ -32,7 +32,7 @@ def prompts(config: RunConfig, image_id: int) -> list[tuple[list[int], Tensor]]:
     for num_tiles, num_text_tokens in ((2, 9), (0, 5), (1, 30)):
         # Plain text ids only: no placeholder among them.
         text = torch.randint(0, 900, (num_text_tokens,), generator=generator).tolist()
-        placeholders = [image_id] * (num_tiles * vision.num_tokens_per_tile)
+        placeholders = [image_id] * (num_tiles * config.model.num_tokens_per_tile)
         shape = (num_tiles, 3, vision.image_size, vision.image_size)
         tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         cases.append((text[:3] + placeholders + text[3:], tiles))

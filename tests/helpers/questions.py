@@ -20,7 +20,7 @@ def random_prompts(config: RunConfig, image_id: int, count: int) -> list[Encoded
     for number in range(count):
         pieces, num_tiles = [], number % 4
         for _ in range(num_tiles):
-            pieces += [_text(generator, 12), np.full(vision.num_tokens_per_tile, image_id)]
+            pieces += [_text(generator, 12), np.full(config.model.num_tokens_per_tile, image_id)]
         pieces.append(_text(generator, 90 if number % 5 else 300))
         tokens = np.concatenate(pieces).astype(np.int64)
         shape = (num_tiles, 3, vision.image_size, vision.image_size)

@@ -24,7 +24,7 @@ NUM_PROMPTS = 8
 
 def prompts(engine, count: int) -> list[EncodedPrompt]:
     """Random ones with the placeholders that the engine's shares leave of each tile."""
-    of_tile = engine.config.model.vision.num_tokens_per_tile
+    of_tile = engine.config.model.num_tokens_per_tile
     num_kept = engine.thrift.num_tokens_per_tile(of_tile)
     found = []
     for prompt in questions.random_prompts(engine.config, engine.encoder.tokenizer.image_id, count):

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from nvlm.model.parts import rms_norm, swiglu
 from nvlm.model.parts.transformer_config import (
+    connector_transformer_config,
     language_transformer_config,
-    projector_transformer_config,
     vision_transformer_config,
 )
 
@@ -69,7 +69,7 @@ def test_fused_gelu_is_another_function(as_written, parallel):
     values = torch.linspace(-4, 4, 801)
     assert (bias_gelu(torch.zeros(()), values) - functional.gelu(values)).abs().max() > 1e-4
     config = small_model.small_config("train.precision=bf16")
-    for settings in (vision_transformer_config, projector_transformer_config):
+    for settings in (vision_transformer_config, connector_transformer_config):
         assert not settings(config, "local").bias_activation_fusion
         assert settings(config, "local").activation_func is functional.gelu
 

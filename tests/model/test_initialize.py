@@ -10,7 +10,7 @@ from nvlm.checkpoint_shares import sharded_tensors
 from nvlm.model.nvlm_d import build_model
 from nvlm.model.parts import initialize
 from nvlm.model.parts.initialize import initial_tensor, initialize_weights
-from nvlm.sizes.row import Normal, Parameter, Place
+from nvlm.rows import Normal, Parameter, Place
 
 
 @pytest.fixture(scope="module")

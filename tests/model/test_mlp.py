@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import small_model
 
-from nvlm.model.connectors.mlp import pixel_shuffle
+from nvlm.model.parts.pixel_shuffle import pixel_shuffle
 from nvlm.model.splice import splice
 
 
@@ -35,9 +35,9 @@ def test_projector_equals_plain_torch(parallel):
         "mlp.linear_fc1.weight",
         "mlp.linear_fc2.weight",
     }
-    width, hidden = 4 * config.model.vision.hidden_size, config.model.projector.ffn_hidden_size
+    width, hidden = 4 * config.model.vision.hidden_size, config.model.connector.ffn_hidden_size
     plain = torch.nn.Sequential(
-        torch.nn.LayerNorm(width, eps=config.model.projector.norm_epsilon),
+        torch.nn.LayerNorm(width, eps=config.model.connector.norm_epsilon),
         torch.nn.Linear(width, hidden, bias=False),
         torch.nn.GELU(),
         torch.nn.Linear(hidden, config.model.language.hidden_size, bias=False),
@@ -45,9 +45,11 @@ def test_projector_equals_plain_torch(parallel):
     names = ("norm.weight", "norm.bias", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
     for target, name in zip(plain.parameters(), names, strict=True):
         target.data.copy_(parameters[name])
-    tokens = torch.randn(2, 16, width, generator=torch.Generator().manual_seed(0))
+    width = config.model.vision.hidden_size
+    patches = torch.randn(2, 64, width, generator=torch.Generator().manual_seed(0))
+    tokens = pixel_shuffle(patches)
     # Measured: equal to the last bit.
-    torch.testing.assert_close(projection(tokens), plain(tokens), rtol=0, atol=1e-6)
+    torch.testing.assert_close(projection(patches), plain(tokens), rtol=0, atol=1e-6)
 
 
 def test_splice_keeps_order_and_gradients():

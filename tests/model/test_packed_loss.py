@@ -31,7 +31,7 @@ def make_samples(config: RunConfig) -> list[PackedSample]:
         labels = np.full(length, IGNORED_LABEL)
         labels[-num_trained:] = random.integers(0, vocabulary, num_trained)
         image_mask = np.zeros(length, np.bool_)
-        image_mask[2 : 2 + num_tiles * vision.num_tokens_per_tile] = True
+        image_mask[2 : 2 + num_tiles * config.model.num_tokens_per_tile] = True
         encoded = EncodedSample(random.integers(0, vocabulary, length), labels, image_mask)
         shape = (num_tiles, 3, vision.image_size, vision.image_size)
         tiles = random.integers(0, 256, shape, dtype=np.uint8)

@@ -9,7 +9,6 @@ from helpers import small_model, variants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nvlm.model.connectors.mlp import pixel_shuffle
 from nvlm.plan.operations import sequence_flops
 from nvlm.plan.work import Work
 from nvlm.sizes.flops import forward_flops
@@ -44,7 +43,7 @@ def test_of_a_training_step(parallel, frozen: str, variant: list[str], measure):
     (model,) = small_model.build_chunks(config, parallel)
     freeze([model], config, parallel)
     batch = small_model.batch(config, 1, LENGTHS, num_tiles=NUM_TILES)
-    patches = pixel_shuffle(model.vision_model(batch.tiles)).detach()
+    patches = model.vision_model(batch.tiles).detach()
     patches.requires_grad_(not model.vision_model.is_frozen)
     encoder = counted(lambda: model.vision_model(batch.tiles))
     projector = counted(lambda: model.vision_projection(patches))

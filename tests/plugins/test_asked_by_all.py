@@ -15,7 +15,7 @@ from nvlm.parallel.groups import initialize, shut_down
 from nvlm.plugins.asked_by_all import answer_share
 
 # Large random weights: answers that vary from token to token.
-WEIGHTS = ["model.language.init_std=0.2", "model.projector.init_std=0.1"]
+WEIGHTS = ["model.language.init_std=0.2", "model.connector.init_std=0.1"]
 
 
 @pytest.fixture(scope="module")

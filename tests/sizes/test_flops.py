@@ -27,20 +27,20 @@ FORWARD = {
         per_token=142_916_714_496,
         per_token_pair=1_310_720,  # 2 x 80 x 8192
         encoder_per_tile=12_393_676_800_000 + 774_604_800_000,
-        projector_per_token=1_241_382_912,  # 2 x (12800 x 29568 + 29568 x 8192)
+        projector_per_tile=256 * 1_241_382_912,  # 256 tokens: 2 x (12800 x 29568 + 29568 x 8192)
     ),
     "internvit_300m_qwen2_0_5b/sft": ForwardFlops(
         per_token=987_922_432,
         per_token_pair=43_008,  # 2 x 24 x 896
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
-        projector_per_token=48_562_176,  # 2 x (4096 x 4864 + 4864 x 896)
+        projector_per_tile=256 * 48_562_176,  # 256 tokens: 2 x (4096 x 4864 + 4864 x 896)
     ),
     # Heads are wider than the hidden states.
     "internvit_300m_qwen3_4b/sft": ForwardFlops(
         per_token=8_044_544_000,
         per_token_pair=294_912,  # 2 x 36 x 32 x 128
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
-        projector_per_token=129_499_136,  # 2 x (4096 x 9728 + 9728 x 2560)
+        projector_per_tile=256 * 129_499_136,  # 256 tokens: 2 x (4096 x 9728 + 9728 x 2560)
     ),
 }
 # The encoder is frozen and runs forwards. A tile's 256 tokens of projector: 72B

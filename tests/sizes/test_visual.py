@@ -58,7 +58,7 @@ def test_the_configuration_reckons_with_the_same_tiles():
         config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml", overrides)
         visual = VisualLayout.from_config(config)
         assert visual.max_tiles_per_image == config.max_tiles_per_image
-        assert visual.num_tokens(1) == config.model.vision.num_tokens_per_tile == 256
+        assert visual.num_tokens(1) == config.model.num_tokens_per_tile == 256
 
 
 def test_one_tag_per_tile_and_the_thumbnail_last():

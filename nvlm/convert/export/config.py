@@ -75,8 +75,8 @@ def model_config(
         "select_layer": -1,
         "tie_word_embeddings": language.share_embeddings_and_output_weights,
         "img_context_token_id": image_token_id,
-        "projector_hidden_size": config.model.projector.ffn_hidden_size,
-        "projector_layer_norm_eps": config.model.projector.norm_epsilon,
+        "projector_hidden_size": config.model.connector.ffn_hidden_size,
+        "projector_layer_norm_eps": config.model.connector.norm_epsilon,
         **prompt_values(config),
         "llm_config": {
             "architectures": [architecture],
@@ -147,7 +147,7 @@ def serving_differences(config: RunConfig) -> list[str]:
 
 def _load_differences(config: RunConfig) -> list[str]:
     """What vLLM cannot load, or computes otherwise."""
-    vision, projector = config.model.vision, config.model.projector
+    vision, projector = config.model.vision, config.model.connector
     width = config.model.language.ffn_hidden_size
     differences = []
     expected_heads = vision.num_attention_heads + RELEASED_NUM_DUMMY_HEADS

@@ -206,8 +206,8 @@ INTERN_VIT = Keys(
 NVLM_D = Keys(
     settings={
         "force_image_size": "vision.image_size",
-        "projector_hidden_size": "projector.ffn_hidden_size",
-        "projector_layer_norm_eps": "projector.norm_epsilon",
+        "projector_hidden_size": "connector.ffn_hidden_size",
+        "projector_layer_norm_eps": "connector.norm_epsilon",
     },
     fixed={
         **_COMMON_FIXED,

@@ -87,7 +87,7 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
 
 def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | None:
     """What to know where the projector of a released layout computes otherwise than `model`."""
-    ours = model.projector.norm_epsilon
+    ours = model.connector.norm_epsilon
     # A stated one is equal, or was refused.
     if folder.config.get("projector_layer_norm_eps") is not None:
         return None
@@ -96,7 +96,7 @@ def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | 
     return (
         f"the modelling files of {folder.path} compute the projector's LayerNorm with epsilon "
         f"{RELEASED_PROJECTOR_EPSILON:g}, this configuration with {ours:g} "
-        "(model.projector.norm_epsilon)"
+        "(model.connector.norm_epsilon)"
     )
 
 

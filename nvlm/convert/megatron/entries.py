@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nvlm.convert.rules import Rule
-from nvlm.sizes.row import Place
+from nvlm.rows import Place
 
 # A rule and which of its tensors is meant.
 Entry = tuple[Rule, Place]

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from nvlm.convert.blocks import Buffer, all_finite
 from nvlm.errors import CheckpointError, ConvertError
+from nvlm.rows import Parameter, Place
 from nvlm.safe_loading import DAMAGE, describe_damage, read_metadata
-from nvlm.sizes.row import Parameter, Place
 
 
 class CheckpointReader:

@@ -14,7 +14,7 @@ from nvlm.convert.megatron.entries import in_file_order, is_stack, source_rows
 from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import Rule, to_hugging_face
 from nvlm.errors import ConvertError
-from nvlm.sizes.row import Place
+from nvlm.rows import Place
 
 
 @dataclass(frozen=True)

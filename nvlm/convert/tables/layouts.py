@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nvlm.convert.rules import Layout
-from nvlm.sizes.row import Parameter
+from nvlm.rows import Parameter
 
 
 def stacked(num_parts: int) -> Layout:

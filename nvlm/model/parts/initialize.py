@@ -24,8 +24,8 @@ from torch import Tensor
 from nvlm.checkpoint_shares import sharded_tensors, shares
 from nvlm.config.schema import RunConfig
 from nvlm.parallel.groups import Parallel
+from nvlm.rows import Constant, Parameter, Place
 from nvlm.sizes.parameters import parameters_by_key
-from nvlm.sizes.row import Constant, Parameter, Place
 
 # Numbers that are drawn at a time: 16 MB.
 BLOCK_SIZE = 2**22

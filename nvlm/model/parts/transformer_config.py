@@ -89,15 +89,14 @@ def vision_transformer_config(config: RunConfig, layer_implementation: str) -> T
     )
 
 
-def projector_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
-    """The two linear layers between encoder and decoder: GELU, no biases (paper section 4.5)."""
+def connector_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
+    """What stands between encoder and decoder: GELU, no biases (paper section 4.5)."""
+    language = config.model.language
     return TransformerConfig(
         num_layers=1,
-        hidden_size=config.model.language.hidden_size,
-        ffn_hidden_size=config.model.projector.ffn_hidden_size,
-        # Required, and unused: there is no attention here.
-        num_attention_heads=config.model.language.num_attention_heads,
-        layernorm_epsilon=config.model.projector.norm_epsilon,
+        hidden_size=language.hidden_size,
+        # Required, and unused: there is no attention here, and widths are the connector's own.
+        num_attention_heads=language.num_attention_heads,
         activation_func=functional.gelu,
         add_bias_linear=False,
         sequence_parallel=False,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nvlm.config.schema import ModelConfig, VisionConfig
-from nvlm.sizes.row import ONES, ZEROS, Constant, Normal, Parameter, ZeroHeads
+from nvlm.rows import ONES, ZEROS, Constant, Normal, Parameter, ZeroHeads
 
 NUM_COLOUR_CHANNELS = 3
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nvlm.config.schema import LanguageConfig, ModelConfig
-from nvlm.sizes.row import ONES, ZEROS, Normal, Parameter
+from nvlm.rows import ONES, ZEROS, Normal, Parameter
 
 
 def parameters(model: ModelConfig) -> Iterator[Parameter]:

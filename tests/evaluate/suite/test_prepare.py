@@ -52,7 +52,7 @@ def test_pictures_and_texts_are_interleaved():
     found, config, encoder, talk = ready(4, "stage.sequence_length=4096", "stage.max_num_tiles=2")
     roles = [turn["role"] for turn in talk.messages]
     assert roles == ["system", *["user", "assistant"] * 4, "user"]
-    tile = config.model.vision.num_tokens_per_tile
+    tile = config.model.num_tokens_per_tile
     per_picture = len(cut_tiles(decode_image(draw(0)), 2, True, config.model.vision.image_size))
     assert per_picture == 3
     assert found.max_num_tiles == [2] * 5

@@ -1,0 +1,61 @@
+"""NVLM-X's projector: pixel shuffle and one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from nvlm.config.connectors.sizes import (
+    ConnectorSizes,
+    KeptNumbers,
+    Product,
+    shuffle_problems,
+)
+from nvlm.config.section import Section
+from nvlm.config.values import Positive, ShuffleFactor
+from nvlm.rows import ONES, ZEROS, Normal, Parameter
+
+
+class LinearConfig(Section):
+    """Pixel shuffle, LayerNorm and one linear without a bias, the same on every tensor-parallel
+    rank."""
+
+    kind: Literal["linear"] = "linear"
+    """Which connector."""
+    pixel_shuffle: ShuffleFactor = 2
+    """Patches along each side that become one token, with the channels of all of them."""
+    norm_epsilon: Positive = 1e-6
+    """Added to the variance in the norm."""
+    init_std: Positive = 0.014
+    """Standard deviation of random first weights."""
+
+    def num_tokens(self, sizes: ConnectorSizes) -> int:
+        """Of a tile."""
+        return sizes.num_patches // self.pixel_shuffle**2
+
+    def token_size(self, sizes: ConnectorSizes) -> int:
+        """Channels of a token before the linear: those of its patches, side by side."""
+        return sizes.channels * self.pixel_shuffle**2
+
+    def problems(self, sizes: ConnectorSizes) -> Iterator[str]:
+        yield from shuffle_problems(self.pixel_shuffle, sizes)
+
+    def split_sizes(self) -> dict[str, int]:
+        """Key -> number that the tensor-parallel size has to divide."""
+        return {}
+
+    def products(self, sizes: ConnectorSizes) -> list[Product]:
+        """Of a tile, in the order of the forward pass."""
+        return [Product(self.num_tokens(sizes), self.token_size(sizes), sizes.hidden_size)]
+
+    def kept_numbers(self, sizes: ConnectorSizes, tensor_size: int) -> KeptNumbers:
+        """Of a tile for the backward pass: input and output of the norm."""
+        num_tokens = self.num_tokens(sizes)
+        return KeptNumbers(num_tokens * 2 * self.token_size(sizes), 2 * num_tokens)
+
+    def parameters(self, sizes: ConnectorSizes) -> Iterator[Parameter]:
+        """In the order of the forward pass; keys without the component's name."""
+        size = self.token_size(sizes)
+        yield Parameter("norm.weight", (size,), ONES)
+        yield Parameter("norm.bias", (size,), ZEROS)
+        yield Parameter("linear.weight", (sizes.hidden_size, size), Normal(self.init_std))

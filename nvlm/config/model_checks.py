@@ -1,0 +1,91 @@
+"""Rules within `model`, and between it and the tensor-parallel size; checks.py has all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+
+from nvlm.config.schema import RunConfig
+
+
+def model_problems(config: RunConfig) -> Iterator[str]:
+    """Every rule that the model's sizes break, each in one line."""
+    yield from _vision_problems(config)
+    yield from _fusion_problems(config)
+    yield from _language_problems(config)
+    yield from _tensor_problems(config)
+
+
+def _vision_problems(config: RunConfig) -> Iterator[str]:
+    vision = config.model.vision
+    if vision.hidden_size % vision.num_attention_heads:
+        yield not_multiple(config, "model.vision.hidden_size", "model.vision.num_attention_heads")
+    if vision.num_stored_attention_heads < vision.num_attention_heads:
+        yield (
+            f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads} is less "
+            f"than model.vision.num_attention_heads {vision.num_attention_heads}"
+        )
+    if vision.image_size % vision.patch_size:
+        yield not_multiple(config, "model.vision.image_size", "model.vision.patch_size")
+    else:
+        yield from config.model.connector.problems(config.model.connector_sizes)
+
+
+def _fusion_problems(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if (model.fusion == "decoder_only") != (model.cross_attention is None):
+        yield (
+            f"model.fusion {model.fusion} and model.cross_attention "
+            f"{'null' if model.cross_attention is None else 'given'}: NVLM-X and NVLM-H "
+            "(cross_attention, hybrid) need its settings, NVLM-D (decoder_only) has none"
+        )
+    elif model.fusion != "decoder_only":
+        yield f"model.fusion {model.fusion} is not built yet"
+
+
+def _language_problems(config: RunConfig) -> Iterator[str]:
+    language = config.model.language
+    heads = "model.language.num_attention_heads"
+    if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
+        yield not_multiple(config, "model.language.hidden_size", heads)
+    elif language.head_dim % 2:
+        yield (
+            f"a head of model.language is {language.head_dim} wide (kv_channels, or hidden_size / "
+            "num_attention_heads): rotary positions need an even number"
+        )
+    if language.num_attention_heads % language.num_query_groups:
+        yield not_multiple(config, heads, "model.language.num_query_groups")
+    if language.qk_layernorm and language.qkv_bias:
+        yield (
+            "model.language.qk_layernorm true and qkv_bias true: no published decoder has both "
+            "(Qwen2 has the bias, Qwen3 the norms), and no export could say so; set one to false"
+        )
+    scaling = language.rope_scaling
+    if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
+        yield (
+            f"model.language.rope_scaling.low_freq_factor {scaling.low_freq_factor:g} must be less "
+            f"than high_freq_factor {scaling.high_freq_factor:g}"
+        )
+
+
+def _tensor_problems(config: RunConfig) -> Iterator[str]:
+    """Tensor parallelism splits these sizes evenly."""
+    # A process that encodes tiles of its own has the whole vision model.
+    of_vision = ("model.vision.num_stored_attention_heads", "model.vision.ffn_hidden_size")
+    for key in (
+        *(() if config.parallel.shares_tiles else of_vision),
+        *(f"model.connector.{key}" for key in config.model.connector.split_sizes()),
+        "model.language.num_attention_heads",
+        "model.language.num_query_groups",
+        "model.language.ffn_hidden_size",
+        "model.language.vocab_size",
+    ):
+        value, tensor = attrgetter(key)(config), config.parallel.tensor
+        if value % tensor:
+            yield f"parallel.tensor {tensor} does not divide {key} {value}"
+
+
+def not_multiple(config: RunConfig, key: str, divisor_key: str) -> str:
+    """The line that says so of two keys."""
+    value, divisor = (attrgetter(name)(config) for name in (key, divisor_key))
+    return f"{key} {value} is not a multiple of {divisor_key} {divisor}"
