@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from nvlm.config.kinds import default_kind, kinds_of, section_for
 from nvlm.config.paths import expand_path
 from nvlm.config.schema import RunConfig, SourceConfig
+from nvlm.config.section_kinds import default_kind, kinds_of, section_for
 from nvlm.config.values import PATH
 from nvlm.config.wording import shorten
 from nvlm.config.yaml_file import Values, parse_yaml, read_yaml

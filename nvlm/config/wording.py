@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from nvlm.config.kinds import kinds_of, sections_of
+from nvlm.config.section_kinds import kinds_of, sections_of
 
 # Longer values and names are cut in messages.
 MAX_LENGTH = 60

@@ -14,7 +14,7 @@ from pydantic import Tag
 from nvlm.config.connectors.linear import LinearConfig
 from nvlm.config.connectors.mlp import MLPConfig
 from nvlm.config.connectors.sizes import ConnectorSizes as ConnectorSizes
-from nvlm.config.kinds import kind_or
+from nvlm.config.section_kinds import kind_or
 
 Connector = Annotated[
     Annotated[MLPConfig, Tag("mlp")] | Annotated[LinearConfig, Tag("linear")],
