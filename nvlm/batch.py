@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nvlm.errors import DataError
 from nvlm.sizes.visual import VisualLayout
+
+Batch = TypeVar("Batch")
 
 # Label of a position that is not trained on.
 IGNORED_LABEL = -100
@@ -38,6 +41,31 @@ _MIN_SKIPPED = 20
 def too_many_skipped(num_skipped: int, num_samples: int, max_share: float) -> bool:
     """Whether more than `data.max_skipped_share` of the samples was left out."""
     return num_skipped >= _MIN_SKIPPED and num_skipped > max_share * num_samples
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """What a context-parallel rank has of a row, as `nvlm.parallel.context` cuts it.
+
+    Every document of the row gets some padding at its end first; so does the row.
+    """
+
+    sources: Tensor  # [t] int64; where in the whole row each token here stands
+    is_padding: Tensor  # [t] bool; True where there is none in the whole row
+    image_positions: Tensor  # [image tokens here] int64; where here they stand
+    # [image tokens here] int64; which they are of the image tokens of all ranks, one rank's after
+    # the other's, each rank's as many as the most.
+    image_rows: Tensor
+    # [t of all ranks] int64; where in all ranks' parts, one after the other, the padded row's
+    # tokens are.
+    row_order: Tensor
+    cu_seqlens: Tensor  # [d + 1] int32; of the padded row
+    document_starts: tuple[int, ...]  # the same
+    num_tiles: tuple[int, ...]  # that each context-parallel rank encodes
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> RowPart:
+        """The same with every tensor changed."""
+        return _each(self, change)
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,9 @@ class MicroBatch:
     source_numbers: Tensor | None = None
     # [n, patches of a tile, channels]: the tiles as the connector reads them, encoded beforehand.
     features: Tensor | None = None
+    # With context parallelism, this rank's part of the row. `tiles` and `features` are then those
+    # that this rank encodes; all else is of the whole row, and `on_this_rank` of its part.
+    part: RowPart | None = None
     # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
     # for numbers, or for how many elements are set, is to wait for all that it has to do.
     document_starts: tuple[int, ...] = ()
@@ -79,11 +110,42 @@ class MicroBatch:
 
     @property
     def num_tiles(self) -> int:
+        if self.part is not None:
+            return sum(self.part.num_tiles)
         return self.tiles.shape[0] if self.features is None else self.features.shape[0]
 
     @property
     def max_document_length(self) -> int:
         return max(end - start for start, end in pairwise(self.document_starts))
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of all context-parallel ranks, with the padding that they need."""
+        return self.tokens.shape[1] if self.part is None else len(self.part.row_order)
+
+    def on_this_rank(self) -> MicroBatch:
+        """The same batch with `part`'s tokens alone; without a part, as it is."""
+        part = self.part
+        if part is None:
+            return self
+
+        def cut(tensor_1t: Tensor | None, padding: int) -> Any:
+            if tensor_1t is None:
+                return None
+            return tensor_1t[:, part.sources].masked_fill(part.is_padding, padding)
+
+        return replace(
+            self,
+            tokens=self.tokens[:, part.sources],
+            labels=cut(self.labels, IGNORED_LABEL),
+            position_ids=self.position_ids[:, part.sources],
+            image_mask=cut(self.image_mask, False),
+            cu_seqlens=part.cu_seqlens,
+            loss_weights=cut(self.loss_weights, 0),
+            source_numbers=cut(self.source_numbers, -1),
+            document_starts=part.document_starts,
+            image_positions=part.image_positions,
+        )
 
     def loss_mask(self) -> Tensor:
         """[1, t] float32: 1 where the label is trained."""
@@ -95,8 +157,8 @@ class MicroBatch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same batch with every tensor changed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})
+        part = self.part and self.part.each(change)
+        return _each(replace(self, part=part), change)
 
     def to(self, device: torch.device) -> MicroBatch:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -105,6 +167,12 @@ class MicroBatch:
         """The same batch for who does not encode them."""
         # Not a view of no tiles: that would keep all of them, and take them along when it is sent.
         return replace(self, tiles=self.tiles.new_empty(0, *self.tiles.shape[1:]))
+
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}  # type: ignore[arg-type]
+    changed = {n: change(v) for n, v in values.items() if isinstance(v, Tensor)}
+    return replace(batch, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,8 @@ TOPICS = {
     "evaluate": {"question_prompts"},
     "importers": {"import", "import_fields", "import_files", "import_fuzz", "import_runs"},
     "model": {
-        "bf16", "fusions", "model_layouts", "packed_loss", "recompute", "transformer_engine",
-        "variants",
+        "bf16", "context_layouts", "fusions", "model_layouts", "packed_loss", "recompute",
+        "transformer_engine", "variants",
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from nvlm.config.context_checks import context_problems
 from nvlm.config.model_checks import model_problems, not_multiple
-from nvlm.config.schema import ModelConfig, RunConfig, SourceConfig
+from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceConfig
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
 from nvlm.errors import ConfigError
 
@@ -76,6 +77,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _pipeline_problems(config)
     yield from _fp8_problems(config)
     yield from _sequence_parallel_problems(config)
+    yield from context_problems(config)
     yield from _recompute_problems(config)
     yield from _tile_problems(config)
     yield from _length_problems(config)
@@ -94,10 +96,15 @@ def _layout_misfits(config: RunConfig, world_size: int) -> Iterator[str]:
     model_parallel = parallel.model_parallel_size
     if world_size % model_parallel:
         yield (
-            f"{world_size} processes do not fit parallel.tensor {parallel.tensor} x "
-            f"parallel.pipeline {parallel.pipeline} = {model_parallel}: start a multiple of "
+            f"{world_size} processes do not fit {_product(parallel)} = {model_parallel}: start a "
+            "multiple of "
             f"{model_parallel} processes (torchrun --nproc-per-node) or change parallel.*"
         )
+
+
+def _product(parallel: ParallelConfig) -> str:
+    context = f"parallel.context {parallel.context} x " if parallel.context > 1 else ""
+    return f"parallel.tensor {parallel.tensor} x {context}parallel.pipeline {parallel.pipeline}"
 
 
 def _batch_misfits(config: RunConfig, world_size: int) -> Iterator[str]:

@@ -325,6 +325,8 @@ class ParallelConfig(Section):
     each with a number per chunk. docs/parallel.md."""
     sequence: Switch = False
     """Megatron's sequence parallelism (activations split over the tensor-parallel group)."""
+    context: Count = 1
+    """Context-parallel size: processes that share the tokens of each row. docs/parallel.md."""
     vision: Literal["tensor", "tile_parallel"] = "tensor"
     """Where tiles are encoded. `tensor`: on the first stage, whose processes share each layer.
     `tile_parallel`: on all `tensor` x `pipeline` processes, each with the whole, frozen vision
@@ -332,7 +334,8 @@ class ParallelConfig(Section):
 
     @property
     def model_parallel_size(self) -> int:
-        return self.tensor * self.pipeline
+        """Processes that hold one copy of the model."""
+        return self.tensor * self.context * self.pipeline
 
     @property
     def shares_tiles(self) -> bool:

@@ -99,6 +99,7 @@ def _make_groups(config: RunConfig | None) -> dict[str, dist.ProcessGroup]:
     groups = initialize(config).groups
     found = {
         "tensor": groups.tp,
+        "context": groups.cp,
         "pipeline": groups.pp,
         "data": groups.dp,
         "tensor x pipeline": groups.mp,
@@ -106,7 +107,7 @@ def _make_groups(config: RunConfig | None) -> dict[str, dist.ProcessGroup]:
     }
     layout = config.parallel
     num_data = dist.get_world_size() // layout.model_parallel_size
-    sizes = (layout.tensor, layout.pipeline, num_data, layout.model_parallel_size, 2)
+    sizes = (layout.tensor, layout.context, layout.pipeline, num_data, groups.mp.size(), 2)
     return {kind: group for (kind, group), size in zip(found.items(), sizes) if size > 1}
 
 

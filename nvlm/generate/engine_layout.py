@@ -57,6 +57,7 @@ def _changes(config: RunConfig, layout: ParallelConfig, world_size: int) -> dict
         "parallel.virtual_pipeline": 1,
         "parallel.layout": stages,
         "parallel.sequence": False,
+        "parallel.context": 1,
         "parallel.vision": "tensor",
         "train.fp8.recipe": "none",
         "train.micro_batch_size": 1,

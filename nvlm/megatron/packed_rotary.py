@@ -27,13 +27,26 @@ def _rotate_packed(
     """As Megatron-core's: `t` [tokens, heads, channels], `freqs` [longest, 1, 1, channels]."""
     from megatron.core.models.common.embeddings import rope_utils
 
-    assert cp_group.size() == 1, "no context parallelism is built here"
-    rows = freqs.index_select(0, positions_in_documents(cu_seqlens, t.shape[0]))
+    positions = positions_in_documents(cu_seqlens, t.shape[0], cp_group.rank(), cp_group.size())
+    rows = freqs.index_select(0, positions)
     return rope_utils._apply_rotary_pos_emb_bshd(t.unsqueeze(1), rows, **how).squeeze(1)
 
 
-def positions_in_documents(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """[num_tokens]; each token's distance from the start of its document."""
+def positions_in_documents(
+    cu_seqlens: Tensor, num_tokens: int, rank: int = 0, size: int = 1
+) -> Tensor:
+    """[num_tokens]; each token's distance from the start of its document.
+
+    Args:
+        cu_seqlens: of the whole row, of which this is context-parallel rank `rank`'s part: chunks
+            `rank` and `2 * size - 1 - rank` of each document (`nvlm.parallel.context`).
+    """
     tokens = torch.arange(num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    documents = torch.bucketize(tokens, cu_seqlens, right=True) - 1
-    return tokens - cu_seqlens.index_select(0, documents)
+    starts = cu_seqlens // size
+    documents = torch.bucketize(tokens, starts, right=True) - 1
+    positions = tokens - starts.index_select(0, documents)
+    if size == 1:
+        return positions
+    chunks = (starts.diff() // 2).index_select(0, documents)
+    behind = torch.where(positions < chunks, rank, 2 * (size - 1) - rank)
+    return positions + behind * chunks

@@ -38,6 +38,7 @@ from nvlm.model.parts.transformer_config import (
 )
 from nvlm.model.placement import check_stage
 from nvlm.model.splice import splice, with_zero_gradient
+from nvlm.parallel.context import gather_images
 from nvlm.parallel.groups import Parallel, alone
 from nvlm.platform.attention import choose_attention
 from nvlm.sizes.parameters import LANGUAGE, VISION
@@ -280,7 +281,7 @@ class NVLMD(MegatronModule):
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
-            visual = self._visual_embeddings(micro_batch)
+            visual = self._visual_embeddings(micro_batch, embeddings_t1h)
             embeddings_t1h = splice(embeddings_t1h, micro_batch.image_positions, visual)
         elif self.overlaps_data_parallelism:
             embeddings_t1h = with_zero_gradient(embeddings_t1h, self._blank_tile(embeddings_t1h))
@@ -292,13 +293,19 @@ class NVLMD(MegatronModule):
             embeddings_t1h = scattered.clone()
         return recomputable(embeddings_t1h, self.config)
 
-    def _visual_embeddings(self, micro_batch: MicroBatch) -> Tensor:
-        """[n, q, h]"""
-        if micro_batch.features is None:
+    def _visual_embeddings(self, micro_batch: MicroBatch, like: Tensor) -> Tensor:
+        """[n, q, h]; with context parallelism the tokens [n, h] of this rank's part of the row."""
+        features, part = micro_batch.features, micro_batch.part
+        if part is not None and not part.num_tiles[self.parallel.context_rank]:
+            # No other waits for it in vain, and its parameters get their zeros.
+            visual = self._blank_tile(like)
+        elif features is None:
             assert not self.shares_tiles, "tiles are encoded before the schedule"
-            return self.encode_tiles(micro_batch.tiles)
-        assert self.vision_projection is not None
-        return self.vision_projection(micro_batch.features)
+            visual = self.encode_tiles(micro_batch.tiles)
+        else:
+            assert self.vision_projection is not None
+            visual = self.vision_projection(features)
+        return visual if part is None else gather_images(visual, part, self.parallel.groups.cp)
 
     def _blank_tile(self, like: Tensor) -> Tensor:
         """What a tile of zeros becomes, [1, q, h]; through the encoder only where that trains."""
@@ -354,7 +361,7 @@ def _mark_whole(encoder: InternViT) -> None:
 
 def _mark_copies(entries: dict, prefix: str, parallel: Parallel) -> None:
     """Tell the encoders of all processes apart: one of them is saved."""
-    copy = (parallel.pipeline_rank, parallel.tensor_rank, parallel.data_rank)
+    copy = (parallel.pipeline_rank, parallel.tensor_rank, parallel.groups.dp_cp.rank())
     for name, entry in entries.items():
         if name.startswith(prefix) and isinstance(entry, ShardedTensor):
             entry.replica_id = copy
@@ -369,4 +376,5 @@ def _packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         starts=micro_batch.document_starts,
+        row_order=None if micro_batch.part is None else micro_batch.part.row_order,
     )

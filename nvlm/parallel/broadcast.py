@@ -1,8 +1,9 @@
 """What processes of a model replica read of a step reaches the others here.
 
-One process reads the text side of a micro-batch, which is small and goes to the whole
-model-parallel group. Tiles are large. That process reads them too, and they go only to the
-tensor-parallel group of the first pipeline stage, where the vision encoder is. Where every process
+One process reads the text side of a micro-batch, which is small and goes to the whole replica.
+Tiles are large. That process reads them too, and they go only to the first pipeline stage, where
+the vision encoder is: to all of a tensor-parallel group, of which each context-parallel rank has
+one, with a share of the tiles. Where every process
 has one (`parallel.vision: tile_parallel`), each reads those that it encodes, and they go nowhere.
 A whole step is exchanged before its schedule starts, so no collective of the data path can meet one
 of the pipeline.
@@ -22,8 +23,9 @@ from nvlm import phases, platform
 from nvlm.batch import Findings, StepBatch, StepPart, TileShare, WholeStep
 from nvlm.errors import DataError
 from nvlm.failures import explain
+from nvlm.parallel.context import with_parts
 from nvlm.parallel.groups import Parallel, broadcast_object
-from nvlm.parallel.tiles import own_share, without_dropped
+from nvlm.parallel.tiles import own_share, share_sizes, without_dropped
 
 Item = TypeVar("Item")
 
@@ -50,9 +52,8 @@ def next_step_batch(
     phases.enter(phases.SHARING)
     step = _next(loader) if parallel.is_model_parallel_main else None
     assert step is None or isinstance(step, StepBatch)
-    group = parallel.groups.mp
     tiles = _tiles(step) if step else []
-    if dist.get_world_size(group) == 1:
+    if dist.get_world_size(parallel.groups.mp) == parallel.context_size == 1:
         return step and _on_device(step, tiles, device)
     text = step and replace(
         step,
@@ -60,20 +61,53 @@ def next_step_batch(
         tiles_ahead=None,
     )
     shapes = [tuple(t.shape) for t in tiles]
-    text, shapes = broadcast_object((text, shapes), dist.get_global_rank(group, 0), group)
+    text, shapes = _to_replica((text, shapes), parallel)
     if text is None:
         return None
+    micro_batches = with_parts(text.micro_batches, [shape[0] for shape in shapes], parallel)
+    text = replace(text, micro_batches=micro_batches)
     if parallel.is_first_stage:
-        source = dist.get_global_rank(parallel.groups.tp, 0)
-        if not parallel.is_model_parallel_main:
-            tiles = [torch.empty(shape, dtype=torch.uint8) for shape in shapes]
-        tiles = [t.to(device, non_blocking=True).contiguous() for t in tiles]
-        for t in tiles:
-            if t.numel() and parallel.tensor_size > 1:
-                dist.broadcast(t, src=source, group=parallel.groups.tp)
+        tiles = [tile.to(device, non_blocking=True).contiguous() for tile in tiles]
+        tiles = _own_tiles(tiles, shapes, parallel, device)
     else:
         tiles = [m.tiles for m in text.micro_batches]
     return _on_device(text, tiles, device)
+
+
+def _to_replica(value: Item, parallel: Parallel) -> Item:
+    """What the model-parallel main process has, on all of its replica."""
+    groups = parallel.groups
+    if parallel.context_size > 1 and parallel.tensor_rank == parallel.pipeline_rank == 0:
+        value = broadcast_object(value, dist.get_global_rank(groups.cp, 0), groups.cp)
+    return broadcast_object(value, dist.get_global_rank(groups.mp, 0), groups.mp)
+
+
+def _own_tiles(
+    tiles: list[torch.Tensor], shapes: list[tuple], parallel: Parallel, device: torch.device
+) -> list[torch.Tensor]:
+    """Of each micro-batch those that this context-parallel rank encodes.
+
+    Args:
+        tiles: all of them, on the model-parallel main process.
+        shapes: theirs, on every process of the first stage.
+    """
+    groups, own, size = parallel.groups, parallel.context_rank, parallel.context_size
+    found = []
+    for number, (num_tiles, *shape) in enumerate(shapes):
+        sizes = share_sizes(num_tiles, size)
+        if parallel.is_model_parallel_main:
+            mine, *others = tiles[number].split(sizes)
+            for rank, others_tiles in enumerate(others, 1):
+                if others_tiles.numel():
+                    dist.send(others_tiles, dist.get_global_rank(groups.cp, rank), groups.cp)
+        else:
+            mine = torch.empty(sizes[own], *shape, dtype=torch.uint8, device=device)
+            if mine.numel() and parallel.tensor_rank == 0:
+                dist.recv(mine, dist.get_global_rank(groups.cp, 0), groups.cp)
+        if mine.numel() and parallel.tensor_size > 1:
+            dist.broadcast(mine, dist.get_global_rank(groups.tp, 0), groups.tp)
+        found.append(mine)
+    return found
 
 
 def _next(loader: Iterator[Item] | None) -> Item | None:

@@ -37,13 +37,25 @@ class Parallel:
     world_size: int
     tensor_rank: int
     tensor_size: int
+    context_rank: int
+    context_size: int
     pipeline_rank: int
     pipeline_size: int
     # Model chunks of each pipeline stage.
     virtual_size: int
     data_rank: int
     data_size: int
+    # With context parallelism: what the number of a rank's tokens has to be a multiple of.
+    row_multiple: int
     groups: ProcessGroupCollection
+
+    def sizes(self) -> str:
+        """The layout, as messages say it."""
+        context = f"context {self.context_size} x " if self.context_size > 1 else ""
+        return (
+            f"tensor {self.tensor_size} x {context}pipeline {self.pipeline_size} x data "
+            f"{self.data_size}"
+        )
 
     @property
     def is_main(self) -> bool:
@@ -68,7 +80,7 @@ class Parallel:
     @property
     def is_model_parallel_main(self) -> bool:
         """The process of each model replica that reads data for it: texts, or all."""
-        return self.tensor_rank == 0 and self.pipeline_rank == 0
+        return self.tensor_rank == 0 and self.context_rank == 0 and self.pipeline_rank == 0
 
 
 def world_size_from_environment() -> int:
@@ -91,8 +103,9 @@ def reading_ranks(layout: ParallelConfig, world_size: int) -> range:
 
 
 def _main_ranks(layout: ParallelConfig, world_size: int) -> range:
-    # Megatron-core numbers a layout's tensor ranks first, then data ranks, then pipeline stages.
-    return range(0, world_size // layout.pipeline, layout.tensor)
+    # Megatron-core numbers a layout's tensor ranks first, then context ranks, data ranks, and
+    # pipeline stages.
+    return range(0, world_size // layout.pipeline, layout.tensor * layout.context)
 
 
 def initialize(
@@ -123,6 +136,7 @@ def initialize(
     virtual = config.parallel.virtual_pipeline
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.parallel.tensor,
+        context_parallel_size=config.parallel.context,
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         # Its own default is another than torch's group has.
@@ -135,11 +149,14 @@ def initialize(
         world_size=dist.get_world_size(),
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         virtual_size=virtual,
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
+        row_multiple=config.parallel.tensor if config.parallel.sequence else 1,
         groups=ProcessGroupCollection.use_mpu_process_groups(),
     )
     mains = _main_ranks(config.parallel, parallel.world_size)
@@ -171,8 +188,8 @@ def alone(groups: ProcessGroupCollection) -> ProcessGroupCollection:
     """Groups in which this process has all of every layer, for a part that each process holds."""
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    # There is no context parallelism, so that this group has one process. Megatron-core makes it
-    # anyway; a new group for each process would be one rendezvous after another.
+    # Where tiles are shared there is no context parallelism, so that this group has one process.
+    # Megatron-core makes it anyway; a new group for each would be one rendezvous after another.
     assert groups.cp.size() == 1
     return ProcessGroupCollection(
         tp=groups.cp, pp=groups.cp, cp=groups.cp, dp=groups.dp, dp_cp=groups.dp_cp

@@ -20,8 +20,8 @@ def stand_in(config: RunConfig, pipeline_rank: int) -> Iterator[Parallel]:
     """
     assert not dist.is_initialized(), "this process takes part in a run"
     parallel = config.parallel
-    # Megatron-core numbers processes along the tensor-parallel group first.
-    rank = pipeline_rank * parallel.tensor
+    # Megatron-core numbers processes along the tensor-parallel group first, and stages last.
+    rank = pipeline_rank * parallel.tensor * parallel.context
     dist.init_process_group("fake", rank=rank, world_size=parallel.model_parallel_size)
     try:
         groups = initialize(config, world_size=parallel.model_parallel_size)

@@ -129,6 +129,24 @@ def check_fp8(config: RunConfig, machine: Machine, layers: str) -> None:
         raise ConfigError(f"train.fp8.recipe {recipe}: {reason}; use none")
 
 
+def check_context(config: RunConfig, machine: Machine, layers: str) -> None:
+    """Refuse context parallelism where no attention shares rows among GPUs.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    context = config.parallel.context
+    if context == 1 or not machine.has_gpu:
+        return
+    chosen = choose_attention(machine, layers, config.train.precision)
+    if chosen.implementation != "transformer_engine":
+        reason = chosen.reason or "model.layer_implementation is local"
+        raise ConfigError(
+            f"parallel.context {context} needs Transformer Engine's attention on GPUs, and here "
+            f"attention is torch's: {reason}; use parallel.context 1"
+        )
+
+
 def _layers(where: Situation) -> Feature:
     model, precision = where.config.model, where.config.train.precision
     reason = why_layers(where.machine, model.layer_implementation, precision)

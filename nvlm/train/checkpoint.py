@@ -146,7 +146,7 @@ def training_state(
 ) -> dict:
     """The sharded state that a checkpoint of a training has; its tensors are the training's."""
     tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
-    share_writing(tensors, parallel.groups.dp)
+    share_writing(tensors, parallel.groups.dp_cp)
     return {"weights": {str(number): tensor for number, tensor in enumerate(tensors)}, **others}
 
 
@@ -229,7 +229,7 @@ def load_training_state(
         if parallel.is_main:
             say(f"{checkpoint} has no scaling factors of FP8: they begin anew", sys.stderr)
     is_everywhere = bare(chunks)[0].is_everywhere
-    loaded = read_shared(checkpoint, tensors, parallel.groups.dp, others, is_everywhere)
+    loaded = read_shared(checkpoint, tensors, parallel.groups.dp_cp, others, is_everywhere)
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -245,7 +245,7 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> N
     """
     check_contents(checkpoint)
     tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
-    read_shared(checkpoint, tensors, parallel.groups.dp, is_everywhere=chunks[0].is_everywhere)
+    read_shared(checkpoint, tensors, parallel.groups.dp_cp, is_everywhere=chunks[0].is_everywhere)
 
 
 def _sharded_state(
@@ -284,4 +284,5 @@ def _layout(parallel: Parallel) -> dict[str, int]:
         "pipeline": parallel.pipeline_size,
         "virtual": parallel.virtual_size,
         "data": parallel.data_size,
+        **({"context": parallel.context_size} if parallel.context_size > 1 else {}),
     }

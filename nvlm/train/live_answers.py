@@ -171,7 +171,10 @@ def _next_tokens(training: Training, rows: list[MicroBatch], positions: list[Ten
         phases.enter(phases.FORWARD, micro_batch=number)
 
         def choose(logits_1tv: Tensor):
-            best = most_likely(logits_1tv[0, positions[number]], parallel)
+            here, is_here = _on_this_rank(row, positions[number])
+            best = most_likely(logits_1tv[0, here], parallel) * is_here
+            if row.part is not None:
+                dist.all_reduce(best, group=parallel.groups.cp)
             # The schedules want a loss, and a number of tokens to divide it by.
             return logits_1tv.new_zeros(()), best.new_ones((), dtype=torch.int), best
 
@@ -188,6 +191,15 @@ def _next_tokens(training: Training, rows: list[MicroBatch], positions: list[Ten
     if parallel.pipeline_size > 1:
         dist.broadcast(chosen, dist.get_global_rank(group, parallel.pipeline_size - 1), group=group)
     return chosen
+
+
+def _on_this_rank(row: MicroBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in this rank's part of a row its `positions` are, and whether; any place where not."""
+    part = row.part
+    if part is None:
+        return positions, torch.ones_like(positions)
+    is_it = (part.sources == positions[:, None]) & ~part.is_padding
+    return is_it.int().argmax(1), is_it.any(1).long()
 
 
 def most_likely(logits_kv: Tensor, parallel: Parallel) -> Tensor:

@@ -83,8 +83,7 @@ def keep_for_replay(
         config=config.model_dump(mode="json"),
         data_state=data_state,
         samples=samples,
-        layout=f"tensor {parallel.tensor_size} x pipeline {parallel.pipeline_size} x data "
-        f"{parallel.data_size}",
+        layout=parallel.sizes(),
         weights=None if problem else weights.name,
         checkpoint=last_saved[0],
         checkpoint_step=last_saved[1],
@@ -127,6 +126,6 @@ def _write_weights(
     tensors: list[ShardedTensor] = [
         tensor for chunk in chunks for tensor in sharded_tensors(chunk.sharded_state_dict())
     ]
-    share_writing(tensors, parallel.groups.dp)
+    share_writing(tensors, parallel.groups.dp_cp)
     numbered = {str(number): tensor for number, tensor in enumerate(tensors)}
     write_checkpoint(target, {"weights": numbered}, config)

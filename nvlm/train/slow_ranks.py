@@ -75,7 +75,11 @@ class SlowRanks:
         parallel = self._parallel
         return Pace(
             data_rank=parallel.data_rank,
-            ranks=dist.get_process_group_ranks(parallel.groups.mp),
+            ranks=sorted(
+                rank + number * parallel.tensor_size  # of each context-parallel rank
+                for rank in dist.get_process_group_ranks(parallel.groups.mp)
+                for number in range(parallel.context_size)
+            ),
             host=socket.gethostname(),
             device=platform.current().device_name(),
             seconds=statistics.median(self._own),

@@ -31,7 +31,7 @@ from nvlm.parallel.groups import (
     world_size_from_environment,
 )
 from nvlm.plan.refuse import check_fit
-from nvlm.platform.features import check_fp8, decide
+from nvlm.platform.features import check_context, check_fp8, decide
 from nvlm.platform.megatron_calls import seed_random_numbers
 from nvlm.run_checkpoints import Newest
 from nvlm.train.benchmark_files import BenchmarkQuestions, read_benchmarks
@@ -114,6 +114,7 @@ def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: boo
         config.model.layer_implementation, config.train.precision
     )
     check_fp8(config, here.machine(), layers)
+    check_context(config, here.machine(), layers)
 
     def find() -> Start:
         resumed, weights = _find_weights(config, has_weights)
@@ -197,8 +198,7 @@ def _announce(training: Training, start: Start, console: Console) -> None:
         origin = "starting from random weights"
     processes = "1 process" if parallel.world_size == 1 else f"{parallel.world_size} processes"
     console.print(
-        f"{origin}; {processes} on {platform.current().device_name()}: tensor "
-        f"{parallel.tensor_size} x pipeline {parallel.pipeline_size} x data {parallel.data_size}; "
+        f"{origin}; {processes} on {platform.current().device_name()}: {parallel.sizes()}; "
         f"{config.train.global_batch_size} sequences of {config.stage.sequence_length} tokens a "
         f"step, {config.train.precision}",
         markup=False,

@@ -114,13 +114,15 @@ def run_schedule(
     """Megatron-core's schedule for the layout; returns what the losses report (last stages)."""
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
+    # Of each, the tokens that are this context-parallel rank's.
+    micro_batches = [micro_batch.on_this_rank() for micro_batch in micro_batches]
     return get_forward_backward_func()(
         forward_step_func=forward,
         # One iterator for each chunk, and chunks in a list even where there is one.
         data_iterator=[enumerate(micro_batches) for _ in chunks],
         model=chunks,
         num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].tokens.shape[1],
+        seq_length=micro_batches[0].row_length,
         micro_batch_size=1,
         forward_only=forward_only,
     )

@@ -28,9 +28,10 @@ class Work:
 
     def __str__(self) -> str:
         parallel, step = self.training.parallel, self.training.step
+        context = f"context rank {parallel.context_rank}, " if parallel.context_size > 1 else ""
         place = (
             f"rank {parallel.rank} (tensor rank {parallel.tensor_rank}, pipeline stage "
-            f"{parallel.pipeline_rank}, data rank {parallel.data_rank})"
+            f"{parallel.pipeline_rank}, {context}data rank {parallel.data_rank})"
         )
         if self.batch is None:
             return f"while {place} read the samples of step {step + 1}"

@@ -93,8 +93,9 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
     )
     yield ""
     parallel = config.parallel
+    context = f"context {parallel.context} x " if parallel.context > 1 else ""
     yield (
-        f"Layout on {numbers.world_size:,} processes: tensor {parallel.tensor} x pipeline "
+        f"Layout on {numbers.world_size:,} processes: tensor {parallel.tensor} x {context}pipeline "
         f"{parallel.pipeline} x data {numbers.data_parallel_size}"
     )
     if parallel.shares_tiles:

@@ -152,7 +152,8 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
 
         def loss(per_token: Tensor):
             mask = micro_batch.loss_mask()
-            losses[index] = (per_token * mask).detach().clone()
+            length = micro_batches[index].tokens.shape[1]
+            losses[index] = of_whole_row(per_token * mask, micro_batch, length, parallel)
             return (per_token * micro_batch.weights()).sum(), mask.sum().int(), {}
 
         return chunk(micro_batch), loss
@@ -162,18 +163,32 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
     numbers = range(len(micro_batches))[parallel.data_rank :: parallel.data_size]
     model = chunks[0].module
     step = delivered(micro_batches, parallel, model.shares_tiles)
-    mine = list(zip(numbers, encode_shares(step, model, parallel).micro_batches, strict=True))
+    encoded = encode_shares(step, model, parallel).micro_batches
+    mine = list(zip(numbers, (batch.on_this_rank() for batch in encoded), strict=True))
     get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=[iter(mine) for _ in chunks],
         model=chunks,
         num_microbatches=len(mine),
-        seq_length=micro_batches[0].tokens.shape[1],
+        seq_length=mine[0][1].row_length,
         micro_batch_size=1,
         forward_only=False,
     )
     gradients = _shards(chunks, lambda parameter: parameter.main_grad)
     return {"losses": losses, "tensors": gradients}
+
+
+def of_whole_row(
+    losses: Tensor, micro_batch: MicroBatch, length: int, parallel: Parallel
+) -> Tensor:
+    """Masked losses [1, t] of what context-parallel ranks have of a row, each in its place."""
+    losses, part = losses.detach().clone(), micro_batch.part
+    if part is None:
+        return losses
+    whole = losses.new_zeros(1, length)
+    whole.index_add_(1, part.sources, losses)
+    torch.distributed.all_reduce(whole, group=parallel.groups.cp)
+    return whole
 
 
 class TwoSteps:

@@ -6,7 +6,7 @@ import pytest
 from helpers import small_model
 
 from nvlm.errors import ConfigError
-from nvlm.platform.features import RULES, Situation, check_fp8, decide, is_on
+from nvlm.platform.features import RULES, Situation, check_context, check_fp8, decide, is_on
 from nvlm.platform.machine import Machine, numbers
 
 H100 = Machine("H100", (9, 0), {"transformer_engine": "2.10.0"}, cudnn=(9, 15, 0))
@@ -138,3 +138,18 @@ def test_copies_ahead_need_somebody_who_reads_ahead():
     alone = small_model.small_config("data.num_workers=0")
     assert not is_on("copies_ahead", alone, H100, "local")
     assert not is_on("copies_ahead", config, CPU, "local")
+
+
+def test_rows_are_shared_on_gpus_by_transformer_engine_alone():
+    alone = small_model.small_config("train.precision=bf16")
+    shared = small_model.small_config("train.precision=bf16", "parallel.context=2")
+    check_context(alone, H100, "local")
+    check_context(shared, CPU, "local")
+    check_context(shared, H100, "transformer_engine")
+    in_fp32 = small_model.small_config("train.precision=fp32", "parallel.context=2")
+    for config, layers, reason in (
+        (shared, "local", "layer_implementation is local"),
+        (in_fp32, "transformer_engine", "no fused attention over packed documents in fp32"),
+    ):
+        with pytest.raises(ConfigError, match=f"parallel.context 2 needs .*{reason}"):
+            check_context(config, H100, layers)

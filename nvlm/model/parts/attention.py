@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nvlm.model.parts.cache import Decode, Prefill
+from nvlm.model.parts.context_attention import attend_in_context
 
 
 class RotatedSelfAttention(SelfAttention):
@@ -62,6 +63,8 @@ class PackedDocuments(PackedSeqParams):
     their starts and the number of tokens in host memory, so that no layer has to ask a device."""
 
     starts: tuple[int, ...] = ()
+    # With context parallelism; see `nvlm.batch.RowPart`.
+    row_order: Tensor | None = None
 
 
 class SdpaAttention(nn.Module):
@@ -78,6 +81,7 @@ class SdpaAttention(nn.Module):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        pg_collection: Any = None,
         **_: object,
     ):
         super().__init__()
@@ -85,6 +89,7 @@ class SdpaAttention(nn.Module):
         assert config.attention_dropout == 0, "this attention has no dropout"
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -113,6 +118,17 @@ class SdpaAttention(nn.Module):
     ) -> Tensor:
         """One call per document: exact, no mask of t x t, and no work across documents."""
         assert self.attn_mask_type == AttnMaskType.causal and packed.qkv_format == "thd"
+        if self.context_group is not None:
+            assert packed.row_order is not None
+            return attend_in_context(
+                query_thd,
+                key_tgd,
+                value_tgd,
+                packed.starts,
+                packed.row_order,
+                self.softmax_scale,
+                self.context_group,
+            ).flatten(1)
         outputs = []
         for start, end in pairwise(packed.starts):
             query, key, value = (

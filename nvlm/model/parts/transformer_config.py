@@ -48,6 +48,10 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         pipeline_model_parallel_layout=_uneven_layout(config),
         **message_settings(config.parallel.virtual_pipeline),
         sequence_parallel=config.parallel.sequence,
+        context_parallel_size=config.parallel.context,
+        # Keys and values travel from rank to rank while others are attended to: any number of
+        # heads, and the only way that Transformer Engine has for packed documents besides a2a.
+        cp_comm_type="p2p",
         apply_rope_fusion=_is_on("fused_rotation", config, layer_implementation),
         cross_entropy_loss_fusion=_is_on("fused_cross_entropy", config, layer_implementation),
         pipeline_dtype=parameter_dtype(config),
