@@ -117,7 +117,7 @@ class Engine:
         visual = self.encoder.visual
         num_kept = self.thrift.num_tokens_per_tile(visual.num_tokens_per_tile)
         self.encoder.visual = replace(visual, num_tokens_per_tile=num_kept)
-        self.stop_ids = frozenset({chat.end_id, *self._folder.stop_ids})
+        self.stop_ids = chat.stop_ids | {*self._folder.stop_ids}
         self._is_loaded = False
         self.at_end: list[Callable[[BaseException | None], None]] = []
 

@@ -10,7 +10,7 @@ in validation. For short answers that is what a cache takes, too (docs/experimen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,7 +43,11 @@ class Prompt:
 
 
 def answer_live(
-    training: Training, prompts: Iterable[Prompt], max_new_tokens: int, pad_id: int, stop_id: int
+    training: Training,
+    prompts: Iterable[Prompt],
+    max_new_tokens: int,
+    pad_id: int,
+    stop_ids: Collection[int],
 ) -> list[list[int]]:
     """The most likely answers' tokens, up to and with the stop token; see `generate_greedy`.
 
@@ -63,8 +67,8 @@ def answer_live(
         if step is None:
             return answers
         rows = _encoded(step, bare(training.chunks)[0], parallel).micro_batches
-        chosen = _answer_rows(training, rows, max_new_tokens, stop_id)
-        answers += [_up_to_stop(ids, stop_id) for ids in chosen]
+        chosen = _answer_rows(training, rows, max_new_tokens, stop_ids)
+        answers += [_up_to_stop(ids, stop_ids) for ids in chosen]
 
 
 def question_batches(
@@ -131,16 +135,19 @@ def _encoded(step: StepBatch, model: NVLMD, parallel: Parallel) -> StepBatch:
 
 
 def _answer_rows(
-    training: Training, rows: list[MicroBatch], max_new_tokens: int, stop_id: int
+    training: Training, rows: list[MicroBatch], max_new_tokens: int, stop_ids: Collection[int]
 ) -> list[list[int]]:
     """Tokens that follow each label of the rows, until all have come to a stop token.
 
     Rows whose answers have all ended are left out of further passes.
     """
+    stops = {*stop_ids}
     positions = [(row.labels[0] != IGNORED_LABEL).nonzero()[:, 0] for row in rows]
     answers: list[list[list[int]]] = [[[] for _ in place] for place in positions]
     for _ in range(max_new_tokens):
-        waiting = [n for n, ids in enumerate(answers) if any(stop_id not in a for a in ids)]
+        waiting = [
+            n for n, ids in enumerate(answers) if any(stops.isdisjoint(answer) for answer in ids)
+        ]
         if not waiting:
             break
         ended = [n for n in range(len(rows)) if n not in waiting]
@@ -219,5 +226,6 @@ def most_likely(logits_kv: Tensor, parallel: Parallel) -> Tensor:
     return all_ids.view(size, -1).gather(0, best)[0]
 
 
-def _up_to_stop(ids: list[int], stop_id: int) -> list[int]:
-    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
+def _up_to_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids, 1) if token in stop_ids), None)
+    return ids[:end]

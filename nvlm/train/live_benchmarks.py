@@ -86,7 +86,7 @@ class LiveBenchmarks:
         skipped: list[_Row] = []
         prompts = self._prompts(asked, items, positions, skipped)
         most = asked.max_new_tokens
-        answers = answer_live(training, prompts, most, chat.pad_id, chat.end_id)
+        answers = answer_live(training, prompts, most, chat.pad_id, chat.stop_ids)
         if not training.parallel.is_model_parallel_main:
             return []
         rows = [

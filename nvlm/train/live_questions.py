@@ -111,7 +111,7 @@ class LiveQuestions:
         left_out: list[SkippedSample] = []
         prompts = self._prompts(asked, left_out)
         most = training.config.validation.max_new_tokens
-        answers = answer_live(training, prompts, most, chat.pad_id, chat.end_id)
+        answers = answer_live(training, prompts, most, chat.pad_id, chat.stop_ids)
         if not training.parallel.is_model_parallel_main:
             return [], []
         rows = [(n, ids, repairs) for (n, repairs), ids in zip(asked, answers, strict=True)]

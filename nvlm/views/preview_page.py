@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvlm.data.text.chat import TURN_START
 from nvlm.views.pages import write_page
 from nvlm.views.preview import (
     Preview,
@@ -195,7 +194,7 @@ def _turns(spans: list[Span]) -> list[list[Span]]:
     """The tokens, a block per turn."""
     turns: list[list[Span]] = []
     for span in spans:
-        if (span.kind, span.text) == ("control", TURN_START) or not turns:
+        if span.starts_turn or not turns:
             turns.append([])
         turns[-1].append(span)
     return turns

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from nvlm.batch import IGNORED_LABEL
-from nvlm.data.text.chat import TURN_END, TURN_START
+from nvlm.data.samples.conversations import ROLES
+from nvlm.data.text.chat_format import split_controls
 from nvlm.data.text.encode import EncodedSample, SampleEncoder
 
 SpanKind = Literal["text", "control", "image"]
@@ -25,6 +26,7 @@ class Span:
     ids: list[int]
     start: int  # place of the first one in the sample, from 0
     trained: bool  # whether the model learns to say them
+    starts_turn: bool = False
 
 
 def split_tokens(encoded: EncodedSample, encoder: SampleEncoder, image_token: str) -> list[Span]:
@@ -34,7 +36,9 @@ def split_tokens(encoded: EncodedSample, encoder: SampleEncoder, image_token: st
     trained = np.zeros(len(tokens), bool)
     trained[1:] = labels[:-1] != IGNORED_LABEL
     assert (labels[:-1] == tokens[1:])[trained[1:]].all()
-    control = {encoder.tokenizer.start_id: TURN_START, encoder.tokenizer.end_id: TURN_END}
+    control = {token: text for text, token in encoder.tokenizer.control_ids.items()}
+    chat = encoder.tokenizer.format
+    starts = {split_controls(chat, chat.around(role)[0] or " ")[0] for role in ROLES}
     kinds: list[SpanKind] = [
         "image" if is_image else "control" if token in control else "text"
         for token, is_image in zip(tokens.tolist(), encoded.image_mask.tolist(), strict=True)
@@ -55,7 +59,8 @@ def split_tokens(encoded: EncodedSample, encoder: SampleEncoder, image_token: st
         done = 0
         for text, count in pieces:
             span_ids = ids[done : done + count]
-            spans.append(Span(kind, text, span_ids, places[done], is_trained))
+            is_start = kind == "control" and text in starts
+            spans.append(Span(kind, text, span_ids, places[done], is_trained, is_start))
             done += count
         assert done == len(ids)
     return spans

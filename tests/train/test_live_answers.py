@@ -66,7 +66,7 @@ def test_answers_are_those_with_a_cache(most_tiles, training, prompts, monkeypat
         stop_id = free[0][2]
         expected = [with_cache(training, prompt, {stop_id}) for prompt in prompts]
         assert len({len(answer) for answer in expected}) > 1
-        assert answer_live(training, iter(prompts), MOST, PAD_ID, stop_id) == expected
+        assert answer_live(training, iter(prompts), MOST, PAD_ID, {stop_id}) == expected
     assert all(module.training for chunk in training.chunks for module in chunk.modules())
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.config.schema import RunConfig, StageConfig
-from nvlm.data.text.chat import open_tokenizer
+from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
+from nvlm.data.text.chat_format import CHATML
 from nvlm.errors import ConvertError
 
 TURN_END = "<|im_end|>"
@@ -58,10 +59,12 @@ def load_tokenizer(config: RunConfig) -> Any:
     """
     name = config.model.tokenizer
     tokenizer = open_tokenizer(name)
-    known = tokenizer.get_vocab()
-    for token in (config.model.image_token, TURN_END):
-        if token not in known:
-            raise ConvertError(f"model.tokenizer {name}: has no token {token}")
+    chat = ChatTokenizer(tokenizer, config.model.image_token, f"model.tokenizer {name}").format
+    if chat != CHATML:
+        raise ConvertError(
+            f"model.tokenizer {name}: its chat template is of the format {chat.name}; exports can "
+            f"write {CHATML.name} alone"
+        )
     return tokenizer
 
 

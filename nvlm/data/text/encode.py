@@ -1,6 +1,7 @@
 """The token layout of a sample, all of it (reference for the exported model's prompt code too).
 
-A conversation becomes ChatML (chat.py); each mark `<image>` of a user turn becomes
+A conversation is written in the tokenizer's chat format (chat_format.py), here ChatML for an
+example; each mark `<image>` of a user turn becomes
 
     <Image> {tag of tile 1} {placeholder x tokens per tile} {tag of tile 2} ... </Image>
 
@@ -10,7 +11,8 @@ starts there; with `image_boundary: block` an image stands on a line of its own 
 and its block, the newline after it, and the text before and after are strings of their own; with
 `image_boundary: separate` the first tag of an image is a string of its own.
 
-A document has no roles: its parts one after another and `<|im_end|>`. Each part is a string of its
+A document has no roles: what begins a sequence, its parts one after another, and what ends a
+document, `<|im_end|>`. Each part is a string of its
 own, and so is what surrounds its images, because of the two only the text is trained.
 
 Shape suffix: t tokens of the sample.
@@ -19,7 +21,7 @@ Shape suffix: t tokens of the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +32,12 @@ from nvlm.data.images.tiling import candidate_grids, choose_grid, cut_tiles
 from nvlm.data.samples.conversations import count_image_marks
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
-from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer, with_system_message
+from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer
+from nvlm.data.text.chat_format import CHATML, WrittenTurn, with_system_message, written_turns
 from nvlm.data.text.image_lines import texts_between_images
+from nvlm.data.text.pieces import Key, Piece, TextLengths, add_up, in_order
 from nvlm.errors import DataError
+from nvlm.hashes import hash_json
 from nvlm.sizes.visual import Grid, VisualLayout
 
 IMAGE_START = "<Image>"
@@ -53,40 +58,11 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """What a model answers to: ends with `<|im_start|>assistant\\n`."""
+    """What a model answers to: ends where the answer begins."""
 
     tokens: NDArray[np.int64]  # [t]
     image_mask: NDArray[np.bool_]  # [t]
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
-
-
-@dataclass(frozen=True)
-class TextLengths:
-    """Token counts from which a sample's length follows, however many tiles and turns it keeps."""
-
-    # Per turn (of a document: part) everything but placeholders, second and later tags, `leads_*`.
-    turn_tokens: list[int]
-    turn_images: list[int]  # images of each turn
-    turn_trained: list[int]  # tokens of each turn that the model learns to say
-    # Per image, the text that ends with the image's first tag: its tokens depend on that tag.
-    leads_single: list[int]  # the image is a single tile
-    leads_multiple: list[int]
-    # The first turn's tokens with each of the sample's variants; empty if it has none.
-    variant_tokens: list[int] = field(default_factory=list)
-    variant_trained: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A string to tokenise, or ids as they are."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    turn: int = 0
-    trained: bool = False
-    is_image: bool = False
-    # The image that this text leads to, if it ends with (a part of) its first tag.
-    lead_of: int | None = None
 
 
 class SampleEncoder:
@@ -135,6 +111,7 @@ class SampleEncoder:
         The number of tiles and of tokens per tile are left out: an index holds image sizes.
         """
         visual = self.visual
+        chat = self.tokenizer.format
         return {
             "layout_version": LAYOUT_VERSION,
             "tokenizer": self.tokenizer.fingerprint,
@@ -143,6 +120,8 @@ class SampleEncoder:
             "image size in tile tags": visual.image_size if visual.tile_tags == "2d_box" else None,
             "stage.image_boundary": self.image_boundary,
             "stage.system_message": self.system_message,
+            # Earlier indexes are of this format and say nothing of it.
+            **({} if chat == CHATML else {"chat format": hash_json(asdict(chat))}),
         }
 
     def encode(
@@ -168,7 +147,7 @@ class SampleEncoder:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(tokens [t], image_mask [t]) of all turns and the start of the assistant's answer."""
         pieces = self._lay_out(messages, grids)
-        pieces += self._turn_start("assistant", 0)
+        pieces += self._fixed(self.tokenizer.format.around("assistant")[0])
         tokens, _, image_mask = self._tokenize(pieces)
         return tokens, image_mask
 
@@ -176,28 +155,30 @@ class SampleEncoder:
         """Lengths of many samples, tokenised in one batch."""
         # The first tag is that of the thumbnail or, for any grid of several tiles, this.
         single_tag, multiple_tag = self.visual.tags((1, 1))[0], self.visual.tags((2, 1))[0]
-        layouts: list[tuple[list[_Piece], list[str], list[tuple[str, str]]]] = []
-        texts: dict[str, int] = {}
+        layouts: list[tuple[list[Piece], list[Key], list[tuple[Key, Key]]]] = []
+        counts: dict[Key, int] = {}
         for sample in samples:
             messages = sample.conversation(0)
             grids = [(1, 1)] * count_image_marks(messages)
-            pieces = self._lay_out(messages, grids, sample.untrained_turns)
-            leads = [piece.text for piece in pieces if piece.lead_of is not None]
+            pieces = in_order(self._lay_out(messages, grids, sample.untrained_turns))
+            leads = [piece.key for piece in pieces if piece.lead_of is not None]
             leads = [
-                lead.removesuffix(single_tag) + multiple_tag if lead.endswith(single_tag) else lead
-                for lead in leads
+                (lead.removesuffix(single_tag) + multiple_tag, goes_on)
+                if lead.endswith(single_tag)
+                else (lead, goes_on)
+                for lead, goes_on in leads
             ]
             variants = sample.variants if len(sample.variants) > 1 else []
-            ends = [(self._end_of_question(question), answer) for question, answer in variants]
+            ends = self._ends(variants, pieces) if variants else []
             layouts.append((pieces, leads, ends))
-            texts.update((piece.text, 0) for piece in pieces)
-            texts.update((lead, 0) for lead in leads)
-            texts.update((text, 0) for ending in ends for text in ending)
-        counts = dict(zip(texts, self.tokenizer.count(list(texts)), strict=True))
+            counts.update((piece.key, 0) for piece in pieces)
+            counts.update((lead, 0) for lead in leads)
+            counts.update((key, 0) for ending in ends for key in ending)
+        self._count(counts)
 
         measured = []
         for pieces, leads, ends in layouts:
-            lengths = _add_up(pieces, leads, counts)
+            lengths = add_up(pieces, leads, counts)
             if ends:
                 chosen = [counts[question] + counts[answer] for question, answer in ends]
                 rest = lengths.turn_tokens[0] - chosen[0]
@@ -207,6 +188,33 @@ class SampleEncoder:
                 lengths.variant_trained.extend(rest + tokens for tokens in answers)
             measured.append(lengths)
         return measured
+
+    def _count(self, counts: dict[Key, int]) -> None:
+        """Set each text's number of tokens."""
+        for goes_on in (False, True):
+            keys = [key for key in counts if key[1] == goes_on]
+            found = self.tokenizer.count([text for text, _ in keys], goes_on)
+            counts.update(zip(keys, found, strict=True))
+
+    def _ends(
+        self, variants: Sequence[tuple[str, str]], pieces: list[Piece]
+    ) -> list[tuple[Key, Key]]:
+        """The last strings of each question and its answer; `pieces` has those of the first one.
+
+        All that differs between the prompts of a sample: images come before the question.
+        """
+        question_goes_on, answer_goes_on = (piece.goes_on for piece in pieces if piece.varies)
+        ends = []
+        for question, answer in variants:
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            messages = with_system_message(turns, self.system_message)
+            *_, asked, answered = written_turns(self.tokenizer.format, messages)
+            end = self._lay_out_user(asked, [(1, 1)] * question.count(IMAGE_MARK), 0, 0)[-1].text
+            ends.append(((end, question_goes_on), (answered.content, answer_goes_on)))
+        return ends
 
     def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:
         """Grid of at most `max_num_tiles` tiles -> tokens of all of an image's tags but the first.
@@ -223,10 +231,16 @@ class SampleEncoder:
         counts = dict(zip(texts, self.tokenizer.count(texts), strict=True))
         return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
 
-    def _turn_start(self, role: str, turn: int) -> list[_Piece]:
+    def _fixed(
+        self, parts: str | list[str | int], turn: int = 0, trained: bool = False
+    ) -> list[Piece]:
+        """Texts and control tokens of the chat format."""
+        parts = self.tokenizer.split(parts) if isinstance(parts, str) else parts
         return [
-            _Piece(ids=(self.tokenizer.start_id,), turn=turn),
-            _Piece(text=f"{role}\n", turn=turn),
+            Piece(text=part, turn=turn, trained=trained)
+            if isinstance(part, str)
+            else Piece(ids=(part,), turn=turn, trained=trained)
+            for part in parts
         ]
 
     def _lay_out(
@@ -234,137 +248,102 @@ class SampleEncoder:
         messages: Messages,
         grids: Sequence[Grid],
         untrained_turns: frozenset[int] = frozenset(),
-    ) -> list[_Piece]:
+    ) -> list[Piece]:
         num_marks = count_image_marks(messages)
         if num_marks != len(grids):
             raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(grids)} images")
         if messages and messages[0]["role"] == "document":
             return self._lay_out_document(messages, grids)
-        pieces: list[_Piece] = []
+        pieces = self._fixed(self.tokenizer.format.begin)
         next_image = 0
         turn = 0
-        for message in with_system_message(messages, self.system_message):
-            role, content = message["role"], message["content"]
-            is_answer = role == "assistant"
+        messages = with_system_message(messages, self.system_message)
+        for written in written_turns(self.tokenizer.format, messages):
+            frame = self.tokenizer.frame(written)
+            is_answer = written.role == "assistant"
             trained = is_answer and turn not in untrained_turns
-            start, role_text = self._turn_start(role, turn)
-            pieces.append(start)
+            pieces += self._fixed(frame.opening, turn)
             if is_answer:
-                pieces += [role_text, _Piece(text=content, turn=turn, trained=trained)]
-            elif role == "user":
-                pieces += self._lay_out_user(role_text, content, grids, next_image, turn)
-                next_image += content.count(IMAGE_MARK)
+                pieces.append(Piece(text=frame.lead, turn=turn))
+                content = written.content + frame.tail
+                pieces.append(Piece(text=content, turn=turn, trained=trained, varies=True))
+            elif written.role == "user":
+                pieces += self._lay_out_user(written, grids, next_image, turn)
+                pieces[-1] = replace(pieces[-1], varies=True)
+                next_image += written.content.count(IMAGE_MARK)
             else:
-                pieces.append(_Piece(text=role_text.text + content, turn=turn))
-            pieces.append(_Piece(ids=(self.tokenizer.end_id,), turn=turn, trained=trained))
-            pieces.append(_Piece(text="\n", turn=turn, trained=trained))
+                pieces.append(Piece(text=frame.lead + written.content + frame.tail, turn=turn))
+            pieces += self._fixed(frame.closing, turn, trained)
             turn += is_answer
         return pieces
 
     def _lay_out_user(
-        self, role: _Piece, content: str, grids: Sequence[Grid], image: int, turn: int
-    ) -> list[_Piece]:
-        """A user turn from `user\\n` to the end of its content; its first image is `image`."""
-        pieces: list[_Piece] = []
-        if self.image_boundary == "block":
-            before, *rest = texts_between_images(content)
-            pieces.append(_Piece(text=role.text + before, turn=turn))
+        self, written: WrittenTurn, grids: Sequence[Grid], image: int, turn: int
+    ) -> list[Piece]:
+        """A user turn from the text before its content to the one after; `image` is its first."""
+        frame = self.tokenizer.frame(written)
+        is_block = self.image_boundary == "block"
+        content = written.content
+        texts = texts_between_images(content) if is_block else content.split(IMAGE_MARK)
+        texts[0] = frame.lead + texts[0]
+        texts[-1] += frame.tail
+        before, *rest = texts
+        pieces: list[Piece] = []
+        if is_block:
+            pieces.append(Piece(text=before, turn=turn))
             for after in rest:
                 pieces += self._lay_out_image("", grids[image], image, turn)
-                pieces += [_Piece(text=text, turn=turn) for text in (IMAGE_END, "\n", after)]
+                pieces += [Piece(text=text, turn=turn) for text in (IMAGE_END, "\n", after)]
                 image += 1
             return pieces
-        before, *rest = (role.text + content).split(IMAGE_MARK)
         for after in rest:
             pieces += self._lay_out_image(before, grids[image], image, turn)
             before = IMAGE_END + after
             image += 1
-        return [*pieces, _Piece(text=before, turn=turn)]
+        return [*pieces, Piece(text=before, turn=turn)]
 
-    def _end_of_question(self, content: str) -> str:
-        """The last string of a user turn, as `_lay_out_user` lays it out.
-
-        All that differs between the prompts of a sample: images come before the question.
-        """
-        if self.image_boundary == "block" and IMAGE_MARK in content:
-            return texts_between_images(content)[-1]
-        _, mark, after = f"user\n{content}".rpartition(IMAGE_MARK)
-        return IMAGE_END + after if mark else after
-
-    def _lay_out_document(self, messages: Messages, grids: Sequence[Grid]) -> list[_Piece]:
-        pieces: list[_Piece] = []
+    def _lay_out_document(self, messages: Messages, grids: Sequence[Grid]) -> list[Piece]:
+        pieces = self._fixed(self.tokenizer.format.begin)
         image = 0
         for turn, message in enumerate(messages):
             text, *rest = message["content"].split(IMAGE_MARK)
-            pieces.append(_Piece(text=text, turn=turn, trained=True))
+            pieces.append(Piece(text=text, turn=turn, trained=True))
             for text in rest:
                 pieces += self._lay_out_image("", grids[image], image, turn)
-                pieces.append(_Piece(text=IMAGE_END, turn=turn))
-                pieces.append(_Piece(text=text, turn=turn, trained=True))
+                pieces.append(Piece(text=IMAGE_END, turn=turn))
+                pieces.append(Piece(text=text, turn=turn, trained=True))
                 image += 1
         # Counted with the first part: it is there however many parts are kept.
-        return [*pieces, _Piece(ids=(self.tokenizer.end_id,), trained=True)]
+        return pieces + self._fixed(self.tokenizer.format.end, trained=True)
 
-    def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[_Piece]:
+    def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[Piece]:
         """From the text `before` an image to its last placeholder."""
         first_tag, *later_tags = self.visual.tags(grid)
         if self.image_boundary == "separate":
             leads = [before + IMAGE_START, first_tag]
         else:
             leads = [before + IMAGE_START + first_tag]
-        pieces = [_Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
+        pieces = [Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
         ids = (self.tokenizer.image_id,) * self.visual.num_tokens(1)
-        tile = _Piece(ids=ids, turn=turn, is_image=True)
+        tile = Piece(ids=ids, turn=turn, is_image=True)
         pieces.append(tile)
         for tag in later_tags:
-            pieces += [_Piece(text=tag, turn=turn), tile]
+            pieces += [Piece(text=tag, turn=turn), tile]
         return pieces
 
     def _tokenize(
-        self, pieces: list[_Piece]
+        self, pieces: list[Piece]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
         """(tokens, trained, image_mask), each [t]."""
         ids: list[int] = []
         lengths: list[int] = []
-        for piece in pieces:
-            piece_ids = piece.ids or self.tokenizer.encode(piece.text)
+        for piece in in_order(pieces):
+            piece_ids = piece.ids or self.tokenizer.encode(piece.text, piece.goes_on)
             ids.extend(piece_ids)
             lengths.append(len(piece_ids))
         trained = np.repeat([piece.trained for piece in pieces], lengths)
         image_mask = np.repeat([piece.is_image for piece in pieces], lengths)
         return np.array(ids, dtype=np.int64), trained, image_mask
-
-
-def _add_up(pieces: list[_Piece], leads: list[str], counts: dict[str, int]) -> TextLengths:
-    """The lengths of a sample.
-
-    Args:
-        pieces: its layout with every image a single tile.
-        leads: its texts that lead to images, in order, with every image several tiles.
-    """
-    num_turns = 1 + max(piece.turn for piece in pieces)
-    num_images = sum(piece.is_image for piece in pieces)
-    lengths = TextLengths(
-        turn_tokens=[0] * num_turns,
-        turn_images=[0] * num_turns,
-        turn_trained=[0] * num_turns,
-        leads_single=[0] * num_images,
-        leads_multiple=[0] * num_images,
-    )
-    lead = iter(leads)
-    for piece in pieces:
-        if piece.is_image:
-            lengths.turn_images[piece.turn] += 1
-        elif piece.lead_of is not None:
-            lengths.leads_single[piece.lead_of] += counts[piece.text]
-            lengths.leads_multiple[piece.lead_of] += counts[next(lead)]
-        else:
-            tokens = len(piece.ids) or counts[piece.text]
-            lengths.turn_tokens[piece.turn] += tokens
-            lengths.turn_trained[piece.turn] += tokens * piece.trained
-    if pieces[0].trained and counts[pieces[0].text]:
-        lengths.turn_trained[0] -= 1  # nothing asks for a document's first token
-    return lengths
 
 
 def prepare_prompt(

@@ -71,8 +71,11 @@ _OTHER_FILES = ("added_tokens.json", "special_tokens_map.json")
 class Qwen2Tokenizer:
     """What `ChatTokenizer` asks of a tokenizer of transformers."""
 
-    def __init__(self, backend: Tokenizer, pad_token: str | None):
+    def __init__(self, backend: Tokenizer, named: dict[str, str | None], chat_template: Any):
         self.backend_tokenizer = backend
+        self.chat_template = chat_template
+        self.special_tokens_map = {key: token for key, token in named.items() if token is not None}
+        pad_token = named["pad_token"]
         self.pad_token_id = None if pad_token is None else backend.token_to_id(pad_token)
 
     def __len__(self) -> int:
@@ -91,19 +94,30 @@ def read_qwen2_tokenizer(folder: Path) -> Qwen2Tokenizer | None:
         definition = _read(folder / "tokenizer.json")
         if _read(folder / "config.json")["model_type"] != "qwen2":
             return None
+        template = _chat_template(folder, settings.get("chat_template"))
         named = {key: settings.pop(key, default) for key, default in _NAMED.items()}
         if not _is_plain(definition) or not _fits(settings, named, definition["added_tokens"]):
             return None
         backend = _make(definition)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return backend and Qwen2Tokenizer(backend, named["pad_token"])
+    return backend and Qwen2Tokenizer(backend, named, template)
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():  # opening a pipe would wait
         raise FileNotFoundError(path)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _chat_template(folder: Path, setting: Any) -> Any:
+    """That of a file of its own counts more; older folders name several in a list."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(setting, list):
+        return {one["name"]: one["template"] for one in setting}
+    return setting
 
 
 def _is_plain(definition: dict[str, Any]) -> bool:

@@ -99,7 +99,7 @@ def _check_use(config: RunConfig, index: SourceIndex, row: int, turns: tuple[str
     tokenizer = encoder.tokenizer
     num_turns = 0 if sample.kind == "text" else 1 + len(messages)  # with the system turn
     tokens = encoded.tokens.tolist()
-    assert tokens.count(tokenizer.start_id) == num_turns
+    assert tokens.count(tokenizer.control_ids["<|im_start|>"]) == num_turns
     assert tokens.count(tokenizer.end_id) == max(num_turns, 1)
     assert tokens.count(tokenizer.image_id) == encoded.image_mask.sum()
     assert tokens.count(tokenizer.pad_id) == 0

@@ -67,7 +67,8 @@ CONVERSATIONS: dict[str, tuple[Messages, list[Grid]]] = {
 
 def test_labels_are_the_answers_their_end_and_the_newline_after_it(tiny_tokenizer: ChatTokenizer):
     encode = tiny_tokenizer.encode
-    start, end, image = tiny_tokenizer.start_id, tiny_tokenizer.end_id, tiny_tokenizer.image_id
+    start, end = tiny_tokenizer.control_ids.values()
+    image = tiny_tokenizer.image_id
     encoder = make_encoder(tiny_tokenizer)
     messages = turns(
         ("user", "<image>\nWhat?"), ("assistant", "A cat."), ("user", "Why?"), ("assistant", "So.")
@@ -232,7 +233,7 @@ def test_an_answer_is_trained_after_exactly_the_prompt_that_asks_for_it(
 def test_no_text_becomes_a_control_token(request, fixture: str, text: str):
     tokenizer: ChatTokenizer = request.getfixturevalue(fixture)
     encoder = make_encoder(tokenizer)
-    control = [tokenizer.start_id, tokenizer.end_id, tokenizer.image_id, tokenizer.pad_id]
+    control = [*tokenizer.control_ids.values(), tokenizer.image_id, tokenizer.pad_id]
 
     def count_control(content: str) -> list[int]:
         messages = turns(("system", content), ("user", "<image>" + content), ("assistant", content))
@@ -248,7 +249,8 @@ def test_system_message_only_where_the_sample_has_none(tiny_tokenizer: ChatToken
     without_stage = make_encoder(tiny_tokenizer, system_message=None).encode(own, [])
     assert np.array_equal(with_stage.tokens, without_stage.tokens)
     bare = make_encoder(tiny_tokenizer, system_message=None).encode(own[1:], [])
-    assert bare.tokens[:2].tolist() == [tiny_tokenizer.start_id, tiny_tokenizer.encode("user\n")[0]]
+    start = tiny_tokenizer.control_ids["<|im_start|>"]
+    assert bare.tokens[:2].tolist() == [start, tiny_tokenizer.encode("user\n")[0]]
 
 
 def test_marks_and_images_must_agree(tiny_tokenizer: ChatTokenizer):

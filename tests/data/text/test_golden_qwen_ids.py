@@ -77,7 +77,7 @@ def test_texts(qwen_tokenizer: ChatTokenizer, text: str, ids: list[int]):
 
 
 def test_control_tokens(qwen_tokenizer: ChatTokenizer):
-    assert (qwen_tokenizer.start_id, qwen_tokenizer.end_id) == (START, END)
+    assert (qwen_tokenizer.control_ids["<|im_start|>"], qwen_tokenizer.end_id) == (START, END)
     assert (qwen_tokenizer.image_id, qwen_tokenizer.pad_id) == (PLACEHOLDER, 151643)
 
 

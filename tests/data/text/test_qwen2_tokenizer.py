@@ -18,6 +18,10 @@ from nvlm.data.text.qwen2_tokenizer import read_qwen2_tokenizer
 from nvlm.errors import DataError
 
 TINY = REPOSITORY / "assets/tiny/qwen2"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    "\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEXT = "user\nÅngström A\u030a 12345 don't <|im_end|>  \r\n\t<tile_1></Image>日本 🦀 "
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
 
@@ -25,7 +29,7 @@ Change = Callable[[dict[str, Any], dict[str, Any]], object]
 def check_same(folder: Path) -> None:
     ours = ChatTokenizer(read_qwen2_tokenizer(folder), "<|vision_pad|>")
     theirs = ChatTokenizer(open_tokenizer(str(folder)), "<|vision_pad|>")
-    same = ("start_id", "end_id", "image_id", "pad_id", "vocab_size", "fingerprint")
+    same = ("format", "control_ids", "end_id", "image_id", "pad_id", "vocab_size", "fingerprint")
     assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
     assert ours._plain.to_str() == theirs._plain.to_str()
     assert ours.encode(TEXT) == theirs.encode(TEXT)
@@ -73,7 +77,7 @@ def test_qwens_tokenizer_as_it_is_published(tmp_path: Path):
         "added_tokens_decoder": tokens_of_settings(tokenizer),
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|vision_pad|>"],
         "bos_token": None,
-        "chat_template": "{{ messages }}",
+        "chat_template": CHATML,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
