@@ -60,12 +60,9 @@ def _language_problems(config: RunConfig) -> Iterator[str]:
             "model.language.qk_layernorm true and qkv_bias true: no published decoder has both "
             "(Qwen2 has the bias, Qwen3 the norms), and no export could say so; set one to false"
         )
-    scaling = language.rope_scaling
-    if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
-        yield (
-            f"model.language.rope_scaling.low_freq_factor {scaling.low_freq_factor:g} must be less "
-            f"than high_freq_factor {scaling.high_freq_factor:g}"
-        )
+    if language.rope_scaling is not None:
+        for problem in language.rope_scaling.problems(language.max_position_embeddings):
+            yield f"model.language.rope_scaling: {problem}"
 
 
 def _tensor_problems(config: RunConfig) -> Iterator[str]:

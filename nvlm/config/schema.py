@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from nvlm.config.connectors import Connector, ConnectorSizes
+from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.run_sections import (
     CheckpointConfig as CheckpointConfig,
 )
@@ -102,27 +103,12 @@ class VisionConfig(Section):
         return (self.image_size // self.patch_size) ** 2
 
 
-class RopeScalingConfig(Section):
-    """Llama 3's: of the rotary embedding, waves longer than
-    `original_max_position_embeddings / low_freq_factor` are stretched by `factor`, those shorter
-    than `original_max_position_embeddings / high_freq_factor` are left, and between them it
-    changes smoothly."""
-
-    factor: Positive
-    """By how much long waves are stretched (8 in Llama 3.1, 32 in the small Llama 3.2)."""
-    low_freq_factor: Positive = 1.0
-    """Where stretching is whole."""
-    high_freq_factor: Positive = 4.0
-    """Where stretching begins."""
-    original_max_position_embeddings: Count = 8192
-    """Longest sequence of the training before, in tokens."""
-
-
 class LanguageConfig(Section):
     """A decoder of the Llama and Qwen kind: RMSNorm, SwiGLU, grouped queries, rotary positions.
 
     Qwen2 and 2.5 have `qkv_bias`; Qwen3 has `qk_layernorm` and its own `kv_channels`; Llama, Yi and
-    Mistral have neither, Llama 3.1 and later have `rope_scaling`."""
+    Mistral have neither, Llama 3.1 and later have `rope_scaling`, as Qwen2 beyond 32,768
+    tokens."""
 
     num_layers: NumLayers
     """Transformer layers."""
@@ -140,7 +126,7 @@ class LanguageConfig(Section):
     """Width of a head. null: `hidden_size / num_attention_heads`."""
     rope_base: Positive = 1_000_000.0
     """Base of the rotary position embedding."""
-    rope_scaling: RopeScalingConfig | None = None
+    rope_scaling: RopeScaling | None = None
     """Slower rotation for longer sequences. null: none."""
     norm_epsilon: Positive = 1e-6
     """Added to the mean square in every RMSNorm."""

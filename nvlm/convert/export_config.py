@@ -13,6 +13,7 @@ import torch
 
 from nvlm.config.changed import changed
 from nvlm.config.compose import validate
+from nvlm.config.rope_scaling import SCALINGS
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import RELEASED_IMAGE_TOKEN, RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf.architectures import architecture_of
@@ -126,12 +127,20 @@ def _language(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         **language,
         "kv_channels": values["head_dim"],
         "rope_base": base,
-        "rope_scaling": rope if kind == "llama3" else None,
+        "rope_scaling": _rope_scaling(kind, rope),
         "qkv_bias": architecture == "Qwen2ForCausalLM",
         "qk_layernorm": architecture == "Qwen3ForCausalLM",
         "share_embeddings_and_output_weights": values["tie_word_embeddings"],
         "max_position_embeddings": values["max_position_embeddings"],
     }, values
+
+
+def _rope_scaling(kind: Any, found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Our section of what a file says of its rotary scaling; None of what we do not have."""
+    section = SCALINGS.get(kind) if isinstance(kind, str) else None
+    if section is None:
+        return None
+    return {"kind": kind, **{k: v for k, v in found.items() if k in section.model_fields}}
 
 
 def _projector(found: Mapping[str, Any], llm: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ DECODERS: dict[str, dict[str, Any]] = {
         "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_type"},
     },
     "mistral": {"qkv_bias": False, "kv_channels": 16},
+    "qwen2 with yarn": {
+        "rope_scaling": {"kind": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
+    },
 }
 
 # What transformers 4 wrote into the parts of a model, of its base class (4.37, `to_dict`).
@@ -90,7 +94,7 @@ def language_class(decoder: str):
     """transformers' model."""
     import transformers
 
-    names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}
+    names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral", "qwen2 with yarn": "Qwen2"}
     return getattr(transformers, f"{names.get(decoder, 'Llama')}ForCausalLM")
 
 
@@ -199,6 +203,23 @@ ROPE_VARIANTS: list[dict[str, Any]] = [
     {"rope_parameters": {"type": "default", "rope_theta": 10000}},
     {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     {"partial_rotary_factor": 0.5},
+    *(
+        {"rope_scaling": {"factor": 2.0, "original_max_position_embeddings": 8, **change}}
+        for change in (
+            {"type": "yarn"},
+            {"rope_type": "yarn"},
+            {"rope_type": "yarn", "type": "yarn", "rope_theta": 10000},
+            {"rope_type": "yarn", "beta_fast": 32, "beta_slow": 1},
+            {"rope_type": "yarn", "attention_factor": 0.1 * math.log(2) + 1},
+            {"rope_type": "yarn", "attention_factor": 1.5},
+            {"rope_type": "yarn", "beta_fast": 3.0},
+            {"rope_type": "yarn", "beta_slow": 0.1},
+            {"rope_type": "yarn", "factor": 4.0},
+            {"rope_type": "yarn", "original_max_position_embeddings": 4},
+            {"rope_type": "yarn", "mscale": 0.5, "mscale_all_dim": 1.0},
+            {"rope_type": "yarn", "truncate": False},
+        )
+    ),
 ]
 OTHER_VARIANTS: list[dict[str, Any]] = [
     {"is_causal": False},
@@ -355,6 +376,27 @@ def test_a_config_that_computes_something_else_is_refused(change: dict, expected
     problems = "; ".join(language_problems({**language_values(language), **change}, language))
     assert re.search(expected, problems), problems
     assert "\x1b" not in problems
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "yarn"},
+        {"rope_type": "yarn", "beta_fast": 32, "beta_slow": 1},
+        {"rope_type": "yarn", "attention_factor": 0.1 * math.log(4) + 1},
+    ],
+)
+def test_the_recipe_of_qwen2_fits_in_every_spelling(change: dict):
+    scaling = {"kind": "yarn", "factor": 4}
+    language = language_config(max_position_embeddings=131072, rope_scaling=scaling)
+    recipe = {"factor": 4.0, "original_max_position_embeddings": 32768, **change}
+    # As it is published, with one spelling.
+    values = {**decoder_values("qwen2"), "rope_scaling": recipe}
+    del values["rope_parameters"]
+    assert language_problems(values, language) == []
+    assert "mscale is 0.5, expected None" in " ".join(
+        language_problems({**values, "rope_scaling": {**recipe, "mscale": 0.5}}, language)
+    )
 
 
 def test_biases_that_llama_may_have_are_refused():

@@ -44,6 +44,11 @@ LLAMA3 = [
     "model.language.qkv_bias=false",
     "model.language.rope_scaling={factor: 8.0, original_max_position_embeddings: 64}",
 ]
+YARN = [
+    "model.language.rope_scaling={kind: yarn, factor: 16, original_max_position_embeddings: 16}",
+    "model.language.max_position_embeddings=256",
+    "stage.sequence_length=256",
+]
 SHARED = ["model.language.share_embeddings_and_output_weights=true"]
 CASES = {
     "InternViT-300M, Qwen2-0.5B": [*INTERNVIT_300M, *NO_ZERO_HEADS, *SHARED],
@@ -51,6 +56,7 @@ CASES = {
     "InternViT-6B without zero heads": NO_ZERO_HEADS,
     "InternViT-300M, Qwen3-0.6B": [*INTERNVIT_300M, *QWEN3, *SHARED],
     "InternViT-6B, Llama 3": [*NO_ZERO_HEADS, *LLAMA3],
+    "InternViT-6B, Qwen2 with YaRN": [*NO_ZERO_HEADS, *YARN],
 }
 
 

@@ -160,6 +160,11 @@ def test_an_export_has_the_weights_and_settings_of_its_checkpoint(exported, engi
 OTHER_DECODERS = {
     "qwen3": ["model.language.qkv_bias=false", "model.language.qk_layernorm=true"],
     "llama3": ["model.language.qkv_bias=false", "model.language.rope_scaling.factor=8"],
+    "yarn": [
+        "model.language.rope_scaling={kind: yarn, factor: 4, original_max_position_embeddings: 64}",
+        "model.language.max_position_embeddings=256",
+        "stage.sequence_length=256",
+    ],
     "tied": ["model.language.share_embeddings_and_output_weights=true"],
 }
 

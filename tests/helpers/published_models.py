@@ -41,7 +41,8 @@ def language_settings(language: LanguageConfig, **changes):
     """The configuration of `language_class`."""
     rope = {"rope_type": "default", "rope_theta": language.rope_base}
     if language.rope_scaling is not None:
-        rope |= {"rope_type": "llama3", **language.rope_scaling.model_dump()}
+        scaling = language.rope_scaling.model_dump()
+        rope |= {"rope_type": scaling.pop("kind"), **scaling}
     settings = {
         "vocab_size": language.vocab_size,
         "hidden_size": language.hidden_size,

@@ -22,6 +22,12 @@ LLAMA3 = [
     "model.language.rope_base=500000.0",
     "model.language.rope_scaling={factor: 8.0, original_max_position_embeddings: 64}",
 ]
+# As Qwen2 beyond 32,768 tokens; here beyond 16.
+YARN = [
+    "model.language.rope_scaling={kind: yarn, factor: 16, original_max_position_embeddings: 16}",
+    "model.language.max_position_embeddings=256",
+    "stage.sequence_length=256",
+]
 
 VISION = {
     "6B": [],

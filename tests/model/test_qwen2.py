@@ -17,6 +17,7 @@ DECODERS = {
     "Qwen3": variants.QWEN3,
     "Llama, Yi": variants.YI,
     "Llama 3": variants.LLAMA3,
+    "Qwen2 with YaRN": variants.YARN,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from nvlm.config.rope_scaling import YarnScalingConfig
 from nvlm.convert.hf.config_keys import ROPE_KEYS, Keys
 
 
@@ -114,6 +115,7 @@ def _scaling_problems(key: str, rope: Mapping[str, Any], scaling: Mapping[str, A
     if scaling:
         wanted = {name: value for name, value in scaling.items() if name != "rope_type"}
         if kinds and all(kind == scaling["rope_type"] for kind in kinds):
+            others, wanted = (_with_yarns_defaults(kinds[0], values) for values in (others, wanted))
             return [
                 f"{key}.{name} is {shown(others.get(name))}, expected {shown(wanted.get(name))}"
                 for name in {**wanted, **others}
@@ -123,9 +125,9 @@ def _scaling_problems(key: str, rope: Mapping[str, Any], scaling: Mapping[str, A
     if any(kind != "default" for kind in kinds):
         return [
             f"{key} asks for rotary scaling {shown(kinds[0] if len(kinds) == 1 else kinds)}, which "
-            "is not model.language.rope_scaling of this configuration (it knows llama3; where the "
-            "weights were trained without scaling, as those of models that add it for longer texts "
-            "only, take it out of the file)"
+            "is not model.language.rope_scaling of this configuration (it knows llama3 and yarn; "
+            "where the weights were trained without scaling, as those of models that add it for "
+            "longer texts only, take it out of the file)"
         ]
     if any(isinstance(value, dict) for value in others.values()):
         return [f"{key} differs by type of layer, which is not supported"]
@@ -135,6 +137,17 @@ def _scaling_problems(key: str, rope: Mapping[str, Any], scaling: Mapping[str, A
             " not supported"
         ]
     return []
+
+
+def _with_yarns_defaults(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers takes for what a file does not say; only of YaRN it takes anything."""
+    if kind != "yarn":
+        return dict(values)
+    defaults: dict[str, Any] = {"beta_fast": 32.0, "beta_slow": 1.0}
+    factor = values.get("factor")
+    if isinstance(factor, int | float) and factor > 0:
+        defaults["attention_factor"] = YarnScalingConfig(factor=factor).factor_on_heads
+    return {**defaults, **values}
 
 
 def _base_problems(

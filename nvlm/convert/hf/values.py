@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvlm.config.schema import LanguageConfig, RopeScalingConfig, RunConfig, VisionConfig
+from nvlm.config.rope_scaling import RopeScaling
+from nvlm.config.schema import LanguageConfig, RunConfig, VisionConfig
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
 
 # `norm_type` of InternViT's configuration, by our `model.vision.normalization`.
@@ -61,9 +62,12 @@ def prompt_values(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def rope_scaling_values(scaling: RopeScalingConfig | None) -> dict[str, Any]:
+def rope_scaling_values(scaling: RopeScaling | None) -> dict[str, Any]:
     """What `rope_scaling` says; empty without one."""
-    return {} if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
+    if scaling is None:
+        return {}
+    values = scaling.model_dump(exclude_none=True)
+    return {"rope_type": values.pop("kind"), **values}
 
 
 def language_architecture(language: LanguageConfig) -> str:

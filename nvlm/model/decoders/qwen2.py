@@ -26,6 +26,7 @@ from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import HeadNorm, RMSNorm
+from nvlm.model.parts.rotation import scale_rotation
 from nvlm.parallel.groups import Parallel
 
 
@@ -63,22 +64,9 @@ def build_language_model(
         pg_collection=parallel.groups,
         vp_stage=vp_stage,
     )
-    _scale_rotation(language, model.rotary_pos_emb)
+    scale_rotation(language, model.rotary_pos_emb)
     follow_gradient_mode(model.decoder)
     return model
-
-
-def _scale_rotation(language: LanguageConfig, rotary: Any) -> None:
-    """Of a `RotaryEmbedding`, by Megatron-core's formula; `GPTModel` passes it the factor alone."""
-    scaling = language.rope_scaling
-    if scaling is not None:
-        rotary.inv_freq = rotary._apply_scaling(
-            rotary.inv_freq,
-            scaling.factor,
-            scaling.low_freq_factor,
-            scaling.high_freq_factor,
-            scaling.original_max_position_embeddings,
-        )
 
 
 def _layer_spec(

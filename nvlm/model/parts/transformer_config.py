@@ -15,6 +15,7 @@ from nvlm import platform
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
+from nvlm.model.parts.rotation import softmax_scale
 from nvlm.platform.features import is_on
 from nvlm.sizes.layout import stage_layers
 
@@ -44,6 +45,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         use_te_activation_func=True,
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
+        softmax_scale=softmax_scale(language),
         pipeline_model_parallel_size=config.parallel.pipeline,
         pipeline_model_parallel_layout=_uneven_layout(config),
         **message_settings(config.parallel.virtual_pipeline),
