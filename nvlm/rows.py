@@ -30,7 +30,20 @@ class Normal:
         return Normal(self.deviation / (2 * num_layers) ** 0.5)
 
 
+@dataclass(frozen=True)
+class RowNorms:
+    """The lengths of the rows of the matrix that an adapter is beside, whatever they are then."""
+
+
 ONES, ZEROS = Constant(1.0), Constant(0.0)
+
+# What adapters' modules are called within the linear layers that have them.
+ADAPTER = "adapter"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return f".{ADAPTER}." in name
 
 
 class ZeroHeads(NamedTuple):
@@ -72,17 +85,19 @@ class Parameter:
         experts; each of them has all of an expert's tensors.
     pipeline_stage: the first, the last or both, every one, or that of the layer.
     zero_heads: where heads are stored that the model does not have.
+    of_layer: the layer that a tensor belongs to which is not stacked with those of other layers.
     """
 
     key: str
     shape: Shape
-    initial: Constant | Normal
+    initial: Constant | Normal | RowNorms
     split_axis: int | None = None
     num_layers: int | None = None
     layer_numbers: tuple[int, ...] | None = None
     num_experts: int | None = None
     pipeline_stage: Literal["first", "last", "first and last", "every", "its layer's"] = "first"
     zero_heads: ZeroHeads | None = None
+    of_layer: int | None = None
 
     @property
     def component(self) -> str:
@@ -124,6 +139,10 @@ class Parameter:
         if place.expert is not None:
             name = name.replace(STACKED_EXPERTS, f"{EXPERTS}{place.expert}.", 1)
         return name
+
+    def layer_of(self, place: Place) -> int | None:
+        """The layer that the tensor of `place` belongs to."""
+        return place.layer if self.of_layer is None else self.of_layer
 
     @property
     def size(self) -> int:

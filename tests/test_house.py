@@ -154,12 +154,12 @@ TOPICS = {
     "evaluate": {"question_prompts"},
     "importers": {"import", "import_fields", "import_files", "import_fuzz", "import_runs"},
     "model": {
-        "bf16", "context_layouts", "fusions", "model_layouts", "packed_loss", "recompute",
-        "transformer_engine", "variants",
+        "adapter_layouts", "bf16", "context_layouts", "fusions", "model_layouts", "packed_loss",
+        "recompute", "transformer_engine", "variants",
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},
-    "train": {"blown_up_runs", "overlap", "synchronisations", "validation_skips"},
+    "train": {"adapted_runs", "blown_up_runs", "overlap", "synchronisations", "validation_skips"},
 }  # fmt: skip
 
 

@@ -91,6 +91,37 @@ def convert_to_hf_command(
     convert_to_hf(checkpoint, out, dtype, shard_size)
 
 
+@convert_app.command("merge", short_help="Put adapters into the model they were trained with.")
+def convert_merge_command(
+    checkpoint: Checkpoint,
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="OUT", help="The checkpoint folder to write."),
+    ],
+) -> None:
+    """Write a checkpoint with its adapters (stage.adapters) put into the model's matrices."""
+    launched()
+    check_beside(out)
+    from nvlm.convert.adapters.merge import merge_adapters
+
+    merge_adapters(checkpoint, out)
+
+
+@convert_app.command("adapters", short_help="Write a checkpoint's adapters alone, for peft.")
+def convert_adapters_command(
+    checkpoint: Checkpoint,
+    out: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The folder to write.")
+    ],
+) -> None:
+    """Write a checkpoint's adapters alone, as peft loads them over an export of the model."""
+    launched()
+    check_beside(out)
+    from nvlm.convert.adapters.to_peft import convert_to_peft
+
+    convert_to_peft(checkpoint, out)
+
+
 @convert_app.command("verify", short_help="Compare two models bit by bit.")
 def convert_verify_command(
     a: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
 from nvlm.config.model_checks import model_problems, not_multiple
 from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceConfig
@@ -165,14 +166,21 @@ def _tile_parallel_problems(config: RunConfig) -> Iterator[str]:
     if config.parallel.shares_tiles and _freezing_vision(config) is None:
         yield (
             "parallel.vision tile_parallel needs a frozen vision model, and stage.freeze "
-            f"{config.stage.freeze} lets it train: features are computed before the step's forward "
-            "passes, and no gradient comes back to the processes that encode; add 'vision_model.*' "
-            "to stage.freeze, or use parallel.vision tensor"
+            f"{config.stage.freeze} or stage.adapters let it train: features are computed before "
+            "the step's forward passes, and no gradient comes back to the processes that encode; "
+            "add 'vision_model.*' to stage.freeze and no adapter, or use parallel.vision tensor"
         )
 
 
 def _freezing_vision(config: RunConfig) -> str | None:
-    """The first pattern of `stage.freeze` that by itself freezes all of the vision model."""
+    """The first pattern of `stage.freeze` that by itself freezes all of the vision model.
+
+    None also where the vision model has adapters, which train.
+    """
+    layer = "vision_model.decoder.layers.{}.{}.weight"
+    names = [layer.format(n, m) for n in range(config.model.vision.num_layers) for m in LINEARS]
+    if any(fnmatchcase(name, pattern) for pattern in config.stage.adapters for name in names):
+        return None
     for pattern in config.stage.freeze:
         # What matches the beginning of a name, and then anything, matches every such name.
         if pattern.endswith("*") and fnmatchcase("vision_model.", pattern):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,15 @@ def _described(composed: list[_Composed], path: str) -> Iterator[str]:
                     f"{where}: {key} is {ours}, and {theirs} in {STAGES}.{first.stage}: stages "
                     "train one model"
                 )
+    for before, after in pairwise(one for one in composed if one.config is not None):
+        assert before.config is not None and after.config is not None
+        theirs = before.config.stage.adapters
+        if theirs and theirs != after.config.stage.adapters:
+            yield (
+                f"{path}: {STAGES}.{after.stage}: stage.adapters are not those of {STAGES}."
+                f"{before.stage}, whose checkpoint it starts from: say the same ones, or make it a "
+                "run of its own from what `nvlm convert merge` writes"
+            )
 
 
 def validate(values: Any, where: str) -> RunConfig:

@@ -233,9 +233,11 @@ def _of_its_kind(below: Values, above: Values, key: Key) -> Values:
 
 
 def _is_map(key: Key) -> bool:
-    """Blends, at any depth (data.blend.NAME.blend), and multipliers: patterns or names are keys."""
+    """Blends, at any depth (data.blend.NAME.blend), multipliers and adapters: names are keys."""
     if key[:2] == ("data", "blend"):
         return len(key) % 2 == 0 and key[-1] == "blend"
+    if key == ("stage", "adapters"):
+        return True
     return key[:-1] == ("train", "optimizer") and key[-1] in _MULTIPLIERS
 
 

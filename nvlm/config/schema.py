@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from nvlm.config.adapters import AdapterConfig
 from nvlm.config.connectors import Connector, ConnectorSizes
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.run_sections import (
@@ -271,6 +272,10 @@ class StageConfig(Section):
     """What the stage is called."""
     freeze: list[Name] = []
     """fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error."""
+    adapters: dict[Name, AdapterConfig] = {}
+    """fnmatch pattern over matrices of linear layers -> an adapter beside each (LoRA, DoRA). A part
+    of the model (`language_model`, ...) with adapters trains nothing else, whatever `freeze` says
+    of it."""
     sequence_length: Count
     """Length of a sequence, in tokens; shorter ones are padded."""
     max_num_tiles: NumTiles = 6

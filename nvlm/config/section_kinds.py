@@ -44,6 +44,8 @@ def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
     """The sections that a key may hold: one, or one of each kind; none of other keys."""
     if kinds := kinds_of(field):
         return [*kinds.values()]
+    if get_origin(field.annotation) is dict:  # whose keys the user names
+        return []
     hints = [field.annotation, *get_args(field.annotation)]
     return [hint for hint in hints if isinstance(hint, type) and issubclass(hint, BaseModel)][:1]
 

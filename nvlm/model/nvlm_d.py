@@ -28,6 +28,7 @@ from nvlm.model.connectors.merging import merge_tokens
 from nvlm.model.connectors.table import build_connector
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.encoders.internvit import InternViT
+from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import PackedDocuments
 from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.layers import layer_parts
@@ -72,6 +73,8 @@ def build_model_chunks(
         NVLMD(config, parallel, implementation, chunk if virtual > 1 else None, to_generate)
         for chunk in range(virtual)
     ]
+    for chunk in chunks:
+        add_adapters(chunk, config, parallel)
     check_stage(chunks, config, parallel)
     return [chunk.to(device_platform.device()) for chunk in chunks]
 
@@ -323,6 +326,7 @@ class NVLMD(MegatronModule):
         They depend on no implementation of the layers either.
         """
         entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        entries.update(sharded_adapters(self, prefix))
         if self.shares_tiles:
             _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
         return without_extra_state(entries)

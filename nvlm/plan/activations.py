@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.plan.operations import trainable_shares
+from nvlm.plan.operations import trains
 from nvlm.sizes.activations import layer_activations, stage_activations
 from nvlm.sizes.parameters import VISION
 from nvlm.sizes.pipeline import chunk_layers
@@ -83,7 +83,7 @@ def backward_bytes(config: RunConfig, stage: int) -> int:
 
 def _encoder_bytes(config: RunConfig, num_tiles: float) -> float:
     """Kept by an encoder that trains."""
-    if not trainable_shares(config)[VISION]:
+    if not trains(config, VISION):
         return 0.0
     vision, number, recompute = config.model.vision, _width(config), config.train.recompute.vision
     positions, hidden = num_tiles * (vision.num_patches + 1), vision.hidden_size

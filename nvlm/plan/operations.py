@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.plan.work import Work
-from nvlm.sizes.flops import forward_flops
+from nvlm.sizes.adapters import adapters_of, frozen_patterns
+from nvlm.sizes.flops import adapter_flops, forward_flops
 from nvlm.sizes.parameters import (
     LANGUAGE,
     PROJECTOR,
@@ -56,15 +57,21 @@ def sequence_flops(config: RunConfig, work: Work) -> Flops:
     """Of a sequence in training, forwards and backwards, as `stage.freeze` needs them."""
     forward = sequence_forward_flops(config, work)
     attention = forward_flops(config.model).per_token_pair * work.token_pairs
-    shares = trainable_shares(config)
-    vision, projector = shares[VISION], shares[PROJECTOR]
+    shares, adapters = trainable_shares(config), adapter_flops(config)
+    projector = shares[PROJECTOR]
     # No gradient of pixels is computed.
     patches = work.num_tiles * patch_flops(config)
+    encoder, encoder_trains = forward.encoder, trains(config, VISION)
+    if encoder_trains:
+        encoder = encoder * (2 + shares[VISION]) - patches
+    projector_passes = 1 + projector + (trains(config, PROJECTOR) or encoder_trains)
     return Flops(
-        encoder=forward.encoder * (2 + vision) - patches if vision else forward.encoder,
-        projector=forward.projector * (1 + projector + (projector > 0 or vision > 0)),
+        encoder=encoder + 3 * adapters[VISION] * work.num_tiles,
+        projector=forward.projector * projector_passes + 3 * adapters[PROJECTOR] * work.num_tiles,
         # The decoder always passes gradients on to the projector or to its own lower layers.
-        decoder=(forward.decoder - attention) * (2 + shares[LANGUAGE]) + 3 * attention,
+        decoder=(forward.decoder - attention) * (2 + shares[LANGUAGE])
+        + 3 * attention
+        + 3 * adapters[LANGUAGE] * config.stage.sequence_length,
     )
 
 
@@ -80,8 +87,14 @@ def patch_flops(config: RunConfig) -> int:
 
 
 def trainable_shares(config: RunConfig) -> Mapping[str, float]:
-    """Component -> how much of its parameters trains, from 0 to 1."""
-    return _shares(config.model, tuple(config.stage.freeze))  # type: ignore[arg-type]
+    """Component -> how much of its parameters trains, from 0 to 1; adapters are not counted."""
+    return _shares(config.model, frozen_patterns(config))  # type: ignore[arg-type]
+
+
+def trains(config: RunConfig, component: str) -> bool:
+    """Whether something of a component trains, its adapters included."""
+    adapted = any(adapter.matrix.component == component for adapter in adapters_of(config))
+    return adapted or trainable_shares(config)[component] > 0
 
 
 @lru_cache(maxsize=8)  # asked for by every part of every candidate of a search

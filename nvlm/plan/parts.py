@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvlm.config.schema import RunConfig
 from nvlm.plan.activations import layer_implementation
-from nvlm.plan.operations import patch_flops, trainable_shares
+from nvlm.plan.operations import patch_flops, trainable_shares, trains
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION
@@ -42,9 +42,9 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
         (hidden, 2 * ffn),
         (ffn, hidden),
     )
-    trains = trainable_shares(config)[LANGUAGE] > 0
+    has_gradients = trainable_shares(config)[LANGUAGE] > 0
     accumulated = 0.0
-    if trains:
+    if has_gradients:
         weights = sum(inner * columns for inner, columns in products)
         accumulated = weights * numbers["accumulation_bytes"]
     shape = LayerShape(
@@ -58,7 +58,7 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
             moved(numbers["norm_bytes_backward"], numbers["activation_bytes_backward"])
             + accumulated,
         ),
-        trains=trains,
+        trains=has_gradients,
     )
     return layer_passes(shape, device)
 
@@ -87,7 +87,7 @@ def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes
     width = vision.num_stored_attention_heads * vision.head_dim / tensor
     ffn, hidden = vision.ffn_hidden_size / tensor, vision.hidden_size
     scale = device.number / 2
-    trains = trainable_shares(config)[VISION] > 0
+    encoder_trains = trains(config, VISION)
 
     def moved(norm: float, factor: float) -> float:
         bytes_ = rows * hidden * 2 * (norm + factor * numbers["layer_scale_bytes"])
@@ -104,13 +104,13 @@ def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes
             moved(numbers["norm_bytes_forward"], 1),
             moved(numbers["norm_bytes_backward"], 2),
         ),
-        trains=trains,
+        trains=encoder_trains,
     )
     layer = layer_passes(shape, device)
     peak = numbers["peak_flops"] * numbers["matmul_efficiency"]
     patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
     forward = layer.forward * vision.num_layers + patches
-    if not trains:
+    if not encoder_trains:
         return Passes(forward, NOTHING), NOTHING
     recompute, again = config.train.recompute.vision, NOTHING
     if recompute.granularity == "full":
@@ -147,10 +147,9 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     moved = device.moving(scale * (moved_numbers + splice))
     summed = _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
     forward = Seconds(matmul=products, elementwise=moved, messages=summed)
-    shares = trainable_shares(config)
-    if not (shares[PROJECTOR] or shares[VISION]):
+    if not (trains(config, PROJECTOR) or trains(config, VISION)):
         return Passes(forward, NOTHING)
-    factor = 1 + (shares[PROJECTOR] > 0)
+    factor = 1 + (trainable_shares(config)[PROJECTOR] > 0)
     return Passes(forward, Seconds(matmul=factor * products, elementwise=2 * moved))
 
 
@@ -168,7 +167,7 @@ def head(config: RunConfig, device: Device) -> Passes:
     columns = language.vocab_size / config.parallel.tensor
     product = device.product(rows, language.hidden_size, columns)
     scale = device.number / 2
-    trains = trainable_shares(config)[LANGUAGE] > 0
+    has_gradients = trainable_shares(config)[LANGUAGE] > 0
     gathered = 0.0
     if config.parallel.sequence:
         gathered = device.tensor_group.gather_seconds(rows * language.hidden_size * device.number)
@@ -183,7 +182,7 @@ def head(config: RunConfig, device: Device) -> Passes:
             messages=gathered,
         ),
         Seconds(
-            matmul=(1 + trains) * product,
+            matmul=(1 + has_gradients) * product,
             elementwise=device.moving(scale * logits * numbers["logit_bytes_backward"]),
             messages=gathered,
         ),

@@ -141,7 +141,8 @@ def _is_legal(config: RunConfig, num_gpus: int) -> bool:
 def _kept(config: RunConfig, data_size: int) -> list[MemoryBytes]:
     """What stays between steps, by stage; the same for every micro-batch and recomputation."""
     last = config.parallel.pipeline - 1
-    every_layer_alike = not any(char.isdigit() for text in config.stage.freeze for char in text)
+    patterns = [*config.stage.freeze, *config.stage.adapters]
+    every_layer_alike = not any(char.isdigit() for text in patterns for char in text)
     kept: list[MemoryBytes] = []
     for stage in range(last + 1):
         # Stages between the first and the last with as many layers hold as much.

@@ -21,9 +21,10 @@ from nvlm.plan.activations import (
 from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.schedule import most_kept, stage_order
 from nvlm.plan.work import Work
+from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
 from nvlm.sizes.components.internvit import NUM_COLOUR_CHANNELS
 from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory
-from nvlm.sizes.parameters import count_parameters, parameters_by_name
+from nvlm.sizes.parameters import count_parameters
 
 _WIDE = DTYPES["fp32"].num_bytes
 
@@ -168,7 +169,6 @@ class CheckpointBytes:
 
 def checkpoint_bytes(config: RunConfig) -> CheckpointBytes:
     """Weights in `train.precision`; of what trains the fp32 original and Adam's two moments."""
-    named = parameters_by_name(config.model)
-    count = count_parameters(named, config.stage.freeze)
+    count = count_parameters(run_parameters_by_name(config), frozen_patterns(config))
     weights = count.total * DTYPES[config.train.precision].num_bytes
     return CheckpointBytes(weights, 3 * _WIDE * count.trainable)

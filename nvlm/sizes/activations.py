@@ -16,6 +16,8 @@ Of a layer with t tokens, n of them on this rank (t, or t / tensor with sequence
                 document is joined to one more [t, heads x d], which is kept where the projection
                 trains, and so are cosine and sine of the rotation, twice.
     MLP         gate and up [t, 2 f]; their product [t, f] where the second matrix trains
+    adapters    what comes of their A [t, rank]; a matrix with an adapter keeps its input like one
+                that trains
 
 with heads and f divided by the tensor-parallel size. With selective recomputation no output of a
 norm, no product, and with `local` layers of the results the joined one only.
@@ -27,8 +29,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nvlm.config.adapters import LINEARS
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
+from nvlm.sizes.adapters import adapters_of, by_module, frozen_patterns
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
 from nvlm.sizes.pipeline import chunk_layers
 
@@ -42,10 +46,11 @@ class LayerActivations:
     norms: int
     attention: int
     mlp: int
+    adapters: int = 0
 
     @property
     def total(self) -> int:
-        return self.norms + self.attention + self.mlp
+        return self.norms + self.attention + self.mlp + self.adapters
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def layer_activations(
 
     product = width * tokens * language.ffn_hidden_size // tensor
     mlp = 2 * product + (keeps_all and trains["mlp.linear_fc2"]) * product
-    return LayerActivations(norm_inputs + norm_outputs, attention, mlp)
+    adapters = _adapters(config, layer)
+    return LayerActivations(norm_inputs + norm_outputs, attention, mlp, adapters)
 
 
 def stage_activations(
@@ -127,17 +133,34 @@ def _num_tokens(config: RunConfig) -> tuple[int, int]:
 
 
 def _trained_matrices(config: RunConfig, layer: int) -> Mapping[str, bool]:
-    """Name within a decoder layer -> whether it trains, of the four matrices."""
-    prefix = f"{LANGUAGE}.decoder.layers.{layer}"
+    """Name within a decoder layer -> whether it or its adapter trains, of the four matrices."""
+    prefix, frozen, adapted = _layer(layer), frozen_patterns(config), by_module(config)
     return {
-        name: not is_frozen(f"{prefix}.{name}.weight", config.stage.freeze)
-        for name in (
-            "self_attention.linear_qkv",
-            "self_attention.linear_proj",
-            "mlp.linear_fc1",
-            "mlp.linear_fc2",
-        )
+        name: not is_frozen(f"{prefix}.{name}.weight", frozen) or f"{prefix}.{name}" in adapted
+        for name in LINEARS
     }
+
+
+def _adapters(config: RunConfig, layer: int) -> int:
+    """What comes of A, of each token, and copies of the rows of B where parts alternate in it.
+
+    DoRA keeps the output before its rows are scaled.
+    """
+    width, (tokens, local_tokens) = DTYPES[config.train.precision].num_bytes, _num_tokens(config)
+    adapted, tensor, total = by_module(config), config.parallel.tensor, 0
+    for name in LINEARS:
+        if adapter := adapted.get(f"{_layer(layer)}.{name}"):
+            is_column = adapter.matrix.split_axis == 0
+            here = tokens if is_column else local_tokens
+            rows = adapter.matrix.local_shape(tensor)[0]
+            total += here * adapter.num_parts * adapter.settings.rank
+            total += adapter.settings.dora * here * rows
+            total += (adapter.num_blocks > 1) * rows * adapter.settings.rank
+    return width * total
+
+
+def _layer(layer: int) -> str:
+    return f"{LANGUAGE}.decoder.layers.{layer}"
 
 
 def _num_recomputed(config: RunConfig, num_layers: int) -> int:
@@ -151,9 +174,11 @@ def _num_recomputed(config: RunConfig, num_layers: int) -> int:
 
 
 def _projector(config: RunConfig, num_tiles: int) -> int:
-    """What the connector keeps, unless all of it is frozen."""
-    model, rows = config.model, component_parameters(config.model, PROJECTOR)
-    if all(is_frozen(row.key, config.stage.freeze) for row in rows):
+    """What the connector keeps, unless all of it is frozen and has no adapters."""
+    model, frozen = config.model, frozen_patterns(config)
+    adapted = any(adapter.matrix.component == PROJECTOR for adapter in adapters_of(config))
+    rows = component_parameters(model, PROJECTOR)
+    if not adapted and all(is_frozen(row.key, frozen) for row in rows):
         return 0
     kept = model.connector.kept_numbers(model.connector_sizes, config.parallel.tensor)
     width = DTYPES[config.train.precision].num_bytes
@@ -170,6 +195,6 @@ def _head(config: RunConfig) -> int:
         if language.share_embeddings_and_output_weights
         else "output_layer"
     )
-    trains = not is_frozen(f"{LANGUAGE}.{matrix}.weight", config.stage.freeze)
+    trains = not is_frozen(f"{LANGUAGE}.{matrix}.weight", frozen_patterns(config))
     norm = (1 + trains) * width * local_tokens * language.hidden_size + _FP32 * local_tokens
     return norm + tokens * (_FP32 * language.vocab_size // config.parallel.tensor + 8 + 1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from nvlm.config.checks import check_world_size
 from nvlm.config.schema import RunConfig
+from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
 from nvlm.sizes.parameters import (
     COMPONENTS,
     ParameterCount,
     count_parameters,
+    is_frozen,
     num_zero_parameters,
-    parameters_by_name,
 )
 
 
@@ -46,13 +46,14 @@ def derive(config: RunConfig, world_size: int | None = None) -> DerivedNumbers:
     if world_size is None:
         world_size = config.parallel.model_parallel_size
     data_parallel_size = check_world_size(config, world_size)
-    named, freeze, train = parameters_by_name(config.model), config.stage.freeze, config.train
+    named, frozen, train = run_parameters_by_name(config), frozen_patterns(config), config.train
     return DerivedNumbers(
-        parameters={name: count_parameters(named, freeze, name) for name in COMPONENTS},
-        total=count_parameters(named, freeze),
+        parameters={name: count_parameters(named, frozen, name) for name in COMPONENTS},
+        total=count_parameters(named, frozen),
         num_zero_parameters=num_zero_parameters(config.model),
         num_matches={
-            pattern: sum(fnmatchcase(name, pattern) for name in named) for pattern in freeze
+            pattern: sum(is_frozen(name, [pattern]) for name in named)
+            for pattern in config.stage.freeze
         },
         num_tokens_per_tile=config.num_tokens_per_tagged_tile,
         max_tiles_per_image=config.max_tiles_per_image,

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nvlm.config.schema import ModelConfig, RunConfig
+from nvlm.sizes.adapters import adapters_of, frozen_patterns
 from nvlm.sizes.parameters import (
     LANGUAGE,
+    PROJECTOR,
     VISION,
     component_parameters,
     count_parameters,
@@ -77,24 +79,43 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
 
 def step_flops(config: RunConfig) -> StepFlops:
     """What training computes with `stage.freeze`."""
-    forward = forward_flops(config.model)
+    forward, adapters = forward_flops(config.model), adapter_flops(config)
     # The decoder always passes gradients on to the projector or to its own lower layers.
     language_passes = 2 + trainable_share(config, LANGUAGE)
     vision_share = trainable_share(config, VISION)
-    vision_passes = 2 + vision_share if vision_share else 1
+    vision_passes = 2 + vision_share if vision_share or adapters[VISION] else 1
     return StepFlops(
-        per_token=round(forward.per_token * language_passes),
+        per_token=round(forward.per_token * language_passes + 3 * adapters[LANGUAGE]),
         # Attention has no weights: forwards, and twice that backwards.
         per_token_pair=3 * forward.per_token_pair,
-        per_tile=round(forward.encoder_per_tile * vision_passes + 3 * forward.projector_per_tile),
+        per_tile=round(
+            forward.encoder_per_tile * vision_passes
+            + 3 * adapters[VISION]
+            + 3 * (forward.projector_per_tile + adapters[PROJECTOR])
+        ),
     )
 
 
 def trainable_share(config: RunConfig, component: str) -> float:
-    """How much of a component's parameters trains, from 0 to 1."""
+    """How much of a component's parameters trains, from 0 to 1; of the model, without adapters."""
     named = parameters_by_name(config.model)
-    count = count_parameters(named, config.stage.freeze, component)
+    count = count_parameters(named, frozen_patterns(config), component)
     return count.trainable / count.total
+
+
+def adapter_flops(config: RunConfig) -> dict[str, int]:
+    """Component -> of its adapters forwards, for each token of the decoder, else for each tile."""
+    model = config.model
+    rows = {
+        VISION: model.vision.num_patches + 1,
+        PROJECTOR: model.connector.num_tokens(model.connector_sizes),
+        LANGUAGE: 1,
+    }
+    found = dict.fromkeys(rows, 0)
+    for adapter in adapters_of(config):
+        sizes = [row.size for row in adapter.parameters() if len(row.shape) == 2]
+        found[adapter.matrix.component] += 2 * sum(sizes) * rows[adapter.matrix.component]
+    return found
 
 
 def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = False) -> int:

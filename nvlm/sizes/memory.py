@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.rows import Parameter
+from nvlm.sizes.adapters import frozen_patterns
 from nvlm.sizes.parameters import is_frozen
 from nvlm.sizes.pipeline import chunk_parameters
 
@@ -65,9 +66,9 @@ def _chunk_memory(
     config: RunConfig, stage: int, chunk: int, data_parallel_size: int
 ) -> MemoryBytes:
     precision, tensor_size = config.train.precision, config.parallel.tensor
-    num_frozen, trained = 0, []
+    num_frozen, trained, frozen = 0, [], frozen_patterns(config)
     for name, row in chunk_parameters(config, stage, chunk).items():
-        if is_frozen(name, config.stage.freeze):
+        if is_frozen(name, frozen):
             num_frozen += math.prod(row.local_shape(tensor_size))
         else:
             trained.append(row)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from nvlm.config.schema import ModelConfig
-from nvlm.rows import Parameter
+from nvlm.rows import Parameter, is_adapter
 from nvlm.sizes.components import internvit, qwen2
 
 VISION = "vision_model"
@@ -63,8 +63,11 @@ def parameters_by_name(model: ModelConfig) -> dict[str, Parameter]:
 
 
 def is_frozen(name: str, freeze: Iterable[str]) -> bool:
-    """Whether one of the patterns of `stage.freeze` matches the whole-model name."""
-    return any(fnmatchcase(name, pattern) for pattern in freeze)
+    """Whether one of the patterns matches the whole-model name; adapters always train.
+
+    Of a run, `freeze` is what `nvlm.sizes.adapters.frozen_patterns` says.
+    """
+    return not is_adapter(name) and any(fnmatchcase(name, pattern) for pattern in freeze)
 
 
 def count_parameters(

@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from nvlm.config.schema import RunConfig
 from nvlm.rows import Parameter
+from nvlm.sizes.adapters import run_parameter_table
 from nvlm.sizes.layout import stage_layers
-from nvlm.sizes.parameters import VISION, parameter_table
+from nvlm.sizes.parameters import VISION
 
 
 def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
@@ -30,8 +31,8 @@ def chunk_layers(config: RunConfig, stage: int) -> list[list[int]]:
 
 
 def placed_parameters(config: RunConfig) -> list[Parameter]:
-    """The table of parameters, with the encoder where `parallel.vision` has it."""
-    table = parameter_table(config.model)
+    """The table of the run's parameters, with the encoder where `parallel.vision` has it."""
+    table = run_parameter_table(config)
     if not config.parallel.shares_tiles:
         return table
     return [
@@ -60,7 +61,7 @@ def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Par
         for row in placed_parameters(config)
         if row.pipeline_stage in wanted
         for place in row.places()
-        if row.pipeline_stage != "its layer's" or place.layer in layers_here
+        if row.pipeline_stage != "its layer's" or row.layer_of(place) in layers_here
     }
 
 

@@ -32,6 +32,7 @@ from nvlm.megatron.uncollected_state import nothing_collected
 from nvlm.parallel.agreement import MAIN_CHANNEL, Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.printing import say
+from nvlm.rows import is_adapter
 from nvlm.run_checkpoints import (
     BEST_LINK,
     CHECKPOINTS_FOLDER,
@@ -40,6 +41,7 @@ from nvlm.run_checkpoints import (
     find_newest,
 )
 from nvlm.safe_loading import check_readable, read_metadata
+from nvlm.sizes.adapters import adapters_of
 from nvlm.train.optim import bare
 from nvlm.train.retention import remove_older
 from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
@@ -81,6 +83,11 @@ def find_resume_point(config: RunConfig, excluded: Mapping[Path, str] | None = N
             f"{checkpoint}: was trained with stage.freeze {saved.stage.freeze}, this run says "
             f"{config.stage.freeze}: use another run.dir, with checkpoint.load={checkpoint}"
         )
+    if saved.stage.adapters != config.stage.adapters:
+        raise CheckpointError(
+            f"{checkpoint}: was trained with other stage.adapters: use another run.dir, with "
+            f"checkpoint.load={checkpoint}"
+        )
     for key in ("lr_multipliers", "weight_decay_multipliers"):
         theirs, ours = (getattr(c.train.optimizer, key) for c in (saved, config))
         if theirs != ours:
@@ -108,6 +115,7 @@ def find_initial_weights(config: RunConfig) -> Path | None:
         return None
     checkpoint = resolve_checkpoint(wanted)
     check_same_model(config, checkpoint)
+    _check_adapters(config, checkpoint)
     check_readable(checkpoint)
     return checkpoint
 
@@ -116,6 +124,16 @@ def check_same_model(config: RunConfig, checkpoint: Path) -> None:
     """Raise `CheckpointError` naming the first model size that differs."""
     for key, ours, theirs in model_differences(config.model, read_config(checkpoint).model):
         raise CheckpointError(f"{checkpoint}: {key} is {theirs} there and {ours} in this run")
+
+
+def _check_adapters(config: RunConfig, checkpoint: Path) -> None:
+    """Raise `CheckpointError` where a checkpoint has adapters that this run does not go on with."""
+    theirs = adapters_of(read_config(checkpoint))
+    if theirs and theirs != adapters_of(config):
+        raise CheckpointError(
+            f"{checkpoint}: has adapters that are not those of this run's stage.adapters: put them "
+            f"into the model first (`nvlm convert merge {checkpoint} OUT`), and start from OUT"
+        )
 
 
 def save_training_state(
@@ -237,15 +255,22 @@ def load_training_state(
     return progress
 
 
-def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> None:
-    """Read only the model's weights, all of them, into the bare `chunks`.
+def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> bool:
+    """Read only the model's weights into the bare `chunks`.
+
+    Returns:
+        whether it has the model's adapters, of which all were read then; else they are left unset.
 
     Raises:
         CheckpointError: a file has other bytes than were written, or does not fit the model.
     """
     check_contents(checkpoint)
     tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
+    has_adapters = bool(read_config(checkpoint).stage.adapters)
+    if not has_adapters:
+        tensors = [tensor for tensor in tensors if not is_adapter(tensor.key)]
     read_shared(checkpoint, tensors, parallel.groups.dp_cp, is_everywhere=chunks[0].is_everywhere)
+    return has_adapters
 
 
 def _sharded_state(

@@ -16,7 +16,9 @@ from torch import nn
 from nvlm.config.schema import RunConfig
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.groups import Parallel
-from nvlm.sizes.parameters import VISION
+from nvlm.rows import is_adapter
+from nvlm.sizes.adapters import frozen_patterns
+from nvlm.sizes.parameters import VISION, is_frozen
 from nvlm.train import patterns as rules
 from nvlm.train.patterns import LR_MULTIPLIERS, WEIGHT_DECAY_MULTIPLIERS, part_of
 
@@ -43,16 +45,17 @@ class ModuleRow:
 
 
 def freeze(chunks: Sequence[nn.Module], config: RunConfig, parallel: Parallel) -> None:
-    """Turn off gradients of the parameters that `stage.freeze` names.
+    """Turn off gradients of what `stage.freeze` names, and of parts of the model with adapters.
 
     Raises:
         ConfigError: a pattern matches no parameter on any pipeline stage, or nothing is left.
     """
     parameters = list(named_parameters(chunks))
-    frozen = _match(parameters, config.stage.freeze, rules.FREEZE, parallel)
-    num_trainable = 0
+    own = [(name, parameter) for name, parameter in parameters if not is_adapter(name)]
+    _match(own, config.stage.freeze, rules.FREEZE, parallel)
+    frozen, num_trainable = frozen_patterns(config), 0
     for name, parameter in parameters:
-        if any(name in names for names in frozen.values()):
+        if is_frozen(name, frozen):
             parameter.requires_grad_(False)
         num_trainable += parameter.requires_grad
     if sum(_gather(num_trainable, parallel)) == 0:

@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
-from nvlm.rows import Shape
-from nvlm.sizes.parameters import is_frozen, parameters_by_name
+from nvlm.rows import Shape, is_adapter
+from nvlm.sizes.adapters import run_parameters_by_name
+from nvlm.sizes.parameters import is_frozen
 
 FREEZE = "stage.freeze"
 LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
@@ -23,11 +24,12 @@ def check_patterns(config: RunConfig) -> None:
     """
     Raises:
         ConfigError: a pattern for freezing or rates fits no parameter, one for weight decay none
-            that has it, or nothing is left to train.
+            that has it, or nothing is left to train; or see `nvlm.sizes.adapters.adapters_of`.
     """
     stage, optimizer = config.stage, config.train.optimizer
-    shapes = {name: row.shape for name, row in parameters_by_name(config.model).items()}
-    _check(shapes, stage.freeze, FREEZE)
+    shapes = {name: row.shape for name, row in run_parameters_by_name(config).items()}
+    own = {name: shape for name, shape in shapes.items() if not is_adapter(name)}
+    _check(own, stage.freeze, FREEZE)
     if all(is_frozen(name, stage.freeze) for name in shapes):
         raise nothing_left(stage.freeze)
     _check(shapes, optimizer.lr_multipliers, LR_MULTIPLIERS)
@@ -46,6 +48,8 @@ def has_weight_decay(name: str, shape: Shape) -> bool:
 def part_of(name: str) -> str:
     """The part of the model that tables show a parameter with."""
     parts = name.split(".")
+    if is_adapter(name):
+        return f"{parts[0]} adapters"
     return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
 
 
@@ -53,9 +57,10 @@ def no_match(
     key: str, patterns: Iterable[str], parts: Iterable[str], kind: str = "parameter"
 ) -> ConfigError:
     """Of `patterns`, none of which match a parameter of that kind; `parts` has the model."""
+    own = sorted(part for part in parts if " " not in part)
     return ConfigError(
         f"{key}: {', '.join(map(repr, patterns))} matches no {kind}; "
-        f"the model has {', '.join(part + '.*' for part in sorted(parts))}"
+        f"the model has {', '.join(part + '.*' for part in own)}"
     )
 
 

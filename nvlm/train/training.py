@@ -21,6 +21,7 @@ from nvlm.parallel.agreement import Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.platform.base import Copies
 from nvlm.platform.features import is_on
+from nvlm.rows import ADAPTER
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import (
     checkpoints_folder,
@@ -308,11 +309,14 @@ def _overlaps(config: RunConfig) -> bool:
 def build_with_weights(
     config: RunConfig, parallel: Parallel, checkpoint: Path | None
 ) -> list[NVLMD]:
-    """This process's bare chunks with random weights, or with those of `checkpoint`."""
-    chunks = build_model_chunks(config, parallel)
+    """This process's bare chunks with random weights, or with those of `checkpoint`.
+
+    Adapters that the checkpoint does not have begin anew.
+    """
+    chunks, unset = build_model_chunks(config, parallel), "*"
     if checkpoint is not None:
-        load_weights(checkpoint, chunks, parallel)
-    else:
-        for chunk in chunks:
-            initialize_weights(chunk, config)
+        has_adapters = load_weights(checkpoint, chunks, parallel)
+        unset = "" if has_adapters else f"*.{ADAPTER}.*"
+    for chunk in chunks:
+        initialize_weights(chunk, config, unset)
     return chunks

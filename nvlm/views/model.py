@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from rich.console import Console
 
@@ -20,13 +19,14 @@ from nvlm.parallel.stand_in import stand_in
 from nvlm.plan.layout import with_stage_layers
 from nvlm.platform.meta import OnMetaDevice
 from nvlm.printing import new_console, say
+from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
 from nvlm.sizes.parameters import (
     COMPONENTS,
     VISION,
     ParameterCount,
     count_parameters,
+    is_frozen,
     num_zero_parameters,
-    parameters_by_name,
 )
 from nvlm.sizes.pipeline import chunk_layers, is_copy, stage_parameters
 from nvlm.tables import print_table
@@ -64,16 +64,17 @@ def summarize(config: RunConfig) -> ModelSummary:
     """
     # Transformer Engine's modules have the same parameters and need a GPU to be built.
     config = with_stage_layers(changed(config, {"model.layer_implementation": "local"}))
-    named, freeze = parameters_by_name(config.model), config.stage.freeze
-    unmatched = sorted({p for p in freeze if not any(fnmatchcase(name, p) for name in named)})
+    named, frozen = run_parameters_by_name(config), frozen_patterns(config)
+    freeze = config.stage.freeze
+    unmatched = sorted({p for p in freeze if not any(is_frozen(name, [p]) for name in named)})
     if unmatched:
         raise ConfigError(
             f"stage.freeze: {', '.join(map(repr, unmatched))} matches no parameter; "
             f"the model has {', '.join(f'{name}.*' for name in COMPONENTS)}"
         )
     return ModelSummary(
-        parameters={name: count_parameters(named, freeze, name) for name in COMPONENTS},
-        total=count_parameters(named, freeze),
+        parameters={name: count_parameters(named, frozen, name) for name in COMPONENTS},
+        total=count_parameters(named, frozen),
         num_zero=num_zero_parameters(config.model),
         stages=[_summarize_stage(config, stage) for stage in range(config.parallel.pipeline)],
     )
@@ -84,12 +85,12 @@ def _summarize_stage(config: RunConfig, stage: int) -> StageSummary:
         # Whoever builds a stage has it compared, parameter by parameter, with what is counted here.
         for chunk in build_model_chunks(config, parallel):
             assert all(parameter.is_meta for parameter in chunk.parameters()), "it takes memory"
-    held, freeze = stage_parameters(config, stage), config.stage.freeze
+    held, frozen = stage_parameters(config, stage), frozen_patterns(config)
     tensor_size = config.parallel.tensor
     return StageSummary(
         layers=chunk_layers(config, stage),
-        parameters={name: count_parameters(held, freeze, name) for name in COMPONENTS},
-        total=count_parameters(held, freeze),
+        parameters={name: count_parameters(held, frozen, name) for name in COMPONENTS},
+        total=count_parameters(held, frozen),
         num_copied=sum(row.size for row in held.values() if is_copy(row, stage)),
         num_per_process=sum(math.prod(row.local_shape(tensor_size)) for row in held.values()),
     )

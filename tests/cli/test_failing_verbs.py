@@ -85,17 +85,6 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=FOLDER", "not a checkpoint"),
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=CHECKPOINT", ".metadata is damaged"),
     ],
-    "ablate": [
-        ("NOTHING.yaml", "NOTHING.yaml: no such grid file"),
-        ("BYTES.yaml", "BYTES.yaml"),
-        ("FOLDER --dry-run", "FOLDER: is a folder"),
-        ("GRID.yaml train.steps=x", "train.steps: must be a whole number"),
-        ("GRID.yaml --dry-run nothing=1", "unknown key 'nothing'"),
-        ("GRID.yaml --dir FILE", "dir FILE: is a file"),
-        ("GRID.yaml --dir /proc/nvlm", "cannot be written"),
-        ("GRID.yaml --jobs 0", "invalid value for '--jobs'"),
-        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=x MASTER_PORT=1 GRID.yaml", "start it alone"),
-    ],
     "report": [
         ("NOTHING", "NOTHING: is not there"),
         ("FILE", "FILE: is a file"),
@@ -227,6 +216,16 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("CHECKPOINT FILE", "FILE"),
         ("CHECKPOINT /proc/nvlm", "cannot be written"),
     ],
+    "convert merge": [
+        ("NOTHING OUT", "no such checkpoint"),
+        ("CHECKPOINT OUT", ".metadata is damaged"),
+        ("CHECKPOINT FILE", "FILE"),
+    ],
+    "convert adapters": [
+        ("NOTHING OUT", "no such checkpoint"),
+        ("CHECKPOINT OUT", ".metadata is damaged"),
+        ("CHECKPOINT FILE", "FILE"),
+    ],
     "convert verify": [
         ("NOTHING CHECKPOINT", "NOTHING"),
         ("CHECKPOINT CHECKPOINT", ".metadata is damaged"),
@@ -264,8 +263,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / name).write_bytes(b'{"a": "na\xefve"}')
     (root / "asked.jsonl").write_text('{"prompt": "Hi"}\n')
     (root / "unknown.jsonl").write_text('{"promt": "Hi"}\n')
-    axes = "axes: {tags: {none: {stage.tile_tags: none}}}\n"
-    (root / "grid.yaml").write_text(f"base: {SFT}\n{axes}rank_by: train/loss\n")
     (root / "shards" / "train" / "s").mkdir(parents=True)
     with tarfile.open(root / "shards" / "train" / "s" / "0.tar", "w") as shard:
         shard.add(root / "file", "k.txt")
@@ -293,7 +290,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "CHECKPOINT": str(checkpoint),
         "SHARDS": str(root / "shards"),
         "ASKED": str(root / "asked"),
-        "GRID": str(root / "grid"),
         "UNKNOWN": str(root / "unknown"),
     }
 

@@ -11,7 +11,7 @@ from helpers.paths import REPOSITORY
 from nvlm.batch import IGNORED_LABEL, MicroBatch, check_micro_batch
 from nvlm.config import RunConfig, load_config
 from nvlm.parallel.groups import Parallel
-from nvlm.sizes.parameters import parameters_by_key
+from nvlm.sizes.adapters import LORA_B, run_parameters_by_key
 from nvlm.sizes.visual import VisualLayout
 
 SIZES = ["model.vision.num_layers=2", "model.language.num_layers=2", "train.precision=fp32"]
@@ -41,12 +41,12 @@ def _make_random(model, config: RunConfig) -> None:
     from nvlm.checkpoint_shares import sharded_tensors
     from nvlm.model.parts.initialize import initialize_weights
 
-    table = parameters_by_key(config.model)
+    table = run_parameters_by_key(config)
     initialize_weights(model, config)
     for shard in sharded_tensors(model.sharded_state_dict()):
         layer = shard.global_offset[0] if shard.prepend_axis_num else None
         shape = shard.global_shape[shard.prepend_axis_num :]
-        if len(shape) > 1:
+        if len(shape) > 1 and not shard.key.endswith(LORA_B):  # which begin as zero
             continue
         seed = hashlib.sha256(f"{shard.key} {layer}".encode()).digest()[:4]
         generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from helpers import small_model, variants
+from helpers import adapter_steps, small_model, variants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +19,7 @@ FROZEN = {
     "nothing": "stage.freeze=[]",
     "the encoder": "stage.freeze=['vision_model.*']",
     "all but the projector": "stage.freeze=['vision_model.*','language_model.*']",
+    "all but adapters": adapter_steps.LORA,
 }
 VARIANTS = {"6B": [], "300M, Qwen3": [*variants.INTERNVIT_300M, *variants.QWEN3]}
 

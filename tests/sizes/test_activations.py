@@ -12,6 +12,7 @@ from nvlm.config import RunConfig, load_config
 from nvlm.model.parts.names import named_parameters
 from nvlm.parallel.stand_in import stand_in
 from nvlm.sizes.activations import layer_activations, stage_activations
+from nvlm.sizes.adapters import frozen_patterns
 from nvlm.sizes.parameters import is_frozen
 
 # Wide enough that bookkeeping of a few bytes per token does not count.
@@ -28,6 +29,7 @@ FULL = "train.recompute.language.granularity=full"
 SELECTIVE = "train.recompute.language.granularity=selective"
 FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
+ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
 CASES = {
     "one process, fp32": [],
     "one process": [BF16],
@@ -43,6 +45,9 @@ CASES = {
     "full recompute, 1 layer": [BF16, FULL, "train.recompute.language.num_layers=1"],
     "full recompute, pipeline 2, tensor 2, sequence": [BF16, FULL, TP2, SP, "parallel.pipeline=2"],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
+    "adapters": [BF16, ADAPTERS],
+    "adapters, tensor 2, sequence": [BF16, ADAPTERS, TP2, SP],
+    "adapters, DoRA": [BF16, ADAPTERS.replace("16", "16, dora: true")],
     "norms of queries and keys": [BF16, *variants.QWEN3],
     "norms of queries and keys, selective recompute, tensor 2": [
         BF16,
@@ -58,7 +63,7 @@ def kept_of_stage(config: RunConfig, stage: int) -> int:
     with stand_in(config, stage) as parallel:
         (model,) = small_model.build_chunks(config, parallel)
         for name, parameter in named_parameters([model]):
-            parameter.requires_grad_(not is_frozen(name, config.stage.freeze))
+            parameter.requires_grad_(not is_frozen(name, frozen_patterns(config)))
         length = config.stage.sequence_length
         batch = small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
         if stage > 0:

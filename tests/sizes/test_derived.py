@@ -21,7 +21,7 @@ from nvlm.sizes.derived import derive
 from nvlm.sizes.parameters import num_zero_parameters
 from nvlm.views.config import render_config
 
-MODELS = sorted(path.name for path in (REPOSITORY / "configs" / "run").iterdir())
+MODELS = sorted(path.parent.name for path in (REPOSITORY / "configs/run").glob("*/sft.yaml"))
 
 
 def load(name: str, *overrides: str):

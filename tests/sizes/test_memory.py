@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import small_model
+from helpers import adapter_steps, small_model
 
 from nvlm.batch import StepBatch
 from nvlm.sizes.memory import MemoryBytes, stage_memory
@@ -16,6 +16,7 @@ FROZEN = {
     "nothing": "stage.freeze=[]",
     "the encoder": "stage.freeze=['vision_model.*']",
     "all but the projector": "stage.freeze=['vision_model.*','language_model.*']",
+    "all but adapters": adapter_steps.DORA,
 }
 
 

@@ -14,7 +14,7 @@ from nvlm.convert.megatron.entries import in_file_order, is_stack, source_rows
 from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import Rule, to_hugging_face
 from nvlm.errors import ConvertError
-from nvlm.rows import Place
+from nvlm.rows import Place, is_adapter
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class CheckpointTensors:
     def __init__(self, checkpoint: Path, rules: Sequence[Rule]):
         self.path = checkpoint
         self._reader = CheckpointReader(checkpoint)
+        if any(map(is_adapter, self._reader.keys())):
+            raise ConvertError(
+                f"{checkpoint}: has adapters beside its matrices: put them in first (`nvlm convert "
+                f"merge {checkpoint} OUT`) and use OUT; `nvlm convert adapters` writes them alone"
+            )
         self._check_shapes(rules)
         self._origins = {
             name: origin

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from nvlm.checkpoint_shares import sharded_tensors, shares
 from nvlm.config.schema import RunConfig
+from nvlm.model.parts.adapters import measure_rows
 from nvlm.parallel.groups import Parallel
-from nvlm.rows import Constant, Parameter, Place
-from nvlm.sizes.parameters import parameters_by_key
+from nvlm.rows import Constant, Normal, Parameter, Place, RowNorms
+from nvlm.sizes.adapters import run_parameters_by_key
 
 # Numbers that are drawn at a time: 16 MB.
 BLOCK_SIZE = 2**22
@@ -73,7 +74,7 @@ def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") ->
     Keys are those in `model.sharded_state_dict()`: `vision_projection.mlp.linear_fc1.weight`, ...
     Every rank of the pipeline stage calls this; each draws as many numbers as the others.
     """
-    table = parameters_by_key(config.model)
+    table = run_parameters_by_key(config)
     held: dict[tuple[str, Place], list[ShardedTensor]] = {}
     for shard in sharded_tensors(model.sharded_state_dict()):
         if fnmatchcase(shard.key, pattern):
@@ -81,14 +82,14 @@ def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") ->
             assert (*row.stack_shape, *row.shape) == shard.global_shape, shard
             place = row.place(shard.global_offset[: shard.prepend_axis_num])
             held.setdefault((shard.key, place), []).append(shard)
-    random = []
-    for (key, place), shards in held.items():
-        whole = _Whole(table[key], place, shards)
+    tensors = [_Whole(table[key], place, shards) for (key, place), shards in held.items()]
+    for whole in tensors:
         if isinstance(whole.row.initial, Constant):
-            whole.fill(0, initial_tensor(config.train.seed, whole.row, place))
-        else:
-            random.append(whole)
+            whole.fill(0, initial_tensor(config.train.seed, whole.row, whole.place))
+    random = [whole for whole in tensors if isinstance(whole.row.initial, Normal)]
     _draw(random, config.train.seed, model.parallel.groups.tp_dp_cp)
+    if any(isinstance(whole.row.initial, RowNorms) for whole in tensors):
+        measure_rows(model)
 
 
 def _draw(tensors: Sequence[_Whole], seed: int, group: dist.ProcessGroup) -> None:
@@ -128,7 +129,7 @@ def initial_tensor(seed: int, parameter: Parameter, place: Place) -> Tensor:
 
 def _drawn_blocks(seed: int, parameter: Parameter, place: Place) -> Iterator[Tensor]:
     """The rows of a random tensor, fp32: the numbers that drawing it at once would give."""
-    assert not isinstance(parameter.initial, Constant)
+    assert isinstance(parameter.initial, Normal)
     generator, zero_heads = _generator(seed, parameter.key, place), parameter.zero_heads
     for start, stop in _blocks(parameter.shape):
         rows = torch.empty(stop - start, *parameter.shape[1:])

@@ -1,0 +1,1 @@
+"""What becomes of adapters: put into the model that they were trained beside, or saved alone."""

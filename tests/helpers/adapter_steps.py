@@ -1,0 +1,87 @@
+"""Steps of a small model with adapters, as `layout_steps` has them of one without.
+
+As a script under torchrun it goes through several layouts with the same processes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from helpers import layout_steps, small_model
+from nvlm.config import RunConfig, changed
+from nvlm.config.schema import RunSection
+from nvlm.parallel.groups import Parallel, initialize, shut_down
+
+# Ranks differ, and so do layers: the second of the decoder has another, the third none.
+LORA = (
+    "stage.adapters={"
+    "vision_model.decoder.layers.*.linear_*.weight: {rank: 4, alpha: 12},"
+    "vision_projection.mlp.linear_*.weight: {rank: 3, alpha: 3},"
+    "'language_model.decoder.layers.[03].*.linear_*.weight': {rank: 4},"
+    "language_model.decoder.layers.1.*.linear_*.weight: {rank: 6, alpha: 9}}"
+)
+# Rows of zero heads have no direction.
+DORA = (
+    "stage.adapters={"
+    "vision_model.decoder.layers.*.mlp.linear_*.weight: {rank: 4, dora: true},"
+    "vision_model.*.linear_proj.weight: {rank: 4, dora: true},"
+    "vision_projection.mlp.linear_*.weight: {rank: 3, dora: true},"
+    "language_model.*.linear_*.weight: {rank: 4, alpha: 6, dora: true}}"
+)
+STEPS, RESUMED = "two steps", "resumed"
+SINGLE = "single"
+OPTIMIZER = [
+    "train.optimizer.epsilon=1e-4",
+    "train.schedule.warmup_steps=0",
+    "train.optimizer.lr_multipliers={'*.lora_b': 2}",
+]
+
+
+def config_of(adapters: str, *overrides: str) -> RunConfig:
+    return layout_steps.config_of(adapters, *overrides)
+
+
+def gradients(config: RunConfig, parallel: Parallel) -> dict:
+    """`layout_steps.losses_and_gradients` with adapters that are not zero."""
+    chunks = small_model.build_chunks(config, parallel)
+    layout_steps.freeze(chunks, config, parallel)
+    micro_batches = layout_steps.with_images(config)
+    return layout_steps.losses_and_gradients(layout_steps.wrapped(chunks), micro_batches, parallel)
+
+
+def all_cases(
+    overrides: list[str], save_to: Path | None = None, resume_from: Path | None = None
+) -> dict:
+    """As `layout_steps.all_cases`."""
+    lora, dora = config_of(LORA, *overrides), config_of(DORA, *overrides)
+    trained = config_of(DORA, *OPTIMIZER, *overrides)
+    trained = changed(trained, {"run": RunSection(name="layout", dir=str(save_to))})
+    parallel = initialize(lora)
+    results = {
+        "LoRA": gradients(lora, parallel),
+        "DoRA": gradients(dora, parallel),
+        STEPS: layout_steps.two_steps(trained, parallel, save=save_to is not None),
+    }
+    if resume_from:
+        results[RESUMED] = layout_steps.second_step(trained, parallel, resume_from)
+    return results
+
+
+def main() -> None:
+    """Arguments: folder, and layouts by name; each goes on from its predecessor's checkpoint."""
+    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
+    resume_from = folder / SINGLE
+    for name, overrides in layouts.items():
+        print(f"layout {name}", flush=True)
+        results = all_cases(overrides, folder / name, resume_from)
+        resume_from = folder / name
+        torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
+    shut_down()
+
+
+if __name__ == "__main__":
+    main()
