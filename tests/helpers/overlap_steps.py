@@ -30,6 +30,7 @@ CASES = {
     "encoder frozen": ["stage.freeze=['vision_model.*']"],
     "all but projector frozen": ["stage.freeze=['vision_model.*','language_model.*']"],
     "nothing frozen": ["stage.freeze=[]"],
+    "all but adapters frozen": ["stage.adapters={'*.linear_*.weight': {rank: 96}}"],
     "encoder frozen, PP2 x VPP2": [
         "stage.freeze=['vision_model.*']",
         "model.language.num_layers=4",

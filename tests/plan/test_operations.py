@@ -59,4 +59,7 @@ def test_of_a_training_step(parallel, frozen: str, variant: list[str], measure):
         ("projector", projector, planned.projector),
         ("decoder", decoder, planned.decoder + masked),
     ):
-        measure(f"operations of the {name}", "torch's counter", abs(found / expected - 1), 0.01)
+        # With adapters, the input of the encoder's first layer needs no gradient: one product of
+        # the eight that two layers have.
+        bound = 0.04 if name == "encoder" and "adapters" in frozen else 0.01
+        measure(f"operations of the {name}", "torch's counter", abs(found / expected - 1), bound)

@@ -57,7 +57,8 @@ def add_adapters(model: nn.Module, config: RunConfig, parallel: Parallel) -> Non
             sequence = config.parallel.sequence and wanted[name].matrix.component == LANGUAGE
             adapter = LowRankAdapter(wanted[name], linear, parallel, sequence)
             linear.add_module(ADAPTER, adapter)
-            linear.register_forward_hook(adapter.add_to)
+            # As a module that is called: what data parallelism gathers late, it waits for then.
+            linear.register_forward_hook(adapter)
 
 
 class LowRankAdapter(nn.Module):
@@ -91,7 +92,7 @@ class LowRankAdapter(nn.Module):
     lora_a: nn.Parameter
     lora_b: nn.Parameter
 
-    def add_to(self, linear: Any, inputs: tuple[Tensor, ...], result: tuple[Tensor, Any]) -> Any:
+    def forward(self, linear: Any, inputs: tuple[Tensor, ...], result: tuple[Tensor, Any]) -> Any:
         """A forward hook of the linear layer, which returns its output and a bias to add later."""
         output, later_bias = result
         added = self._product(inputs[0])
