@@ -42,7 +42,7 @@ def micro_batch(config: RunConfig, documents: list[int], num_tiles: int) -> Micr
     visual, generator = VisualLayout.from_config(config), torch.Generator().manual_seed(0)
     num_tokens = size * sum(documents)
     image_mask = torch.zeros(size, sum(documents), dtype=torch.bool)
-    image_mask[:, 2 : 2 + visual.num_tokens(num_tiles)] = True
+    image_mask[:, 2 : 2 + visual.num_tokens(num_tiles, num_tiles)] = True
     image_mask = image_mask.view(1, num_tokens)
     vocabulary = config.model.language.vocab_size
     tokens, labels = (

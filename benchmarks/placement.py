@@ -125,7 +125,7 @@ def a_step(config: RunConfig, seed: int, num_tiles: int) -> StepBatch:
     vocabulary, size = config.model.language.vocab_size, visual.image_size
     micro_batches = []
     for _ in range(NUM_MICRO_BATCHES):
-        image_mask = torch.arange(length)[None] < visual.num_tokens(num_tiles)
+        image_mask = torch.arange(length)[None] < visual.num_tokens(num_tiles, num_tiles)
         tokens = torch.randint(vocabulary, (1, length), generator=generator)
         labels = tokens.roll(-1, 1).masked_fill(image_mask, IGNORED_LABEL)
         pixels = torch.randint(

@@ -6,6 +6,7 @@ d documents (samples, and stretches of padding).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -41,6 +42,32 @@ _MIN_SKIPPED = 20
 def too_many_skipped(num_skipped: int, num_samples: int, max_share: float) -> bool:
     """Whether more than `data.max_skipped_share` of the samples was left out."""
     return num_skipped >= _MIN_SKIPPED and num_skipped > max_share * num_samples
+
+
+# (first token, end; first token beside, end): what a stretch of the decoder's tokens sees.
+Sight = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the decoder reads of a micro-batch by cross-attention, beside its own row.
+
+    NVLM-X: every tile's visual tokens. NVLM-H: of every tile but the thumbnails the tokens of its
+    text tag, and then its visual tokens. One tile after another, one image after another; k tokens
+    in all, of which there may be none.
+    """
+
+    tokens: Tensor  # [1, k] int64; at the places of visual tokens the placeholder's id
+    image_positions: Tensor  # [visual tokens] int64, increasing
+    tiles: Tensor  # [m] int64, increasing: which of the micro-batch's tiles these are
+    # In host memory. Of each stretch of tokens that see the same, in order; those that see nothing
+    # are in none. A tag of NVLM-X sees its own tile. Every other token sees all that is beside of
+    # its document's images whose last tag or placeholder stands before it.
+    sights: tuple[Sight, ...]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Beside:
+        """The same with every tensor changed."""
+        return _each(self, change)
 
 
 @dataclass(frozen=True)
@@ -97,6 +124,8 @@ class MicroBatch:
     # With context parallelism, this rank's part of the row. `tiles` and `features` are then those
     # that this rank encodes; all else is of the whole row, and `on_this_rank` of its part.
     part: RowPart | None = None
+    # None: the decoder reads nothing but its row (`model.fusion: decoder_only`).
+    beside: Beside | None = None
     # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
     # for numbers, or for how many elements are set, is to wait for all that it has to do.
     document_starts: tuple[int, ...] = ()
@@ -158,7 +187,8 @@ class MicroBatch:
     def each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same batch with every tensor changed."""
         part = self.part and self.part.each(change)
-        return _each(replace(self, part=part), change)
+        beside = self.beside and self.beside.each(change)
+        return _each(replace(self, part=part, beside=beside), change)
 
     def to(self, device: torch.device) -> MicroBatch:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -254,14 +284,9 @@ def check_micro_batch(
     Args:
         num_tiles: where the tiles are elsewhere.
     """
-    num_placeholders = int(batch.image_mask.sum())
     samples = ", ".join(batch.sample_keys) or "(no samples)"
     num_tiles = batch.num_tiles if num_tiles is None else num_tiles
-    if num_placeholders != visual.num_tokens(num_tiles):
-        raise DataError(
-            f"{num_placeholders} image placeholders for {num_tiles} tiles x "
-            f"{visual.num_tokens_per_tile} tokens in samples {samples}"
-        )
+    _check_placeholders(int(batch.image_mask.sum()), num_tiles, batch.beside, visual, samples)
     num_tokens = batch.tokens.shape[1]
     starts = batch.cu_seqlens
     covered = starts[0] == 0 and starts[-1] == num_tokens and bool((starts[1:] > starts[:-1]).all())
@@ -269,3 +294,53 @@ def check_micro_batch(
         raise DataError(
             f"documents {starts.tolist()} do not cover {num_tokens} tokens in samples {samples}"
         )
+    if batch.beside is not None:
+        _check_sights(batch.beside, starts.tolist(), samples)
+
+
+def _check_placeholders(
+    num_placeholders: int, num_tiles: int, beside: Beside | None, visual: VisualLayout, samples: str
+) -> None:
+    size = visual.num_tokens_per_tile
+    if (beside is None) != (visual.fusion == "decoder_only"):
+        raise DataError(
+            f"a row {'' if beside else 'not '}beside the decoder's with model.fusion "
+            f"{visual.fusion} in samples {samples}"
+        )
+    num_beside = 0 if beside is None else len(beside.tiles)
+    if num_placeholders != (num_tiles - num_beside) * size:
+        raise DataError(
+            f"{num_placeholders} image placeholders for {num_tiles - num_beside} tiles x {size} "
+            f"tokens in samples {samples}"
+        )
+    if beside is None:
+        return
+    if len(beside.image_positions) != num_beside * size:
+        raise DataError(
+            f"{len(beside.image_positions)} image placeholders beside the decoder's row for "
+            f"{num_beside} tiles x {size} tokens in samples {samples}"
+        )
+    tiles = beside.tiles.tolist()
+    if tiles != sorted(set(tiles)) or (tiles and not 0 <= tiles[0] <= tiles[-1] < num_tiles):
+        raise DataError(f"tiles {tiles} beside, of {num_tiles}, in samples {samples}")
+
+
+def _check_sights(beside: Beside, starts: list[int], samples: str) -> None:
+    """Sights follow one another, each within a document, and no two documents see the same."""
+    previous = end_of_others = seen = 0
+    document = -1
+    for sight in beside.sights:
+        start, end, first, last = sight
+        own = bisect_right(starts, start) - 1
+        if own != document:
+            document, end_of_others = own, seen
+        seen = max(seen, last)
+        if not (
+            previous <= start < end <= starts[min(own + 1, len(starts) - 1)]
+            and end_of_others <= first < last <= beside.tokens.shape[1]
+        ):
+            raise DataError(
+                f"tokens {start} to {end} see {first} to {last} beside them, which is out of order "
+                f"or not their document's, of those that start at {starts}, in samples {samples}"
+            )
+        previous = end

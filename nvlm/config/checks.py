@@ -19,6 +19,14 @@ from nvlm.errors import ConfigError
 NUM_TOKENS_AROUND_IMAGE = {"block": 17, "merged": 16, "separate": 17}
 
 
+def num_tokens_around_image(config: RunConfig) -> int:
+    boundary = config.stage.image_boundary
+    if config.model.fusion != "cross_attention":
+        return NUM_TOKENS_AROUND_IMAGE[boundary]
+    # `<Image>` is by itself whatever the boundary.
+    return NUM_TOKENS_AROUND_IMAGE["merged"] + (2 if boundary == "block" else 1)
+
+
 def check_config(
     config: RunConfig, where: str = "configuration", world_size: int | None = None
 ) -> None:
@@ -304,14 +312,18 @@ def _tile_problems(config: RunConfig) -> Iterator[str]:
 def _length_problems(config: RunConfig) -> Iterator[str]:
     """A sequence holds an image with its prompt, and the decoder knows its positions."""
     stage, longest = config.stage, config.model.language.max_position_embeddings
-    num_tiles, num_tokens_per_tile = config.max_tiles_per_image, config.num_tokens_per_tagged_tile
-    around = NUM_TOKENS_AROUND_IMAGE[stage.image_boundary]
-    shortest = num_tiles * num_tokens_per_tile + around
+    num_tiles, fusion = config.max_tiles_per_image, config.model.fusion
+    shortest = config.max_tokens_per_image + num_tokens_around_image(config)
     if stage.sequence_length < shortest:
+        what = f"{num_tiles} tiles x {config.num_tokens_per_tagged_tile} tokens "
+        if fusion == "cross_attention":
+            what = f"{num_tiles} tile tags x {config.num_tag_tokens} tokens "
+        elif fusion == "hybrid":
+            what = f"a tile of {config.num_tokens_per_tagged_tile} tokens "
+        fewer = "" if fusion == "hybrid" else ", or fewer stage.max_num_tiles"
         yield (
             f"stage.sequence_length {stage.sequence_length} is too short for one image of "
-            f"{num_tiles} tiles x {num_tokens_per_tile} tokens "
-            f"and its prompt: at least {shortest} tokens, or fewer stage.max_num_tiles"
+            f"{what}and its prompt: at least {shortest} tokens{fewer}"
         )
     if stage.sequence_length > longest:
         yield (
@@ -319,6 +331,18 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
             f"model.language.max_position_embeddings {longest}"
         )
     budget = stage.max_tiles_per_sequence
+    if budget is None and fusion != "decoder_only":
+        yield (
+            f"model.fusion {fusion} needs stage.max_tiles_per_sequence: tiles that the decoder "
+            "reads beside its sequence take no room in it, so its length does not bound how many "
+            "there are"
+        )
+    if fusion == "hybrid" and stage.max_num_tiles > 1 and not stage.use_thumbnail:
+        yield (
+            "model.fusion hybrid needs stage.use_thumbnail with stage.max_num_tiles "
+            f"{stage.max_num_tiles}: the thumbnail is what the decoder has of an image in its "
+            "sequence"
+        )
     if budget is not None and budget < num_tiles:
         yield (
             f"stage.max_tiles_per_sequence {budget} is less than the {num_tiles} tiles that one "

@@ -147,6 +147,9 @@ class LanguageConfig(Section):
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
+Fusion = Literal["decoder_only", "cross_attention", "hybrid"]
+
+
 class CrossAttentionConfig(Section):
     """Gated cross-attention between self-attention and MLP of some of the decoder's layers: norm of
     the hidden states, attention to the image tokens of the document, times tanh of a gate that
@@ -167,7 +170,7 @@ class ModelConfig(Section):
     vision: VisionConfig
     connector: Connector
     language: LanguageConfig
-    fusion: Literal["decoder_only", "cross_attention", "hybrid"] = "decoder_only"
+    fusion: Fusion = "decoder_only"
     """How the decoder reads images (paper section 4.1). `decoder_only`: as tokens among its own,
     NVLM-D. `cross_attention`: by layers of gated cross-attention, NVLM-X. `hybrid`: the thumbnail
     as tokens, the other tiles by cross-attention, NVLM-H."""
@@ -351,8 +354,34 @@ class RunConfig(Section):
         return with_thumbnail(tiles, self.stage.use_thumbnail)
 
     @property
-    def num_tokens_per_tagged_tile(self) -> int:
-        """Tokens of a tile with the longest tag that it may have."""
+    def num_tag_tokens(self) -> int:
+        """Tokens of the longest tag that a tile may have."""
         stage, image_size = self.stage, self.model.vision.image_size
-        tag = max_tag_tokens(stage.tile_tags, stage.max_num_tiles, image_size)
-        return self.model.num_tokens_per_tile + tag
+        return max_tag_tokens(stage.tile_tags, stage.max_num_tiles, image_size)
+
+    @property
+    def num_tokens_per_tagged_tile(self) -> int:
+        """Tokens of a tile with the longest tag that it may have, wherever the decoder reads it."""
+        return self.model.num_tokens_per_tile + self.num_tag_tokens
+
+    @property
+    def max_tokens_per_image(self) -> int:
+        """Of an image in the decoder's sequence, tags counted, `<Image>` and `</Image>` not."""
+        match self.model.fusion:
+            case "decoder_only":
+                return self.max_tiles_per_image * self.num_tokens_per_tagged_tile
+            case "cross_attention":
+                return self.max_tiles_per_image * self.num_tag_tokens
+            case "hybrid":
+                return self.num_tokens_per_tagged_tile
+
+    @property
+    def max_tokens_per_image_beside(self) -> int:
+        """Of an image that the decoder reads beside its sequence, tags counted."""
+        match self.model.fusion:
+            case "decoder_only":
+                return 0
+            case "cross_attention":
+                return self.max_tiles_per_image * self.model.num_tokens_per_tile
+            case "hybrid":
+                return (self.max_tiles_per_image - 1) * self.num_tokens_per_tagged_tile

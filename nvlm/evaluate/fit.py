@@ -45,7 +45,8 @@ def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -
         num_tiles = sum(encoder.visual.num_tiles(grid) for grid in grids)
         budget = stage.max_tiles_per_sequence
         if (budget is None or num_tiles <= budget) and (
-            len(encoder.encode(whole, grids).tokens) <= stage.sequence_length
+            not encoder.visual.tiles_take_room
+            or len(encoder.encode(whole, grids).tokens) <= stage.sequence_length
         ):
             return limit
     return 1

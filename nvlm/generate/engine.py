@@ -17,7 +17,8 @@ from nvlm import platform
 from nvlm.config.schema import ParallelConfig
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
-from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
+from nvlm.data.text.encode import EncodedPrompt, SampleEncoder
+from nvlm.data.text.prepare import prepare_prompt
 from nvlm.generate.engine_layout import config_for_generation
 from nvlm.generate.greedy import check_positions, generate_greedy
 from nvlm.generate.model_folder import find_model

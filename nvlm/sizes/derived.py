@@ -27,6 +27,7 @@ class DerivedNumbers:
     num_tokens_per_tile: int  # tile tag counted
     max_tiles_per_image: int  # thumbnail counted
     max_tokens_per_image: int  # tile tags counted, `<Image>` and `</Image>` not
+    max_tokens_per_image_beside: int  # which the decoder reads by cross-attention
     world_size: int
     data_parallel_size: int
     num_micro_batches: int  # per data-parallel rank and step
@@ -57,7 +58,8 @@ def derive(config: RunConfig, world_size: int | None = None) -> DerivedNumbers:
         },
         num_tokens_per_tile=config.num_tokens_per_tagged_tile,
         max_tiles_per_image=config.max_tiles_per_image,
-        max_tokens_per_image=config.max_tiles_per_image * config.num_tokens_per_tagged_tile,
+        max_tokens_per_image=config.max_tokens_per_image,
+        max_tokens_per_image_beside=config.max_tokens_per_image_beside,
         world_size=world_size,
         data_parallel_size=data_parallel_size,
         num_micro_batches=train.global_batch_size // (data_parallel_size * train.micro_batch_size),

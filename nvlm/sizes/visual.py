@@ -1,5 +1,13 @@
 """What an image's grid of tiles becomes: how many tiles, their text tags, and how many tokens.
 
+What of it stands in the decoder's sequence and what the decoder reads beside it (by
+cross-attention) is `model.fusion`'s matter:
+
+    decoder_only      in the sequence: every tile's tag and placeholders
+    cross_attention   in the sequence: every tile's tag; beside: every tile's tokens
+    hybrid            in the sequence: tag and placeholders of the thumbnail, or of the only tile;
+                      beside: every other tile's tag and tokens
+
 Whoever counts tiles or image tokens asks here. Tags tell the language model which tile comes next
 (paper section 4.2, table 1):
 
@@ -20,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import Fusion, RunConfig
 from nvlm.config.tiles import TileTags, with_thumbnail
 
 if TYPE_CHECKING:
@@ -45,10 +53,9 @@ class VisualLayout:
     use_thumbnail: bool
     max_num_tiles: int  # of a grid, in the whole stage
     image_size: int  # pixels of a tile's side
-    # Placeholders of a tile in the decoder's sequence, which image embeddings overwrite.
+    # Each takes the place of a placeholder, in the decoder's sequence or beside it.
     num_tokens_per_tile: int
-    # Tokens of a tile that the decoder attends to without having them in its sequence.
-    num_tokens_beside_per_tile: int = 0
+    fusion: Fusion = "decoder_only"
 
     @classmethod
     def from_config(cls, config: RunConfig) -> VisualLayout:
@@ -59,6 +66,7 @@ class VisualLayout:
             max_num_tiles=stage.max_num_tiles,
             image_size=vision.image_size,
             num_tokens_per_tile=config.model.num_tokens_per_tile,
+            fusion=config.model.fusion,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens
@@ -76,17 +84,48 @@ class VisualLayout:
         """Most tiles an image becomes, the thumbnail counted."""
         return self.num_tiles((self.max_num_tiles, 1))
 
-    def num_tokens(self, num_tiles: Number) -> Number:
-        """Placeholders of so many tiles in the decoder's sequence."""
-        return num_tiles * self.num_tokens_per_tile
+    def num_tiles_inside(self, num_tiles: Number, num_images: Number) -> Number:
+        """Tiles of so many images, all of them together, that the decoder's sequence holds."""
+        match self.fusion:
+            case "decoder_only":
+                return num_tiles
+            case "cross_attention":
+                return num_tiles * 0
+            case "hybrid":  # the thumbnail, or the only tile
+                return num_images + num_tiles * 0
 
-    def num_tokens_beside(self, num_tiles: Number) -> Number:
-        """Tokens of so many tiles that the decoder reads beside its sequence."""
-        return num_tiles * self.num_tokens_beside_per_tile
+    @property
+    def tiles_take_room(self) -> bool:
+        """Whether every tile's tokens are in the decoder's sequence: fewer make it shorter.
+
+        Tags alone, of NVLM-X, do not count: they are a fiftieth of that.
+        """
+        return self.fusion == "decoder_only"
+
+    def tiles_beside(self, grid: Grid) -> range:
+        """Which of an image's tiles the decoder reads beside its sequence."""
+        num_tiles = self.num_tiles(grid)
+        return range(num_tiles - self.num_tiles_inside(num_tiles, 1))
+
+    def num_tokens(self, num_tiles: Number, num_images: Number) -> Number:
+        """Placeholders in the decoder's sequence of so many tiles, which are of so many images."""
+        return self.num_tiles_inside(num_tiles, num_images) * self.num_tokens_per_tile
+
+    def num_tokens_beside(self, num_tiles: Number, num_images: Number) -> Number:
+        """Tokens of such tiles that the decoder reads beside its sequence."""
+        return num_tiles * self.num_tokens_per_tile - self.num_tokens(num_tiles, num_images)
 
     def num_fitting_tiles(self, num_tokens: int, budget: int | None = None) -> int:
-        """Tiles that so many tokens have room for, tags not counted, and at most `budget`."""
+        """Tiles that so many tokens have room for, tags not counted, and at most `budget`.
+
+        Without placeholders a sequence has room for any number: such a stage has a budget (config/
+        model_checks.py).
+        """
         fitting = num_tokens // self.num_tokens_per_tile
+        if self.fusion == "hybrid":
+            fitting *= self.max_tiles_per_image
+        elif self.fusion == "cross_attention":
+            fitting = num_tokens * self.max_tiles_per_image
         return fitting if budget is None else min(fitting, budget)
 
     # --------------------------------------------------------------------------------------- tags
@@ -106,6 +145,15 @@ class VisualLayout:
             return [self._thumbnail_tag()]
         tags = [self._tile_tag(x, y, columns) for y in range(rows) for x in range(columns)]
         return [*tags, self._thumbnail_tag()] if self.has_thumbnail(grid) else tags
+
+    def tags_inside(self, grid: Grid) -> list[str]:
+        """Those tags that stand in the decoder's sequence; at least one."""
+        return self.tags(grid)[-1:] if self.fusion == "hybrid" else self.tags(grid)
+
+    def tags_beside(self, grid: Grid) -> list[str]:
+        """One per tile beside: its tag where that stands before its tokens there, else ""."""
+        tags = self.tags(grid) if self.fusion == "hybrid" else [""] * self.num_tiles(grid)
+        return [tags[tile] for tile in self.tiles_beside(grid)]
 
     def _tile_tag(self, x: int, y: int, columns: int) -> str:
         """The tag of the tile in column `x` and row `y`, from 0, of a grid with `columns`."""

@@ -96,7 +96,9 @@ def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
     labels = np.full(len(tokens), IGNORED_LABEL, np.int64)
     labels[len(encoded.tokens) - 1] = pad_id
     image_mask = np.concatenate([encoded.image_mask, np.zeros(room, np.bool_)])
-    return PackedSample(prompt.key, EncodedSample(tokens, labels, image_mask), encoded.tiles)
+    beside = encoded.beside and encoded.beside.followed_by(room)
+    sample = EncodedSample(tokens, labels, image_mask, beside)
+    return PackedSample(prompt.key, sample, encoded.tiles)
 
 
 def _step(config: RunConfig, samples: list[PackedSample], pad_id: int) -> StepBatch:
@@ -114,7 +116,10 @@ def _step(config: RunConfig, samples: list[PackedSample], pad_id: int) -> StepBa
         room -= num_tokens
     rows += [[]] * _num_missing(config, len(rows))
     image_size = config.model.vision.image_size
-    micro_batches = [build_micro_batch([row], length, image_size, pad_id) for row in rows]
+    has_beside = config.model.fusion != "decoder_only"
+    micro_batches = [
+        build_micro_batch([row], length, image_size, pad_id, has_beside=has_beside) for row in rows
+    ]
     return StepBatch(micro_batches, [], {})
 
 

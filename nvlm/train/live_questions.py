@@ -17,7 +17,8 @@ from nvlm.config.changed import changed
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
-from nvlm.data.text.encode import SampleEncoder, prepare_prompt
+from nvlm.data.text.encode import SampleEncoder
+from nvlm.data.text.prepare import prepare_prompt
 from nvlm.errors import DataError
 from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.questions import HeldOut, Question, choose_questions, read_questions

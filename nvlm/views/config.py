@@ -82,12 +82,15 @@ def _describe(config: RunConfig, numbers: DerivedNumbers):
             yield f"WARNING: stage.freeze pattern '{pattern}' matches no parameter"
     yield ""
     yield "Images and sequences"
+    decoder_only = config.model.fusion == "decoder_only"
+    beside = numbers.max_tokens_per_image_beside
     tagged = " with its tag" if config.stage.tile_tags != "none" else ""
     yield from _table(
         [
             (f"tokens per tile{tagged}", f"{numbers.num_tokens_per_tile:,}"),
             ("tiles per image, at most", f"{numbers.max_tiles_per_image:,}"),
             ("tokens per image, at most", f"{numbers.max_tokens_per_image:,}"),
+            *([] if decoder_only else [("beside the sequence", f"{beside:,}")]),
             ("tokens per sequence", f"{config.stage.sequence_length:,}"),
         ]
     )

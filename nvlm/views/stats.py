@@ -152,9 +152,10 @@ class _Counts:
         stats, source = self._sources[number], self._planner.sources[number]
         tokens, fits = source.account(draws), draws.fits
         num_tiles = int(draws.num_tiles[fits].sum())
-        image_tokens = self._visual.num_tokens(num_tiles)
+        num_images = int(tokens.num_images[fits].sum())
+        image_tokens = self._visual.num_tokens(num_tiles, num_images)
         stats.samples += int(fits.sum())
-        stats.images += int(tokens.num_images[fits].sum())
+        stats.images += num_images
         stats.tiles += num_tiles
         stats.image_tokens += image_tokens
         stats.text_tokens += int(draws.length[fits].sum()) - image_tokens

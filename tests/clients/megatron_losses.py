@@ -16,7 +16,8 @@ import torch
 from nvlm.batch import MicroBatch
 from nvlm.checkpoint_io import read_config, read_sharded, resolve_checkpoint
 from nvlm.data.images.image import decode_image
-from nvlm.data.text.encode import SampleEncoder, prepare_prompt
+from nvlm.data.text.encode import SampleEncoder
+from nvlm.data.text.prepare import prepare_prompt
 from nvlm.parallel.groups import initialize, shut_down
 
 

@@ -20,7 +20,8 @@ from nvlm.data.loading.reader import MicroBatchReader
 from nvlm.data.order.draws import Draws
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.shards.shard import ShardReader
-from nvlm.data.text.encode import SampleEncoder, prepare_prompt
+from nvlm.data.text.encode import SampleEncoder
+from nvlm.data.text.prepare import prepare_prompt
 from nvlm.evaluate.fit import fit_question
 from nvlm.evaluate.questions import choose_questions, read_questions, with_data
 

@@ -64,7 +64,7 @@ def batch(config: RunConfig, seed: int, documents: list[int], num_tiles: int) ->
     starts = torch.tensor([0, *documents]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(length) for length in documents])
     image_mask = torch.zeros(1, num_tokens, dtype=torch.bool)
-    num_placeholders = VisualLayout.from_config(config).num_tokens(num_tiles)
+    num_placeholders = VisualLayout.from_config(config).num_tokens(num_tiles, 1)
     image_mask[:, 2 : 2 + num_placeholders] = True
     vocabulary = config.model.language.vocab_size
     tokens = torch.randint(0, vocabulary, (1, num_tokens), generator=generator)

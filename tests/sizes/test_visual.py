@@ -5,13 +5,16 @@ The ids of tags are in tests/data/text/test_golden_qwen_ids.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
+from nvlm.config.schema import Fusion
 from nvlm.data.images.tiling import candidate_grids
-from nvlm.sizes.visual import TileTags, VisualLayout
+from nvlm.sizes.visual import Grid, TileTags, VisualLayout
 
 THUMBNAIL = "<tile_global_thumbnail>"
 
@@ -38,12 +41,45 @@ def test_tiles_of_an_image_and_of_many(use_thumbnail: bool, expected: dict):
     assert layout(use_thumbnail=use_thumbnail, max_num_tiles=1).max_tiles_per_image == 1
 
 
-def test_tokens():
-    visual = layout()
-    assert visual.num_tokens(7) == 1792
-    assert visual.num_tokens(np.array([0, 2])).tolist() == [0, 512]
-    # The decoder of NVLM-D reads all of them within its sequence.
-    assert visual.num_tokens_beside(7) == 0
+# Images of 7, 3 and 1 tiles, and what of them is where.
+GRIDS: list[Grid] = [(3, 2), (1, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "inside", "beside"),
+    [
+        ("decoder_only", [7, 3, 1], [0, 0, 0]),
+        ("cross_attention", [0, 0, 0], [7, 3, 1]),
+        ("hybrid", [1, 1, 1], [6, 2, 0]),
+    ],
+)
+def test_tokens_in_the_sequence_and_beside_it(fusion: Fusion, inside: list[int], beside: list[int]):
+    visual = replace(layout(), fusion=fusion)
+    tiles = np.array([visual.num_tiles(grid) for grid in GRIDS])
+    assert visual.num_tokens(tiles, np.ones_like(tiles)).tolist() == [256 * n for n in inside]
+    assert visual.num_tokens_beside(tiles, np.ones_like(tiles)).tolist() == [
+        256 * n for n in beside
+    ]
+    # The same of all together.
+    assert visual.num_tokens(11, 3) == 256 * sum(inside)
+    assert visual.num_tokens_beside(11, 3) == 256 * sum(beside)
+    # Tiles beside are an image's first ones: the thumbnail is its last.
+    assert [visual.tiles_beside(grid) for grid in GRIDS] == [range(n) for n in beside]
+    assert visual.num_tokens(0, 0) == visual.num_tokens_beside(0, 0) == 0
+
+
+def test_tags_in_the_sequence_and_beside_it():
+    tags = [["<tile_1>", "<tile_2>", THUMBNAIL], [THUMBNAIL]]
+    grids: list[Grid] = [(2, 1), (1, 1)]
+    expected: dict[Fusion, tuple[list, list]] = {
+        "decoder_only": (tags, [[], []]),
+        "cross_attention": (tags, [["", "", ""], [""]]),
+        "hybrid": ([[THUMBNAIL], [THUMBNAIL]], [["<tile_1>", "<tile_2>"], []]),
+    }
+    for fusion, (inside, beside) in expected.items():
+        visual = replace(layout(), fusion=fusion)
+        assert [visual.tags_inside(grid) for grid in grids] == inside
+        assert [visual.tags_beside(grid) for grid in grids] == beside
 
 
 @pytest.mark.parametrize(
@@ -53,12 +89,19 @@ def test_tiles_that_fit_into_a_sequence(num_tokens: int, budget: int | None, exp
     assert layout().num_fitting_tiles(num_tokens, budget) == expected
 
 
+def test_tiles_beside_a_sequence_are_bounded_by_the_budget():
+    in_x, in_h = (replace(layout(), fusion=name) for name in ("cross_attention", "hybrid"))
+    assert in_x.num_fitting_tiles(1024, 28) == 28
+    # Of 1,280 tokens five thumbnails, each with six more tiles.
+    assert [in_h.num_fitting_tiles(1280, budget) for budget in (None, 28)] == [35, 28]
+
+
 def test_the_configuration_reckons_with_the_same_tiles():
     for overrides in ([], ["stage.use_thumbnail=false"], ["stage.max_num_tiles=1"]):
         config = load_config(REPOSITORY / "configs/run/nvlm_d_72b/sft.yaml", overrides)
         visual = VisualLayout.from_config(config)
         assert visual.max_tiles_per_image == config.max_tiles_per_image
-        assert visual.num_tokens(1) == config.model.num_tokens_per_tile == 256
+        assert visual.num_tokens(1, 1) == config.model.num_tokens_per_tile == 256
 
 
 def test_one_tag_per_tile_and_the_thumbnail_last():

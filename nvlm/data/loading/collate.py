@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nvlm.batch import IGNORED_LABEL, MicroBatch
+from nvlm.batch import IGNORED_LABEL, Beside, MicroBatch
 from nvlm.data.text.encode import EncodedSample
 
 
@@ -30,6 +30,7 @@ def build_micro_batch(
     image_size: int,
     pad_id: int,
     loss_weighting: str = "token",
+    has_beside: bool = False,
 ) -> MicroBatch:
     """One row of `len(sequences) * sequence_length` tokens.
 
@@ -37,6 +38,7 @@ def build_micro_batch(
         image_size: pixels; gives the shape of `tiles` where there are none.
         pad_id: token of the padding document that ends a sequence with room left.
         loss_weighting: see `TrainConfig.loss_weighting`.
+        has_beside: the decoder reads a row beside its own; of samples without images too.
     """
     num_tokens = len(sequences) * sequence_length
     tokens = np.full(num_tokens, pad_id, np.int64)
@@ -46,6 +48,7 @@ def build_micro_batch(
     image_mask = np.zeros(num_tokens, np.bool_)
     position_ids = np.zeros(num_tokens, np.int64)
     starts: list[int] = []
+    documents: list[tuple[int, EncodedSample]] = []
     tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
     for number, samples in enumerate(sequences):
         start, end = number * sequence_length, (number + 1) * sequence_length
@@ -61,11 +64,12 @@ def build_micro_batch(
             position_ids[start:stop] = np.arange(stop - start)
             tiles.append(sample.tiles)
             starts.append(start)
+            documents.append((start, encoded))
             start = stop
         if start < end:
             position_ids[start:end] = np.arange(end - start)
             starts.append(start)
-    lengths = [len(sample.encoded.tokens) for samples in sequences for sample in samples]
+    lengths = [len(encoded.tokens) for _, encoded in documents]
     return MicroBatch(
         tokens=torch.from_numpy(tokens)[None],
         labels=torch.from_numpy(labels)[None],
@@ -78,6 +82,32 @@ def build_micro_batch(
         sample_keys=[sample.key for samples in sequences for sample in samples],
         num_real_tokens=sum(lengths),
         num_real_token_pairs=sum(length**2 for length in lengths),
+        beside=_row_beside(documents) if has_beside else None,
+    )
+
+
+def _row_beside(samples: Sequence[tuple[int, EncodedSample]]) -> Beside:
+    """The samples' rows beside, one after another; with each where it begins in the decoder's."""
+    tokens, image_mask = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    tiles, sights = [np.zeros(0, np.int64)], []
+    num_tokens = num_tiles = 0
+    for start, sample in samples:
+        beside = sample.beside
+        assert beside is not None, "the samples of a decoder that reads beside its row"
+        tokens.append(beside.tokens)
+        image_mask.append(beside.image_mask)
+        tiles.append(beside.tiles + num_tiles)
+        sights += [
+            (start + first, start + end, num_tokens + seen, num_tokens + last)
+            for first, end, seen, last in beside.sights
+        ]
+        num_tokens += len(beside.tokens)
+        num_tiles += beside.num_tiles
+    return Beside(
+        tokens=torch.from_numpy(np.concatenate(tokens))[None],
+        image_positions=torch.from_numpy(np.concatenate(image_mask).nonzero()[0]),
+        tiles=torch.from_numpy(np.concatenate(tiles)),
+        sights=tuple(sights),
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nvlm.batch import MicroBatch, SkippedSample, check_micro_batch
+from nvlm.batch import Beside, MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.index.stored import decode_images
@@ -76,19 +76,26 @@ Read = tuple[Travelling, list[SkippedSample], Counter[str]]
 def pack_up(micro_batch: MicroBatch) -> Travelling:
     """Small tensors as arrays: each tensor would take a connection of its own between processes."""
     values = {f.name: getattr(micro_batch, f.name) for f in fields(micro_batch)}
-    return {
-        name: value.numpy() if isinstance(value, Tensor) and name != "tiles" else value
-        for name, value in values.items()
-    }
+    beside = micro_batch.beside
+    values["beside"] = beside and {name: _as_array(value) for name, value in vars(beside).items()}
+    return {name: value if name == "tiles" else _as_array(value) for name, value in values.items()}
+
+
+def _as_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def unpack(travelled: Travelling) -> MicroBatch:
     """Tiles from another process are copied: each such tensor keeps a file open, and a step has as
     many as it has micro-batches."""
-    values: Travelling = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in travelled.items()
-    }
+    values: Travelling = {name: _as_tensor(value) for name, value in travelled.items()}
+    if values["beside"] is not None:
+        beside = {name: _as_tensor(value) for name, value in values["beside"].items()}
+        values["beside"] = Beside(**beside)
     if values["tiles"].is_shared():
         values["tiles"] = values["tiles"].clone()
     return MicroBatch(**values)
@@ -244,4 +251,5 @@ def collated(
         encoder.visual.image_size,
         encoder.tokenizer.pad_id,
         config.train.loss_weighting,
+        has_beside=encoder.visual.fusion != "decoder_only",
     )

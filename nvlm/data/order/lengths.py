@@ -2,7 +2,8 @@
 
 A sample that is too long for `stage.sequence_length` or the tile budget gets fewer tiles per image,
 down to one; then it loses whole trailing turns (parts, of a document), never the first; what is
-still too long, or has no turn left that is trained, does not fit. No image is ever cut.
+still too long, or has no turn left that is trained, does not fit. No image is ever cut. Tiles that
+the decoder reads beside its sequence take no room in it: only the tile budget makes them fewer.
 
 A sample with several prompts or answers is used with one of them, drawn by its weights from a hash
 of (train.seed, source, key, pass over the source): the same wherever and whenever it is planned.
@@ -62,19 +63,20 @@ class PlannedSource:
         num_turns = all_turns.copy()
         max_num_tiles = np.zeros_like(rows)
         lengths, num_tiles = np.zeros_like(rows), np.zeros_like(rows)
-        has_trained = np.ones(len(rows), np.bool_)
         pending = np.arange(len(rows))
         for limit in range(self.max_num_tiles, 0, -1):
             tokens, tiles, ends = self._accumulate(rows[pending], first_turns[pending], limit)
             lengths[pending], num_tiles[pending] = tokens[ends], tiles[ends]
             max_num_tiles[pending] = limit
-            too_long = self._too_long(lengths[pending], num_tiles[pending])
-            if not too_long.any():
+            pending = pending[self._needs_fewer_tiles(lengths[pending], num_tiles[pending])]
+            if not len(pending):
                 break
-            pending = pending[too_long]
-        else:
-            # At one tile per image: whole turns from the end.
-            tokens, tiles, ends = self._accumulate(rows[pending], first_turns[pending], 1)
+        has_trained = np.ones(len(rows), np.bool_)
+        too_long = self._too_long(lengths, num_tiles)
+        for limit in np.unique(max_num_tiles[too_long]).tolist():
+            pending = np.flatnonzero(too_long & (max_num_tiles == limit))
+            # Whole turns from the end.
+            tokens, tiles, ends = self._accumulate(rows[pending], first_turns[pending], limit)
             starts = ends + 1 - num_turns[pending]
             kept = np.add.reduceat(~self._too_long(tokens, tiles), starts, dtype=np.int64)
             num_turns[pending] = np.maximum(kept, 1)
@@ -140,14 +142,20 @@ class PlannedSource:
                 f"no turn of those that fit stage.sequence_length {self._max_tokens} and "
                 f"stage.max_tiles_per_sequence {self._stage.max_tiles_per_sequence} is trained"
             )
+        least = " at one tile per image" if self._visual.tiles_take_room else ""
         return (
-            f"its first turn has {length} tokens and {num_tiles} tiles at one tile per image, for "
+            f"its first turn has {length} tokens and {num_tiles} tiles{least}, for "
             f"stage.sequence_length {self._max_tokens} and "
             f"stage.max_tiles_per_sequence {self._stage.max_tiles_per_sequence}"
         )
 
     def _too_long(self, lengths: NDArray, num_tiles: NDArray) -> NDArray[np.bool_]:
         return (lengths > self._max_tokens) | (num_tiles > self._max_tiles)
+
+    def _needs_fewer_tiles(self, lengths: NDArray, num_tiles: NDArray) -> NDArray[np.bool_]:
+        if self._visual.tiles_take_room:
+            return self._too_long(lengths, num_tiles)
+        return num_tiles > self._max_tiles
 
     def _count_trained(self, rows: NDArray, num_turns: NDArray) -> NDArray[np.int64]:
         """[n] trained tokens of the first turns of `rows`, for samples without choices."""
@@ -206,7 +214,7 @@ class PlannedSource:
             columns * grid_rows == 1, index.lead_single[images], index.lead_multiple[images]
         )
         tokens = leads + self._later_tags[columns, grid_rows]
-        tokens += self._visual.num_tokens(tiles)
+        tokens += self._visual.num_tokens(tiles, np.ones_like(tiles))
         return (
             _sum_within(text + _sums(tokens, turn_of_image, len(turns)), firsts),
             _sum_within(_sums(tiles, turn_of_image, len(turns)), firsts),

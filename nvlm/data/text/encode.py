@@ -15,6 +15,10 @@ A document has no roles: what begins a sequence, its parts one after another, an
 document, `<|im_end|>`. Each part is a string of its
 own, and so is what surrounds its images, because of the two only the text is trained.
 
+With `model.fusion: hybrid` that block has the thumbnail alone; with `cross_attention` it has tags
+without placeholders, `<Image>` and each tag strings of their own, because a tag sees another tile
+than the one before it does. What the decoder reads beside its tokens is in beside.py.
+
 Shape suffix: t tokens of the sample.
 """
 
@@ -28,10 +32,11 @@ from numpy.typing import NDArray
 
 from nvlm.batch import IGNORED_LABEL
 from nvlm.config import RunConfig
-from nvlm.data.images.tiling import candidate_grids, choose_grid, cut_tiles
+from nvlm.data.images.tiling import candidate_grids
 from nvlm.data.samples.conversations import count_image_marks
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
+from nvlm.data.text.beside import EncodedBeside, encode_beside
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer
 from nvlm.data.text.chat_format import CHATML, WrittenTurn, with_system_message, written_turns
 from nvlm.data.text.image_lines import texts_between_images
@@ -54,6 +59,7 @@ class EncodedSample:
     tokens: NDArray[np.int64]  # [t]
     labels: NDArray[np.int64]  # [t]; the next token where it is trained, else IGNORED_LABEL
     image_mask: NDArray[np.bool_]  # [t]
+    beside: EncodedBeside | None = None  # None where `model.fusion` is decoder_only
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class EncodedPrompt:
     tokens: NDArray[np.int64]  # [t]
     image_mask: NDArray[np.bool_]  # [t]
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
+    beside: EncodedBeside | None = None
 
 
 class SampleEncoder:
@@ -120,8 +127,9 @@ class SampleEncoder:
             "image size in tile tags": visual.image_size if visual.tile_tags == "2d_box" else None,
             "stage.image_boundary": self.image_boundary,
             "stage.system_message": self.system_message,
-            # Earlier indexes are of this format and say nothing of it.
+            # Earlier indexes are of this format and this fusion, and say nothing of them.
             **({} if chat == CHATML else {"chat format": hash_json(asdict(chat))}),
+            **({} if visual.fusion == "decoder_only" else {"model.fusion": visual.fusion}),
         }
 
     def encode(
@@ -137,24 +145,30 @@ class SampleEncoder:
             untrained_turns: turns whose answers are context only, from 0; see `kinds.Sample`.
         """
         pieces = self._lay_out(messages, grids, untrained_turns)
-        tokens, trained, image_mask = self._tokenize(pieces)
+        tokens, trained, image_mask, beside = self._tokenize(pieces, grids)
         labels = np.full_like(tokens, IGNORED_LABEL)
         labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
-        return EncodedSample(tokens, labels, image_mask)
+        return EncodedSample(tokens, labels, image_mask, beside)
 
     def encode_prompt(
         self, messages: Messages, grids: Sequence[Grid]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(tokens [t], image_mask [t]) of all turns and the start of the assistant's answer."""
+        return self.encode_prompt_beside(messages, grids)[:2]
+
+    def encode_prompt_beside(
+        self, messages: Messages, grids: Sequence[Grid]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], EncodedBeside | None]:
+        """`encode_prompt`, and what the decoder reads beside those tokens."""
         pieces = self._lay_out(messages, grids)
         pieces += self._fixed(self.tokenizer.format.around("assistant")[0])
-        tokens, _, image_mask = self._tokenize(pieces)
-        return tokens, image_mask
+        tokens, _, image_mask, beside = self._tokenize(pieces, grids)
+        return tokens, image_mask, beside
 
     def measure(self, samples: Sequence[Sample]) -> list[TextLengths]:
         """Lengths of many samples, tokenised in one batch."""
         # The first tag is that of the thumbnail or, for any grid of several tiles, this.
-        single_tag, multiple_tag = self.visual.tags((1, 1))[0], self.visual.tags((2, 1))[0]
+        single_tag, multiple_tag = (self.visual.tags_inside(g)[0] for g in ((1, 1), (2, 1)))
         layouts: list[tuple[list[Piece], list[Key], list[tuple[Key, Key]]]] = []
         counts: dict[Key, int] = {}
         for sample in samples:
@@ -219,16 +233,18 @@ class SampleEncoder:
     def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:
         """Grid of at most `max_num_tiles` tiles -> tokens of all of an image's tags but the first.
 
-        These tags stand alone, between placeholders. Counted once: every source's index asks.
+        These tags stand alone. Counted once: every source's index asks.
         """
         if max_num_tiles not in self._tag_lengths:
             self._tag_lengths[max_num_tiles] = self._count_tags(max_num_tiles)
         return self._tag_lengths[max_num_tiles]
 
     def _count_tags(self, max_num_tiles: int) -> dict[Grid, int]:
-        tags_of = {grid: self.visual.tags(grid)[1:] for grid in candidate_grids(max_num_tiles)}
+        visual = self.visual
+        tags_of = {grid: visual.tags_inside(grid)[1:] for grid in candidate_grids(max_num_tiles)}
         texts = sorted({tag for tags in tags_of.values() for tag in tags})
-        counts = dict(zip(texts, self.tokenizer.count(texts), strict=True))
+        goes_on = visual.fusion == "cross_attention"  # no placeholders stand between tags
+        counts = dict(zip(texts, self.tokenizer.count(texts, goes_on), strict=True))
         return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
 
     def _fixed(
@@ -318,23 +334,31 @@ class SampleEncoder:
 
     def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[Piece]:
         """From the text `before` an image to its last placeholder."""
-        first_tag, *later_tags = self.visual.tags(grid)
+        first_tag, *later_tags = self.visual.tags_inside(grid)
+        if self.visual.fusion == "cross_attention":
+            pieces = [
+                Piece(text=before + IMAGE_START, turn=turn, lead_of=image),
+                Piece(text=first_tag, turn=turn, lead_of=image, tile=0),
+            ]
+            for tile, tag in enumerate(later_tags, start=1):
+                pieces.append(Piece(text=tag, turn=turn, tile=tile))
+            return [*pieces[:-1], replace(pieces[-1], ends_image=True)]
         if self.image_boundary == "separate":
             leads = [before + IMAGE_START, first_tag]
         else:
             leads = [before + IMAGE_START + first_tag]
         pieces = [Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
-        ids = (self.tokenizer.image_id,) * self.visual.num_tokens(1)
+        ids = (self.tokenizer.image_id,) * self.visual.num_tokens_per_tile
         tile = Piece(ids=ids, turn=turn, is_image=True)
         pieces.append(tile)
         for tag in later_tags:
             pieces += [Piece(text=tag, turn=turn), tile]
-        return pieces
+        return [*pieces[:-1], replace(pieces[-1], ends_image=True)]
 
     def _tokenize(
-        self, pieces: list[Piece]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-        """(tokens, trained, image_mask), each [t]."""
+        self, pieces: list[Piece], grids: Sequence[Grid]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], EncodedBeside | None]:
+        """(tokens, trained, image_mask), each [t], and what is beside them."""
         ids: list[int] = []
         lengths: list[int] = []
         for piece in in_order(pieces):
@@ -343,33 +367,6 @@ class SampleEncoder:
             lengths.append(len(piece_ids))
         trained = np.repeat([piece.trained for piece in pieces], lengths)
         image_mask = np.repeat([piece.is_image for piece in pieces], lengths)
-        return np.array(ids, dtype=np.int64), trained, image_mask
-
-
-def prepare_prompt(
-    config: RunConfig,
-    encoder: SampleEncoder,
-    messages: Messages,
-    images: Sequence[NDArray[np.uint8]],
-    max_num_tiles: int | Sequence[int] | None = None,
-) -> EncodedPrompt:
-    """Tokens and tiles of a question, tiled as the run's training samples are.
-
-    Images are resized exactly as Pillow does, and so as the exported model does.
-
-    Args:
-        images: each [height, width, 3] RGB.
-        max_num_tiles: most tiles per image, or of each image. None: the stage's.
-
-    Raises:
-        DataError: the user turns have more or fewer `<image>` marks than there are images.
-    """
-    stage, image_size = config.stage, config.model.vision.image_size
-    limits = max_num_tiles or stage.max_num_tiles
-    limits = [limits] * len(images) if isinstance(limits, int) else limits
-    pairs = list(zip(images, limits, strict=True))
-    grids = [choose_grid(i.shape[1], i.shape[0], limit, image_size) for i, limit in pairs]
-    cut = [cut_tiles(i, limit, stage.use_thumbnail, image_size) for i, limit in pairs]
-    tokens, image_mask = encoder.encode_prompt(messages, grids)
-    none = np.zeros((0, 3, image_size, image_size), np.uint8)
-    return EncodedPrompt(tokens, image_mask, np.concatenate([none, *cut]))
+        marks = [(piece.tile, piece.ends_image) for piece in pieces]
+        beside = encode_beside(self.visual, self.tokenizer, grids, lengths, marks)
+        return np.array(ids, dtype=np.int64), trained, image_mask, beside

@@ -40,6 +40,9 @@ class Piece:
     varies: bool = False
     # The image that this text leads to, if it ends with (a part of) its first tag.
     lead_of: int | None = None
+    # See `beside.Mark`.
+    tile: int | None = None
+    ends_image: bool = False
 
     @property
     def key(self) -> Key:
@@ -67,7 +70,9 @@ def add_up(pieces: list[Piece], leads: list[Key], counts: Mapping[Key, int]) -> 
         counts: the number of tokens of each text.
     """
     num_turns = 1 + max(piece.turn for piece in pieces)
-    num_images = sum(piece.is_image for piece in pieces)
+    # Images follow one another, and some leads are of two strings.
+    turn_of = {piece.lead_of: piece.turn for piece in pieces if piece.lead_of is not None}
+    num_images = len(turn_of)
     lengths = TextLengths(
         turn_tokens=[0] * num_turns,
         turn_images=[0] * num_turns,
@@ -75,11 +80,13 @@ def add_up(pieces: list[Piece], leads: list[Key], counts: Mapping[Key, int]) -> 
         leads_single=[0] * num_images,
         leads_multiple=[0] * num_images,
     )
+    for turn in turn_of.values():
+        lengths.turn_images[turn] += 1
     lead = iter(leads)
     for piece in pieces:
         if piece.is_image:
-            lengths.turn_images[piece.turn] += 1
-        elif piece.lead_of is not None:
+            continue
+        if piece.lead_of is not None:
             lengths.leads_single[piece.lead_of] += counts[piece.key]
             lengths.leads_multiple[piece.lead_of] += counts[next(lead)]
         else:

@@ -14,7 +14,8 @@ from nvlm.data.images.image import decode_image
 from nvlm.data.images.tiling import choose_grid
 from nvlm.data.samples.repairs import noting_repairs
 from nvlm.data.samples.sample import SampleError
-from nvlm.data.text.encode import EncodedPrompt, SampleEncoder, prepare_prompt
+from nvlm.data.text.encode import EncodedPrompt, SampleEncoder
+from nvlm.data.text.prepare import prepare_prompt
 from nvlm.errors import DataError
 from nvlm.evaluate.questions import TOO_LONG
 from nvlm.evaluate.suite.conversation import Conversation
@@ -97,8 +98,11 @@ def _limits(
         limits = [shots] * num_shots + [own] * num_own
         num_tokens, num_tiles = _measure(config, encoder, conversation, pictures, limits)
         budget = config.stage.max_tiles_per_sequence
+        is_short = num_tokens <= config.stage.sequence_length or (
+            not encoder.visual.tiles_take_room  # so that fewer would not make it shorter
+        )
         if (
-            num_tokens <= config.stage.sequence_length
+            is_short
             and num_tokens + max_new_tokens <= positions
             and (budget is None or num_tiles <= budget)
         ):
