@@ -19,6 +19,7 @@ LAYOUTS = {
     4: {
         "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
         "TP2 x DP2": ["parallel.tensor=2"],
+        "TP2 x CP2": ["parallel.tensor=2", "parallel.context=2"],
         "TP2 + SP x PP2 x VPP2, recomputed": [
             "parallel.tensor=2",
             "parallel.sequence=true",

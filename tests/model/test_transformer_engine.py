@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import layout_steps, small_model, spawn, transformer_engine_steps
+from helpers import adapter_steps, layout_steps, small_model, spawn, transformer_engine_steps
 from helpers.paths import REPOSITORY
 from helpers.transformer_engine_steps import IMPLEMENTATIONS, SOURCES
 
@@ -32,6 +32,7 @@ ONE_PROCESS = {"one process": ("trained", [])}
 FROZEN = {
     "encoder frozen": ("encoder frozen", []),
     "projector only": ("projector only", []),
+    "adapters": ("trained", [adapter_steps.DORA]),
 }
 LAYOUTS = {
     "TP4 + SP": ("trained", ["parallel.tensor=4", "parallel.sequence=true"]),

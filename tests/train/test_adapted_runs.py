@@ -121,6 +121,7 @@ def trained(demo_data: Path, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_losses(trained: Path, demo_data: Path):
     from nvlm.train.fit import train
 

@@ -117,7 +117,10 @@ def peft_tensors(factors: Factors, rule: Rule) -> dict[str, Tensor]:
     a = factors.a
     if not _is_by_rows(rule):
         (a,) = rule.layout.split(a)
-    parts = zip(_modules(rule, adapter.place), a.chunk(adapter.num_parts), rows_of_b, strict=True)
+    modules = _modules(rule, adapter.place)
+    # Matrices that are one to Megatron-core's adapter have one A.
+    parts_of_a = a.chunk(adapter.num_parts) if adapter.num_parts > 1 else [a] * len(modules)
+    parts = zip(modules, parts_of_a, rows_of_b, strict=True)
     found: dict[str, Tensor] = {}
     for module, a_of_part, b in parts:
         found[f"{_PREFIX}{module}.lora_A.weight"] = a_of_part
@@ -126,7 +129,7 @@ def peft_tensors(factors: Factors, rule: Rule) -> dict[str, Tensor]:
         lengths = [factors.magnitude]
         if _is_by_rows(rule):
             lengths = rule.layout.split(factors.magnitude)
-        for module, length in zip(_modules(rule, adapter.place), lengths, strict=True):
+        for module, length in zip(modules, lengths, strict=True):
             found[f"{_PREFIX}{module}.lora_magnitude_vector"] = length
     return found
 

@@ -43,7 +43,6 @@ from nvlm.model.parts.names import named_modules
 from nvlm.parallel.groups import Parallel
 from nvlm.rows import ADAPTER
 from nvlm.sizes.adapters import Adapter, by_module
-from nvlm.sizes.parameters import LANGUAGE
 
 
 def add_adapters(model: nn.Module, config: RunConfig, parallel: Parallel) -> None:
@@ -54,8 +53,7 @@ def add_adapters(model: nn.Module, config: RunConfig, parallel: Parallel) -> Non
     wanted = by_module(config)
     for name, linear in [*named_modules(model)] if wanted else []:
         if name in wanted:
-            sequence = config.parallel.sequence and wanted[name].matrix.component == LANGUAGE
-            adapter = LowRankAdapter(wanted[name], linear, parallel, sequence)
+            adapter = LowRankAdapter(wanted[name], linear, parallel)
             linear.add_module(ADAPTER, adapter)
             # As a module that is called: what data parallelism gathers late, it waits for then.
             linear.register_forward_hook(adapter)
@@ -64,17 +62,14 @@ def add_adapters(model: nn.Module, config: RunConfig, parallel: Parallel) -> Non
 class LowRankAdapter(nn.Module):
     """Of one linear layer."""
 
-    def __init__(self, place: Adapter, linear: Any, parallel: Parallel, sequence_parallel: bool):
-        """`linear`: Megatron-core's or Transformer Engine's, which the adapter reads but not has.
-
-        Args:
-            sequence_parallel: whether its rank's tokens are a part of the sequence outside of it.
-        """
+    def __init__(self, place: Adapter, linear: Any, parallel: Parallel):
+        """`linear`: Megatron-core's or Transformer Engine's, which the adapter does not hold."""
         super().__init__()
         self.place = place
         self.group = parallel.groups.tp
         self.groups = parallel.groups
-        self.sequence_parallel = sequence_parallel
+        # Whether a rank's tokens are a part of the sequence outside of the linear layer.
+        self.sequence_parallel: bool = linear.sequence_parallel
         self.is_column = place.matrix.split_axis == 0
         self.blocks, self.part_rows = place.local_blocks(parallel.tensor_size)
         self.has_bias = _adds_bias(linear)
@@ -86,7 +81,7 @@ class LowRankAdapter(nn.Module):
             is_split = row.split_axis is not None
             set_tensor_model_parallel_attributes(parameter, is_split, row.split_axis or 0, 1)
             # Megatron-core sums gradients that are of a rank's own tokens.
-            parameter.sequence_parallel = sequence_parallel and not is_split  # type: ignore[attr-defined]
+            parameter.sequence_parallel = self.sequence_parallel and not is_split  # type: ignore[attr-defined]
             setattr(self, key, parameter)
 
     lora_a: nn.Parameter

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain, zip_longest
 from math import gcd, prod
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvlm.checkpoint_shares import sharded_tensors, shares
 from nvlm.config.schema import RunConfig
@@ -89,7 +89,7 @@ def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") ->
     random = [whole for whole in tensors if isinstance(whole.row.initial, Normal)]
     _draw(random, config.train.seed, model.parallel.groups.tp_dp_cp)
     if any(isinstance(whole.row.initial, RowNorms) for whole in tensors):
-        measure_rows(model)
+        measure_rows(cast("nn.Module", model))
 
 
 def _draw(tensors: Sequence[_Whole], seed: int, group: dist.ProcessGroup) -> None:
