@@ -20,7 +20,8 @@ from nvlm.printing import forgive_encoding, say
 from nvlm.reports import hold_store
 
 # Each adds its verbs, in the order of the help text.
-from nvlm.cli import doctor, look, plan, run, generate, evaluate, serve, report, demo, data, convert  # noqa: F401  # isort: skip
+from nvlm.cli import doctor, look, plan, run, ablate, generate, evaluate, serve  # noqa: F401  # isort: skip
+from nvlm.cli import report, demo, data, convert  # noqa: F401  # isort: skip
 
 __all__ = ["app", "main", "run_app"]
 

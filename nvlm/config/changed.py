@@ -5,7 +5,7 @@ pydantic's `model_copy` takes whatever it is given; these do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -59,3 +59,17 @@ def changed_section(
     except ValidationError as error:
         problems = describe_all(error, type(section), lambda location: "")
         raise ConfigError(*(f"{where}: {problem}" for problem in problems)) from None
+
+
+def differences(before: RunConfig, now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Key with dots, value in `before`, value in `now`, where they differ; a blend is one value."""
+    yield from _differences(before.model_dump(mode="json"), now.model_dump(mode="json"), "")
+
+
+def _differences(before: Any, now: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
+    for key in dict.fromkeys([*before, *now]):
+        theirs, ours, where = before.get(key), now.get(key), f"{at}{key}"
+        if isinstance(theirs, dict) and isinstance(ours, dict) and key != "blend":
+            yield from _differences(theirs, ours, f"{where}.")
+        elif theirs != ours:
+            yield where, theirs, ours

@@ -19,6 +19,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # that fit one number are in the way of the next.
 EXPANDABLE = "expandable_segments:True"
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ATTENTION = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 
 
@@ -50,3 +51,32 @@ def check(environment: Mapping[str, str]) -> None:
             f"the environment has {' and '.join(wrong)}, which Megatron-core refuses: unset it; "
             "nvlm chooses the attention itself and says at the start which one"
         )
+
+
+def devices_of_slot(
+    environment: Mapping[str, str], slot: int, num_slots: int, num_each: int
+) -> dict[str, str]:
+    """What gives programs that run side by side on this machine devices of their own.
+
+    Args:
+        slot: number of the program, from 0 to `num_slots` - 1.
+        num_each: devices of each.
+
+    Returns:
+        variables; none where there are no GPUs.
+
+    Raises:
+        ConfigError: there are GPUs, and fewer than all programs need.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    named = environment.get(_VISIBLE)
+    devices = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+    if len(devices) < num_slots * num_each:
+        raise ConfigError(
+            f"{num_slots} runs of {num_each} processes side by side need {num_slots * num_each} "
+            f"GPUs, and there are {len(devices)}: ask for fewer at a time"
+        )
+    return {_VISIBLE: ",".join(devices[slot * num_each : (slot + 1) * num_each])}

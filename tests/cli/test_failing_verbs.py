@@ -85,6 +85,17 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=FOLDER", "not a checkpoint"),
         ("SFT data.root=EMPTY run.dir=RUN checkpoint.load=CHECKPOINT", ".metadata is damaged"),
     ],
+    "ablate": [
+        ("NOTHING.yaml", "NOTHING.yaml: no such grid file"),
+        ("BYTES.yaml", "BYTES.yaml"),
+        ("FOLDER --dry-run", "FOLDER: is a folder"),
+        ("GRID.yaml train.steps=x", "train.steps: must be a whole number"),
+        ("GRID.yaml --dry-run nothing=1", "unknown key 'nothing'"),
+        ("GRID.yaml --dir FILE", "dir FILE: is a file"),
+        ("GRID.yaml --dir /proc/nvlm", "cannot be written"),
+        ("GRID.yaml --jobs 0", "invalid value for '--jobs'"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=x MASTER_PORT=1 GRID.yaml", "start it alone"),
+    ],
     "report": [
         ("NOTHING", "NOTHING: is not there"),
         ("FILE", "FILE: is a file"),
@@ -263,6 +274,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / name).write_bytes(b'{"a": "na\xefve"}')
     (root / "asked.jsonl").write_text('{"prompt": "Hi"}\n')
     (root / "unknown.jsonl").write_text('{"promt": "Hi"}\n')
+    axes = "axes: {tags: {none: {stage.tile_tags: none}}}\n"
+    (root / "grid.yaml").write_text(f"base: {SFT}\n{axes}rank_by: train/loss\n")
     (root / "shards" / "train" / "s").mkdir(parents=True)
     with tarfile.open(root / "shards" / "train" / "s" / "0.tar", "w") as shard:
         shard.add(root / "file", "k.txt")
@@ -290,6 +303,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "CHECKPOINT": str(checkpoint),
         "SHARDS": str(root / "shards"),
         "ASKED": str(root / "asked"),
+        "GRID": str(root / "grid"),
         "UNKNOWN": str(root / "unknown"),
     }
 
