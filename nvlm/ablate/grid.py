@@ -8,9 +8,11 @@ from pathlib import Path
 from nvlm.ablate.cells import Cell, make_cells
 from nvlm.ablate.existing import check_unchanged, own_grid_folder, unnamed_cells, write_cells
 from nvlm.ablate.grid_file import Grid, find_grid, read_grid
+from nvlm.ablate.page import write_grid_page
 from nvlm.ablate.results import find_results, write_results
 from nvlm.ablate.run_tasks import Failure, Start, run_tasks, start_process
 from nvlm.ablate.show import print_cells, print_results
+from nvlm.ablate.slurm import write_slurm
 from nvlm.ablate.tasks import make_tasks
 from nvlm.errors import ConfigError, TrainingError
 from nvlm.printing import say
@@ -63,13 +65,32 @@ def ablate(
         raise TrainingError(*map(str, failures))
 
 
+def prepare_slurm(given: str, folder: Path | None, overrides: Sequence[str]) -> None:
+    """Write the scripts of what is not done.
+
+    Raises:
+        NvlmError: something of the grid is wrong, or it cannot run on Slurm.
+    """
+    grid, name, place, cells = open_grid(given, folder, overrides)
+    with own_grid_folder(place):
+        write_cells(cells)
+        submit = write_slurm(grid, name, place, cells)
+    if submit is None:
+        say("all is done: the same command without --slurm prints the table")
+        return
+    say(
+        f"written: {submit}: it submits what is not done; then the same command without --slurm "
+        "prints the table"
+    )
+
+
 def finish(
     grid: Grid, name: str, place: Path, cells: Sequence[Cell], failures: Sequence[Failure] = ()
 ) -> None:
     """Compare what is done, print it, and write it."""
     results = find_results(grid, name, cells, failures)
     print_results(results)
-    say(f"results: {write_results(results, place)}")
+    say(f"results: {write_results(results, place)}\npage: {write_grid_page(results, place)}")
 
 
 def _check_metric(grid: Grid, base: Cell) -> None:

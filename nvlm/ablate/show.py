@@ -75,14 +75,14 @@ def _last_runs(cells: Sequence[Cell]) -> list[Run]:
 
 def _print_difference(console: Console, cell: Cell, base: Cell, grid: Grid) -> None:
     changes = [
-        f"{key} {_value(old)} -> {_value(new)}"
+        f"{key} {short(old)} -> {short(new)}"
         for key, (old, new) in difference_of(cell, base).items()
     ]
     text = f"{title_of(cell, grid)}: {'; '.join(changes) or grid.base}"
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _value(value: object) -> str:
+def short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 100 else f"{text[:99]}…"
 
@@ -97,7 +97,7 @@ def planned_hours(run: Run, grid: Grid, card: Card) -> float:
 def print_results(results: Results) -> None:
     """The ranking, its other numbers, and how to read them."""
     console = new_console(highlight=False)
-    metric, num_seeds = results.metric, len(results.grid.seeds)
+    metric = results.metric
     rows = [_row(result, results) for result in results.cells]
     headings = ["cell", "rank", "seeds", "mean", f"{CONFIDENCE:.0%}\ninterval", "to base"]
     headings += [
@@ -112,7 +112,7 @@ def print_results(results: Results) -> None:
     others = [name for name in results.metrics if name != metric]
     if others:
         _print_others(console, results, others)
-    for line in notes_of(results, num_seeds):
+    for line in notes_of(results):
         console.print(line, markup=False, style="dim")
 
 
@@ -165,14 +165,14 @@ def _print_others(console: Console, results: Results, others: Sequence[str]) -> 
         console.print(f"{len(others) - len(shown)} more are in results.json", style="dim")
 
 
-def notes_of(results: Results, num_seeds: int) -> list[str]:
+def notes_of(results: Results) -> list[str]:
     """How the numbers were found, and what they cannot say."""
     notes = [
         "Differences are paired: same seeds, same questions. p values are two-sided and corrected "
         "for all cells together (Holm). Not told apart: a test that can be made has p of 0.05 or "
         "more. Intervals are not corrected."
     ]
-    if num_seeds == 1:
+    if len(results.grid.seeds) == 1:
         notes.append("One seed: what another seed would change is not known.")
     if results.shared:
         hours = sum(results.shared.values())

@@ -18,6 +18,7 @@ class Task:
     """One `nvlm` command.
 
     folder: of the run that it is about.
+    out: what is there once it is done, of a task that asks a finished run; None: a training.
     needs: tasks that have to be done before.
     is_done: whether what it makes is there.
     """
@@ -28,6 +29,7 @@ class Task:
     log: Path
     is_done: Callable[[], bool]
     needs: list[Task] = field(default_factory=list)
+    out: Path | None = None
 
 
 def training_name(run: Run) -> str:
@@ -82,7 +84,9 @@ def _questions(run: Run, asked: Evaluation, training: Task) -> list[Task]:
         own = ["--data-root", asked.data_root, "--split", asked.split, "--out", str(out)]
         arguments = ["evaluate", str(run.folder), *own, *limit, *tokens]
         log = run.beside(".evaluate.log")
-        tasks.append(Task(f"{name} questions", arguments, run.folder, log, out.is_file, [training]))
+        tasks.append(
+            Task(f"{name} questions", arguments, run.folder, log, out.is_file, [training], out)
+        )
     if asked.suite:
         out = suite_folder(run, asked)
         limit = ["--limit", str(asked.limit)] if asked.limit else []
@@ -97,6 +101,13 @@ def _questions(run: Run, asked: Evaluation, training: Task) -> list[Task]:
                 run.beside(".suite.log"),
                 lambda: all(path.is_file() for path in scores),
                 [training],
+                out / SCORES_FILE,
             )
         )
+    if asked.mir is not None:
+        out = mir_file(run, asked)
+        own = ["--data-root", str(asked.data_root), "--split", asked.split, "--out", str(out)]
+        arguments = ["evaluate", "mir", str(run.folder), *own, "--samples", str(asked.mir)]
+        log = run.beside(".mir.log")
+        tasks.append(Task(f"{name} MIR", arguments, run.folder, log, out.is_file, [training], out))
     return tasks

@@ -30,8 +30,14 @@ def ablate_command(
         bool, typer.Option("--dry-run", help="Print cells, differences and planned hours only.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Runs side by side on this machine.")
-    ] = 1,
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, max=LARGEST, help="Runs side by side on this machine; 1 where not given."
+        ),
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write scripts that run the grid on Slurm instead.")
+    ] = False,
 ) -> None:
     """Train the cells of a grid that are not done, compare them, and write a table and a page.
 
@@ -39,6 +45,13 @@ def ablate_command(
     """
     if launched().world_size > 1:
         raise ConfigError("nvlm ablate starts torchrun itself: start it alone (`processes`)")
+    if slurm and jobs is not None:
+        raise ConfigError("--jobs is for this machine; --slurm runs all that the cluster has")
+    if slurm and not dry_run:
+        from nvlm.ablate.grid import prepare_slurm
+
+        prepare_slurm(grid, folder, overrides or [])
+        return
     if dry_run:
         from nvlm.ablate.grid import dry_run as show
 
@@ -46,4 +59,4 @@ def ablate_command(
         return
     from nvlm.ablate.grid import ablate
 
-    ablate(grid, folder, overrides or [], jobs)
+    ablate(grid, folder, overrides or [], jobs or 1)

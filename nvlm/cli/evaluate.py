@@ -265,6 +265,32 @@ def rescore_command(
     say(f"scores: {folder}\nwith examples: {write_suite_page(folder)}")
 
 
+@other_verbs.command("mir", short_help="Measure how far image tokens are from text tokens.")
+def mir_command(
+    checkpoint: ModelToAsk,
+    data_root: Annotated[
+        Path,
+        typer.Option(parser=path_of_user, metavar="DIR", help="Folder with the split's shards."),
+    ],
+    out: Annotated[
+        Path, typer.Option(parser=path_of_user, metavar="FILE", help="JSON file to write.")
+    ],
+    split: Annotated[str, typer.Option(help="Whose samples are read.")] = "heldout",
+    samples: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="At most so many, spread over the tasks.")
+    ] = 100,
+) -> None:
+    """Measure the modality integration rate (arXiv 2410.07167) of a checkpoint.
+
+    The logarithm of the distances between image and text tokens in the decoder's layers: how well
+    a pretrained connector speaks the language model's tongue, before any SFT. Less is better.
+    """
+    launched()
+    from nvlm.evaluate.mir import measure_mir
+
+    measure_mir(checkpoint, data_root, split, samples, out)
+
+
 @other_verbs.command("compare", short_help="Compare two folders of --suite.")
 def compare_command(
     first: Annotated[

@@ -176,6 +176,12 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("NOTHING EMPTY", "holds no evaluation"),
         ("FILE FILE --examples x", "'--examples'"),
     ],
+    "evaluate mir": [
+        ("NOTHING --data-root EMPTY --out RUN", "no such checkpoint"),
+        ("NOTHING --out RUN", "missing option '--data-root'"),
+        ("NOTHING --data-root EMPTY --out RUN --samples 0", "'--samples'"),
+        ("CHECKPOINT --data-root EMPTY --out RUN", ".metadata is damaged"),
+    ],
     "evaluate rescore": [
         ("NOTHING", "holds no evaluation"),
         ("FILE", "holds no evaluation"),
