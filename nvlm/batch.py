@@ -180,6 +180,10 @@ class MicroBatch:
         """[1, t] float32: 1 where the label is trained."""
         return (self.labels != IGNORED_LABEL).float()
 
+    def padding_mask(self) -> Tensor | None:
+        """[1, t] bool: True in padding; None where that is not known."""
+        return None if self.source_numbers is None else self.source_numbers < 0
+
     def weights(self) -> Tensor:
         """[1, t] float32: what each label counts in the loss."""
         return self.loss_mask() if self.loss_weights is None else self.loss_weights

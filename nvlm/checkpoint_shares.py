@@ -1,4 +1,4 @@
-"""Weights that data-parallel ranks hold alike: each writes and reads a share of them.
+"""Weights that several ranks hold alike: each writes and reads a share of them.
 
 What a rank reads it sends to the others, into the place of the weights: nothing is held twice.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from nvlm.checkpoint_io import read_sharded
+from nvlm.rows import STACKED_EXPERTS
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -34,30 +35,46 @@ def sharded_tensors(entries: Mapping[str, Any]) -> Iterator[ShardedTensor]:
             yield part
 
 
-def share_writing(tensors: Sequence[ShardedTensor], group: dist.ProcessGroup) -> None:
-    """Mark, of `tensors` that all ranks of `group` hold alike, those that this rank is to write.
+def share_writing(
+    tensors: Sequence[ShardedTensor], alike: Callable[[str], dist.ProcessGroup]
+) -> None:
+    """Mark those of `tensors` that this rank is to write.
 
     What another tensor-parallel rank or pipeline stage writes stays marked as a copy.
+
+    Args:
+        alike: of a tensor's key, the ranks that hold what this one holds of it (`Parallel.alike`).
     """
     written = [tensor for tensor in tensors if not any(_replica(tensor, 0))]
-    for tensor, rank in zip(
-        written, shares([*map(_num_bytes, written)], group.size()), strict=True
-    ):
-        tensor.replica_id = _replica(tensor, 0 if rank == group.rank() else 1)
+    for group, held in by_group(written, alike).items():
+        for tensor, rank in zip(held, shares([*map(_num_bytes, held)], group.size()), strict=True):
+            tensor.replica_id = _replica(tensor, 0 if rank == group.rank() else 1)
+
+
+def by_group(
+    tensors: Sequence[ShardedTensor], alike: Callable[[str], dist.ProcessGroup]
+) -> dict[dist.ProcessGroup, list[ShardedTensor]]:
+    """`tensors` by the ranks that hold them alike, in an order that is the same on all of them."""
+    found: dict[dist.ProcessGroup, list[ShardedTensor]] = {}
+    # Experts last: each rank comes by the groups of one kind before those of the other.
+    for tensor in sorted(tensors, key=lambda tensor: STACKED_EXPERTS in tensor.key):
+        found.setdefault(alike(tensor.key), []).append(tensor)
+    return found
 
 
 def read_shared(
     checkpoint: Path,
     tensors: Sequence[ShardedTensor],
-    group: dist.ProcessGroup,
+    alike: Callable[[str], dist.ProcessGroup],
     others: Mapping[str, Any] | None = None,
     is_everywhere: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
-    """Fill `tensors`, which all ranks of `group` hold alike; every rank calls this.
+    """Fill `tensors`; every rank calls this.
 
     Args:
+        alike: of a tensor's key, the ranks that hold what this one holds of it (`Parallel.alike`).
         others: entries of a sharded state dict that each rank reads for itself.
-        is_everywhere: of a tensor's key, whether all ranks there are hold it alike; None: none.
+        is_everywhere: of a tensor's key, whether every rank holds it, and whole; None: none.
 
     Returns: `others` as they were read.
 
@@ -65,20 +82,24 @@ def read_shared(
         CheckpointError: see `read_sharded`.
     """
     everywhere = [t for t in tensors if is_everywhere is not None and is_everywhere(t.key)]
-    of_group = [t for t in tensors if is_everywhere is None or not is_everywhere(t.key)]
-    assert dist.group.WORLD is not None
+    of_groups = [t for t in tensors if is_everywhere is None or not is_everywhere(t.key)]
+    world = dist.group.WORLD
+    assert world is not None
     # In one order on all ranks: those that all of them send each other come first.
     shared = [
         (tensor, holders, reader)
-        for alike, holders in ((everywhere, dist.group.WORLD), (of_group, group))
+        for held, holders in [
+            (everywhere, world),
+            *((held, group) for group, held in by_group(of_groups, alike).items()),
+        ]
         for tensor, reader in zip(
-            alike, shares([*map(_num_bytes, alike)], holders.size()), strict=True
+            held, shares([*map(_num_bytes, held)], holders.size()), strict=True
         )
     ]
     mine = {
         # Megatron-core wants one rank to ask for the first copy of everything.
         str(number): replace(
-            tensor, replica_id=_replica(tensor, 0) if holders is group else (0, 0, 0)
+            tensor, replica_id=(0, 0, 0) if number < len(everywhere) else _replica(tensor, 0)
         )
         for number, (tensor, holders, reader) in enumerate(shared)
         if reader == holders.rank()

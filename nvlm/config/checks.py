@@ -8,6 +8,7 @@ from typing import Any
 
 from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
+from nvlm.config.expert_checks import expert_misfits, expert_problems
 from nvlm.config.model_checks import model_problems, not_multiple
 from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceConfig
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
@@ -59,13 +60,21 @@ def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[
         if sizes.get("kind") != others.get("kind"):
             yield f"model.{part}.kind", sizes["kind"], others["kind"]
             continue
-        for key, value in sizes.items():
-            # How random weights were drawn does not matter once there are weights.
-            if value != others[key] and not key.endswith(("init_std", "scale_init")):
-                yield f"model.{part}.{key}", value, others[key]
+        yield from _differing(sizes, others, f"model.{part}")
     for key in ("fusion", "cross_attention"):
         if getattr(ours, key) != getattr(theirs, key):
             yield f"model.{key}", getattr(ours, key), getattr(theirs, key)
+
+
+def _differing(ours: dict, theirs: dict, section: str) -> Iterator[tuple[str, Any, Any]]:
+    for key, value in ours.items():
+        other = theirs[key]
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differing(value, other, f"{section}.{key}")
+        # How random weights were drawn, or what was added to the loss, does not matter once there
+        # are weights.
+        elif value != other and not key.endswith(("init_std", "scale_init", "_loss")):
+            yield f"{section}.{key}", value, other
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:
@@ -82,6 +91,7 @@ def check_world_size(config: RunConfig, world_size: int) -> int:
 def contradictions(config: RunConfig) -> Iterator[str]:
     """Every rule between keys that `config` breaks, each in one line."""
     yield from model_problems(config)
+    yield from expert_problems(config)
     yield from _tile_parallel_problems(config)
     yield from _pipeline_problems(config)
     yield from _fp8_problems(config)
@@ -109,6 +119,8 @@ def _layout_misfits(config: RunConfig, world_size: int) -> Iterator[str]:
             "multiple of "
             f"{model_parallel} processes (torchrun --nproc-per-node) or change parallel.*"
         )
+    else:
+        yield from expert_misfits(parallel, world_size)
 
 
 def _product(parallel: ParallelConfig) -> str:

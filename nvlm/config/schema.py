@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from nvlm.config.adapters import AdapterConfig
 from nvlm.config.connectors import Connector, ConnectorSizes
+from nvlm.config.experts import ExpertsConfig
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.run_sections import (
     CheckpointConfig as CheckpointConfig,
@@ -135,6 +136,8 @@ class LanguageConfig(Section):
     """Bias of the query, key and value projections."""
     qk_layernorm: Switch = False
     """RMSNorm of each head's queries and keys, with one weight for all heads (Qwen3)."""
+    moe: ExpertsConfig | None = None
+    """Experts in place of the MLP. null: every layer has one MLP."""
     share_embeddings_and_output_weights: Switch = False
     """One matrix for token embeddings and output layer (Qwen2's small sizes)."""
     max_position_embeddings: Count = 32768
@@ -317,6 +320,10 @@ class ParallelConfig(Section):
     """Decoder layers of each pipeline stage: as many on all (`even`), as many as make the stages
     take about the same time (`auto`), or a number for each, and with virtual stages a list for
     each with a number per chunk. docs/parallel.md."""
+    expert: Count = 1
+    """Expert-parallel size: processes of a pipeline stage, of one tensor-parallel group or of
+    several, that share the experts of each layer. Each expert is whole on its process, whatever
+    `tensor` is (`model.language.moe`)."""
     sequence: Switch = False
     """Megatron's sequence parallelism (activations split over the tensor-parallel group)."""
     context: Count = 1

@@ -7,7 +7,7 @@ Data-parallel ranks read a share each, and send it to the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nvlm.checkpoint_io import on_every_rank
-from nvlm.checkpoint_shares import shares
+from nvlm.checkpoint_shares import by_group, shares
 from nvlm.convert.blocks import row_blocks
 from nvlm.convert.hf.folder import HfFolder
 from nvlm.convert.hf.sources import Source
@@ -27,34 +27,42 @@ if TYPE_CHECKING:  # Megatron-core is imported behind the platform
 
 
 def read_weights(
-    source: Source, tensors: Sequence[ShardedTensor], group: dist.ProcessGroup
+    source: Source, tensors: Sequence[ShardedTensor], alike: Callable[[str], dist.ProcessGroup]
 ) -> None:
-    """Fill `tensors`, which all ranks of `group` hold alike; every rank of the run calls this.
+    """Fill `tensors`; every rank of the run calls this.
 
     Args:
         source: whose rules have all their keys; see `open_released`.
         tensors: of a model, one part of a SwiGLU each (`checkpoint_shares.sharded_tensors`).
+        alike: of a tensor's key, the ranks that hold what this one holds of it (`Parallel.alike`).
 
     Raises:
         ConvertError: a tensor cannot be read, or holds what it should not; the same on every rank.
     """
     rules = {rule.key: rule for rule in source.rules}
-    sizes = [_data(tensor).numel() * _data(tensor).element_size() for tensor in tensors]
-    readers = shares(sizes, group.size())
+    shared = [
+        (tensor, group, reader)
+        for group, held in by_group(tensors, alike).items()
+        for tensor, reader in zip(held, shares([*map(_num_bytes, held)], group.size()), strict=True)
+    ]
 
     def read() -> None:
         maps: dict[str, Tensor] = {}
-        for tensor, reader in zip(tensors, readers, strict=True):
+        for tensor, group, reader in shared:
             if reader == group.rank():
                 _fill(rules[tensor.key], tensor, source.folder, maps)
 
     with torch.no_grad():
         on_every_rank(read)
-        if group.size() > 1:
-            for tensor, reader in zip(tensors, readers, strict=True):
+        for tensor, group, reader in shared:
+            if group.size() > 1:
                 # As bytes, which every backend sends.
                 data = _data(tensor).view(-1).view(torch.uint8)
                 dist.broadcast(data, src=dist.get_global_rank(group, reader), group=group)
+
+
+def _num_bytes(tensor: ShardedTensor) -> int:
+    return _data(tensor).numel() * _data(tensor).element_size()
 
 
 def _data(tensor: ShardedTensor) -> Tensor:

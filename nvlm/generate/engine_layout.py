@@ -28,7 +28,8 @@ def config_for_generation(
 
     Sequence parallelism, virtual stages and shared tiles are for training: of uneven virtual stages
     a stage has as many layers in one run, and a question has few tiles, which the first stage
-    encodes. 8-bit products ask for other numbers of tokens. Batch sizes are made to fit.
+    encodes. Tensor-parallel processes share experts. 8-bit products ask for other numbers of
+    tokens. Batch sizes are made to fit.
 
     Args:
         layout: tensor and pipeline sizes; None: see `default_layout`.
@@ -50,6 +51,7 @@ def config_for_generation(
 
 def _changes(config: RunConfig, layout: ParallelConfig, world_size: int) -> dict:
     stages: list[int] | str = "even"
+    moe = config.model.language.moe
     if layout is config.parallel and layout.layout != "even":
         stages = [sum(chunks) for chunks in stage_layers(with_stage_layers(config))]
     return {
@@ -58,6 +60,8 @@ def _changes(config: RunConfig, layout: ParallelConfig, world_size: int) -> dict
         "parallel.layout": stages,
         "parallel.sequence": False,
         "parallel.context": 1,
+        # Replicas answer each at its own pace: experts are shared within one.
+        "parallel.expert": math.gcd(layout.tensor, moe.num_experts) if moe else 1,
         "parallel.vision": "tensor",
         "train.fp8.recipe": "none",
         "train.micro_batch_size": 1,

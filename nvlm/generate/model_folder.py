@@ -61,7 +61,7 @@ def find_model(path: str | Path) -> ModelFolder:
 
     def read(model: NVLMD, parallel: Parallel) -> None:
         tensors = [*sharded_tensors(model.sharded_state_dict())]
-        read_shared(checkpoint, tensors, parallel.groups.dp)
+        read_shared(checkpoint, tensors, parallel.alike)
 
     return ModelFolder(
         checkpoint,
@@ -79,7 +79,7 @@ def _export(path: Path) -> ModelFolder:
 
     def read(model: NVLMD, parallel: Parallel) -> None:
         tensors = [*sharded_tensors(model.sharded_state_dict())]
-        read_weights(source, tensors, parallel.groups.dp)
+        read_weights(source, tensors, parallel.alike)
 
     # Such folders have no checksums; every tensor is looked at as it is read.
     stop_ids = tuple(stop_ids_of_export(folder))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 def without_empty_state(optimizer_state: dict) -> dict:
     """The sharded state of an optimizer, without an entry for parameters that it does not have."""
+    if all(isinstance(key, int) for key in optimizer_state):  # one for experts, one for the rest
+        return {key: without_empty_state(state) for key, state in optimizer_state.items()}
     if optimizer_state.get("param_state"):
         return optimizer_state
     return {key: value for key, value in optimizer_state.items() if key != "param_state"}

@@ -9,6 +9,10 @@ When the pin moves: `ensure_metadata_has_dp_cp_group` in megatron/core/transform
 from __future__ import annotations
 
 
-def sharding_metadata() -> dict[str, str]:
-    """For a form that loads at any data-, tensor- or pipeline-parallel size."""
-    return {"distrib_optim_sharding_type": "fully_reshardable"}
+def sharding_metadata() -> dict[str, str | bool]:
+    """For a form that loads at any data-, tensor-, pipeline- or expert-parallel size."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        # The state of a parameter is named by the parameter, not by which optimizer has it.
+        "chained_optim_avoid_prefix": True,
+    }

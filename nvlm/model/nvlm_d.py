@@ -32,6 +32,7 @@ from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import PackedDocuments
 from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.layers import layer_parts
+from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
     connector_transformer_config,
     language_transformer_config,
@@ -156,6 +157,11 @@ class NVLMD(MegatronModule):
         if self._remembers_scaling():
             begin_scaling(self.language_model.decoder)
 
+    @property
+    def router_losses(self) -> RouterLosses | None:
+        """What the routers of this part have to say of a step; None without experts."""
+        return self.language_model.router_losses  # type: ignore[return-value]
+
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The shared matrix, or this stage's copy of it; None on stages between them."""
         return self.language_model.shared_embedding_or_output_weight()
@@ -182,7 +188,15 @@ class NVLMD(MegatronModule):
             decoder_input=self._embed(micro_batch) if self.pre_process else None,
             labels=labels,
             packed_seq_params=_packed_documents(micro_batch),
+            padding_mask=self._padding_mask(micro_batch),
         )
+
+    def _padding_mask(self, micro_batch: MicroBatch) -> Tensor | None:
+        """[1, t], with sequence parallelism this rank's part: what routers do not count."""
+        mask = None if self.router_losses is None else micro_batch.padding_mask()
+        if mask is None or not self.config.sequence_parallel:
+            return mask
+        return mask.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
 
     def generate_step(
         self,

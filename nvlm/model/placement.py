@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nvlm.config.schema import RunConfig
-from nvlm.model.parts.names import named_parameters
+from nvlm.model.parts.names import is_expert, named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.rows import Shape
 from nvlm.sizes.pipeline import stage_parameters
@@ -34,7 +34,7 @@ def check_stage(chunks: Sequence[nn.Module], config: RunConfig, parallel: Parall
     expected = {
         # Where one process has all of a tensor, marks of splitting mean nothing.
         name: _Held(row.local_shape(tensor_size), row.split_axis if tensor_size > 1 else None)
-        for name, row in stage_parameters(config, stage).items()
+        for name, row in stage_parameters(config, stage, parallel.expert_rank).items()
     }
     found: dict[str, _Held] = {}
     for name, parameter in named_parameters(chunks):
@@ -53,6 +53,8 @@ def split_axis(parameter: nn.Parameter, tensor_size: int) -> int | None:
     """The axis that Megatron-core marked as split over the tensor-parallel ranks."""
     if tensor_size == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return None
+    if is_expert(parameter):
+        return None  # marked for the gradient norm alone
     return parameter.partition_dim  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,7 @@ from nvlm.megatron.left_groups import leave_model_parallel
 from nvlm.parallel.attempt import COLLECTIVE_TIMEOUT, attempt_store
 from nvlm.parallel.watch import stop_watching, watch_others
 from nvlm.platform.megatron_calls import GROUP_ARGUMENTS, seed_random_numbers
+from nvlm.rows import STACKED_EXPERTS
 
 if TYPE_CHECKING:  # loading Megatron-core is the platform's business
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -47,6 +48,10 @@ class Parallel:
     data_size: int
     # With context parallelism: what the number of a rank's tokens has to be a multiple of.
     row_multiple: int
+    # Of the processes that share the experts of a layer; groups of their own, which cut across
+    # those of tensor and data parallelism.
+    expert_rank: int
+    expert_size: int
     groups: ProcessGroupCollection
 
     def sizes(self) -> str:
@@ -76,6 +81,14 @@ class Parallel:
     def holds_output_layer(self, vp_stage: int | None) -> bool:
         """Whether chunk `vp_stage` of this stage is the model's last; None: the only chunk."""
         return self.is_last_stage and vp_stage in (None, self.virtual_size - 1)
+
+    def alike(self, key: str) -> dist.ProcessGroup:
+        """The ranks that hold what this one holds of the sharded tensor of this key.
+
+        Of experts, those of whatever data-, context- and tensor-parallel rank that have the same
+        ones.
+        """
+        return self.groups.expt_dp if STACKED_EXPERTS in key else self.groups.dp_cp
 
     @property
     def is_model_parallel_main(self) -> bool:
@@ -139,6 +152,9 @@ def initialize(
         context_parallel_size=config.parallel.context,
         pipeline_model_parallel_size=config.parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        # Experts are whole: shared among processes, and not cut (docs/experts.md).
+        expert_model_parallel_size=config.parallel.expert,
+        expert_tensor_parallel_size=1,
         # Its own default is another than torch's group has.
         distributed_timeout_minutes=max(1, timeout // datetime.timedelta(minutes=1)),
         **GROUP_ARGUMENTS,
@@ -157,6 +173,8 @@ def initialize(
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         row_multiple=config.parallel.tensor if config.parallel.sequence else 1,
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_size=parallel_state.get_expert_model_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
     )
     mains = _main_ranks(config.parallel, parallel.world_size)

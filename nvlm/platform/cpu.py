@@ -182,7 +182,7 @@ class _CudaLandsOnCpu(TorchFunctionMode):
 
 
 class _Stream:
-    """A stream in which everything has already happened."""
+    """A stream in which everything has already happened, and an event that has."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -192,7 +192,8 @@ class _Stream:
 
     def synchronize(self) -> None: ...
 
-    def record_event(self, *_: Any) -> None: ...
+    def record_event(self, *_: Any) -> _Stream:
+        return self
 
 
 def _patch_torch_cuda() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nvlm.config.schema import RunConfig
-from nvlm.rows import Parameter
+from nvlm.rows import Parameter, Place
 from nvlm.sizes.adapters import run_parameter_table
 from nvlm.sizes.layout import stage_layers
 from nvlm.sizes.parameters import VISION
@@ -41,11 +41,14 @@ def placed_parameters(config: RunConfig) -> list[Parameter]:
     ]
 
 
-def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Parameter]:
+def chunk_parameters(
+    config: RunConfig, stage: int, chunk: int, expert_rank: int = 0
+) -> dict[str, Parameter]:
     """Whole-model name -> row, of every parameter of a chunk of pipeline stage `stage`.
 
     An embedding that is shared with the output layer is in the first of all chunks and, where that
-    is on another stage, a second time in the last, under the same name.
+    is on another stage, a second time in the last, under the same name. Of experts, which
+    `parallel.expert` shares in runs, those of `expert_rank`.
     """
     parallel = config.parallel
     wanted = {"its layer's"}
@@ -62,15 +65,22 @@ def chunk_parameters(config: RunConfig, stage: int, chunk: int) -> dict[str, Par
         if row.pipeline_stage in wanted
         for place in row.places()
         if row.pipeline_stage != "its layer's" or row.layer_of(place) in layers_here
+        if place.expert is None or _owner(row, place, parallel.expert) == expert_rank
     }
 
 
-def stage_parameters(config: RunConfig, stage: int) -> dict[str, Parameter]:
+def _owner(row: Parameter, place: Place, expert_size: int) -> int:
+    """Which of the expert-parallel ranks has the expert of `place`."""
+    assert row.num_experts is not None and place.expert is not None
+    return place.expert // (row.num_experts // expert_size)
+
+
+def stage_parameters(config: RunConfig, stage: int, expert_rank: int = 0) -> dict[str, Parameter]:
     """The same of all chunks of a stage."""
     return {
         name: row
         for chunk in range(config.parallel.virtual_pipeline)
-        for name, row in chunk_parameters(config, stage, chunk).items()
+        for name, row in chunk_parameters(config, stage, chunk, expert_rank).items()
     }
 
 

@@ -164,7 +164,7 @@ def training_state(
 ) -> dict:
     """The sharded state that a checkpoint of a training has; its tensors are the training's."""
     tensors, others = _sharded_state(chunks, optimizer, scheduler, parallel, is_loading=False)
-    share_writing(tensors, parallel.groups.dp_cp)
+    share_writing(tensors, parallel.alike)
     return {"weights": {str(number): tensor for number, tensor in enumerate(tensors)}, **others}
 
 
@@ -247,7 +247,7 @@ def load_training_state(
         if parallel.is_main:
             say(f"{checkpoint} has no scaling factors of FP8: they begin anew", sys.stderr)
     is_everywhere = bare(chunks)[0].is_everywhere
-    loaded = read_shared(checkpoint, tensors, parallel.groups.dp_cp, others, is_everywhere)
+    loaded = read_shared(checkpoint, tensors, parallel.alike, others, is_everywhere)
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -269,7 +269,7 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> b
     has_adapters = bool(read_config(checkpoint).stage.adapters)
     if not has_adapters:
         tensors = [tensor for tensor in tensors if not is_adapter(tensor.key)]
-    read_shared(checkpoint, tensors, parallel.groups.dp_cp, is_everywhere=chunks[0].is_everywhere)
+    read_shared(checkpoint, tensors, parallel.alike, is_everywhere=chunks[0].is_everywhere)
     return has_adapters
 
 
@@ -280,7 +280,7 @@ def _sharded_state(
     parallel: Parallel,
     is_loading: bool,
 ) -> tuple[list[ShardedTensor], dict]:
-    """What data-parallel ranks hold alike, weights and factors of FP8, and everything else."""
+    """What several ranks hold alike, weights and factors of FP8, and everything else."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     weights = {
@@ -310,4 +310,5 @@ def _layout(parallel: Parallel) -> dict[str, int]:
         "virtual": parallel.virtual_size,
         "data": parallel.data_size,
         **({"context": parallel.context_size} if parallel.context_size > 1 else {}),
+        **({"expert": parallel.expert_size} if parallel.expert_size > 1 else {}),
     }

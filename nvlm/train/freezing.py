@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from nvlm.config.schema import RunConfig
-from nvlm.model.parts.names import named_parameters
+from nvlm.model.parts.names import is_expert, named_parameters
 from nvlm.parallel.groups import Parallel
 from nvlm.rows import is_adapter
 from nvlm.sizes.adapters import frozen_patterns
@@ -102,7 +102,7 @@ def multipliers(
 def module_table(
     chunks: Sequence[nn.Module], factors: Mapping[str, Multiplier], parallel: Parallel
 ) -> list[ModuleRow]:
-    """Parameters per part of the model, summed over tensor ranks and pipeline stages."""
+    """Parameters per part of the model, summed over all processes that hold a part of it."""
     rows: dict[tuple[str, Multiplier], ModuleRow] = {}
     # A vector goes with the matrices of its part that have its learning rate.
     decay_of_part: dict[tuple[str, float], float] = {}
@@ -112,13 +112,16 @@ def module_table(
             continue  # the last stage's copy of the embedding, counted on the first
         if name.startswith(f"{VISION}.") and not parallel.is_first_stage:
             continue  # later stages' copies of the encoder, likewise
+        if parallel.expert_rank and not is_expert(parameter):
+            continue  # each of those that share experts has a copy of all else
         part, factor = part_of(name), factors[name]
         if has_weight_decay(name, parameter):
             decay_of_part.setdefault((part, factor.lr), factor.weight_decay)
         else:
             factor = Multiplier(factor.lr, decay_of_part.get((part, factor.lr), 1.0))
         row = rows.setdefault((part, factor), ModuleRow(part, factor))
-        copies = parallel.tensor_size if getattr(parameter, "tensor_model_parallel", False) else 1
+        is_split = getattr(parameter, "tensor_model_parallel", False) and not is_expert(parameter)
+        copies = parallel.tensor_size if is_split else 1
         row.num_parameters += parameter.numel() * copies
         row.num_trainable += parameter.numel() * copies if parameter.requires_grad else 0
     merged: dict[tuple[str, Multiplier], ModuleRow] = {}
@@ -178,7 +181,8 @@ def _match(
 
 
 def _gather(value, parallel: Parallel) -> list:
-    """`value` of every pipeline stage, the same list on all of them."""
-    gathered = [None] * parallel.pipeline_size
-    dist.all_gather_object(gathered, value, group=parallel.groups.pp)
+    """`value` of every pipeline stage and share of the experts, the same list on all of them."""
+    group = parallel.groups.tp_ep_pp
+    gathered = [None] * group.size()
+    dist.all_gather_object(gathered, value, group=group)
     return gathered

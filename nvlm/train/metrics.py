@@ -43,6 +43,7 @@ def step_record(
         **{f"repaired/{name}": number for name, number in taken.repaired.items()},
         **taken.shortened,
         **{f"loss/{source}": loss for source, loss in result.source_losses.items()},
+        **{f"router/{name}": loss for name, loss in result.router_losses.items()},
         **{f"lr/{pattern}": rate for pattern, rate in taken.group_rates.items()},
         **{f"epochs/{source}": passes for source, passes in taken.epochs.items()},
     }

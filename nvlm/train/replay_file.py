@@ -126,6 +126,6 @@ def _write_weights(
     tensors: list[ShardedTensor] = [
         tensor for chunk in chunks for tensor in sharded_tensors(chunk.sharded_state_dict())
     ]
-    share_writing(tensors, parallel.groups.dp_cp)
+    share_writing(tensors, parallel.alike)
     numbered = {str(number): tensor for number, tensor in enumerate(tensors)}
     write_checkpoint(target, {"weights": numbered}, config)

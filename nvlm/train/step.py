@@ -19,11 +19,14 @@ from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 from nvlm.train.loss_weights import normalize_loss_weights
 from nvlm.train.optim import bare, step_if
+from nvlm.train.router_losses import NUM_SUMS, begin_router_losses, router_means, router_sums
 from nvlm.train.source_losses import losses_by_source, sums_by_source
 
 if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.model chooses
     from megatron.core.distributed import DistributedDataParallel
     from megatron.core.optimizer import MegatronOptimizer
+
+    from nvlm.model.nvlm_d import NVLMD
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StepResult:
 
     loss: float  # mean over all trained tokens of the step, by their weights
     source_losses: dict[str, float]  # the same of each source that the step trains on
+    router_losses: dict[str, float]  # of a decoder with experts, see `router_means`
     grad_norm: float  # before clipping
     is_updated: bool  # False: `is_wanted` said no, and the weights are as before
     num_trained_tokens: int
@@ -68,17 +72,16 @@ def train_step(
             the modules or parameters and the samples where that began.
     """
     started = time.perf_counter()
+    bare_chunks = bare(chunks)
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    phases.enter(phases.WEIGHING)
-    micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
+    micro_batches = _weighed(batch, bare_chunks, parallel)
     forward = partial(forward_step, num_sources=len(batch.epochs))
     reports = run_schedule(forward, chunks, micro_batches)
     phases.enter(phases.COUNTING)
-    result, source_losses = _reduce(reports, batch, parallel)
+    result, losses_apart = _reduce(reports, batch, bare_chunks, parallel)
     computed = time.perf_counter()
-    bare_chunks = bare(chunks)
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, *_ in reports]
         run_again = partial(_forward_again, chunks, micro_batches)
@@ -93,7 +96,7 @@ def train_step(
         raise explain_gradient_norm(bare_chunks, micro_batches, grad_norm, step, parallel)
     return StepResult(
         loss=loss,
-        source_losses=source_losses,
+        **losses_apart,
         grad_norm=grad_norm,
         is_updated=is_updated,
         num_trained_tokens=num_trained,
@@ -106,6 +109,13 @@ def train_step(
         forward_backward_seconds=computed - started,
         optimizer_seconds=time.perf_counter() - computed,
     )
+
+
+def _weighed(batch: StepBatch, chunks: list[NVLMD], parallel: Parallel) -> list[MicroBatch]:
+    """The step's micro-batches, in which each token has its weight; routers know theirs."""
+    phases.enter(phases.WEIGHING)
+    begin_router_losses(chunks, batch.micro_batches, parallel)
+    return normalize_loss_weights(batch.micro_batches, parallel)
 
 
 def run_schedule(
@@ -180,20 +190,22 @@ _COUNTS = (
 
 
 def _reduce(
-    reports, batch: StepBatch, parallel: Parallel
-) -> tuple[dict[str, float], dict[str, float]]:
+    reports, batch: StepBatch, chunks: list[NVLMD], parallel: Parallel
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Sum the step's counts over all data ranks; losses live on last stages only.
 
-    Returns also the loss of each source.
+    Returns also `source_losses` and `router_losses`.
     """
     num_counts, sources = len(_COUNTS), list(batch.epochs)
     device = platform.current().device()
-    totals = torch.zeros(num_counts + 2 * len(sources), dtype=torch.float64, device=device)
+    num_losses = num_counts + 2 * len(sources)
+    totals = torch.zeros(num_losses + NUM_SUMS, dtype=torch.float64, device=device)
+    totals[num_losses:] = router_sums(chunks)
     if parallel.is_last_stage and parallel.tensor_rank == 0:
         for loss_sum, num_trained, by_source in reports:
             totals[0] += loss_sum
             totals[1] += num_trained
-            totals[num_counts:] += by_source.flatten()
+            totals[num_counts:num_losses] += by_source.flatten()
     if parallel.is_model_parallel_main:
         for micro_batch in batch.micro_batches:
             totals[2] += micro_batch.num_real_tokens
@@ -206,4 +218,7 @@ def _reduce(
     dist.all_reduce(totals)
     values = totals.tolist()  # at once: the host waits for the device
     counts: dict[str, float] = dict(zip(_COUNTS, values[:num_counts], strict=True))
-    return counts, losses_by_source(sources, values[num_counts:])
+    return counts, {
+        "source_losses": losses_by_source(sources, values[num_counts:num_losses]),
+        "router_losses": router_means(values[num_losses:]),
+    }

@@ -73,6 +73,8 @@ def step_parts(step: int, steps: int, record: dict[str, float], seconds_left: fl
         f"lr {record['lr']:.2e}",
         f"{record['seconds']:.2f} s (data {record['data_seconds'] / record['seconds']:.0%})",
     ]
+    if "router/load_balance_loss" in record:
+        parts.append(f"balance {record['router/load_balance_loss']:.3f}")
     if step < steps:
         parts.append(f"{spoken_time(seconds_left)} left")
     parts += [f"{trained} tokens", f"tiles {int(record['tiles']):,}"]

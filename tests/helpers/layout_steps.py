@@ -194,6 +194,8 @@ def of_whole_row(
 class TwoSteps:
     """A real training of the small model, with all its optimizer, for two steps."""
 
+    batches = (with_images, without_images)
+
     def __init__(self, config: RunConfig, parallel: Parallel):
         from nvlm.train.training import Training
 
@@ -206,9 +208,10 @@ class TwoSteps:
         """The next step; the second has no images."""
         training = self.training
         config, parallel = training.config, training.parallel
-        micro_batches = (with_images, without_images)[training.step](config)
+        micro_batches = self.batches[training.step](config)
         step = delivered(micro_batches, parallel, config.parallel.shares_tiles)
-        result = training.take_step(step).result
+        self.taken = training.take_step(step)
+        result = self.taken.result
         self.losses[training.step] = torch.tensor([result.loss, result.grad_norm])
 
     def load(self, run_folder: Path) -> None:
@@ -261,10 +264,11 @@ def _shards(chunks: list, values_of) -> list[tuple]:
             # A factory of tensors takes the number type of its values.
             dtype = {"dtype": values.dtype} if isinstance(entry, ShardedTensor) else {}
             for shard in sharded_tensors({name: replace(entry, data=values, **dtype)}):
-                layer = shard.global_offset[0] if shard.prepend_axis_num else None
+                layer, *expert = shard.global_offset[: shard.prepend_axis_num] or [None]
                 slices = shard.global_slice()[shard.prepend_axis_num :]
                 shape = shard.global_shape[shard.prepend_axis_num :]
-                shards.append((shard.key, layer, slices, shape, shard.data))
+                place = (layer, *expert) if expert else layer
+                shards.append((shard.key, place, slices, shape, shard.data))
     return shards
 
 

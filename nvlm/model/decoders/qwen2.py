@@ -18,15 +18,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
+    get_transformer_layer_offset,
 )
 
 from nvlm.config.schema import LanguageConfig
 from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
+from nvlm.model.decoders.experts import mark_experts, with_experts
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import HeadNorm, RMSNorm
 from nvlm.model.parts.rotation import scale_rotation
+from nvlm.model.parts.router import RouterLosses
 from nvlm.parallel.groups import Parallel
 
 
@@ -44,8 +47,13 @@ def build_language_model(
     """
     use_rows_from_device()
     num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
+    specs = [_layer_spec(language, parts, config, parallel)] * num_layers
+    router_losses = RouterLosses() if language.moe else None
+    if router_losses is not None:
+        first = get_transformer_layer_offset(config, vp_stage, parallel.pipeline_rank)
+        specs = with_experts(specs, first, language, parts, router_losses)
     layers = TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(language, parts, config, parallel)] * num_layers,
+        layer_specs=specs,
         layer_norm=RMSNorm,  # type: ignore[arg-type]
     )
     model = GPTModel(
@@ -66,6 +74,8 @@ def build_language_model(
     )
     scale_rotation(language, model.rotary_pos_emb)
     follow_gradient_mode(model.decoder)
+    mark_experts(model.decoder)
+    model.router_losses = router_losses  # type: ignore[assignment]
     return model
 
 

@@ -87,7 +87,11 @@ def initialize_weights(model: _Placed, config: RunConfig, pattern: str = "*") ->
         if isinstance(whole.row.initial, Constant):
             whole.fill(0, initial_tensor(config.train.seed, whole.row, whole.place))
     random = [whole for whole in tensors if isinstance(whole.row.initial, Normal)]
-    _draw(random, config.train.seed, model.parallel.groups.tp_dp_cp)
+    groups = model.parallel.groups
+    # Who holds what alike, or parts of it: the tensor- and data-parallel ranks of the stage, and of
+    # an expert those that have it.
+    _draw([t for t in random if t.place.expert is None], config.train.seed, groups.tp_dp_cp)
+    _draw([t for t in random if t.place.expert is not None], config.train.seed, groups.expt_dp)
     if any(isinstance(whole.row.initial, RowNorms) for whole in tensors):
         measure_rows(cast("nn.Module", model))
 

@@ -17,6 +17,7 @@ from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
 from nvlm.model.parts.rotation import softmax_scale
 from nvlm.platform.features import is_on
+from nvlm.sizes.expert_layers import expert_ffn_hidden_size
 from nvlm.sizes.layout import stage_layers
 
 
@@ -46,6 +47,7 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
         add_bias_linear=False,
         add_qkv_bias=language.qkv_bias,
         softmax_scale=softmax_scale(language),
+        **_experts(config),
         pipeline_model_parallel_size=config.parallel.pipeline,
         pipeline_model_parallel_layout=_uneven_layout(config),
         **message_settings(config.parallel.virtual_pipeline),
@@ -121,6 +123,24 @@ def _uneven_layout(config: RunConfig) -> list[list[str]] | None:
         return None
     rows = [["decoder"] * count for count in counts]
     return [["embedding", *rows[0]], *rows[1:-1], [*rows[-1], "loss"]]
+
+
+def _experts(config: RunConfig) -> dict:
+    moe = config.model.language.moe
+    if moe is None:
+        return {}
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_ffn_hidden_size": expert_ffn_hidden_size(config.model.language),
+        "moe_router_topk": moe.top_k,
+        # A choice should not hang on how 16 bits round.
+        "moe_router_dtype": "fp32",
+        "moe_aux_loss_coeff": moe.load_balance_loss,
+        "moe_z_loss_coeff": moe.z_loss,
+        "moe_token_dispatcher_type": "alltoall",
+        "expert_model_parallel_size": config.parallel.expert,
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def _recompute(
