@@ -97,6 +97,8 @@ def _own_tiles(
         sizes = share_sizes(num_tiles, size)
         if parallel.is_model_parallel_main:
             mine, *others = tiles[number].split(sizes)
+            # A view would keep the tiles of all.
+            mine = mine.clone() if others else mine
             for rank, others_tiles in enumerate(others, 1):
                 if others_tiles.numel():
                     dist.send(others_tiles, dist.get_global_rank(groups.cp, rank), groups.cp)

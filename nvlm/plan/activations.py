@@ -47,7 +47,7 @@ def chunk_bytes(config: RunConfig, stage: int, num_tiles: int) -> list[float]:
     # The table of angles, where layers are recomputed.
     kept[0] += of_stage.layers - sum(kept) + of_stage.projector
     if stage == 0:
-        kept[0] += _encoder_bytes(config, num_tiles)
+        kept[0] += _encoder_bytes(config, -(-num_tiles // config.parallel.context))
     return kept
 
 
@@ -107,7 +107,9 @@ def _width(config: RunConfig) -> int:
 
 
 def _num_tokens(config: RunConfig) -> int:
-    return config.stage.sequence_length * config.train.micro_batch_size
+    """Of a micro-batch, on one context-parallel rank."""
+    tokens = config.stage.sequence_length * config.train.micro_batch_size
+    return -(-tokens // config.parallel.context)
 
 
 def _num_local_numbers(config: RunConfig) -> int:

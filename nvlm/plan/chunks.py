@@ -42,7 +42,7 @@ class Parts:
 
 
 def parts_of(config: RunConfig, work: Work, device: Device) -> Parts:
-    num_tiles = work.num_tiles * config.train.micro_batch_size
+    num_tiles = work.num_tiles * config.train.micro_batch_size / config.parallel.context
     visual, again = projector(config, num_tiles, device), NOTHING
     if not config.parallel.shares_tiles:
         encoded, again = encoder(config, num_tiles, device)

@@ -1,7 +1,8 @@
 """What messages between ranks cost.
 
-Megatron-core numbers the ranks along the tensor axis first, then data, then pipeline. So a group's
-ranks are apart by the sizes of the axes before it, and what of a group shares a node follows.
+Megatron-core numbers the ranks along the tensor axis first, then context, data and pipeline. So a
+group's ranks are apart by the sizes of the axes before it, and what of a group shares a node
+follows.
 """
 
 from __future__ import annotations

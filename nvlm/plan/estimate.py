@@ -131,9 +131,10 @@ def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: 
     parallel, train = config.parallel, config.train
     num_sequences = train.global_batch_size // data_size
     num_micro_batches = num_sequences // train.micro_batch_size
-    device = device_of(config, assumptions, group(parallel.tensor, 1, assumptions))
-    data_group = group(data_size, parallel.tensor, assumptions)
-    neighbours = neighbour_group(parallel.pipeline, parallel.tensor * data_size, assumptions)
+    device = device_of(config, assumptions)
+    num_copies = data_size * parallel.context  # of a stage's weights
+    data_group = group(num_copies, parallel.tensor, assumptions)
+    neighbours = neighbour_group(parallel.pipeline, parallel.tensor * num_copies, assumptions)
 
     parts = parts_of(config, work, device)
     stages = [chunks_of(config, stage, parts) for stage in range(parallel.pipeline)]
@@ -180,7 +181,7 @@ def least_seconds(config: RunConfig, num_gpus: int, assumptions: Assumptions, wo
     """What a step takes at least: the slowest stage's passes, without any waiting."""
     data_size = num_gpus // config.parallel.model_parallel_size
     num_sequences = config.train.global_batch_size // data_size
-    device = device_of(config, assumptions, group(config.parallel.tensor, 1, assumptions))
+    device = device_of(config, assumptions)
     neighbours = neighbour_group(1, 1, assumptions)
     parts = parts_of(config, work, device)
     slowest = max(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from nvlm.config.schema import RunConfig
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.chunks import parts_of
-from nvlm.plan.communication import group
 from nvlm.plan.hardware import CARDS, DEFAULT_CARD
 from nvlm.plan.parts import decoder_layers
 from nvlm.plan.seconds import Passes, device_of
@@ -74,7 +73,7 @@ class _ChunkSeconds:
     def __init__(self, config: RunConfig):
         self._config, self._of_layers = config, {}
         assumptions = assumptions_for(CARDS[DEFAULT_CARD])
-        device = device_of(config, assumptions, group(config.parallel.tensor, 1, assumptions))
+        device = device_of(config, assumptions)
         parts = parts_of(config, largest_work(config), device)
         self._layer = parts.layer
         self._first, self._last = _total(parts.visual + parts.embedding), _total(parts.head)

@@ -14,8 +14,9 @@ _SHUFFLE_BYTES = 20
 
 
 def num_tokens(config: RunConfig) -> int:
-    """Of a micro-batch."""
-    return config.stage.sequence_length * config.train.micro_batch_size
+    """Of a micro-batch, on one context-parallel rank."""
+    tokens = config.stage.sequence_length * config.train.micro_batch_size
+    return -(-tokens // config.parallel.context)
 
 
 def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
@@ -35,7 +36,8 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
         bytes_ += turned * norm * language.qk_layernorm
         return scale * (bytes_ + turned * numbers["rotary_bytes"] + inner * activation)
 
-    pairs = work.token_pairs * config.train.micro_batch_size
+    # Chunks of documents are dealt so that context-parallel ranks have as many.
+    pairs = work.token_pairs * config.train.micro_batch_size / config.parallel.context
     products = (
         (hidden, (heads + 2 * groups) * width),
         (heads * width, hidden),
@@ -60,7 +62,23 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
         ),
         trains=has_gradients,
     )
-    return layer_passes(shape, device)
+    return _with_travelling_keys(layer_passes(shape, device), rows * groups * width, device)
+
+
+def _with_travelling_keys(layer: Passes, numbers: float, device: Device) -> Passes:
+    """With what context-parallel ranks send each other: keys and values, `numbers` of each, from
+    rank to rank until all have had them; backwards their gradients too. Attention goes on beside.
+    """
+    group = device.context_group
+    if group.size == 1:
+        return layer
+    seconds = (group.size - 1) * group.send_seconds(2 * numbers * device.number)
+
+    def beside(one: Seconds, sent: float) -> Seconds:
+        hidden = min(sent, one.attention)
+        return one + Seconds(messages=sent - hidden, hidden_messages=hidden)
+
+    return Passes(beside(layer.forward, seconds), beside(layer.backward, 2 * seconds))
 
 
 def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[Passes, Seconds]:
@@ -146,11 +164,23 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     splice = num_tokens(config) * language.hidden_size * numbers["splice_bytes"]
     moved = device.moving(scale * (moved_numbers + splice))
     summed = _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
-    forward = Seconds(matmul=products, elementwise=moved, messages=summed)
+    gathered = _image_tokens_seconds(config, rows, device)
+    forward = Seconds(matmul=products, elementwise=moved, messages=summed + gathered)
     if not (trains(config, PROJECTOR) or trains(config, VISION)):
         return Passes(forward, NOTHING)
     factor = 1 + (trainable_shares(config)[PROJECTOR] > 0)
-    return Passes(forward, Seconds(matmul=factor * products, elementwise=2 * moved))
+    return Passes(
+        forward, Seconds(matmul=factor * products, elementwise=2 * moved, messages=gathered)
+    )
+
+
+def _image_tokens_seconds(config: RunConfig, rows: float, device: Device) -> float:
+    """Of bringing the image tokens of all context-parallel ranks together; each has `rows`."""
+    group = device.context_group
+    if group.size == 1:
+        return 0.0
+    numbers = group.size * rows * config.model.language.hidden_size
+    return group.gather_seconds(numbers * device.number)
 
 
 def embedding(config: RunConfig, device: Device) -> Passes:

@@ -1,14 +1,16 @@
 """Other layouts of a run on the same GPUs: those that are legal and fit, the fastest first.
 
-The global batch stays, and with it the training. Varied are tensor, pipeline and virtual sizes,
-where tiles are encoded, how layers are cut, the micro-batch, and how many layers are recomputed: as
-few as fit. The fastest by their slowest stage alone are then planned, schedule and all.
+The global batch stays, and with it the training. Varied are tensor, context (of long rows),
+pipeline and virtual sizes, where tiles are encoded, how layers are cut, the micro-batch, and how
+many layers are recomputed: as few as fit. The fastest by their slowest stage alone are then
+planned, schedule and all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from nvlm.config.checks import check_world_size, contradictions
@@ -27,6 +29,8 @@ _MOST_STAGES, _MOST_CHUNKS = 16, 8
 Recomputed = tuple[Literal["none", "selective", "full"], float]
 _RECOMPUTED: tuple[Recomputed, ...] = (("none", 0), ("selective", 1), ("full", 0.5), ("full", 1))
 _NUM_PLANNED = 20
+# Of a row, on a context-parallel rank: with fewer, messages take longer than attention.
+_FEWEST_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
     """
     fitting: list[tuple[float, RunConfig]] = []
     num_legal = least = 0
-    for parallel in _layouts(num_gpus, int(assumptions["gpus_per_node"])):
+    per_node = int(assumptions["gpus_per_node"])
+    for parallel in _layouts(num_gpus, per_node, config.stage.sequence_length):
         kept: list[MemoryBytes] = []
         for micro_batch in _MICRO_BATCHES:
             candidate = _with(config, parallel, micro_batch)
@@ -56,7 +61,7 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
             num_legal += 1
             fixed = with_stage_layers(candidate)
             data_size = num_gpus // parallel.model_parallel_size
-            kept = kept or _kept(fixed, data_size)
+            kept = kept or _kept(fixed, data_size * parallel.context)
             recomputed, peak = _least_recomputed(fixed, data_size, assumptions, work, kept)
             least = min(least or peak, peak)
             if recomputed is None:
@@ -97,10 +102,13 @@ def _settings(config: RunConfig) -> dict[str, str]:
     }
 
 
-def _layouts(num_gpus: int, per_node: int) -> Iterator[ParallelConfig]:
+def _layouts(num_gpus: int, per_node: int, sequence_length: int) -> Iterator[ParallelConfig]:
     """Legal for a model or not."""
-    for tensor in _divisors(num_gpus, per_node):
-        for pipeline in _divisors(num_gpus // tensor, _MOST_STAGES):
+    most_parts = max(1, sequence_length // _FEWEST_TOKENS)
+    for tensor, context in product(_divisors(num_gpus, per_node), _divisors(num_gpus, most_parts)):
+        if num_gpus % (tensor * context):
+            continue
+        for pipeline in _divisors(num_gpus // (tensor * context), _MOST_STAGES):
             cuts: list[tuple[int, Literal["even", "auto"]]] = [(1, "even")]
             if pipeline > 1:
                 cuts.extend((chunks, "even") for chunks in range(2, _MOST_CHUNKS + 1))
@@ -110,6 +118,7 @@ def _layouts(num_gpus: int, per_node: int) -> Iterator[ParallelConfig]:
                     yield ParallelConfig(
                         tensor=tensor,
                         sequence=tensor > 1,
+                        context=context,
                         pipeline=pipeline,
                         virtual_pipeline=virtual,
                         layout=layout,
@@ -138,7 +147,7 @@ def _is_legal(config: RunConfig, num_gpus: int) -> bool:
     return next(contradictions(config), None) is None
 
 
-def _kept(config: RunConfig, data_size: int) -> list[MemoryBytes]:
+def _kept(config: RunConfig, num_copies: int) -> list[MemoryBytes]:
     """What stays between steps, by stage; the same for every micro-batch and recomputation."""
     last = config.parallel.pipeline - 1
     patterns = [*config.stage.freeze, *config.stage.adapters]
@@ -149,7 +158,7 @@ def _kept(config: RunConfig, data_size: int) -> list[MemoryBytes]:
         if 1 < stage < last and config.parallel.layout == "even" and every_layer_alike:
             kept.append(kept[1])
         else:
-            kept.append(stage_memory(config, stage, data_size))
+            kept.append(stage_memory(config, stage, num_copies))
     return kept
 
 

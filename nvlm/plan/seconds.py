@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.plan.assumptions import Assumptions
-from nvlm.plan.communication import Group
+from nvlm.plan.communication import Group, group, neighbour_group
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ NOTHING = Seconds()
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU in its tensor-parallel group, as the assumptions have it."""
+    """A GPU in its tensor- and context-parallel groups, as the assumptions have it."""
 
     assumptions: Assumptions
     tensor_group: Group
+    context_group: Group
     number: int  # bytes of a number
 
     def product(self, rows: float, inner: float, columns: float) -> float:
@@ -67,8 +68,14 @@ class Device:
         return operations / (numbers["peak_flops"] * numbers[f"attention_efficiency_{direction}"])
 
 
-def device_of(config: RunConfig, assumptions: Assumptions, tensor_group: Group) -> Device:
-    return Device(assumptions, tensor_group, DTYPES[config.train.precision].num_bytes)
+def device_of(config: RunConfig, assumptions: Assumptions) -> Device:
+    parallel = config.parallel
+    return Device(
+        assumptions,
+        group(parallel.tensor, 1, assumptions),
+        neighbour_group(parallel.context, parallel.tensor, assumptions),
+        DTYPES[config.train.precision].num_bytes,
+    )
 
 
 @dataclass(frozen=True)

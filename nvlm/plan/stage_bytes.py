@@ -85,13 +85,15 @@ def stage_bytes(
 ) -> StageBytes:
     """Of each process of pipeline stage `stage`, with `data_size` data-parallel ranks.
 
+    Context-parallel ranks share the optimizer's state with them, and the tiles of a row.
+
     Args:
         kept: what `stage_memory` says, where that is known.
     """
     parallel, train = config.parallel, config.train
     is_first = stage == 0
     num_micro_batches = train.global_batch_size // (data_size * train.micro_batch_size)
-    kept = kept or stage_memory(config, stage, data_size)
+    kept = kept or stage_memory(config, stage, data_size * parallel.context)
     most_tiles = work.most_tiles * train.micro_batch_size
 
     chunks = chunk_bytes(config, stage, most_tiles)
@@ -100,7 +102,7 @@ def stage_bytes(
     logits = head_bytes(config, stage)
     buffers = backward_bytes(config, stage)
     if is_first and not parallel.shares_tiles:
-        buffers = max(buffers, encoding_bytes(config, most_tiles))
+        buffers = max(buffers, encoding_bytes(config, -(-most_tiles // parallel.context)))
     num_tiles = num_micro_batches * train.micro_batch_size * work.num_tiles
     tiles = _visual_bytes(config, num_tiles, is_first)
     copied = _copied_bytes(config, kept.optimizer)
@@ -127,7 +129,7 @@ def _visual_bytes(config: RunConfig, num_tiles: float, is_first: bool) -> float:
     parallel = config.parallel
     pixels = num_tiles * tile_bytes(config) * (2 if config.data.num_workers else 1)
     if not parallel.shares_tiles:
-        return pixels * is_first
+        return pixels * is_first / parallel.context
     return pixels / parallel.model_parallel_size + feature_bytes(config, num_tiles) * is_first
 
 
@@ -152,7 +154,7 @@ def staged_bytes(config: RunConfig, stage: StageBytes, data_size: int) -> int:
     # In fp32 the weights are the optimizer's originals, which a checkpoint has besides.
     is_wide = config.train.precision == "fp32"
     originals = stage.optimizer // 2 if is_wide else 0
-    return stage.parameters // data_size + stage.optimizer + originals
+    return stage.parameters // (data_size * config.parallel.context) + stage.optimizer + originals
 
 
 @dataclass(frozen=True)

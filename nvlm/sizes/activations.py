@@ -9,6 +9,8 @@ for a moment is not counted, and neither is what a recomputed layer takes while 
 
 Of a layer with t tokens, n of them on this rank (t, or t / tensor with sequence parallelism):
 
+With context parallelism t are the tokens of this rank's part of the row.
+
     norms       2 x (the input [n, h] and one fp32 per row; the output [n, h], where what follows
                 trains)
     attention   values, and queries and keys after their rotation, [t, heads x d] each, and the
@@ -121,14 +123,16 @@ def stage_activations(
         layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
     return StageActivations(
         layers,
-        projector=_projector(config, num_tiles) if stage == 0 else 0,
+        projector=_projector(config, -(-num_tiles // parallel.context)) if stage == 0 else 0,
         head=_head(config) if stage == parallel.pipeline - 1 else 0,
     )
 
 
 def _num_tokens(config: RunConfig) -> tuple[int, int]:
-    """Of a micro-batch, and those whose hidden states a rank holds between layers."""
+    """Of a micro-batch's part of a context-parallel rank, and those whose hidden states a rank
+    holds between layers."""
     tokens = config.train.micro_batch_size * config.stage.sequence_length
+    tokens = -(-tokens // config.parallel.context)
     return tokens, tokens // config.parallel.tensor if config.parallel.sequence else tokens
 
 

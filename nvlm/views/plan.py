@@ -133,7 +133,16 @@ def print_search(
 
 
 def _print_ranking(console: Console, plans: list[Plan]) -> None:
-    headings = ["rank", "tensor", "pipe-\nline", "chunks", "data", "micro-\nbatch", "layers"]
+    headings = [
+        "rank",
+        "tensor",
+        "con-\ntext",
+        "pipe-\nline",
+        "chunks",
+        "data",
+        "micro-\nbatch",
+        "layers",
+    ]
     headings += ["tiles", "recom-\nputed", "GB", "s/step", "MFU"]
     rows = []
     for rank, plan in enumerate(plans[:_NUM_RANKED], start=1):
@@ -144,7 +153,8 @@ def _print_ranking(console: Console, plans: list[Plan]) -> None:
             recomputed = str(recompute.num_layers)
         rows.append(
             [
-                *map(str, (rank, parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)),
+                *map(str, (rank, parallel.tensor, parallel.context, parallel.pipeline)),
+                str(parallel.virtual_pipeline),
                 *map(str, (plan.data_size, train.micro_batch_size, parallel.layout)),
                 "shared" if parallel.shares_tiles else "stage 0",
                 recomputed,
@@ -212,11 +222,12 @@ def _print_summary(console: Console, plan: Plan, card: Card) -> None:
     rates = f"{plan.samples_per_second:,.3g} samples/s"
     if config.stage.packing:
         rates = f"{plan.sequences_per_second:,.3g} packs/s, {rates}"
+    context = f"context {parallel.context} x " if parallel.context > 1 else ""
     chunks = f" ({parallel.virtual_pipeline} chunks)" if parallel.virtual_pipeline > 1 else ""
     lines = [
         f"{config.run.name} on {plan.num_gpus:,} x {card.name}: tensor {parallel.tensor}"
-        f"{' + sequence' if parallel.sequence else ''} x pipeline {parallel.pipeline}{chunks} x "
-        f"data {plan.data_size}, {plan.num_micro_batches:,} micro-batches of "
+        f"{' + sequence' if parallel.sequence else ''} x {context}pipeline {parallel.pipeline}"
+        f"{chunks} x data {plan.data_size}, {plan.num_micro_batches:,} micro-batches of "
         f"{config.train.micro_batch_size} a step",
         f"work: {plan.work.num_tiles:.3g} tiles (at most {plan.work.most_tiles}) and "
         f"{plan.work.num_tokens:,.0f} of {config.stage.sequence_length:,} tokens in a sequence: "

@@ -88,6 +88,29 @@ def test_what_changes_of_layout_do():
     assert again.losses["recomputed"] > 0.1
 
 
+def test_processes_that_share_rows_hold_less_of_them():
+    long = [
+        "stage.sequence_length=131072",
+        "model.language.max_position_embeddings=131072",
+        "model.language.rope_scaling={kind: yarn, factor: 4}",
+        "parallel.tensor=8",
+        "parallel.sequence=true",
+        "parallel.pipeline=2",
+        "train.global_batch_size=64",
+        "train.recompute.language.granularity=full",
+    ]
+    alone = plan(SFT, 128, *long)
+    shared = plan(SFT, 128, *long, "parallel.context=8")
+    assert (alone.data_size, shared.data_size) == (8, 1)
+    for one, other in zip(alone.stages, shared.stages, strict=True):
+        # The weights' copies and the optimizer's shares are as many; a row's activations are not.
+        assert other.bytes.kept == one.bytes.kept
+        assert other.bytes.logits == pytest.approx(one.bytes.logits / 8, rel=1e-3)
+        assert other.bytes.activations < one.bytes.activations / 5  # the table of angles is whole
+    assert shared.flops == alone.flops
+    assert sum(shared.losses.values()) == pytest.approx(1)
+
+
 def test_more_gpus_take_less_time_and_lose_more():
     few, many = plan(SFT, 128), plan(SFT, 512)
     assert many.step_seconds < few.step_seconds
