@@ -71,7 +71,7 @@ def convert_to_hf(
     check_target(out, [checkpoint])
     config, progress = read_config(checkpoint), read_progress(checkpoint)
     check_tile_tags(config)
-    tokenizer = load_tokenizer(config)
+    tokenizer, chat = load_tokenizer(config)
 
     tensors = CheckpointTensors(checkpoint, export_rules(config.model))
     out_dtype = _WRITTEN[dtype] if dtype else _common_dtype(tensors)
@@ -85,7 +85,7 @@ def convert_to_hf(
 
         def describe(folder: Path) -> None:
             write_index(folder, files)
-            write_export_files(folder, config, progress, tokenizer, out_dtype)
+            write_export_files(folder, config, progress, tokenizer, chat, out_dtype)
 
         def write(folder: Path) -> None:
             on_every_rank(lambda: write_files(folder, mine, tensors))

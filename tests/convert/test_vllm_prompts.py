@@ -16,6 +16,7 @@ from helpers.vllm_prompts import CONTROL_TOKEN, PROMPTS
 
 from nvlm.config.schema import StageConfig
 from nvlm.convert.export.tokenizer import chat_template
+from nvlm.convert.hf_files.chat_format import CHATML
 from nvlm.convert.hf_files.prompts import PromptEncoder
 from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.encode import SampleEncoder
@@ -60,7 +61,9 @@ def _num_tiles(name: str) -> list[int]:
 @cache
 def _prompt_encoder(tokenizer, image_boundary: str) -> PromptEncoder:
     settings = {"image_boundary": image_boundary, "tile_tags": "1d", "use_thumbnail": True}
-    config = SimpleNamespace(image_token=PLACEHOLDER, max_dynamic_patch=6, **settings)
+    config = SimpleNamespace(
+        image_token=PLACEHOLDER, max_dynamic_patch=6, chat_format=CHATML, **settings
+    )
     return PromptEncoder(tokenizer, config, TOKENS_PER_TILE)
 
 

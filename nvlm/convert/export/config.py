@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import asdict
 from typing import Any
 
 from nvlm.config.schema import RunConfig
@@ -12,6 +14,7 @@ from nvlm.convert.hf.values import (
     prompt_values,
     vision_values,
 )
+from nvlm.data.text.chat_format import CHATML, ChatFormat
 from nvlm.errors import ConvertError
 
 # What servers for the released NVLM-D build without being told (docs/serving.md has the sources).
@@ -46,7 +49,13 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 def model_config(
-    config: RunConfig, dtype: str, image_token_id: int, eos_token_id: int, pad_token_id: int | None
+    config: RunConfig,
+    dtype: str,
+    image_token_id: int,
+    eos_token_id: int,
+    pad_token_id: int | None,
+    bos_token_id: int | None = None,
+    chat: ChatFormat = CHATML,
 ) -> dict[str, Any]:
     """`config.json`, with the released model's keys and ours (see configuration_nvlm_d.py).
 
@@ -55,6 +64,8 @@ def model_config(
         image_token_id: id of `model.image_token`.
         eos_token_id: id of the token that ends a turn.
         pad_token_id: the tokenizer's padding id, if it has one.
+        bos_token_id: id of the token that begins a sequence, if one does.
+        chat: the tokenizer's, in which conversations are written.
     """
     vision, language = config.model.vision, config.model.language
     architecture = language_architecture(language)
@@ -78,11 +89,13 @@ def model_config(
         "projector_hidden_size": config.model.connector.ffn_hidden_size,
         "projector_layer_norm_eps": config.model.connector.norm_epsilon,
         **prompt_values(config),
+        "template": chat.name,
+        "chat_format": {key: value for key, value in asdict(chat).items() if key != "name"},
         "llm_config": {
             "architectures": [architecture],
             "model_type": MODEL_TYPES[architecture],
             "attention_dropout": 0.0,
-            "bos_token_id": None,
+            "bos_token_id": bos_token_id,
             **dtypes,
             "eos_token_id": eos_token_id,
             "initializer_range": 0.02,
@@ -106,8 +119,10 @@ def model_config(
     }
 
 
-def generation_config(eos_token_id: int, pad_token_id: int | None) -> dict[str, Any]:
-    """`generation_config.json`: greedy."""
+def generation_config(stop_ids: Collection[int], pad_token_id: int | None) -> dict[str, Any]:
+    """`generation_config.json`: greedy, until one of `stop_ids`."""
+    stops = sorted(stop_ids)
+    eos_token_id = stops[0] if len(stops) == 1 else stops
     return {"do_sample": False, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
 
 

@@ -12,12 +12,14 @@ import torch
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import generation_config, model_config, preprocessor_config
 from nvlm.convert.export.model_card import model_card
-from nvlm.convert.export.tokenizer import TURN_END, save_tokenizer
+from nvlm.convert.export.tokenizer import save_tokenizer
 from nvlm.convert.hf.folder import CONFIG_FILE
+from nvlm.data.text.chat import ChatTokenizer
 from nvlm.sizes.parameters import COMPONENTS, component_parameters
 
 MODELING_FILES = (
     "chat.py",
+    "chat_format.py",
     "configuration_intern_vit.py",
     "configuration_nvlm_d.py",
     "image_tiling.py",
@@ -28,18 +30,22 @@ MODELING_FILES = (
 
 
 def write_export_files(
-    folder: Path, config: RunConfig, progress: dict | None, tokenizer: Any, dtype: torch.dtype
+    folder: Path,
+    config: RunConfig,
+    progress: dict | None,
+    tokenizer: Any,
+    chat: ChatTokenizer,
+    dtype: torch.dtype,
 ) -> None:
-    """Write all but the weights of an export into `folder`."""
+    """Write all but the weights of an export into `folder`; `chat` was made of `tokenizer`."""
     dtype_name = str(dtype).removeprefix("torch.")
-    image_token_id = tokenizer.convert_tokens_to_ids(config.model.image_token)
-    eos_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(TURN_END), tokenizer.pad_token_id
-    if pad_token_id is None:
-        pad_token_id = eos_token_id
-    save_tokenizer(tokenizer, config.stage, folder)
+    begin = chat.control_ids.get(chat.format.begin)
+    save_tokenizer(tokenizer, chat, config.stage, folder)
     files = {
-        CONFIG_FILE: model_config(config, dtype_name, image_token_id, eos_token_id, pad_token_id),
-        "generation_config.json": generation_config(eos_token_id, pad_token_id),
+        CONFIG_FILE: model_config(
+            config, dtype_name, chat.image_id, chat.end_id, chat.pad_id, begin, chat.format
+        ),
+        "generation_config.json": generation_config(chat.stop_ids, chat.pad_id),
         "preprocessor_config.json": preprocessor_config(config.model.vision.image_size),
     }
     for name, values in files.items():
@@ -51,4 +57,4 @@ def write_export_files(
         name: sum(row.num_parameters for row in component_parameters(config.model, name))
         for name in COMPONENTS
     }
-    (folder / "README.md").write_text(model_card(config, progress, sizes, dtype_name))
+    (folder / "README.md").write_text(model_card(config, chat.format, progress, sizes, dtype_name))

@@ -8,6 +8,7 @@ from nvlm.config.compose import to_yaml
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import VLLM_BOUNDARIES, serving_differences
 from nvlm.convert.hf.values import language_architecture
+from nvlm.data.text.chat_format import CHATML, ChatFormat
 from nvlm.sizes.visual import VisualLayout
 
 _TEMPLATE = """\
@@ -111,11 +112,16 @@ vllm serve . --trust-remote-code
 
 
 def model_card(
-    config: RunConfig, progress: dict | None, num_parameters: dict[str, int], dtype: str
+    config: RunConfig,
+    chat: ChatFormat,
+    progress: dict | None,
+    num_parameters: dict[str, int],
+    dtype: str,
 ) -> str:
     """Markdown for the export of a checkpoint.
 
     Args:
+        chat: how conversations are written.
         progress: what the training run noted beside its weights; None for converted weights.
         num_parameters: component -> parameters, zero heads counted.
         dtype: `float32` or `bfloat16`.
@@ -134,7 +140,7 @@ def model_card(
         dtype=dtype,
         vlmevalkit=vlmevalkit,
         vllm=vllm,
-        prompt=_prompt(config),
+        prompt=_prompt(config, chat),
         lengths=_lengths(config),
         differences=_differences(differences),
         provenance=_provenance(config, progress),
@@ -167,7 +173,7 @@ def _weights(config: RunConfig, dtype: str) -> str:
     )
 
 
-def _prompt(config: RunConfig) -> str:
+def _prompt(config: RunConfig, chat: ChatFormat) -> str:
     stage, visual = config.stage, VisualLayout.from_config(config)
     if stage.system_message is None:
         system = "without a system turn of its own"
@@ -175,12 +181,24 @@ def _prompt(config: RunConfig) -> str:
         system = f"with the system message `{stage.system_message}` where a conversation has none"
     tag = "" if stage.tile_tags == "none" else "a tag (`<tile_1>`, ..., `<tile_global_thumbnail>`) "
     return _paragraph(
-        f"ChatML, {system}, a newline after each `<|im_end|>`. An image in a question is the mark",
+        f"{_turns(chat)}, {system}. An image in a question is the mark",
         f"`<image>`; it becomes `<Image>`, for each tile {tag}{'and ' if tag else ''}"
         f"{visual.num_tokens_per_tile} times `{config.model.image_token}`, "
         "`</Image>`.",
         "The tokenizer's chat template writes the same, with the mark as it stands.",
         _BOUNDARIES[stage.image_boundary],
+    )
+
+
+def _turns(chat: ChatFormat) -> str:
+    if chat == CHATML:
+        return "ChatML with a newline after each `<|im_end|>`"
+    opening, begin = chat.around("assistant")[0], f" begins with `{chat.begin}` and"
+    parts = [*chat.user, opening, chat.assistant[1]]
+    question, asked, lead, end = (part.replace("\n", "\\n") for part in parts)
+    return (
+        f"A conversation{begin if chat.begin else ''} is written as `{question}QUESTION{asked}"
+        f"{lead}{chat.answer_start}ANSWER{end}` (format `{chat.name}`)"
     )
 
 

@@ -222,6 +222,7 @@ NVLM_D = Keys(
     rules=frozenset({"vision_config", "llm_config"}),
     prompts=frozenset(
         {
+            "chat_format",
             "dynamic_image_size",
             "image_boundary",
             "image_token",

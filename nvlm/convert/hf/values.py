@@ -52,7 +52,6 @@ def prompt_values(config: RunConfig) -> dict[str, Any]:
         "dynamic_image_size": stage.max_num_tiles > 1,
         "max_dynamic_patch": stage.max_num_tiles,
         "min_dynamic_patch": 1,
-        "template": "chatml",
         # Of a single tile there never is one; servers take its tag from this key.
         "use_thumbnail": stage.use_thumbnail or stage.max_num_tiles == 1,
         "image_boundary": stage.image_boundary,

@@ -1,6 +1,6 @@
 """`chat`: a question, with images and earlier turns, to an answer.
 
-Images enter as tiles (`load_image`), text as messages in ChatML (prompts.py). Every image is the
+Images enter as tiles (`load_image`), text as messages (prompts.py). Every image is the
 mark `<image>` in a question; it becomes `<Image>`, per tile a tag and `num_image_token`
 placeholders, `</Image>`.
 """
@@ -124,7 +124,7 @@ class ChatMixin:
         settings, others = self._settings(generation_config)
         own_ends = settings.eos_token_id
         own_ends = own_ends if isinstance(own_ends, list) else [own_ends]
-        ends = {encoder.turn_end_id, *own_ends} - {None}
+        ends = {*encoder.stop_ids, *own_ends} - {None}
         settings.eos_token_id = sorted(ends)
         if settings.pad_token_id is None:
             settings.pad_token_id = encoder.turn_end_id

@@ -3,6 +3,7 @@
 import transformers
 from transformers import PretrainedConfig
 
+from .chat_format import CHATML
 from .configuration_intern_vit import InternVisionConfig
 
 # By name: releases of transformers before 4.51 have no Qwen3.
@@ -27,6 +28,7 @@ class NVLM_D_Config(PretrainedConfig):
         the first tag one by one.
     system_message: text of the system turn that `chat` begins with; None for no system turn.
     image_token: the special token whose positions image embeddings overwrite.
+    chat_format: how conversations are written; see chat_format.py. `template` is its name.
     """
 
     model_type = "NVLM_D"
@@ -56,6 +58,7 @@ class NVLM_D_Config(PretrainedConfig):
         image_boundary="merged",
         system_message="Answer the questions.",
         image_token="<|vision_pad|>",
+        chat_format=None,
         **kwargs,
     ):
         if not isinstance(vision_config, InternVisionConfig):
@@ -79,6 +82,7 @@ class NVLM_D_Config(PretrainedConfig):
         self.image_boundary = image_boundary
         self.system_message = system_message
         self.image_token = image_token
+        self.chat_format = chat_format or CHATML
         kwargs["tie_word_embeddings"] = llm_config.tie_word_embeddings
         super().__init__(**kwargs)
 

@@ -1,19 +1,15 @@
 """Conversations as token ids, exactly as the model was trained to read them.
 
-A turn is `<|im_start|>{role}\\n{content}<|im_end|>\\n`. Control tokens are inserted as ids; text
-between two of them is tokenised as one string in which no special token is recognised, so no text
-can turn into a control token. An earlier answer begins a new string, as it did when it was
+What stands around each turn says `chat_format` of the configuration. Control tokens are inserted as
+ids; text between two of them is tokenised as one string in which no special token is recognised, so
+no text can turn into a control token. An earlier answer begins a new string, as it did when it was
 generated. `image_boundary` of the configuration says how text around images is tokenised.
 """
 
-import json
-
-from tokenizers import Tokenizer
-from transformers.utils import cached_file
+from .chat_format import answer_opening, plain_tokenizers, split_controls, written_turns
 
 IMAGE_MARK = "<image>"
 IMAGE_START, IMAGE_END = "<Image>", "</Image>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 
 def tile_tags(num_tiles, kind, use_thumbnail, max_num_tiles):
@@ -38,9 +34,16 @@ class PromptEncoder:
         self.config = config
         self.num_image_token = num_image_token
         self.image_id = self.control_id(config.image_token)
-        self.turn_start_id = self.control_id(TURN_START)
-        self.turn_end_id = self.control_id(TURN_END)
-        self._plain = _without_added_tokens(tokenizer)
+        self.chat_format = config.chat_format
+        self.control_ids = {token: self.control_id(token) for token in self.chat_format["controls"]}
+        after = split_controls(self.chat_format, self.chat_format["assistant"][1])
+        self.turn_end_id = next(
+            self.control_ids[part] for part in after if part in self.control_ids
+        )
+        vocabulary = tokenizer.get_vocab()
+        others = {vocabulary[token] for token in self.chat_format["stops"] if token in vocabulary}
+        self.stop_ids = {self.turn_end_id, *others}
+        self._plain = plain_tokenizers(tokenizer)
 
     def control_id(self, token):
         token_id = self.tokenizer.get_vocab().get(token)
@@ -57,31 +60,39 @@ class PromptEncoder:
         writer = _Writer(self._plain)
         images = iter(num_patches_list)
         check_marks([*(earlier for earlier, _ in history), question], num_patches_list)
-        if system_message is not None:
-            self._write_turn(writer, "system", system_message)
+        turns = []
         for earlier_question, earlier_answer in history:
-            self._write_turn(writer, "user", earlier_question, images)
-            self._write_turn(writer, "assistant", earlier_answer)
-        self._write_turn(writer, "user", question, images)
-        writer.control(self.turn_start_id)
-        writer.text("assistant\n")
+            turns += [("user", earlier_question), ("assistant", earlier_answer)]
+        turns.append(("user", question))
+        self._write_format(writer, self.chat_format["begin"])
+        for role, before, joined, content, after in written_turns(
+            self.chat_format, system_message, turns
+        ):
+            writer.boundary()
+            self._write_format(writer, before)
+            if role == "assistant":
+                writer.boundary()
+            writer.text(joined)
+            self._write_content(writer, content, images if role == "user" else None)
+            self._write_format(writer, after)
+        writer.boundary()
+        self._write_format(writer, answer_opening(self.chat_format))
         return writer.finish()
 
     def bare(self, text, num_patches_list):
         """`text` alone, without turns; its `<image>` marks are images."""
         check_marks([text], num_patches_list)
         writer = _Writer(self._plain)
+        self._write_format(writer, self.chat_format["begin"])
         self._write_content(writer, text, iter(num_patches_list))
         return writer.finish()
 
-    def _write_turn(self, writer, role, content, images=None):
-        writer.control(self.turn_start_id)
-        writer.text(f"{role}\n")
-        if role == "assistant":
-            writer.boundary()
-        self._write_content(writer, content, images)
-        writer.control(self.turn_end_id)
-        writer.text("\n")
+    def _write_format(self, writer, text):
+        for part in split_controls(self.chat_format, text):
+            if part in self.control_ids:
+                writer.control(self.control_ids[part])
+            else:
+                writer.text(part)
 
     def _write_content(self, writer, content, images):
         """Text, with an image for each mark; where `images` is None a mark is plain text."""
@@ -142,9 +153,10 @@ class _Writer:
     """Collects text and control tokens; text between two control tokens is tokenised together."""
 
     def __init__(self, plain):
-        self.plain = plain
+        self.after_control, self.within = plain
         self.ids = []
         self.pending = ""
+        self.is_after_text = False
 
     def text(self, text):
         self.pending += text
@@ -152,24 +164,16 @@ class _Writer:
     def boundary(self):
         """Tokenise what is pending, apart from what follows."""
         if self.pending:
-            self.ids += self.plain.encode(self.pending, add_special_tokens=False).ids
+            plain = self.within if self.is_after_text else self.after_control
+            self.ids += plain.encode(self.pending, add_special_tokens=False).ids
+            self.is_after_text = True
         self.pending = ""
 
     def control(self, token_id, repeat=1):
         self.boundary()
         self.ids += [token_id] * repeat
+        self.is_after_text = False
 
     def finish(self):
         self.boundary()
         return self.ids
-
-
-def _without_added_tokens(tokenizer):
-    """A copy of the tokenizer's core to which `<|im_start|>` and the like are ordinary text."""
-    core = getattr(tokenizer, "backend_tokenizer", None)
-    if core is None:
-        # A tokenizer in Python (`use_fast=False` before transformers 5): its folder has the core.
-        core = Tokenizer.from_file(str(cached_file(tokenizer.name_or_path, "tokenizer.json")))
-    definition = json.loads(core.to_str())
-    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps({**definition, **plain}))

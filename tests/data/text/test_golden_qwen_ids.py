@@ -100,10 +100,13 @@ def test_whole_prompt(qwen_tokenizer: ChatTokenizer, image_boundary: str, lead: 
 
 @pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
 def test_prompt_code_of_exports(qwen_tokenizer: ChatTokenizer, image_boundary: str):
+    from nvlm.convert.hf_files.chat_format import CHATML
     from nvlm.convert.hf_files.prompts import PromptEncoder
 
     settings = {"image_boundary": image_boundary, "tile_tags": "1d", "use_thumbnail": True}
-    config = SimpleNamespace(image_token="<|vision_pad|>", max_dynamic_patch=6, **settings)
+    config = SimpleNamespace(
+        image_token="<|vision_pad|>", max_dynamic_patch=6, chat_format=CHATML, **settings
+    )
     exported = PromptEncoder(build_qwen_tokenizer(), config, num_image_token=256)
     ids = exported.conversation(QUESTION[0]["content"], [], [3], "Answer the questions.")
     tokens, _ = make_encoder(qwen_tokenizer, image_boundary=image_boundary).encode_prompt(
