@@ -14,9 +14,9 @@ from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceCon
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
 from nvlm.errors import ConfigError
 
-# `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`, `<|im_start|>assistant\n` and one
-# token of question and answer each: the least that stands around an image. Tokens that are not
-# merged, at one end of an image or the other, are one more.
+# With Qwen2's tokenizer: `<|im_start|>user\n`, `<Image>`, `</Image>\n`, `<|im_end|>\n`,
+# `<|im_start|>assistant\n` and one token of question and answer each: the least that stands around
+# an image. Tokens that are not merged, at one end of an image or the other, are one more.
 NUM_TOKENS_AROUND_IMAGE = {"block": 17, "merged": 16, "separate": 17}
 
 

@@ -180,9 +180,11 @@ class ModelConfig(Section):
     cross_attention: CrossAttentionConfig | None = None
     """Of `cross_attention` and `hybrid`. null: none, as `decoder_only` needs."""
     tokenizer: PathText
-    """A folder with a Hugging Face tokenizer, or a hub name."""
+    """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how conversations
+    are written."""
     image_token: Name = "<|vision_pad|>"
-    """The special token whose positions image embeddings overwrite."""
+    """The special token whose positions image embeddings overwrite: one that the tokenizer has and
+    that stands nowhere else, such as Llama 3's `<|reserved_special_token_0|>`."""
     layer_implementation: Literal["auto", "local", "transformer_engine"] = "auto"
     """`auto`: Transformer Engine on a GPU where it is installed, in bf16; else `local`."""
 

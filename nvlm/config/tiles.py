@@ -19,6 +19,7 @@ def max_tag_tokens(tile_tags: TileTags, max_num_tiles: int, image_size: int) -> 
     """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
 
     Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).
+    Those of the run's own are counted when it is read (`SampleEncoder.check_room`).
     """
     tiles = max_num_tiles
     match tile_tags:

@@ -77,5 +77,6 @@ def _start(config: RunConfig) -> str:
 def _tokenizer(config: RunConfig) -> str:
     from nvlm.data.text.chat import load_chat_tokenizer
 
-    load_chat_tokenizer(config.model.tokenizer, config.model.image_token)
-    return f"{config.model.tokenizer} is read, and has {config.model.image_token}"
+    name, image_token = config.model.tokenizer, config.model.image_token
+    chat = load_chat_tokenizer(name, image_token)
+    return f"{name} is read, has {image_token}, and writes conversations as {chat.format.name}"

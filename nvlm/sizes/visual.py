@@ -19,8 +19,9 @@ Whoever counts tiles or image tokens asks here. Tags tell the language model whi
 The thumbnail, and the tile of an image that is one tile, have `<tile_global_thumbnail>`. Numbers
 of tiles have as many digits as the stage's largest, and the thumbnail's tag of 1-D grows with them
 (`<tile_01>`, `<tile_global_thumbnail0>` from ten tiles on): with Qwen2's tokenizer all tags of a
-model with 1-D tags have equally many tokens, and so have the tiles' of a grid. Boxes are pixels as
-they are. No tag is the beginning of another.
+model with 1-D tags have equally many tokens, and so have the tiles' of a grid. Nothing counts on
+that: others, such as Llama 3's, make one token of several digits. Boxes are pixels as they are. No
+tag is the beginning of another.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ class SampleEncoder:
         """The encoder of a run.
 
         Raises:
-            DataError: no tokenizer, or one with more tokens than the model has rows.
+            DataError: no tokenizer, one with more tokens than the model has rows, or one with which
+                an image does not fit into a sequence.
         """
         if tokenizer is None:
             tokenizer = load_chat_tokenizer(config.model.tokenizer, config.model.image_token)
@@ -105,12 +106,30 @@ class SampleEncoder:
                 f"model.tokenizer {config.model.tokenizer} has {tokenizer.vocab_size} tokens, more "
                 f"than model.language.vocab_size {config.model.language.vocab_size}"
             )
-        return cls(
-            tokenizer,
-            visual=VisualLayout.from_config(config),
-            image_boundary=config.stage.image_boundary,
-            system_message=config.stage.system_message,
-        )
+        visual, boundary = VisualLayout.from_config(config), config.stage.image_boundary
+        bare = cls(tokenizer, visual=visual, image_boundary=boundary, system_message=None)
+        bare.check_room(config.stage.sequence_length)
+        system_message = config.stage.system_message
+        return cls(tokenizer, visual=visual, image_boundary=boundary, system_message=system_message)
+
+    def check_room(self, sequence_length: int) -> None:
+        """Raise `DataError` unless an image of most tiles fits, with a word of question and answer.
+
+        Configurations are checked before, with the tokens that Qwen2's tokenizer makes.
+        """
+        turns = [("user", f"{IMAGE_MARK}\nWhat"), ("assistant", "This")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        (lengths,) = self.measure([Sample("", "", messages)])
+        visual = self.visual
+        tags = self.tag_lengths(visual.max_num_tiles)
+        of_image = max(n + visual.num_tokens(visual.num_tiles(grid)) for grid, n in tags.items())
+        least = sum(lengths.turn_tokens) + lengths.leads_multiple[0] + of_image
+        if least > sequence_length:
+            raise DataError(
+                f"stage.sequence_length {sequence_length} is too short for one image of "
+                f"{visual.max_tiles_per_image} tiles and its prompt with this tokenizer: at least "
+                f"{least} tokens, or fewer stage.max_num_tiles"
+            )
 
     def template_settings(self) -> dict[str, str | int | None]:
         """What decides text lengths; an index is valid for one value of it.

@@ -12,6 +12,7 @@ from helpers.chat_tokenizers import TEMPLATES, build_tokenizer, image_token
 from transformers import PreTrainedTokenizerFast
 
 from nvlm.batch import IGNORED_LABEL
+from nvlm.data.images.tiling import candidate_grids
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer
@@ -19,7 +20,7 @@ from nvlm.data.text.chat_format import FORMATS, written
 from nvlm.data.text.chat_template import PROBES, render
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import DataError
-from nvlm.sizes.visual import VisualLayout
+from nvlm.sizes.visual import TileTags, VisualLayout
 
 # Template -> format, what is stripped, whether it refuses system texts.
 FOUND = {
@@ -332,3 +333,20 @@ def test_an_index_of_another_format_is_another_index():
     assert make_encoder(untrimmed).template_settings() != trimmed
     # What was indexed before there were other formats stays.
     assert "chat format" not in make_encoder(made("qwen2")[1]).template_settings()
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "mistral", "qwen2"])
+@pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box"])
+def test_an_image_that_does_not_fit_into_a_sequence_is_refused(name: str, tile_tags: TileTags):
+    """Tokens of tags and turns are the tokenizer's: Llama 3 makes one of `12`, Qwen2 two."""
+    visual = VisualLayout(tile_tags, True, 12, 448, num_tokens_per_tile=4)
+    encoder = make_encoder(made(name)[1], visual=visual)
+    messages = [
+        {"role": "user", "content": "<image>\nWhat"},
+        {"role": "assistant", "content": "This"},
+    ]
+    longest = max(len(encoder.encode(messages, [g]).tokens) for g in candidate_grids(12))
+    encoder.check_room(longest)
+    message = f"too short for one image of 13 tiles .* at least {longest} tokens"
+    with pytest.raises(DataError, match=message):
+        encoder.check_room(longest - 1)
