@@ -180,8 +180,8 @@ class ModelConfig(Section):
     cross_attention: CrossAttentionConfig | None = None
     """Of `cross_attention` and `hybrid`. null: none, as `decoder_only` needs."""
     tokenizer: PathText
-    """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how conversations
-    are written."""
+    """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how
+    conversations are written."""
     image_token: Name = "<|vision_pad|>"
     """The special token whose positions image embeddings overwrite: one that the tokenizer has and
     that stands nowhere else, such as Llama 3's `<|reserved_special_token_0|>`."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import RunConfig, VisionConfig
 from nvlm.convert.hf.architectures import MODEL_TYPES
 from nvlm.convert.hf.values import (
     language_architecture,
@@ -103,19 +103,23 @@ def model_config(
             "use_cache": True,
             **language_values(language),
         },
-        "vision_config": {
-            "architectures": ["InternVisionModel"],
-            "model_type": "intern_vit_6b",
-            "attention_dropout": 0.0,
-            "drop_path_rate": 0.0,
-            "dropout": 0.0,
-            **dtypes,
-            "initializer_factor": vision.layer_scale_init,
-            "initializer_range": vision.init_std,
-            "num_channels": 3,
-            "num_stored_attention_heads": vision.num_stored_attention_heads,
-            **vision_values(vision),
-        },
+        "vision_config": _vision_config(vision, dtypes),
+    }
+
+
+def _vision_config(vision: VisionConfig, dtypes: dict[str, str]) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        "attention_dropout": 0.0,
+        "drop_path_rate": 0.0,
+        "dropout": 0.0,
+        **dtypes,
+        "initializer_factor": vision.layer_scale_init,
+        "initializer_range": vision.init_std,
+        "num_channels": 3,
+        "num_stored_attention_heads": vision.num_stored_attention_heads,
+        **vision_values(vision),
     }
 
 
