@@ -19,6 +19,7 @@ from nvlm.convert.export.config import RELEASED_IMAGE_TOKEN, RELEASED_PROJECTOR_
 from nvlm.convert.hf.architectures import architecture_of
 from nvlm.convert.hf.comparison import read_rope, shown, with_defaults
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
+from nvlm.convert.hf.expert_keys import EXPERT_KEYS, moe_section
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder, read_json
 from nvlm.convert.hf.values import NORM_TYPES
 from nvlm.convert.tables.nvlm_d import LANGUAGE_PREFIX, VISION_PREFIX
@@ -120,6 +121,7 @@ def _language(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     language = {s: values[key] for key, s in QWEN2.settings.items() if key != "head_dim"}
+    moe = moe_section(dict(found)) if architecture in EXPERT_KEYS else None
     rope = read_rope(found)
     base, kind = rope.pop("rope_theta"), rope.pop("rope_type", None) or rope.pop("type", None)
     rope.pop("type", None)
@@ -128,8 +130,9 @@ def _language(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         "kv_channels": values["head_dim"],
         "rope_base": base,
         "rope_scaling": _rope_scaling(kind, rope),
-        "qkv_bias": architecture == "Qwen2ForCausalLM",
-        "qk_layernorm": architecture == "Qwen3ForCausalLM",
+        "qkv_bias": architecture == "Qwen2ForCausalLM" or bool(moe and found.get("qkv_bias")),
+        "qk_layernorm": architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        "moe": moe,
         "share_embeddings_and_output_weights": values["tie_word_embeddings"],
         "max_position_embeddings": values["max_position_embeddings"],
     }, values

@@ -49,6 +49,9 @@ YARN = [
     "model.language.max_position_embeddings=256",
     "stage.sequence_length=256",
 ]
+EXPERTS = [
+    "model.language.moe={num_experts: 4, every_nth_layer: 2, ffn_hidden_size: 96}",
+]
 SHARED = ["model.language.share_embeddings_and_output_weights=true"]
 CASES = {
     "InternViT-300M, Qwen2-0.5B": [*INTERNVIT_300M, *NO_ZERO_HEADS, *SHARED],
@@ -57,6 +60,7 @@ CASES = {
     "InternViT-300M, Qwen3-0.6B": [*INTERNVIT_300M, *QWEN3, *SHARED],
     "InternViT-6B, Llama 3": [*NO_ZERO_HEADS, *LLAMA3],
     "InternViT-6B, Qwen2 with YaRN": [*NO_ZERO_HEADS, *YARN],
+    "InternViT-300M, Qwen3-MoE": [*INTERNVIT_300M, *QWEN3, *EXPERTS],
 }
 
 

@@ -33,6 +33,9 @@ def language_class(language: LanguageConfig):
     """The class that transformers has for it."""
     import transformers
 
+    if language.moe is not None:
+        name = "Qwen3MoeForCausalLM" if language.qk_layernorm else "Qwen2MoeForCausalLM"
+        return getattr(transformers, name)
     bias = "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"
     return getattr(transformers, "Qwen3ForCausalLM" if language.qk_layernorm else bias)
 
@@ -56,4 +59,14 @@ def language_settings(language: LanguageConfig, **changes):
         "max_position_embeddings": language.max_position_embeddings,
         "tie_word_embeddings": language.share_embeddings_and_output_weights,
     }
+    if language.moe is not None:
+        settings |= {
+            "num_experts": language.moe.num_experts,
+            "num_experts_per_tok": language.moe.top_k,
+            "decoder_sparse_step": language.moe.every_nth_layer,
+            "moe_intermediate_size": language.moe.ffn_hidden_size or language.ffn_hidden_size,
+            "norm_topk_prob": True,
+        }
+        if not language.qk_layernorm:
+            settings |= {"qkv_bias": language.qkv_bias, "shared_expert_intermediate_size": 0}
     return language_class(language).config_class(**settings | changes)

@@ -23,6 +23,7 @@ from nvlm.convert.hf.comparison import (
     with_defaults,
 )
 from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, MISTRAL, NVLM_D, QWEN2, QWEN3
+from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of, with_num_experts
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
 from nvlm.convert.hf.values import (
     language_architecture,
@@ -40,6 +41,7 @@ _LANGUAGE_KEYS = {
     "Qwen3ForCausalLM": QWEN3,
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
+    **EXPERT_KEYS,
 }
 LANGUAGE_ARCHITECTURES = tuple(_LANGUAGE_KEYS)
 # Architecture -> those that, with the values that are accepted of them, compute the same.
@@ -50,6 +52,8 @@ MODEL_TYPES = {
     "Qwen3ForCausalLM": "qwen3",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 
 
@@ -213,13 +217,14 @@ def language_problems(found: Mapping[str, Any], language: LanguageConfig) -> lis
     if architecture_of(found) in _ALSO.get(architecture, ()):
         architecture = str(architecture_of(found))
     keys = _LANGUAGE_KEYS[architecture]
+    found = with_num_experts(dict(found))
     names = [*keys.settings, *keys.fixed, "tie_word_embeddings"]
     values = with_defaults(found, names, architecture)
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     if values["head_dim"] is None:
         values["head_dim"] = language.head_dim
-    wanted = {key: getattr(language, setting) for key, setting in keys.settings.items()}
+    wanted = {key: setting_of(language, setting) for key, setting in keys.settings.items()}
     problems = [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
     problems += rope_problems(found, language.rope_base, rope_scaling_values(language.rope_scaling))
     if not is_full_attention(found.get("layer_types"), language.num_layers):

@@ -26,7 +26,14 @@ def _class_defaults(architecture: str | None) -> dict[str, Any]:
     from nvlm import platform
 
     platform.hide_unfitting_torchvision()
-    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen2MoeConfig,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
     from nvlm.convert.hf_files.configuration_intern_vit import InternVisionConfig
 
@@ -35,6 +42,8 @@ def _class_defaults(architecture: str | None) -> dict[str, Any]:
         "Qwen3ForCausalLM": Qwen3Config,
         "LlamaForCausalLM": LlamaConfig,
         "MistralForCausalLM": MistralConfig,
+        "Qwen2MoeForCausalLM": Qwen2MoeConfig,
+        "Qwen3MoeForCausalLM": Qwen3MoeConfig,
     }
     if architecture not in classes and architecture != "InternVisionModel":
         return {}

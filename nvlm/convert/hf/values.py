@@ -6,7 +6,8 @@ from typing import Any
 
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.schema import LanguageConfig, RunConfig, VisionConfig
-from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
+from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2, QWEN3
+from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of
 
 # `norm_type` of InternViT's configuration, by our `model.vision.normalization`.
 NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
@@ -26,6 +27,7 @@ def language_values(language: LanguageConfig) -> dict[str, Any]:
     scaling = rope_scaling_values(language.rope_scaling)
     values = {
         **{key: getattr(language, setting) for key, setting in QWEN2.settings.items()},
+        **_expert_values(language),
         "attention_bias": language.qkv_bias,
         "mlp_bias": False,
         "hidden_act": "silu",
@@ -39,10 +41,19 @@ def language_values(language: LanguageConfig) -> dict[str, Any]:
     }
     if scaling:
         values["rope_scaling"] = scaling
-    if language.qkv_bias or language.qk_layernorm:
+    if language.qkv_bias or language.qk_layernorm or language.moe:
         values["layer_types"] = ["full_attention"] * language.num_layers
         values["max_window_layers"] = language.num_layers
     return values
+
+
+def _expert_values(language: LanguageConfig) -> dict[str, Any]:
+    if language.moe is None:
+        return {}
+    keys = EXPERT_KEYS[language_architecture(language)]
+    own = [key for key in keys.settings if key not in QWEN2.settings]
+    fixed = {key: keys.fixed[key][0] for key in keys.fixed if key not in QWEN3.fixed}
+    return {**{key: setting_of(language, keys.settings[key]) for key in own}, **fixed}
 
 
 def prompt_values(config: RunConfig) -> dict[str, Any]:
@@ -70,6 +81,8 @@ def rope_scaling_values(scaling: RopeScaling | None) -> dict[str, Any]:
 
 
 def language_architecture(language: LanguageConfig) -> str:
+    if language.moe is not None:
+        return "Qwen3MoeForCausalLM" if language.qk_layernorm else "Qwen2MoeForCausalLM"
     if language.qk_layernorm:
         return "Qwen3ForCausalLM"
     return "Qwen2ForCausalLM" if language.qkv_bias else "LlamaForCausalLM"

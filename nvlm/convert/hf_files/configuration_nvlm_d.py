@@ -11,6 +11,8 @@ LANGUAGE_CONFIGS = {
     "Qwen2ForCausalLM": "Qwen2Config",
     "Qwen3ForCausalLM": "Qwen3Config",
     "LlamaForCausalLM": "LlamaConfig",
+    "Qwen2MoeForCausalLM": "Qwen2MoeConfig",
+    "Qwen3MoeForCausalLM": "Qwen3MoeConfig",
 }
 
 

@@ -48,7 +48,11 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         "Qwen2DecoderLayer",
         "Qwen3DecoderLayer",
         "LlamaDecoderLayer",
+        "Qwen2MoeDecoderLayer",
+        "Qwen3MoeDecoderLayer",
     ]
+    # Qwen2-MoE's expert for all tokens, which is 0 wide here and adds nothing.
+    _keys_to_ignore_on_load_missing = [r"\.mlp\.shared_expert"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     # What `generate` gives begins with the prompt.

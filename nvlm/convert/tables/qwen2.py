@@ -1,5 +1,7 @@
 """Qwen2 (with `qkv_bias`), Qwen3 (with `qk_layernorm`), Llama and Mistral (without either).
 
+With experts (`moe`) Qwen2-MoE and Qwen3-MoE, which name them alike.
+
 Where embeddings and output layer share their weights, neither side stores the output layer.
 """
 
@@ -8,9 +10,11 @@ from __future__ import annotations
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Rule, rules_of
 from nvlm.convert.tables.layouts import query_groups, stacked
+from nvlm.rows import STACKED_EXPERTS
 from nvlm.sizes.parameters import LANGUAGE, component_parameters
 
-# Key of the parameter -> Hugging Face names; `{layer}` goes into the names of layers.
+# Key of the parameter -> Hugging Face names; `{layer}` goes into names of layers, `{expert}` also
+# into those of experts.
 _NAMES = {
     "embedding.word_embeddings.weight": ["model.embed_tokens.weight"],
     "decoder.layers.input_layernorm.weight": ["input_layernorm.weight"],
@@ -30,6 +34,14 @@ _NAMES = {
     "decoder.layers.pre_mlp_layernorm.weight": ["post_attention_layernorm.weight"],
     "decoder.layers.mlp.linear_fc1.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
     "decoder.layers.mlp.linear_fc2.weight": ["mlp.down_proj.weight"],
+    "decoder.layers.mlp.router.weight": ["mlp.gate.weight"],
+    f"decoder.layers.mlp{STACKED_EXPERTS}linear_fc1.weight": [
+        "mlp.experts.{expert}.gate_proj.weight",
+        "mlp.experts.{expert}.up_proj.weight",
+    ],
+    f"decoder.layers.mlp{STACKED_EXPERTS}linear_fc2.weight": [
+        "mlp.experts.{expert}.down_proj.weight"
+    ],
     "decoder.final_layernorm.weight": ["model.norm.weight"],
     "output_layer.weight": ["lm_head.weight"],
 }
@@ -44,6 +56,7 @@ def language_rules(model: ModelConfig, hf_prefix: str = "") -> list[Rule]:
         "decoder.layers.self_attention.linear_qkv.weight": grouped,
         "decoder.layers.self_attention.linear_qkv.bias": grouped,
         "decoder.layers.mlp.linear_fc1.weight": stacked(2),
+        f"decoder.layers.mlp{STACKED_EXPERTS}linear_fc1.weight": stacked(2),
     }
     names = {}
     for key, short_names in _NAMES.items():
