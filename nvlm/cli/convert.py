@@ -40,8 +40,8 @@ def convert_from_hf_command(
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
-            help="Hugging Face folder of a decoder (Qwen2, Qwen3, Llama, Mistral), or a hub id; "
-            "goes with --vision.",
+            help="Hugging Face folder of a decoder (Qwen2, Qwen3, Llama, Mistral, Qwen3-MoE), or a "
+            "hub id; goes with --vision.",
         ),
     ] = None,
     nvlm: Annotated[
@@ -105,6 +105,33 @@ def convert_merge_command(
     from nvlm.convert.adapters.merge import merge_adapters
 
     merge_adapters(checkpoint, out)
+
+
+@convert_app.command("upcycle", short_help="Make experts of the MLPs of a dense model.")
+def convert_upcycle_command(
+    checkpoint: Checkpoint,
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="OUT", help="The checkpoint folder to write."),
+    ],
+    num_experts: Annotated[int, typer.Option(min=2, help="Experts of each layer that has them.")],
+    top_k: Annotated[int, typer.Option(min=2, help="Experts that each token goes through.")] = 2,
+    every_nth_layer: Annotated[
+        int, typer.Option(min=1, help="Which layers have experts: the last of every so many.")
+    ] = 1,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Of the routers' weights; train.seed where not given."),
+    ] = None,
+) -> None:
+    """Write a checkpoint whose decoder has experts (model.language.moe), copies of its MLPs."""
+    launched()
+    check_beside(out)
+    from nvlm.config.experts import ExpertsConfig
+    from nvlm.convert.upcycle import upcycle
+
+    experts = ExpertsConfig(num_experts=num_experts, top_k=top_k, every_nth_layer=every_nth_layer)
+    upcycle(checkpoint, out, experts, seed)
 
 
 @convert_app.command("adapters", short_help="Write a checkpoint's adapters alone, for peft.")

@@ -238,6 +238,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("CHECKPOINT OUT", ".metadata is damaged"),
         ("CHECKPOINT FILE", "FILE"),
     ],
+    "convert upcycle": [
+        ("NOTHING OUT --num-experts 4", "no such checkpoint"),
+        ("CHECKPOINT OUT --num-experts 4", ".metadata is damaged"),
+        ("CHECKPOINT OUT --num-experts 1", "--num-experts"),
+    ],
     "convert adapters": [
         ("NOTHING OUT", "no such checkpoint"),
         ("CHECKPOINT OUT", ".metadata is damaged"),
