@@ -7,6 +7,7 @@ from nvlm.plan.activations import layer_implementation
 from nvlm.plan.operations import patch_flops, trainable_shares, trains
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
+from nvlm.sizes.expert_layers import active_ffn_hidden_size
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION
 
 # Bytes per channel of a visual token: class token dropped, patches laid side by side, normalised.
@@ -26,7 +27,9 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
     split = tensor if config.parallel.sequence else 1
     heads = language.num_attention_heads // tensor
     groups = language.num_query_groups // tensor
-    hidden, ffn, width = language.hidden_size, language.ffn_hidden_size / tensor, language.head_dim
+    hidden, width = language.hidden_size, language.head_dim
+    # Experts are whole, and see a process's share of the tokens: as much as of all, cut.
+    ffn = active_ffn_hidden_size(language) / tensor
     # Of whole rows between the linear layers, and of this rank's heads and MLP.
     local, turned, inner = rows * hidden / split, rows * (heads + groups) * width, rows * ffn
     scale = device.number / 2

@@ -35,6 +35,7 @@ from nvlm.config.adapters import LINEARS
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.sizes.adapters import adapters_of, by_module, frozen_patterns
+from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
 from nvlm.sizes.pipeline import chunk_layers
 
@@ -98,8 +99,11 @@ def layer_activations(
     if layer_implementation == "local":
         attention += trains["self_attention.linear_proj"] * heads * per_head + 4 * per_head
 
-    product = width * tokens * language.ffn_hidden_size // tensor
-    mlp = 2 * product + (keeps_all and trains["mlp.linear_fc2"]) * product
+    if layer in expert_layers(language):
+        mlp = _experts(config, layer)
+    else:
+        product = width * tokens * language.ffn_hidden_size // tensor
+        mlp = 2 * product + (keeps_all and trains["mlp.linear_fc2"]) * product
     adapters = _adapters(config, layer)
     return LayerActivations(norm_inputs + norm_outputs, attention, mlp, adapters)
 
@@ -165,6 +169,25 @@ def _adapters(config: RunConfig, layer: int) -> int:
 
 def _layer(layer: int) -> str:
     return f"{LANGUAGE}.decoder.layers.{layer}"
+
+
+def _experts(config: RunConfig, layer: int) -> int:
+    """Of a layer with experts, where tokens are spread evenly; recomputation leaves it as it is.
+
+    A token is there for each of its `top_k` experts: what comes in and, of `f` channels, gate, up,
+    their product, and the product by the token's share.
+    """
+    language, tensor = config.model.language, config.parallel.tensor
+    moe, width = language.moe, DTYPES[config.train.precision].num_bytes
+    assert moe is not None
+    tokens = _num_tokens(config)[0] // tensor
+    name = f"{_layer(layer)}.mlp.experts.local_experts.0.linear_fc"
+    frozen = frozen_patterns(config)
+    trains_in, trains_out = (not is_frozen(f"{name}{n}.weight", frozen) for n in (1, 2))
+    of_copy = language.hidden_size * trains_in
+    of_copy += (3 + trains_out) * expert_ffn_hidden_size(language)
+    logits = 4 * _FP32 * tokens * moe.num_experts
+    return moe.top_k * tokens * width * of_copy + logits
 
 
 def _num_recomputed(config: RunConfig, num_layers: int) -> int:

@@ -1,6 +1,7 @@
 """Floating-point operations of the model, in training as a stage needs them.
 
     tokens:     2 x (weights of the decoder's matrices and the output layer)     per token
+                of experts those of the top_k that a token goes through
     attention:  2 x layers x width of all heads  per pair of tokens of a document, half are masked
     tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
                 + 4 x layers x width x (patches + 1)^2 + the projector            per tile
@@ -120,8 +121,11 @@ def adapter_flops(config: RunConfig) -> dict[str, int]:
 
 def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = False) -> int:
     """Weights that a token is multiplied with; with `in_layers` only those of a stack's layers."""
+    moe = model.language.moe
     return sum(
-        row.num_parameters
+        row.num_parameters * moe.top_k // row.num_experts
+        if moe and row.num_experts
+        else row.num_parameters
         for row in component_parameters(model, component)
         if len(row.shape) == 2 and (row.num_layers or not in_layers)
     )

@@ -72,18 +72,27 @@ def _chunk_memory(
             num_frozen += math.prod(row.local_shape(tensor_size))
         else:
             trained.append(row)
-    num_trained = sum(math.prod(row.local_shape(tensor_size)) for row in trained)
-    buffer = sum(
-        _bucket_size(bucket, tensor_size, data_parallel_size)
-        for bucket in _buckets(trained, config.parallel.pipeline)
-    )
-    # A rank's share of the buffer has gaps between tensors, for which no state is kept.
-    num_updated = min(num_trained, buffer // data_parallel_size)
-    return MemoryBytes(
-        parameters=(num_frozen + buffer) * DTYPES[precision].num_bytes,
-        gradients=buffer * _GRADIENT_BYTES,
-        optimizer=num_updated * _OPTIMIZER_BYTES[precision],
-    )
+    width = DTYPES[precision].num_bytes
+    total = MemoryBytes(num_frozen * width, 0, 0)
+    # Experts have buffers of their own, and their state other ranks to share it.
+    of_experts = tensor_size * data_parallel_size // config.parallel.expert
+    for rows, num_ranks in (
+        ([row for row in trained if row.num_experts is None], data_parallel_size),
+        ([row for row in trained if row.num_experts is not None], max(1, of_experts)),
+    ):
+        num_trained = sum(math.prod(row.local_shape(tensor_size)) for row in rows)
+        buffer = sum(
+            _bucket_size(bucket, tensor_size, num_ranks)
+            for bucket in _buckets(rows, config.parallel.pipeline)
+        )
+        # A rank's share of the buffer has gaps between tensors, for which no state is kept.
+        num_updated = min(num_trained, buffer // num_ranks)
+        total += MemoryBytes(
+            parameters=buffer * width,
+            gradients=buffer * _GRADIENT_BYTES,
+            optimizer=num_updated * _OPTIMIZER_BYTES[precision],
+        )
+    return total
 
 
 def _buckets(rows: Iterable[Parameter], num_stages: int) -> Iterator[list[Parameter]]:
