@@ -91,7 +91,8 @@ def make_cells(grid: Grid, folder: Path, overrides: Sequence[str] = ()) -> list[
         ]
         try:
             runs = {
-                seed: _runs_of(grid, folder, name, seed, [*common, *own]) for seed in grid.seeds
+                seed: _runs_of(grid, folder, name, seed, _last_of_each([*common, *own]))
+                for seed in grid.seeds
             }
         except ConfigError as error:
             problems[name] = [str(line) for line in error.args]
@@ -111,6 +112,16 @@ def _choices(grid: Grid) -> Iterator[dict[str, str]]:
         for axes in itertools.combinations(grid.axes, num_axes):
             for values in itertools.product(*(grid.axes[axis] for axis in axes)):
                 yield dict(zip(axes, values))
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Without those whose key a later one has: axes go over `set`, and the command line too."""
+    last: dict[str, str] = {}
+    for text in overrides:
+        key = text.partition("=")[0]
+        last.pop(key, None)
+        last[key] = text
+    return list(last.values())
 
 
 def _runs_of(grid: Grid, folder: Path, name: str, seed: int, overrides: list[str]) -> Run:

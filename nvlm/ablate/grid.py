@@ -8,7 +8,6 @@ from pathlib import Path
 from nvlm.ablate.cells import Cell, make_cells
 from nvlm.ablate.existing import check_unchanged, own_grid_folder, unnamed_cells, write_cells
 from nvlm.ablate.grid_file import Grid, find_grid, read_grid
-from nvlm.ablate.page import write_grid_page
 from nvlm.ablate.results import find_results, write_results
 from nvlm.ablate.run_tasks import Failure, Start, run_tasks, start_process
 from nvlm.ablate.show import print_cells, print_results
@@ -88,6 +87,9 @@ def finish(
     grid: Grid, name: str, place: Path, cells: Sequence[Cell], failures: Sequence[Failure] = ()
 ) -> None:
     """Compare what is done, print it, and write it."""
+    # What draws pages loads torch, which a dry run does without.
+    from nvlm.ablate.page import write_grid_page
+
     results = find_results(grid, name, cells, failures)
     print_results(results)
     say(f"results: {write_results(results, place)}\npage: {write_grid_page(results, place)}")

@@ -121,8 +121,8 @@ def _places(results: Results) -> _Places | None:
     # Intervals of two seeds may be ten times as wide as all that was measured.
     low = max(low - spread, min([low, *ends])) - _MARGIN * spread
     high = min(high + spread, max([high, *ends])) + _MARGIN * spread
-    marks = np.linspace(low, high, 5)
-    ticks = [(f"{25 * at:.0f}%", number(float(mark))) for at, mark in enumerate(marks)]
+    marks = np.linspace(low, high, 3)
+    ticks = [(f"{50 * at:.0f}%", number(float(mark))) for at, mark in enumerate(marks)]
     return _Places(low, high, ticks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -83,8 +84,18 @@ def _print_difference(console: Console, cell: Cell, base: Cell, grid: Grid) -> N
 
 
 def short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    text = value if isinstance(value, str) else json.dumps(_plain(value))
+    return text if len(text) <= 160 else f"{text[:159]}…"
+
+
+def _plain(value: Any) -> Any:
+    """A blend as one would write it: without what it does not say, and weights alone."""
+    if not isinstance(value, dict):
+        return value
+    said = {key: _plain(some) for key, some in value.items() if some is not None}
+    if said.get("loss_weight") == 1:
+        del said["loss_weight"]
+    return said["weight"] if set(said) == {"weight"} else said
 
 
 def planned_hours(run: Run, grid: Grid, card: Card) -> float:

@@ -1,0 +1,64 @@
+"""The grids that come with nvlm: every cell is a run that is checked, with what its paper says."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvlm.ablate.cells import difference_of, make_cells
+from nvlm.ablate.grid import open_grid
+from nvlm.ablate.grid_file import find_grid, grid_names, read_grid
+from nvlm.errors import ConfigError
+
+# Grid -> its cells beside the base.
+CELLS = {
+    "mm1_mix": ["captions_only", "interleaved_only", "no_text", "no_interleaved", "more_text"],
+    "tile_tags": ["low_resolution", "none", "2d_grid", "2d_box"],
+    "tile_tags_tiny": ["low_resolution", "none", "2d_grid", "2d_box"],
+}
+
+
+def test_all_shipped_grids_are_listed_here():
+    assert grid_names() == sorted(CELLS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_shipped_grid_is_whole(name: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid, _, folder, cells = open_grid(name)
+    assert str(folder) == f"runs/ablation/{name}" and not folder.exists()
+    (axis,) = grid.axes
+    assert [cell.name for cell in cells] == ["base", *(f"{axis}={value}" for value in CELLS[name])]
+
+
+def test_the_papers_tile_tags_are_trained_as_its_table_1_says():
+    cells = make_cells(read_grid(find_grid("tile_tags")), find_grid("tile_tags").parent)
+    for cell in cells:
+        config = cell.runs[1234].config
+        assert (config.train.steps, config.train.global_batch_size) == (20_000, 128)
+        assert config.train.schedule.decay_steps == 20_000
+        assert config.model.name == "nvlm_d_34b"
+    base, low, *others = cells
+    assert base.runs[1234].config.stage.tile_tags == "1d"
+    assert difference_of(low, base).keys() == {
+        "stage.max_num_tiles", "stage.use_thumbnail", "stage.tile_tags",
+    }  # fmt: skip
+    assert all(difference_of(cell, base).keys() == {"stage.tile_tags"} for cell in others)
+
+
+def test_a_name_that_is_near(tmp_path):
+    with pytest.raises(ConfigError, match=r"tile_tag: no such grid file; did you mean tile_tags"):
+        find_grid("tile_tag")
+
+
+def test_paths_mean_what_they_mean_in_configurations(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", str(tmp_path / "p"))
+    axes = "axes: {tags: {none: {stage.tile_tags: none}}}\n"
+    asked = "evaluate: {data_root: ./data, suite: [chartqa], data: $PLACE/b}\n"
+    path = tmp_path / "g.yaml"
+    path.write_text(f"base: ./sft.yaml\n{axes}{asked}")
+    grid = read_grid(path)
+    assert grid.base == str(tmp_path / "sft.yaml")
+    assert grid.dir == "runs/ablation/g"
+    assert grid.evaluate.data_root == str(tmp_path / "data")
+    assert grid.evaluate.data == str(tmp_path / "p/b")
+    assert grid.ranked_by == "answers"
