@@ -8,7 +8,7 @@ from pathlib import Path
 from nvlm.ablate.cells import Cell, make_cells
 from nvlm.ablate.existing import check_unchanged, own_grid_folder, unnamed_cells, write_cells
 from nvlm.ablate.grid_file import Grid, find_grid, read_grid
-from nvlm.ablate.results import find_results, write_results
+from nvlm.ablate.grid_results import find_results, write_results
 from nvlm.ablate.run_tasks import Failure, Start, run_tasks, start_process
 from nvlm.ablate.show import print_cells, print_results
 from nvlm.ablate.slurm import write_slurm

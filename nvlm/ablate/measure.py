@@ -73,7 +73,8 @@ def measure(
     found.hours = seconds * processes / 3600
     found.tokens = round(record.series("all_tokens").sum())
     found.trained_tokens = round(record.series("tokens").sum())
-    _add_answers(found, answers_file(run, asked))
+    if asked.data_root is not None:
+        _add_answers(found, answers_file(run, asked))
     _add_suite(found, suite_folder(run, asked), asked)
     if asked.mir is not None:
         _add_mir(found, mir_file(run, asked))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nvlm.ablate.cells import difference_of
+from nvlm.ablate.grid_results import CellResult, Compared, Results
 from nvlm.ablate.measure import is_lower_better, trained_parameters
-from nvlm.ablate.results import CellResult, Compared, Results
 from nvlm.ablate.show import (
     interval,
     not_told_apart,

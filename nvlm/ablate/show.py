@@ -11,7 +11,7 @@ from rich.console import Console
 from nvlm.ablate.cells import Cell, Run, difference_of
 from nvlm.ablate.existing import all_runs, state_of
 from nvlm.ablate.grid_file import Grid
-from nvlm.ablate.results import CellResult, Compared, Results
+from nvlm.ablate.grid_results import CellResult, Compared, Results
 from nvlm.ablate.significance import CONFIDENCE
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.estimate import make_plan

@@ -144,7 +144,8 @@ def layer_outputs(model: NVLMD) -> Iterator[list[Tensor]]:
     def keep(_: object, __: object, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
         assert states.shape[1] == 1, "one sample at a time"
-        outputs.append(states[:, 0].cpu())
+        on_host = torch.empty(states[:, 0].shape, dtype=states.dtype)
+        outputs.append(on_host.copy_(states[:, 0]))
 
     kept = [*decoder.layers[:-1], decoder.final_layernorm]
     handles = [module.register_forward_hook(keep) for module in kept]
