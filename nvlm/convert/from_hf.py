@@ -12,6 +12,7 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.checkpoint_files import write_origins
 from nvlm.checkpoint_io import is_checkpoint, on_main_rank, replace_checkpoint
+from nvlm.config.changed import changed
 from nvlm.config.schema import RunConfig
 from nvlm.convert.blocks import Buffer, as_dtype, row_blocks
 from nvlm.convert.hf.architectures import notes
@@ -110,7 +111,8 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
             origins = {source.option[2:]: source.origin.as_fields() for source in sources}
             on_main_rank(lambda: write_origins(folder, origins))
 
-        replace_checkpoint(out, write, config)
+        # Whatever the run will have beside them: these are the weights of the model alone.
+        replace_checkpoint(out, write, changed(config, {"stage.adapters": {}}))
         num_tensors = sum(rule.parameter.num_tensors for rule in rules)
         watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
     for source in sources:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nvlm.config.schema import RunConfig
 from nvlm.plan.activations import layer_implementation
+from nvlm.plan.adapters import adapter_passes
 from nvlm.plan.operations import patch_flops, trainable_shares, trains
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
@@ -65,7 +66,9 @@ def decoder_layer(config: RunConfig, work: Work, device: Device) -> Passes:
         ),
         trains=has_gradients,
     )
-    return _with_travelling_keys(layer_passes(shape, device), rows * groups * width, device)
+    adapters = adapter_passes(config, LANGUAGE, rows, device)
+    layer = layer_passes(shape, device) + adapters * (1 / language.num_layers)
+    return _with_travelling_keys(layer, rows * groups * width, device)
 
 
 def _with_travelling_keys(layer: Passes, numbers: float, device: Device) -> Passes:
@@ -127,7 +130,8 @@ def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes
         ),
         trains=encoder_trains,
     )
-    layer = layer_passes(shape, device)
+    adapters = adapter_passes(config, VISION, rows, device)
+    layer = layer_passes(shape, device) + adapters * (1 / vision.num_layers)
     peak = numbers["peak_flops"] * numbers["matmul_efficiency"]
     patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
     forward = layer.forward * vision.num_layers + patches

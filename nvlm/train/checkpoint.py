@@ -266,7 +266,7 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> b
     """
     check_contents(checkpoint)
     tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
-    has_adapters = bool(read_config(checkpoint).stage.adapters)
+    has_adapters = any(map(is_adapter, read_metadata(checkpoint).state_dict_metadata))
     if not has_adapters:
         tensors = [tensor for tensor in tensors if not is_adapter(tensor.key)]
     read_shared(checkpoint, tensors, parallel.alike, is_everywhere=chunks[0].is_everywhere)

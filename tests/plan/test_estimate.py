@@ -54,6 +54,19 @@ def test_a_perfect_card_reaches_its_peak(name: str, frozen: str | None):
     assert lost.keys() == {"useful", "products_below_peak"}
 
 
+def test_adapters_take_the_time_of_their_operations():
+    """As above; the frozen encoder's attention runs forwards only."""
+    recompute = "train.recompute.language.granularity=none"
+    found = plan("internvit_300m_qwen2_5_7b/lora", 1, recompute, assume=PERFECT)
+    attention = forward_flops(found.config.model).per_token_pair * found.work.token_pairs
+    needed = found.flops.total / found.config.train.global_batch_size
+    assert found.mfu == pytest.approx(needed / (needed + attention / 2))
+    # Two operations a weight forwards and four backwards; of the frozen matrices, four in all.
+    frozen = plan("internvit_300m_qwen2_5_7b/pretrain", 1, "stage.sequence_length=2048")
+    per_sequence = [p.flops.decoder / p.config.train.global_batch_size for p in (found, frozen)]
+    assert per_sequence[0] - per_sequence[1] == pytest.approx(6 * 40_370_176 * 2048)
+
+
 def test_pipeline_of_a_perfect_card_loses_its_bubble_and_its_imbalance():
     found = plan(SFT, 128, assume=PERFECT)
     lost = {k for k, share in found.losses.items() if abs(share) > 1e-9}

@@ -1,0 +1,38 @@
+"""What adapters take on one GPU, beside the layers that have them."""
+
+from __future__ import annotations
+
+from math import prod
+
+from nvlm.config.schema import RunConfig
+from nvlm.plan.seconds import Device, Passes, Seconds
+from nvlm.sizes.adapters import Adapter, adapters_of
+
+
+def adapter_passes(config: RunConfig, component: str, rows: float, device: Device) -> Passes:
+    """All of a component's, for so many rows through it; what ranks exchange is not counted.
+
+    Each has two products forwards and four backwards. Its output is added to the layer's, and the
+    gradient of its input to that of the layer.
+    """
+    forward = backward = Seconds()
+    for adapter in adapters_of(config):
+        if adapter.matrix.component == component:
+            outputs, inputs = adapter.matrix.local_shape(config.parallel.tensor)
+            rank = adapter.settings.rank
+            products = device.product(rows, inputs, rank * adapter.num_parts)
+            products += device.product(rows, rank, outputs)
+            added = device.moving(3 * rows * outputs * device.number)
+            forward = forward + Seconds(products, elementwise=added) + _lengths(adapter, device)
+            added = device.moving(3 * rows * inputs * device.number)
+            backward = backward + Seconds(2 * products, elementwise=added)
+    return Passes(forward, backward)
+
+
+def _lengths(adapter: Adapter, device: Device) -> Seconds:
+    """Of a matrix's rows, for DoRA: the matrix is read twice, and multiplied with A."""
+    if not adapter.settings.dora:
+        return Seconds()
+    shape = adapter.matrix.local_shape(device.tensor_group.size)
+    product = device.product(*shape, adapter.num_parts * adapter.settings.rank)
+    return Seconds(product, elementwise=device.moving(prod(shape) * device.number))
