@@ -26,6 +26,13 @@ LAYOUTS = {
     "pipeline4-auto": (4, ["parallel.pipeline=4", "parallel.layout=auto"]),
     "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
 }
+LONG_LAYOUTS = {
+    "context2": (2, ["parallel.context=2"]),
+    "tensor2-context2": (
+        4,
+        ["parallel.tensor=2", "parallel.sequence=true", "parallel.context=2"],
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +54,11 @@ def test_single_process_matches_golden(single_process, measure):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG_LAYOUTS)]
+)
 def test_layout_equals_single_process(layout, single_process, demo_data, tmp_path, measure):
-    num_processes, overrides = LAYOUTS[layout]
+    num_processes, overrides = {**LAYOUTS, **LONG_LAYOUTS}[layout]
     found = train_tiny(tmp_path / "run", demo_data, num_processes, overrides, LAYOUT_STEPS)
     assert len(found) == LAYOUT_STEPS
     truths = single_process[:LAYOUT_STEPS]

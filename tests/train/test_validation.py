@@ -44,6 +44,7 @@ LAYOUTS = {
     "pipeline2-virtual2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
     "data2": ["data.num_workers=1"],  # its workers start beside those of the training
     "tensor2": ["parallel.tensor=2"],
+    "context2": ["parallel.context=2"],
 }
 
 
