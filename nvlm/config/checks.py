@@ -193,19 +193,23 @@ def _tile_parallel_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _freezing_vision(config: RunConfig) -> str | None:
-    """The first pattern of `stage.freeze` that by itself freezes all of the vision model.
+    """The pattern of `stage.freeze` that by itself freezes all of the vision model.
 
-    None also where the vision model has adapters, which train.
+    None also where the vision model has adapters, which train. Exceptions that do not name it may
+    still let some of it train: nvlm/train/patterns.py.
     """
     layer = "vision_model.decoder.layers.{}.{}.weight"
     names = [layer.format(n, m) for n in range(config.model.vision.num_layers) for m in LINEARS]
     if any(fnmatchcase(name, pattern) for pattern in config.stage.adapters for name in names):
         return None
+    freezing = None
     for pattern in config.stage.freeze:
+        if pattern.startswith("!vision_model."):
+            freezing = None
         # What matches the beginning of a name, and then anything, matches every such name.
-        if pattern.endswith("*") and fnmatchcase("vision_model.", pattern):
-            return pattern
-    return None
+        elif pattern.endswith("*") and fnmatchcase("vision_model.", pattern.removeprefix("!")):
+            freezing = None if pattern.startswith("!") else freezing or pattern
+    return freezing
 
 
 def _pipeline_problems(config: RunConfig) -> Iterator[str]:

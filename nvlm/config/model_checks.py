@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from nvlm.config.fusion_checks import fusion_problems
 from nvlm.config.schema import RunConfig
 
 
 def model_problems(config: RunConfig) -> Iterator[str]:
     """Every rule that the model's sizes break, each in one line."""
     yield from _vision_problems(config)
-    yield from _fusion_problems(config)
+    yield from fusion_problems(config)
     yield from _language_problems(config)
     yield from _tensor_problems(config)
 
@@ -29,18 +30,6 @@ def _vision_problems(config: RunConfig) -> Iterator[str]:
         yield not_multiple(config, "model.vision.image_size", "model.vision.patch_size")
     else:
         yield from config.model.connector.problems(config.model.connector_sizes)
-
-
-def _fusion_problems(config: RunConfig) -> Iterator[str]:
-    model = config.model
-    if (model.fusion == "decoder_only") != (model.cross_attention is None):
-        yield (
-            f"model.fusion {model.fusion} and model.cross_attention "
-            f"{'null' if model.cross_attention is None else 'given'}: NVLM-X and NVLM-H "
-            "(cross_attention, hybrid) need its settings, NVLM-D (decoder_only) has none"
-        )
-    elif model.fusion != "decoder_only":
-        yield f"model.fusion {model.fusion} is not built yet"
 
 
 def _language_problems(config: RunConfig) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from nvlm.config.adapters import AdapterConfig
 from nvlm.config.connectors import Connector, ConnectorSizes
+from nvlm.config.cross_attention import CrossAttentionConfig
 from nvlm.config.experts import ExpertsConfig
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.run_sections import (
@@ -153,18 +154,6 @@ class LanguageConfig(Section):
 Fusion = Literal["decoder_only", "cross_attention", "hybrid"]
 
 
-class CrossAttentionConfig(Section):
-    """Gated cross-attention between self-attention and MLP of some of the decoder's layers: norm of
-    the hidden states, attention to the image tokens of the document, times tanh of a gate that
-    begins at 0. Heads are those of the decoder."""
-
-    layer_interval: Count
-    """Every how many layers, the last of so many (paper table 11: 10 in all, every 6th of the 34B,
-    every 8th of the 72B)."""
-    num_query_groups: Count | None = None
-    """Key and value heads. null: as many as the decoder's self-attention has."""
-
-
 class ModelConfig(Section):
     """The architecture. Its numbers are in configs/model."""
 
@@ -205,6 +194,18 @@ class ModelConfig(Section):
     def connector_sizes(self) -> ConnectorSizes:
         vision = self.vision
         return ConnectorSizes(vision.num_patches, vision.hidden_size, self.language.hidden_size)
+
+    @property
+    def cross_attention_layers(self) -> tuple[int, ...]:
+        """Numbers, from 0, of the decoder's layers with cross-attention: the last of each group."""
+        settings = self.cross_attention
+        return () if settings is None else settings.layers(self.language.num_layers)
+
+    @property
+    def num_cross_attention_groups(self) -> int:
+        """Key and value heads of those layers."""
+        wanted = None if self.cross_attention is None else self.cross_attention.num_query_groups
+        return wanted or self.language.num_query_groups
 
     @property
     def num_tokens_per_tile(self) -> int:
@@ -279,11 +280,12 @@ class StageConfig(Section):
     name: Name
     """What the stage is called."""
     freeze: list[Name] = []
-    """fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error."""
+    """fnmatch patterns over parameter names, such as `vision_model.*`. No match is an error. What
+    a later one with `!` before it matches trains after all: `'!*cross_att*'`."""
     adapters: dict[Name, AdapterConfig] = {}
     """fnmatch pattern over matrices of linear layers -> an adapter beside each (LoRA, DoRA). A part
-    of the model (`language_model`, ...) with adapters trains nothing else, whatever `freeze` says
-    of it."""
+    of the model (`language_model`, ...) with adapters trains nothing else but what a `!` pattern of
+    `freeze` names."""
     sequence_length: Count
     """Length of a sequence, in tokens; shorter ones are padded."""
     max_num_tiles: NumTiles = 6

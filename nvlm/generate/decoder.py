@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvlm import platform
+from nvlm.batch import Beside
 from nvlm.config.schema import RunConfig
+from nvlm.data.text.beside import EncodedBeside
 from nvlm.errors import DataError
 from nvlm.generate.request import Sampling
 from nvlm.generate.sampling import Drawing, choose_tokens
 from nvlm.generate.thrift import Thrift
 from nvlm.model.nvlm_d import NVLMD
 from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
+from nvlm.model.rows import PromptImages, sights_of
 from nvlm.sizes.visual import VisualLayout
 
 # torch's own. Another one makes a plan for every new shape: see nvlm/platform/attention.py.
@@ -40,6 +43,11 @@ class Begun:
     tiles: Tensor  # [n, 3, image_size, image_size] uint8; on later stages n is 0
     num_tiles: int
     sampling: Sampling
+    beside: EncodedBeside | None = None  # of NVLM-X and NVLM-H
+
+    @property
+    def num_beside(self) -> int:
+        return num_tokens_beside(self.beside)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,19 @@ class _Open:
     drawing: Drawing
     num_tokens: int  # that the model has read
     num_cached: int  # keys and values of them; fewer where `Thrift` says so
+    num_beside: int  # that it has beside its tokens, which each further one sees
     last: int  # the token that follows them
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Of one pass; see `NVLMD.generate_step`."""
+
+    tokens: Tensor
+    positions: Tensor
+    num_beside: int  # tokens in the row beside, which travels from stage to stage with the other
+    sights: Tensor | None
+    images: PromptImages | None = None
 
 
 @dataclass
@@ -115,30 +135,43 @@ class Decoder:
         """The question with its row, and its first token [1]."""
         num_tokens = len(begun.tokens)
         num_cached = self.thrift.num_cached(num_tokens)
-        question = _Open(begun.key, Drawing(begun.sampling), num_tokens, num_cached, last=-1)
-        room = num_cached + begun.sampling.max_new_tokens
+        num_beside = begun.num_beside
+        question = _Open(
+            begun.key, Drawing(begun.sampling), num_tokens, num_cached, num_beside, last=-1
+        )
+        room = max(num_cached + begun.sampling.max_new_tokens, num_beside)
         shelf, row = self.cache.take(question, room)
         device = platform.current().device()
         tokens = _on_device(torch.from_numpy(begun.tokens))[None]
         is_visual = tokens[0] == self.image_id
         context = Prefill(shelf, row, self._num_positions, num_cached, is_visual)
-        images = {}
+        beside = _row_beside(begun.beside) if num_beside else None
+        images = None
         if begun.num_tiles and self.model.pre_process:
             places = torch.from_numpy((begun.tokens == self.image_id).nonzero()[0])
-            images["image_positions"] = _on_device(places)
-            images["tiles"] = _on_device(begun.tiles)
+            images = PromptImages(_on_device(places), _on_device(begun.tiles), beside)
         positions = torch.arange(num_tokens, device=device)[None]
-        return question, self._chosen(context, tokens, positions, images, [question])
+        inputs = _Inputs(tokens, positions, num_beside, sights_of(beside), images)
+        return question, self._chosen(context, inputs, [question])
 
     def _decode(
         self, rows: Sequence[tuple[Shelf[_Open], list[int]]], questions: Sequence[_Open]
     ) -> Tensor:
-        numbers = [(q.last, q.num_cached, q.num_tokens) for q in questions]
-        tokens, places, positions = _on_device(torch.tensor(numbers).T.contiguous())
+        numbers = [(q.last, q.num_cached, q.num_tokens, q.num_beside) for q in questions]
+        tokens, places, positions, beside = _on_device(torch.tensor(numbers).T.contiguous())
+        num_beside = [question.num_beside for question in questions]
         context = Decode(
-            rows, places, positions, self.model.config.params_dtype, self._num_positions
+            rows,
+            places,
+            positions,
+            self.model.config.params_dtype,
+            self._num_positions,
+            (num_beside, beside) if any(num_beside) else None,
         )
-        chosen = self._chosen(context, tokens[:, None], positions[:, None], {}, questions)
+        # Who sees what is in the context.
+        sights = torch.zeros(1, 4, dtype=torch.int64) if any(num_beside) else None
+        inputs = _Inputs(tokens[:, None], positions[:, None], 0, sights)
+        chosen = self._chosen(context, inputs, questions)
         for question in questions:
             question.num_cached += 1
             question.num_tokens += 1
@@ -149,23 +182,22 @@ class Decoder:
         return self.config.model.language.max_position_embeddings
 
     def _chosen(
-        self,
-        context: Prefill | Decode,
-        tokens: Tensor,
-        positions: Tensor,
-        images: dict[str, Tensor],
-        questions: Sequence[_Open],
+        self, context: Prefill | Decode, inputs: _Inputs, questions: Sequence[_Open]
     ) -> Tensor:
         """[questions] int64; of no meaning but on the last stage."""
         model, groups = self.model, self.model.language_model.pg_collection
         stage, num_stages = groups.pp.rank(), groups.pp.size()
+        tokens = inputs.tokens
         if stage > 0:
-            shape = (tokens.shape[1], tokens.shape[0], model.config.hidden_size)
+            num_rows = tokens.shape[1] + inputs.num_beside
+            shape = (num_rows, tokens.shape[0], model.config.hidden_size)
             hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
             dist.recv(hidden, dist.get_global_rank(groups.pp, stage - 1))
             model.set_input_tensor(hidden)
         with sdpa_kernel(_KERNELS):
-            output = model.generate_step(tokens, positions, context, **images)
+            output = model.generate_step(
+                tokens, inputs.positions, context, inputs.images, inputs.sights
+            )
         drawings = [question.drawing for question in questions]
         if stage < num_stages - 1:
             dist.send(output.contiguous(), dist.get_global_rank(groups.pp, stage + 1))
@@ -188,8 +220,30 @@ def _on_device(tensor: Tensor) -> Tensor:
     return here.pinned(tensor).to(here.device(), non_blocking=True)
 
 
-def check_tiles(config: RunConfig, thrift: Thrift, num_placeholders: int, num_tiles: int) -> None:
+def _row_beside(encoded: EncodedBeside | None) -> Beside:
+    assert encoded is not None
+    return Beside(
+        tokens=_on_device(torch.from_numpy(encoded.tokens))[None],
+        image_positions=_on_device(torch.from_numpy(encoded.image_mask.nonzero()[0])),
+        tiles=_on_device(torch.from_numpy(encoded.tiles)),
+        sights=encoded.sights,
+    )
+
+
+def num_tokens_beside(encoded: EncodedBeside | None) -> int:
+    """That the prompt's last token sees, and each one after it."""
+    return 0 if encoded is None else len(encoded.tokens)
+
+
+def check_tiles(
+    config: RunConfig,
+    thrift: Thrift,
+    num_placeholders: int,
+    num_tiles: int,
+    beside: EncodedBeside | None = None,
+) -> None:
     """Raise `DataError` where a prompt's placeholders are not those of its tiles."""
+    num_tiles -= 0 if beside is None else len(beside.tiles)
     num_of_tile = VisualLayout.from_config(config).num_tokens_per_tile
     num_kept = thrift.num_tokens_per_tile(num_of_tile)
     if num_placeholders != num_tiles * num_kept:

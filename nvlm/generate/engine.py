@@ -19,6 +19,7 @@ from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder
 from nvlm.data.text.prepare import prepare_prompt
+from nvlm.errors import DataError
 from nvlm.generate.engine_layout import config_for_generation
 from nvlm.generate.greedy import check_positions, generate_greedy
 from nvlm.generate.model_folder import find_model
@@ -33,6 +34,7 @@ from nvlm.parallel.groups import (
 )
 
 if TYPE_CHECKING:
+    from nvlm.data.text.beside import EncodedBeside
     from nvlm.model.nvlm_d import NVLMD
 
 # For keys and values of questions; the rest is for the activations of their prompts.
@@ -114,6 +116,11 @@ class Engine:
             self.tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
         )
         self.thrift = thrift or Thrift()
+        if self.thrift.visual_tokens != 1 and self.config.model.fusion != "decoder_only":
+            raise DataError(
+                f"{self.checkpoint}: a share of visual tokens to keep is for models that read them "
+                f"in their sequence, and model.fusion is {self.config.model.fusion}; keep all"
+            )
         self.encoder = SampleEncoder.from_config(self.config, chat)
         visual = self.encoder.visual
         num_kept = self.thrift.num_tokens_per_tile(visual.num_tokens_per_tile)
@@ -190,6 +197,7 @@ class Engine:
             torch.from_numpy(prompt.tiles),
             max_new_tokens,
             stop_ids=self.stop_ids,
+            beside=prompt.beside,
         )
         return Answer(self.text_of(answer_ids), prompt_ids, answer_ids)
 
@@ -203,6 +211,7 @@ class Engine:
         tiles: Tensor,
         max_new_tokens: int,
         stop_ids: Collection[int],
+        beside: EncodedBeside | None = None,
     ) -> list[int]:
         """See `generate_greedy`."""
         return generate_greedy(
@@ -214,6 +223,7 @@ class Engine:
             max_new_tokens,
             stop_ids,
             self.thrift,
+            beside,
         )
 
 

@@ -142,6 +142,7 @@ def _tensor_divisor(model: ModelConfig) -> int:
         *model.connector.split_sizes().values(),
         language.num_attention_heads,
         language.num_query_groups,
+        model.num_cross_attention_groups,
         language.ffn_hidden_size,
         language.vocab_size,
     )

@@ -14,6 +14,7 @@ from nvlm.generate.request import Sampling
 from nvlm.generate.thrift import Thrift
 
 if TYPE_CHECKING:
+    from nvlm.data.text.beside import EncodedBeside
     from nvlm.model.nvlm_d import NVLMD
 
 
@@ -26,6 +27,7 @@ def generate_greedy(
     max_new_tokens: int,
     stop_ids: Collection[int],
     thrift: Thrift | None = None,
+    beside: EncodedBeside | None = None,
 ) -> list[int]:
     """The most likely next tokens, up to `max_new_tokens` or to a stop token (which is included).
 
@@ -39,25 +41,27 @@ def generate_greedy(
         tiles: [n, 3, image_size, image_size] uint8, in order of their placeholders; n may be 0.
         thrift: what is kept of the prompt, which has the placeholders that this leaves it; None:
             all.
+        beside: what NVLM-X and NVLM-H read beside the prompt.
 
     Raises:
         DataError: placeholders and tiles disagree, or the answer would not fit the positions that
             the model was trained for.
     """
     # Megatron-core may only be imported once the platform was chosen.
-    from nvlm.generate.decoder import Begun, Decoder, Work, check_tiles
+    from nvlm.generate.decoder import Begun, Decoder, Work, check_tiles, num_tokens_beside
     from nvlm.model.parts.cache import row_length
 
     tokens = np.array(prompt_ids, dtype=np.int64)
     thrift = thrift or Thrift()
-    check_tiles(config, thrift, int((tokens == image_id).sum()), tiles.shape[0])
+    check_tiles(config, thrift, int((tokens == image_id).sum()), tiles.shape[0], beside)
     check_positions(config, len(tokens), max_new_tokens)
     if max_new_tokens == 0:
         return []
-    num_places = row_length(thrift.num_cached(len(tokens)) + max_new_tokens)
+    num_places = thrift.num_cached(len(tokens)) + max_new_tokens
+    num_places = row_length(max(num_places, num_tokens_beside(beside)))
     decoder = Decoder(model, config, image_id, num_places, thrift)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling),))
+    work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling, beside),))
     answer: list[int] = []
     while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
         answer.append(decoder.run(work)[""])

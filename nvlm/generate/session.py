@@ -143,7 +143,8 @@ class Session:
         assert self._leads and self._is_running
         assert key not in self._begun and all(key != q.key for q in self._waiting), key
         config, num_tokens = self._engine.config, len(prompt.tokens)
-        check_tiles(config, self._engine.thrift, int(prompt.image_mask.sum()), len(prompt.tiles))
+        num_placeholders, num_tiles = int(prompt.image_mask.sum()), len(prompt.tiles)
+        check_tiles(config, self._engine.thrift, num_placeholders, num_tiles, prompt.beside)
         check_positions(config, num_tokens, sampling.max_new_tokens)
         text = AnswerText(self._engine.tokenizer, sampling.stop)
         question = _Question(key, prompt, sampling, text)
@@ -190,6 +191,7 @@ class Session:
                     torch.from_numpy(q.prompt.tiles),
                     len(q.prompt.tiles),
                     q.sampling,
+                    q.prompt.beside,
                 )
                 for q in begun
             ),
@@ -238,7 +240,10 @@ class Session:
 
     def _room(self, question: _Question) -> int:
         """Tokens that its row of the cache has."""
+        from nvlm.generate.decoder import num_tokens_beside
         from nvlm.model.parts.cache import row_length
 
         num_cached = self._engine.thrift.num_cached(len(question.prompt.tokens))
-        return row_length(num_cached + question.sampling.max_new_tokens)
+        num_tokens = num_cached + question.sampling.max_new_tokens
+        # What cross-attention reads lies in the same row.
+        return row_length(max(num_tokens, num_tokens_beside(question.prompt.beside)))

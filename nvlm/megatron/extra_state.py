@@ -19,3 +19,15 @@ def is_extra_state(key: str) -> bool:
 def without_extra_state(entries: dict[str, Any]) -> dict[str, Any]:
     """`entries` of a (sharded) state dict, but for those of no use here."""
     return {key: value for key, value in entries.items() if not is_extra_state(key)}
+
+
+def keys_but_extra_state(found: Any, strict: bool) -> Any:
+    """What torch's `load_state_dict` found of keys, without those of no use here.
+
+    Raises:
+        AssertionError: `strict`, and others are missing or unexpected.
+    """
+    missing = [key for key in found.missing_keys if not is_extra_state(key)]
+    unexpected = [key for key in found.unexpected_keys if not is_extra_state(key)]
+    assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
+    return found._replace(missing_keys=missing, unexpected_keys=unexpected)

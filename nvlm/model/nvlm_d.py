@@ -7,6 +7,7 @@ and q tokens of a tile, h language hidden size, v vocabulary rows of this rank.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,16 +22,19 @@ from torch import Tensor
 from nvlm import platform
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
-from nvlm.megatron.extra_state import is_extra_state, without_extra_state
+from nvlm.megatron.extra_state import keys_but_extra_state, without_extra_state
 from nvlm.megatron.fp8_state import begin_scaling, scaling_tensors
 from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.merging import merge_tokens
 from nvlm.model.connectors.table import build_connector
+from nvlm.model.decoders.cached import layer_shapes
 from nvlm.model.decoders.qwen2 import build_language_model
+from nvlm.model.decoders.stacking import stacked_without_holes, uneven_rows
 from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
-from nvlm.model.parts.attention import PackedDocuments
+from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
+from nvlm.model.parts.device_time import DeviceTime
 from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
@@ -38,7 +42,16 @@ from nvlm.model.parts.transformer_config import (
     language_transformer_config,
     vision_transformer_config,
 )
+from nvlm.model.parts.whole_encoder import mark_copies, mark_whole
 from nvlm.model.placement import check_stage
+from nvlm.model.rows import (
+    PromptImages,
+    Rows,
+    all_tokens,
+    sights_of,
+    split_rows,
+    visual_tokens,
+)
 from nvlm.model.splice import splice, with_zero_gradient
 from nvlm.parallel.context import gather_images
 from nvlm.parallel.groups import Parallel, alone
@@ -126,9 +139,8 @@ class NVLMD(MegatronModule):
 
         # Set by whoever wraps this model so; see `_embed`.
         self.overlaps_data_parallelism = False
-        # A platform's moments: before and after each pass through the encoder in training, and when
-        # the gradients of this rank's micro-batches were there, which who wraps this model notes.
-        self._encoder_runs: list[tuple[Any, Any]] = []
+        self._encoder_time = DeviceTime()
+        # The platform's moment when this rank's gradients were there; who wraps this notes it.
         self.gradients_ready: Any = None
         vision = config.model.vision
         self.vision_model: InternViT | None = None
@@ -143,7 +155,7 @@ class NVLMD(MegatronModule):
                 alone(groups) if self.shares_tiles else groups,
             )
             if self.shares_tiles:
-                _mark_whole(self.vision_model)
+                mark_whole(self.vision_model)
         if self.pre_process:
             self.vision_projection = build_connector(
                 config.model,
@@ -152,8 +164,9 @@ class NVLMD(MegatronModule):
                 groups,
             )
         self.language_model: GPTModel = build_language_model(
-            config.model.language, language_config, parts, parallel, vp_stage
+            config.model, language_config, parts, parallel, vp_stage
         )
+        self._uneven_rows = uneven_rows(config.model)
         if self._remembers_scaling():
             begin_scaling(self.language_model.decoder)
 
@@ -181,15 +194,38 @@ class NVLMD(MegatronModule):
         if self.post_process and not return_logits:
             # Ignored labels are negative; the loss there is masked by the caller.
             labels = micro_batch.labels.clamp(min=0)
-        return self.language_model(
-            input_ids=micro_batch.tokens,
+        embedded = self._embed(micro_batch) if self.pre_process else None
+        return self._decode(
+            micro_batch.tokens,
+            embedded,
+            sights_of(micro_batch.beside, self.overlaps_data_parallelism),
             position_ids=micro_batch.position_ids,
-            attention_mask=None,
-            decoder_input=self._embed(micro_batch) if self.pre_process else None,
             labels=labels,
-            packed_seq_params=_packed_documents(micro_batch),
+            packed_seq_params=packed_documents(micro_batch),
             padding_mask=self._padding_mask(micro_batch),
         )
+
+    def _decode(
+        self, tokens: Tensor, rows: Rows | None, sights: Tensor | None, **arguments: Any
+    ) -> Tensor:
+        """What the decoder makes of `rows`, on later stages of those that they have received.
+
+        On all stages but the last with the row beside it behind, for the next.
+        """
+        row, beside = rows or (None, None)
+        if rows is None:
+            received: Any = self.language_model.decoder.input_tensor
+            num_ranks = self.tp_group.size() if self.config.sequence_parallel else 1
+            received, beside = split_rows(received, tokens.shape[1] // num_ranks)
+            self.set_input_tensor(received)
+        output = self.language_model(
+            input_ids=tokens,
+            attention_mask=None,
+            decoder_input=row,
+            extra_block_kwargs={"context": beside, "context_mask": sights},
+            **arguments,
+        )
+        return output if self.post_process or beside is None else torch.cat([output, beside])
 
     def _padding_mask(self, micro_batch: MicroBatch) -> Tensor | None:
         """[1, t], with sequence parallelism this rank's part: what routers do not count."""
@@ -203,54 +239,47 @@ class NVLMD(MegatronModule):
         tokens: Tensor,
         position_ids: Tensor,
         context: BaseInferenceContext,
-        image_positions: Tensor | None = None,
-        tiles: Tensor | None = None,
+        images: PromptImages | None = None,
+        sights: Tensor | None = None,
     ) -> Tensor:
         """Run this stage on the next tokens of questions, which go into `context`'s cache.
 
         Args:
             tokens, position_ids: [b, t]; of `Prefill` one question's prompt, of `Decode` one token
                 of each (`nvlm.model.parts.cache`).
-            image_positions, tiles: the prompt's images; None when it has none. With fewer positions
-                than the tiles have tokens, those are merged (`merge_tokens`).
+            images: of a prompt, on the first stage; None when it has none.
+            sights: see `CrossAttention`; None where nothing is beside the tokens.
 
         Returns:
             Last stage: logits behind the last tokens [b, 1, vocabulary]; others: hidden states
-            [t, b, h].
+            [t, b, h], those of the row beside a prompt behind them.
         """
         assert not self.training, "call eval() first"
         assert not self.config.sequence_parallel, "generation runs without sequence parallelism"
-        decoder_input = None
-        if self.pre_process:
-            decoder_input = self.language_model.embedding(tokens, position_ids)
-            if image_positions is not None and tiles is not None and tiles.shape[0]:
-                assert self.vision_projection is not None
-                visual = self.vision_projection(self.encode(tiles))
-                visual = merge_tokens(visual, len(image_positions) // len(tiles))
-                decoder_input = splice(decoder_input, image_positions, visual)
-        return self.language_model(
-            input_ids=tokens,
+        return self._decode(
+            tokens,
+            self._embed_prompt(tokens, images) if self.pre_process else None,
+            sights,
             position_ids=position_ids,
-            attention_mask=None,
-            decoder_input=decoder_input,
             inference_context=context,
             runtime_gather_output=True,
         )
 
+    def _embed_prompt(self, tokens: Tensor, images: PromptImages | None) -> Rows:
+        embedding, num_tokens = self.language_model.embedding, tokens.shape[1]
+        if images is None:
+            return embedding(tokens, None), None
+        assert self.vision_projection is not None
+        embedded = embedding(all_tokens(tokens, images.beside), None)
+        visual = self.vision_projection(self.encode(images.tiles))
+        if images.beside is None:
+            visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
+        places = visual_tokens(images.positions, images.beside, num_tokens, visual)
+        return split_rows(splice(embedded, *places), num_tokens)
+
     def cached_layers(self) -> list[LayerShape]:
         """What this stage's layers keep of each token that they have seen."""
-        attentions: list[Any] = [
-            layer.self_attention for layer in self.language_model.decoder.layers
-        ]
-        return [
-            LayerShape(
-                attention.layer_number,
-                attention.num_query_groups_per_partition,
-                attention.hidden_size_per_attention_head,
-                self.config.params_dtype,
-            )
-            for attention in attentions
-        ]
+        return layer_shapes(self.language_model.decoder.layers, self.config.params_dtype)
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""
@@ -274,41 +303,44 @@ class NVLMD(MegatronModule):
 
     def _features(self, tiles: Tensor) -> Tensor:
         assert self.vision_model is not None
-        here = platform.current()
-        started = here.moment()
-        features = self.vision_model(tiles)
-        if self.training:
-            self._encoder_runs.append((started, here.moment()))
-        return features
+        with self._encoder_time.counted() if self.training else nullcontext():
+            return self.vision_model(tiles)
 
     def take_encoder_seconds(self) -> float:
         """What passes through the encoder took since this was asked last, without backward passes.
 
         The host has to have waited for something behind them.
         """
-        runs, self._encoder_runs = self._encoder_runs, []
-        here = platform.current()
-        return sum(here.seconds_between(started, ended) for started, ended in runs)
+        return self._encoder_time.take_seconds()
 
-    def _embed(self, micro_batch: MicroBatch) -> Tensor:
-        """Token and image embeddings [t, 1, h]; with sequence parallelism this rank's part of t."""
-        embeddings_t1h = self.language_model.embedding(micro_batch.tokens, micro_batch.position_ids)
+    def _embed(self, micro_batch: MicroBatch) -> Rows:
+        """Token and image embeddings of the decoder's row [t, 1, h], and of the row beside it.
+
+        With sequence parallelism this rank's part of each.
+        """
+        # Rotation alone says where a token stands: embeddings have no positions.
+        tokens, beside = micro_batch.tokens, micro_batch.beside
+        embeddings = self.language_model.embedding(all_tokens(tokens, beside), None)
         # Without tiles the encoder does not run at all. Its gradient buffers keep the zeros that
         # they start a step with, and no process waits for it: the tensor-parallel group shares one
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
-            visual = self._visual_embeddings(micro_batch, embeddings_t1h)
-            embeddings_t1h = splice(embeddings_t1h, micro_batch.image_positions, visual)
+            visual = self._visual_embeddings(micro_batch, embeddings)
+            places = micro_batch.image_positions, beside, tokens.shape[1]
+            embeddings = splice(embeddings, *visual_tokens(*places, visual))
         elif self.overlaps_data_parallelism:
-            embeddings_t1h = with_zero_gradient(embeddings_t1h, self._blank_tile(embeddings_t1h))
+            embeddings = with_zero_gradient(embeddings, self._blank_tile(embeddings))
+        row, row_beside = split_rows(embeddings, tokens.shape[1])
         if self.config.sequence_parallel:
-            scattered = tensor_parallel.scatter_to_sequence_parallel_region(
-                embeddings_t1h, group=self.tp_group
-            )
-            # As it is, a view, it would keep the whole in memory with the first layer's input.
-            embeddings_t1h = scattered.clone()
-        return recomputable(embeddings_t1h, self.config)
+            row = self._own_part(row)
+            row_beside = None if row_beside is None else self._own_part(row_beside)
+        return recomputable(row, self.config), row_beside
+
+    def _own_part(self, row: Tensor) -> Tensor:
+        part = tensor_parallel.scatter_to_sequence_parallel_region(row, group=self.tp_group)
+        # As it is, a view, it would keep the whole in memory with the first layer's input.
+        return part.clone()
 
     def _visual_embeddings(self, micro_batch: MicroBatch, like: Tensor) -> Tensor:
         """[n, q, h]; with context parallelism the tokens [n, h] of this rank's part of the row."""
@@ -341,8 +373,9 @@ class NVLMD(MegatronModule):
         """
         entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         entries.update(sharded_adapters(self, prefix))
+        entries = stacked_without_holes(entries, self._uneven_rows)
         if self.shares_tiles:
-            _mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
+            mark_copies(entries, f"{prefix}{VISION}.", self.parallel)
         return without_extra_state(entries)
 
     def _remembers_scaling(self) -> bool:
@@ -359,40 +392,6 @@ class NVLMD(MegatronModule):
         return self.shares_tiles and key.startswith(f"{VISION}.")
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """As in torch, except that `_extra_state` may be missing.
-
-        Raises:
-            AssertionError: other keys are missing or unexpected.
-        """
+        """As in torch, except that `_extra_state` may be missing (see `keys_but_extra_state`)."""
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [key for key in result.missing_keys if not is_extra_state(key)]
-        unexpected = [key for key in result.unexpected_keys if not is_extra_state(key)]
-        assert not strict or not (missing or unexpected), f"{missing=} {unexpected=}"
-        return result._replace(missing_keys=missing, unexpected_keys=unexpected)
-
-
-def _mark_whole(encoder: InternViT) -> None:
-    """Undo Megatron-core's marks: a parameter that one process has all of is not split."""
-    for parameter in encoder.parameters():
-        parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
-
-
-def _mark_copies(entries: dict, prefix: str, parallel: Parallel) -> None:
-    """Tell the encoders of all processes apart: one of them is saved."""
-    copy = (parallel.pipeline_rank, parallel.tensor_rank, parallel.groups.dp_cp.rank())
-    for name, entry in entries.items():
-        if name.startswith(prefix) and isinstance(entry, ShardedTensor):
-            entry.replica_id = copy
-
-
-def _packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
-    starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
-    return PackedDocuments(
-        qkv_format="thd",
-        cu_seqlens_q=starts,
-        cu_seqlens_kv=starts,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        starts=micro_batch.document_starts,
-        row_order=None if micro_batch.part is None else micro_batch.part.row_order,
-    )
+        return keys_but_extra_state(result, strict)

@@ -123,9 +123,9 @@ def run_parameters_by_name(config: RunConfig) -> dict[str, Parameter]:
 
 
 def frozen_patterns(config: RunConfig) -> tuple[str, ...]:
-    """What `is_frozen` asks for: `stage.freeze`, and all of the parts that have adapters."""
+    """What `is_frozen` asks for: all of the parts that have adapters, and `stage.freeze`."""
     parts = dict.fromkeys(adapter.matrix.component for adapter in adapters_of(config))
-    return (*config.stage.freeze, *(f"{part}.*" for part in parts))
+    return (*(f"{part}.*" for part in parts), *config.stage.freeze)
 
 
 @lru_cache(maxsize=16)

@@ -11,7 +11,7 @@ from nvlm.sizes.parameters import (
     COMPONENTS,
     ParameterCount,
     count_parameters,
-    is_frozen,
+    matches,
     num_zero_parameters,
 )
 
@@ -53,7 +53,7 @@ def derive(config: RunConfig, world_size: int | None = None) -> DerivedNumbers:
         total=count_parameters(named, frozen),
         num_zero_parameters=num_zero_parameters(config.model),
         num_matches={
-            pattern: sum(is_frozen(name, [pattern]) for name in named)
+            pattern: sum(matches(name, pattern) for name in named)
             for pattern in config.stage.freeze
         },
         num_tokens_per_tile=config.num_tokens_per_tagged_tile,

@@ -7,7 +7,7 @@ with Transformer Engine's they are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -18,6 +18,9 @@ from nvlm.sizes.components import internvit, qwen2
 VISION = "vision_model"
 PROJECTOR = "vision_projection"
 LANGUAGE = "language_model"
+
+# Before a pattern of `stage.freeze`: what it matches trains after all.
+TRAINS = "!"
 
 # Component, which its parameters' names begin with -> its rows, in the order of the forward pass.
 COMPONENTS: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {
@@ -62,16 +65,27 @@ def parameters_by_name(model: ModelConfig) -> dict[str, Parameter]:
     return {row.name(place): row for row in parameter_table(model) for place in row.places()}
 
 
-def is_frozen(name: str, freeze: Iterable[str]) -> bool:
-    """Whether one of the patterns matches the whole-model name; adapters always train.
+def is_frozen(name: str, freeze: Sequence[str]) -> bool:
+    """Whether the last of the patterns that match the whole-model name freezes it; one that begins
+    with `!` lets it train. Adapters always train.
 
     Of a run, `freeze` is what `nvlm.sizes.adapters.frozen_patterns` says.
     """
-    return not is_adapter(name) and any(fnmatchcase(name, pattern) for pattern in freeze)
+    if is_adapter(name):
+        return False
+    for pattern in reversed(freeze):
+        if matches(name, pattern):
+            return not pattern.startswith(TRAINS)
+    return False
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern of `stage.freeze` says something of a whole-model name."""
+    return fnmatchcase(name, pattern.removeprefix(TRAINS))
 
 
 def count_parameters(
-    named: Mapping[str, Parameter], freeze: Iterable[str], component: str | None = None
+    named: Mapping[str, Parameter], freeze: Sequence[str], component: str | None = None
 ) -> ParameterCount:
     """How many numbers the parameters `named` have; of one component, or of all."""
     total = trainable = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch.distributed as dist
 from torch import nn
@@ -170,8 +169,8 @@ def _match(
     parallel: Parallel,
     kind: str = "parameter",
 ) -> dict[str, set[str]]:
-    names = [name for name, _ in parameters]
-    matches = {p: {name for name in names if fnmatchcase(name, p)} for p in patterns}
+    names, fits = [name for name, _ in parameters], rules.matcher(key)
+    matches = {p: {name for name in names if fits(name, p)} for p in patterns}
     found = [set(hits) for hits in _gather([p for p in patterns if matches[p]], parallel)]
     unmatched = [pattern for pattern in patterns if not any(pattern in hits for hits in found)]
     if unmatched:

@@ -5,14 +5,14 @@ The table of parameters has every name (`nvlm.sizes.parameters`). Imports no tor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
 from nvlm.rows import Shape, is_adapter
 from nvlm.sizes.adapters import run_parameters_by_name
-from nvlm.sizes.parameters import is_frozen
+from nvlm.sizes.parameters import VISION, is_frozen, matches
 
 FREEZE = "stage.freeze"
 LR_MULTIPLIERS = "train.optimizer.lr_multipliers"
@@ -32,6 +32,13 @@ def check_patterns(config: RunConfig) -> None:
     _check(own, stage.freeze, FREEZE)
     if all(is_frozen(name, stage.freeze) for name in shapes):
         raise nothing_left(stage.freeze)
+    encoder = [name for name in shapes if name.startswith(f"{VISION}.")]
+    trained = next((name for name in encoder if not is_frozen(name, stage.freeze)), None)
+    if config.parallel.shares_tiles and trained is not None:
+        raise ConfigError(
+            f"{FREEZE} {stage.freeze} lets {trained} train: parallel.vision tile_parallel needs a "
+            "frozen vision model; freeze all of it, or use parallel.vision tensor"
+        )
     _check(shapes, optimizer.lr_multipliers, LR_MULTIPLIERS)
     # First against all parameters: "matches no parameter" is another mistake than "no matrix".
     _check(shapes, optimizer.weight_decay_multipliers, WEIGHT_DECAY_MULTIPLIERS)
@@ -53,6 +60,11 @@ def part_of(name: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
 
 
+def matcher(key: str) -> Callable[[str, str], bool]:
+    """Whether a parameter's name fits a pattern of `key`; those for freezing have exceptions."""
+    return matches if key == FREEZE else fnmatchcase
+
+
 def no_match(
     key: str, patterns: Iterable[str], parts: Iterable[str], kind: str = "parameter"
 ) -> ConfigError:
@@ -71,6 +83,7 @@ def nothing_left(freeze: list[str]) -> ConfigError:
 def _check(
     shapes: Mapping[str, Shape], patterns: Iterable[str], key: str, kind: str = "parameter"
 ) -> None:
-    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in shapes)]
+    fits = matcher(key)
+    unmatched = [p for p in patterns if not any(fits(name, p) for name in shapes)]
     if unmatched:
         raise no_match(key, unmatched, set(map(part_of, shapes)), kind)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nvlm import phases, platform, stop_requests
 from nvlm.batch import MicroBatch, StepBatch
+from nvlm.model.rows import num_beside, with_rows_alike
 from nvlm.parallel.groups import Parallel
 from nvlm.train.diagnose import explain_gradient_norm, explain_loss
 from nvlm.train.loss_weights import normalize_loss_weights
@@ -126,13 +127,19 @@ def run_schedule(
 
     # Of each, the tokens that are this context-parallel rank's.
     micro_batches = [micro_batch.on_this_rank() for micro_batch in micro_batches]
+    layout = chunks[0].config
+    micro_batches = with_rows_alike(
+        micro_batches,
+        multiple=layout.tensor_model_parallel_size if layout.sequence_parallel else 1,
+        all_alike=layout.pipeline_model_parallel_size > 1,
+    )
     return get_forward_backward_func()(
         forward_step_func=forward,
         # One iterator for each chunk, and chunks in a list even where there is one.
         data_iterator=[enumerate(micro_batches) for _ in chunks],
         model=chunks,
         num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].row_length,
+        seq_length=micro_batches[0].row_length + num_beside(micro_batches[0].beside),
         micro_batch_size=1,
         forward_only=forward_only,
     )

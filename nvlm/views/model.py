@@ -25,7 +25,7 @@ from nvlm.sizes.parameters import (
     VISION,
     ParameterCount,
     count_parameters,
-    is_frozen,
+    matches,
     num_zero_parameters,
 )
 from nvlm.sizes.pipeline import chunk_layers, is_copy, stage_parameters
@@ -66,7 +66,7 @@ def summarize(config: RunConfig) -> ModelSummary:
     config = with_stage_layers(changed(config, {"model.layer_implementation": "local"}))
     named, frozen = run_parameters_by_name(config), frozen_patterns(config)
     freeze = config.stage.freeze
-    unmatched = sorted({p for p in freeze if not any(is_frozen(name, [p]) for name in named)})
+    unmatched = sorted({p for p in freeze if not any(matches(name, p) for name in named)})
     if unmatched:
         raise ConfigError(
             f"stage.freeze: {', '.join(map(repr, unmatched))} matches no parameter; "

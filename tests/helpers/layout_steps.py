@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers import small_model, variants
+from helpers import beside_batches, small_model, variants
+from helpers.beside_batches import Image
 from helpers.parts_of_steps import part_of
 from nvlm.batch import MicroBatch, StepBatch
 from nvlm.config import RunConfig, changed
@@ -42,6 +43,9 @@ OPTIMIZER = [
 STEPS = "two steps, InternViT-300M, shared embeddings"
 RESUMED = "resumed, InternViT-300M, shared embeddings"
 QWEN3 = "Qwen3's heads, each with norms"
+# Fusion -> the case of its gradients; where a step has images in some micro-batches, and in none.
+FUSED = {"cross_attention": "NVLM-X", "hybrid": "NVLM-H"}
+FUSED_WITHOUT_IMAGES = "NVLM-X, without images"
 # Run folder of the one process that is the truth.
 SINGLE = "single"
 
@@ -62,6 +66,31 @@ def with_images(config: RunConfig) -> list[MicroBatch]:
 
 def without_images(config: RunConfig) -> list[MicroBatch]:
     return [small_model.batch(config, seed, [40, 40], num_tiles=0) for seed in range(5, 9)]
+
+
+def with_rows_beside(config: RunConfig) -> list[MicroBatch]:
+    """As `with_images`: of several images in packed documents, and of none."""
+    return [
+        beside_batches.batch(config, 1, [[4, Image(3), 3, Image(1)], [9]], length=104),
+        beside_batches.batch(config, 2, [[30], [50]], length=104),
+        beside_batches.batch(config, 3, [[8], [Image(2), 5], [2, Image(1)]], length=104),
+        beside_batches.batch(config, 4, [[80]], length=104),
+    ]
+
+
+def fused_cases(overrides: list[str], parallel: Parallel) -> dict:
+    """Gradients of NVLM-X and NVLM-H."""
+    results = {}
+    for fusion, name in FUSED.items():
+        config = beside_batches.config_of(fusion, *overrides)
+        chunks = wrapped(small_model.build_chunks(config, parallel))
+        results[name] = losses_and_gradients(chunks, with_rows_beside(config), parallel)
+        if fusion == "cross_attention":
+            texts = [
+                beside_batches.batch(config, seed, [[40], [40]], length=80) for seed in range(5, 9)
+            ]
+            results[FUSED_WITHOUT_IMAGES] = losses_and_gradients(chunks, texts, parallel)
+    return results
 
 
 def all_cases(
@@ -94,6 +123,7 @@ def all_cases(
         QWEN3: losses_and_gradients(qwen3_chunks, with_images(config), parallel),
         "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
         STEPS: two_steps(small, parallel, save=save_to is not None),
+        **fused_cases(overrides, parallel),
     }
     if resume_from:
         results[RESUMED] = second_step(small, parallel, resume_from)
@@ -141,14 +171,14 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
         `tensors`: the gradients, a list of (sharded key, layer, slices of the global tensor,
         global shape, values).
     """
-    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-
     from nvlm.model.tile_parallel import encode_shares
+    from nvlm.train.step import run_schedule
 
     losses: dict[int, Tensor] = {}
 
     def forward(iterator, chunk):
-        index, micro_batch = next(iterator)
+        here, micro_batch = next(iterator)
+        index = numbers[here]
 
         def loss(per_token: Tensor):
             mask = micro_batch.loss_mask()
@@ -163,17 +193,7 @@ def losses_and_gradients(chunks: list, micro_batches: list[MicroBatch], parallel
     numbers = range(len(micro_batches))[parallel.data_rank :: parallel.data_size]
     model = chunks[0].module
     step = delivered(micro_batches, parallel, model.shares_tiles)
-    encoded = encode_shares(step, model, parallel).micro_batches
-    mine = list(zip(numbers, (batch.on_this_rank() for batch in encoded), strict=True))
-    get_forward_backward_func()(
-        forward_step_func=forward,
-        data_iterator=[iter(mine) for _ in chunks],
-        model=chunks,
-        num_microbatches=len(mine),
-        seq_length=mine[0][1].row_length,
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    run_schedule(forward, chunks, encode_shares(step, model, parallel).micro_batches)
     gradients = _shards(chunks, lambda parameter: parameter.main_grad)
     return {"losses": losses, "tensors": gradients}
 

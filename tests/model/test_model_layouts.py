@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import layout_steps, spawn
-from helpers.layout_steps import QWEN3, RESUMED, STEPS
+from helpers.layout_steps import FUSED, FUSED_WITHOUT_IMAGES, QWEN3, RESUMED, STEPS
 
 from nvlm.parallel.groups import initialize
 
@@ -50,6 +50,8 @@ GRADIENTS = [
     "InternViT-300M, shared embeddings",
     QWEN3,
     "projector only",
+    *FUSED.values(),
+    FUSED_WITHOUT_IMAGES,
 ]
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
 CHECKPOINTING = [
@@ -145,7 +147,8 @@ def test_a_step_without_images_leaves_the_encoder_at_zero(single):
 
 
 def test_every_parameter_has_a_gradient(single):
-    for case in ("with images", "InternViT-300M, shared embeddings", "projector only"):
+    cases = ["with images", "InternViT-300M, shared embeddings", "projector only", *FUSED.values()]
+    for case in cases:
         for key, gradient in layout_steps.assemble([single[case]]).items():
             assert gradient.norm() > 0, (case, key)
 

@@ -21,9 +21,10 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from nvlm.config.schema import LanguageConfig
+from nvlm.config.schema import LanguageConfig, ModelConfig
 from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
+from nvlm.model.decoders.cross_attention import with_cross_attention
 from nvlm.model.decoders.experts import mark_experts, with_experts
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
@@ -34,7 +35,7 @@ from nvlm.parallel.groups import Parallel
 
 
 def build_language_model(
-    language: LanguageConfig,
+    model_config: ModelConfig,
     config: TransformerConfig,
     parts: LayerParts,
     parallel: Parallel,
@@ -46,12 +47,14 @@ def build_language_model(
         vp_stage: number of the chunk within its pipeline stage; None without virtual stages.
     """
     use_rows_from_device()
+    language = model_config.language
     num_layers = get_num_layers_to_build(config, vp_stage, parallel.pipeline_rank)
+    first = get_transformer_layer_offset(config, vp_stage, parallel.pipeline_rank)
     specs = [_layer_spec(language, parts, config, parallel)] * num_layers
     router_losses = RouterLosses() if language.moe else None
     if router_losses is not None:
-        first = get_transformer_layer_offset(config, vp_stage, parallel.pipeline_rank)
         specs = with_experts(specs, first, language, parts, router_losses)
+    specs = with_cross_attention(specs, first, model_config, parts)
     layers = TransformerBlockSubmodules(
         layer_specs=specs,
         layer_norm=RMSNorm,  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvlm.batch import MicroBatch
 from nvlm.model.parts.cache import Decode, Prefill
 from nvlm.model.parts.context_attention import attend_in_context
 
@@ -65,6 +66,20 @@ class PackedDocuments(PackedSeqParams):
     starts: tuple[int, ...] = ()
     # With context parallelism; see `nvlm.batch.RowPart`.
     row_order: Tensor | None = None
+
+
+def packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
+    """Those of a micro-batch."""
+    starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
+    return PackedDocuments(
+        qkv_format="thd",
+        cu_seqlens_q=starts,
+        cu_seqlens_kv=starts,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        starts=micro_batch.document_starts,
+        row_order=None if micro_batch.part is None else micro_batch.part.row_order,
+    )
 
 
 class SdpaAttention(nn.Module):

@@ -46,12 +46,20 @@ def row_length(num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer of this process keeps of a token, twice: a key and a value."""
+    """What a layer of this process keeps of a token, twice: a key and a value.
 
-    number: int  # Megatron-core's, from 1 over all stages
+    key: Megatron-core's number of the layer, from 1 over all stages; for its cross-attention, which
+        keeps what the question has beside its tokens, `beside_key` of that.
+    """
+
+    key: int | str
     num_groups: int
     head_dim: int
     dtype: torch.dtype
+
+
+def beside_key(layer_number: int) -> str:
+    return f"beside {layer_number}"
 
 
 @dataclass
@@ -59,14 +67,14 @@ class Shelf(Generic[Owner]):
     """Rows of one length. Those in use come first: row i belongs to `owners[i]`.
 
     Attributes:
-        keys, values: by layer, each [rows, g, length, d].
+        keys, values: by `LayerShape.key`, each [rows, g, length, d].
     """
 
     length: int
     layers: Sequence[LayerShape]
     owners: list[Owner] = field(default_factory=list)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int | str, Tensor] = field(default_factory=dict)
+    values: dict[int | str, Tensor] = field(default_factory=dict)
     num_rows: int = 0
 
     def resize(self, num_rows: int) -> None:
@@ -79,8 +87,8 @@ class Shelf(Generic[Owner]):
                 # Zeros: what is not attended to has weight zero, which does not help against NaN.
                 larger = torch.zeros(shape, dtype=layer.dtype, device=device)
                 if num_used:
-                    larger[:num_used] = memory[layer.number][:num_used]
-                memory[layer.number] = larger  # the old ones are freed layer by layer
+                    larger[:num_used] = memory[layer.key][:num_used]
+                memory[layer.key] = larger  # the old ones are freed layer by layer
         self.num_rows = num_rows
 
     def remove(self, row: int) -> None:
@@ -215,6 +223,12 @@ class Prefill(BaseInferenceContext):
         core: Any = layer.core_attention
         return core(query, key, value_s1gd, None, attn_mask_type=AttnMaskType.causal)
 
+    def keep_beside(self, layer_number: int, key_kgd: Tensor, value_kgd: Tensor) -> None:
+        """What the layer's cross-attention will read with each later token."""
+        name, num_tokens = beside_key(layer_number), len(key_kgd)
+        self._shelf.keys[name][self._row, :, :num_tokens] = key_kgd.transpose(0, 1)
+        self._shelf.values[name][self._row, :, :num_tokens] = value_kgd.transpose(0, 1)
+
 
 def _scale(layer: SelfAttention, head_dim: int) -> float:
     """Of attention's scores: the layer's, or what attention takes where it says none."""
@@ -230,6 +244,9 @@ class ShelfStep:
     rows: Tensor  # [n] int64: 0, 1, 2, ...
     places: Tensor  # [n] int64, of the new tokens in their rows
     mask: Tensor  # [n, 1, 1, k]: 0 where a row's token looks, -inf elsewhere
+    # The same of what is beside, of as many columns as any row has there; None where none has any.
+    mask_beside: Tensor | None
+    is_blind: Tensor  # [n, 1, 1] bool: whose rows have nothing beside
 
 
 class Decode(BaseInferenceContext):
@@ -242,6 +259,7 @@ class Decode(BaseInferenceContext):
         positions: Tensor,
         dtype: torch.dtype,
         max_positions: int,
+        beside: tuple[Sequence[int], Tensor] | None = None,
     ):
         """
         Args:
@@ -251,6 +269,8 @@ class Decode(BaseInferenceContext):
                 a prompt's keys were kept.
             dtype: the layers'.
             max_positions: see `Prefill`.
+            beside: tokens that each question has beside its own, and the same numbers on the
+                device; None where none has any.
         """
         super().__init__(materialize_only_last_token_logits=True)
         self.sequence_len_offset = 0
@@ -260,16 +280,19 @@ class Decode(BaseInferenceContext):
         self._steps: list[ShelfStep] = []
         start = 0
         for shelf, of_rows in lengths:
-            width = min(-(-(max(of_rows) + 1) // WIDTH_BLOCK) * WIDTH_BLOCK, shelf.length)
-            here = places[start : start + len(of_rows)]
-            columns = torch.arange(width, device=positions.device)
-            unseen = columns[None] > here[:, None]
-            # As numbers: of a mask of bits each layer would make these anew.
-            mask = torch.zeros(unseen.shape, dtype=dtype, device=positions.device)
-            mask = mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+            part = slice(start, start + len(of_rows))
+            here = places[part]
+            mask = _first_columns(here + 1, max(of_rows) + 1, shelf.length, dtype)
+            mask_beside, is_blind = None, torch.ones_like(here, dtype=torch.bool)
+            if beside is not None and (most := max(beside[0][part])):
+                num_beside = beside[1][part]
+                is_blind = num_beside == 0
+                # Of nothing there is no softmax: who has nothing reads a column, for nothing.
+                mask_beside = _first_columns(num_beside.clamp(min=1), most, shelf.length, dtype)
             rows = torch.arange(len(of_rows), device=positions.device)
-            self._steps.append(ShelfStep(shelf, rows, here, mask))
-            start += len(of_rows)
+            step = ShelfStep(shelf, rows, here, mask, mask_beside, is_blind[:, None, None])
+            self._steps.append(step)
+            start = part.stop
 
     def is_static_batching(self) -> bool:
         return True
@@ -297,6 +320,39 @@ class Decode(BaseInferenceContext):
             start = part.stop
         out_bhd = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return out_bhd.flatten(1)[None]
+
+    def attend_beside(self, layer_number: int, query_bhd: Tensor) -> Tensor:
+        """[b, h*d]: every token sees all that its question has beside; zeros where that is none."""
+        outputs, start = [], 0
+        for step in self._steps:
+            part = slice(start, start + len(step.rows))
+            outputs.append(_attend_beside(layer_number, step, query_bhd[part]))
+            start = part.stop
+        return torch.cat(outputs).flatten(1)
+
+
+def _first_columns(num_seen: Tensor, most: int, length: int, dtype: torch.dtype) -> Tensor:
+    """[n, 1, 1, k]: 0 in each row's first columns, `most` of them at most, -inf in the others."""
+    width = min(-(-most // WIDTH_BLOCK) * WIDTH_BLOCK, length)
+    columns = torch.arange(width, device=num_seen.device)
+    unseen = columns[None] >= num_seen[:, None]
+    # As numbers: of a mask of bits each layer would make these anew.
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=num_seen.device)
+    return mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+
+
+def _attend_beside(layer_number: int, step: ShelfStep, query_nhd: Tensor) -> Tensor:
+    """[n, h, d]"""
+    if step.mask_beside is None:
+        return torch.zeros_like(query_nhd)
+    name, num_rows, width = beside_key(layer_number), len(step.rows), step.mask_beside.shape[-1]
+    keys, values = (
+        memory[name][:num_rows, :, :width] for memory in (step.shelf.keys, step.shelf.values)
+    )
+    out_ngrd = functional.scaled_dot_product_attention(
+        query_nhd.unflatten(1, (keys.shape[1], -1)), keys, values, attn_mask=step.mask_beside
+    )
+    return out_ngrd.flatten(1, 2).masked_fill(step.is_blind, 0)
 
 
 def _attend(

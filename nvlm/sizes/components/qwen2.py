@@ -11,6 +11,7 @@ from typing import Any
 
 from nvlm.config.schema import LanguageConfig, ModelConfig
 from nvlm.rows import ONES, STACKED_EXPERTS, ZEROS, Normal, Parameter
+from nvlm.sizes.components import cross_attention
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 
 
@@ -24,7 +25,7 @@ def parameters(model: ModelConfig) -> Iterator[Parameter]:
         "embedding.word_embeddings.weight", vocabulary, normal, 0,
         pipeline_stage="first and last" if is_shared else "first",
     )  # fmt: skip
-    for row in [*_layer(language), *_feed_forward(language)]:
+    for row in [*_layer(model), *_feed_forward(language)]:
         yield replace(
             row,
             key=f"decoder.layers.{row.key}",
@@ -36,7 +37,8 @@ def parameters(model: ModelConfig) -> Iterator[Parameter]:
         yield Parameter("output_layer.weight", vocabulary, normal, 0, pipeline_stage="last")
 
 
-def _layer(language: LanguageConfig) -> Iterator[Parameter]:
+def _layer(model: ModelConfig) -> Iterator[Parameter]:
+    language = model.language
     hidden = language.hidden_size
     queries = language.num_attention_heads * language.head_dim
     # A group's rows stand together: its queries, its key, its value.
@@ -51,6 +53,7 @@ def _layer(language: LanguageConfig) -> Iterator[Parameter]:
         yield Parameter("self_attention.q_layernorm.weight", (language.head_dim,), ONES)
         yield Parameter("self_attention.k_layernorm.weight", (language.head_dim,), ONES)
     yield Parameter("self_attention.linear_proj.weight", (hidden, queries), residual, 1)
+    yield from cross_attention.parameters(model)
     yield Parameter("pre_mlp_layernorm.weight", (hidden,), ONES)
 
 
