@@ -122,7 +122,7 @@ class SampleEncoder:
         (lengths,) = self.measure([Sample("", "", messages)])
         visual = self.visual
         tags = self.tag_lengths(visual.max_num_tiles)
-        of_image = max(n + visual.num_tokens(visual.num_tiles(grid)) for grid, n in tags.items())
+        of_image = max(n + visual.num_tokens(visual.num_tiles(grid), 1) for grid, n in tags.items())
         least = sum(lengths.turn_tokens) + lengths.leads_multiple[0] + of_image
         if least > sequence_length:
             raise DataError(
