@@ -16,7 +16,8 @@ from nvlm.config import RunConfig
 from nvlm.errors import DataError
 from nvlm.evaluate.suite.folder import SCORES_FILE, read_predictions
 from nvlm.files import read_json_lines
-from nvlm.sizes.parameters import count_parameters, parameters_by_name
+from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
+from nvlm.sizes.parameters import count_parameters
 from nvlm.views.report.run_record import ReportError, RunRecord, read_run
 
 # Numbers of which less is better, by the beginning of their names.
@@ -137,5 +138,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def trained_parameters(config: RunConfig) -> tuple[int, int]:
     """(parameters of the model, those that train in this stage)."""
-    count = count_parameters(parameters_by_name(config.model), config.stage.freeze)
+    count = count_parameters(run_parameters_by_name(config), frozen_patterns(config))
     return count.total, count.trainable

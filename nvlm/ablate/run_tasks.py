@@ -30,6 +30,8 @@ _THREADS = "OMP_NUM_THREADS"
 # Of a process that lived on for a moment after its grid was killed, or on another host.
 _SECONDS_TO_WAIT_FOR_OWNER = STALE_SECONDS + 30
 _MAX_ERROR = 300
+# How nvlm says that a failure is its own (nvlm/failures.py).
+_FAULT = "this is a fault of nvlm"
 _LAST_LINES_BYTES = 20_000
 
 
@@ -185,8 +187,10 @@ def _error_of(one: _Running, code: int | None) -> str:
         file.seek(max(one.log_start, one.task.log.stat().st_size - _LAST_LINES_BYTES))
         lines = file.read().decode(errors="backslashreplace").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    said = (errors or lines[-1:] or ["it said nothing"])[0].removeprefix("error: ")
+    errors = [at for at, line in enumerate(lines) if line.startswith("error: ")]
+    said = lines[errors[0]].removeprefix("error: ") if errors else (lines or ["said nothing"])[-1]
+    if errors and said.startswith(_FAULT) and errors[0]:
+        said = lines[errors[0] - 1]  # the end of its stack trace
     ended = f"ended by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     return printable(f"{ended}: {said}"[:_MAX_ERROR])
 
