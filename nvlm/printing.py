@@ -38,6 +38,11 @@ def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     print(printable(text, keep="\n\t"), file=file or sys.stdout, end=end, flush=not end)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 question`, `2 questions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def listed(items: Iterable[Any], most: int) -> str:
     """The first `most` of `items` with commas in between, and how many there are beyond these."""
     texts = [str(item) for item in items]

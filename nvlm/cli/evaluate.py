@@ -180,7 +180,7 @@ def evaluate_command(
 
 def _evaluate_split(ctx: typer.Context, checkpoint: Path, out: Path, thrift: Thrift) -> None:
     given = ctx.params
-    if others := [name for name in _OF_SUITES if given[name]]:
+    if others := [name for name in _OF_SUITES if given[name] not in (None, False)]:
         raise ConfigError(f"--{others[0].replace('_', '-')} goes with --suite")
     if given["data_root"] is None:
         raise ConfigError("give --data-root DIR for a split's shards, or --suite and --data")
@@ -255,13 +255,17 @@ def rescore_command(
             parser=path_of_user, metavar="FOLDER", help="A folder that --suite has written."
         ),
     ],
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Score what is there, though answers are gone."),
+    ] = False,
 ) -> None:
     """Score the answers in FOLDER again, from the files of predictions alone."""
     from nvlm.evaluate.suite.scores import score_all
     from nvlm.evaluate.suite.table import print_scores
     from nvlm.views.suite_page import write_suite_page
 
-    print_scores(score_all(folder))
+    print_scores(score_all(folder, allow_missing))
     say(f"scores: {folder}\nwith examples: {write_suite_page(folder)}")
 
 

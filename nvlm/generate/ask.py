@@ -29,7 +29,7 @@ from nvlm.generate.session import Session
 from nvlm.generate.thrift import Thrift
 from nvlm.parallel.agreement import from_main_rank, on_ranks
 from nvlm.places import check_file
-from nvlm.printing import listed, say
+from nvlm.printing import counted, listed, say
 
 # Questions that are handed to the session at a time, and read ahead of it.
 _MOST_OPEN = 96
@@ -119,11 +119,12 @@ def _say_before(together: AskedTogether, file: AnswersFile, out: Path) -> None:
         found = listed((f"{name} {n:,}" for name, n in sorted(together.unread.items())), 8)
         say(f"files of formats that are not read: {found}")
     if num_done == num_asked:
-        say(f"{out} is complete: it has a row for each of {num_asked:,} questions")
+        say(f"{out} is complete: it has a row for each of {counted(num_asked, 'question')}")
     elif num_done:
-        say(f"{out} has rows of {num_done:,} of {num_asked:,} questions: going on with the others")
+        asked = counted(num_asked, "question")
+        say(f"{out} has rows of {num_done:,} of {asked}: going on with the others")
     else:
-        say(f"asking {num_asked:,} questions")
+        say(f"asking {counted(num_asked, 'question')}")
 
 
 def _finish(file: AnswersFile, num_replicas: int, out: Path) -> None:
@@ -163,11 +164,11 @@ def _report(out: Path) -> int:
         say(f"repaired as in training: {said}")
     said = ", ".join(f"{reason} {number:,}" for reason, number in sorted(errors.items()))
     without = f", {errors.total():,} with an error ({said})" if errors else ""
-    say(f"{num_rows - errors.total():,} answers{without}: {out}")
+    say(f"{counted(num_rows - errors.total(), 'answer')}{without}: {out}")
     if errors.total() == num_rows:
         raise DataError(
-            f"none of {num_rows:,} questions could be asked; {out} says why of each. Once that is "
-            f"put right, remove {out}, or give another --out"
+            f"none of {counted(num_rows, 'question')} could be asked; {out} says why of each. Once "
+            f"that is put right, remove {out}, or give another --out"
         )
     return errors.total()
 

@@ -20,7 +20,7 @@ from nvlm.data.shards.regular_files import open_regular_file
 from nvlm.errors import DataError
 from nvlm.generate.asked import Asked, messages_of_prompt, messages_of_turns
 from nvlm.generate.request import Sampling
-from nvlm.printing import listed
+from nvlm.printing import counted, listed
 
 # What a line may say of how its answer is drawn.
 _SAMPLING = tuple(part.name for part in fields(Sampling))
@@ -105,17 +105,31 @@ def asked_of_file(path: Path, system: str | None, sampling: Sampling) -> AskedTo
     first = asked[0].problem
     if first is not None and all(question.problem for question in asked):
         raise DataError(
-            f"--questions {path}: none of {len(asked):,} questions can be asked; the first is "
-            f"{asked[0].id}: {first.reason}: {first.detail}"
+            f"--questions {path}: none of {counted(len(asked), 'question')} can be asked; the "
+            f"first is {asked[0].id}: {first.reason}: {first.detail}"
         )
     return AskedTogether(asked)
+
+
+class _GivenTwice(Exception):
+    """Of an object's names one is there twice; what is said is the name."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of a name the last would count, without a word."""
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise _GivenTwice(shown(name))
+    return dict(pairs)
 
 
 def _read_line(
     path: Path, number: int, line: bytes, system: str | None, sampling: Sampling
 ) -> Asked:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_once)
+    except _GivenTwice as error:
+        raise DataError(f"{path} line {number}: {error} is given twice") from None
     except (ValueError, RecursionError) as error:
         return _unreadable(number, SampleError("json", f"not readable as JSON: {error}"))
     if not isinstance(value, dict):

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch import Tensor
 
 from nvlm import phases
 from nvlm.batch import IGNORED_LABEL, MicroBatch, StepBatch
 from nvlm.config import RunConfig
 from nvlm.data.loading.collate import PackedSample, build_micro_batch
-from nvlm.data.text.encode import EncodedPrompt, EncodedSample
+from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
+from nvlm.data.text.encode import EncodedPrompt, EncodedSample, SampleEncoder
 from nvlm.model.nvlm_d import NVLMD
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel
 from nvlm.train.optim import bare
+from nvlm.train.run_folder import open_records
 from nvlm.train.step import run_schedule
 from nvlm.train.training import Training
 
@@ -40,6 +45,22 @@ class Prompt:
 
     key: str
     encoded: EncodedPrompt
+
+
+def open_encoder(config: RunConfig) -> tuple[Any, SampleEncoder]:
+    """transformers' tokenizer of the run, to read answers with, and the encoder of its prompts."""
+    tokenizer = open_tokenizer(config.model.tokenizer)
+    chat = ChatTokenizer(tokenizer, config.model.image_token, "model.tokenizer")
+    return tokenizer, SampleEncoder.from_config(config, chat)
+
+
+def drop_later_records(path: Path, training: Training, console: Console) -> None:
+    """Drop what an earlier start of the run noted in `path` after the step that it goes on from."""
+    if training.parallel.is_main:
+        file, note = open_records(path, training.step)
+        file.close()
+        if note:
+            console.print(note, markup=False, highlight=False)
 
 
 def answer_live(

@@ -15,8 +15,6 @@ from rich.console import Console
 
 from nvlm import phases
 from nvlm.data.samples.sample import SampleError
-from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
-from nvlm.data.text.encode import SampleEncoder
 from nvlm.evaluate.benchmarks.entry import Item
 from nvlm.evaluate.suite.conversation import converse
 from nvlm.evaluate.suite.prepare import make_ready
@@ -27,8 +25,8 @@ from nvlm.generate.answer_text import AnswerText
 from nvlm.parallel.groups import broadcast_object
 from nvlm.printing import printable
 from nvlm.train.benchmark_files import BenchmarkQuestions, asked_benchmarks
-from nvlm.train.live_answers import Prompt, answer_live
-from nvlm.train.run_folder import BENCHMARK_ANSWERS_FILE, open_records
+from nvlm.train.live_answers import Prompt, answer_live, drop_later_records, open_encoder
+from nvlm.train.run_folder import BENCHMARK_ANSWERS_FILE
 from nvlm.train.training import Training
 
 # A question's position, and what its row says beside the question.
@@ -49,16 +47,9 @@ class LiveBenchmarks:
         self._asked = asked_benchmarks(training.config)
         self._items = {one.asked.name: one.items for one in questions}
         self._console = console
-        config = training.config
-        self._path = Path(config.run.dir) / BENCHMARK_ANSWERS_FILE
-        self._tokenizer = open_tokenizer(config.model.tokenizer)
-        chat = ChatTokenizer(self._tokenizer, config.model.image_token, "model.tokenizer")
-        self._encoder = SampleEncoder.from_config(config, chat)
-        if training.parallel.is_main:
-            file, note = open_records(self._path, training.step)
-            file.close()
-            if note:
-                console.print(note, markup=False, highlight=False)
+        self._path = Path(training.config.run.dir) / BENCHMARK_ANSWERS_FILE
+        drop_later_records(self._path, training, console)
+        self._tokenizer, self._encoder = open_encoder(training.config)
 
     def ask(self) -> dict[str, float]:
         """`benchmark/NAME` of each, the number that papers print, and `benchmark/NAME/PART` where

@@ -16,7 +16,6 @@ from nvlm.config import RunConfig
 from nvlm.config.changed import changed
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.shards.shard import ShardReader
-from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.data.text.prepare import prepare_prompt
 from nvlm.errors import DataError
@@ -26,8 +25,8 @@ from nvlm.evaluate.rows import answer_row, read_images
 from nvlm.evaluate.score import score_tasks
 from nvlm.files import json_line
 from nvlm.printing import printable
-from nvlm.train.live_answers import Prompt, answer_live
-from nvlm.train.run_folder import GENERATIONS_FILE, open_records
+from nvlm.train.live_answers import Prompt, answer_live, drop_later_records, open_encoder
+from nvlm.train.run_folder import GENERATIONS_FILE
 from nvlm.train.training import Training
 
 
@@ -64,16 +63,9 @@ class LiveQuestions:
         self._training = training
         self._questions = questions
         self._console = console
-        config = training.config
-        self._path = Path(config.run.dir) / GENERATIONS_FILE
-        self._tokenizer = open_tokenizer(config.model.tokenizer)
-        chat = ChatTokenizer(self._tokenizer, config.model.image_token, "model.tokenizer")
-        self._encoder = SampleEncoder.from_config(config, chat)
-        if training.parallel.is_main:
-            file, note = open_records(self._path, training.step)
-            file.close()
-            if note:
-                console.print(note, markup=False, highlight=False)
+        self._path = Path(training.config.run.dir) / GENERATIONS_FILE
+        drop_later_records(self._path, training, console)
+        self._tokenizer, self._encoder = open_encoder(training.config)
 
     def ask(self) -> dict[str, float]:
         """`exact_match` of all questions and of each task, on every rank; notes the answers.

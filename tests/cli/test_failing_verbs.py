@@ -162,6 +162,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("NOTHING --out RUN --suite realworldqa --data EMPTY --keep-visual-tokens 1.5", "is 1.5"),
         ("NOTHING --out RUN --suite realworldqa --data EMPTY --keep-cache nan", "keep is nan"),
         ("NOTHING --out RUN/a --data-root EMPTY --shots 4", "--shots goes with --suite"),
+        ("NOTHING --out RUN/a --data-root EMPTY --shots 0", "--shots goes with --suite"),
         ("NOTHING --out RUN --suite realworldqa", "--suite needs --data DIR"),
         ("NOTHING --out RUN --suite realworldqa --data EMPTY", "no such checkpoint"),
         ("NOTHING --out RUN --suite none --data EMPTY", "no benchmark 'none'; there are "),

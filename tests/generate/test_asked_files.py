@@ -115,6 +115,11 @@ def test_a_line_that_cannot_be_asked_has_a_problem(tmp_path, line, reason, detai
         ({"prompt": "x", "stop": [""]}, r"stop is \(''"),
         ('{"prompt": "x", "temperature": NaN}', "temperature is nan"),
         ({"prompt": "x", "id": None}, "id is None"),
+        ('{"prompt": "x", "prompt": "y"}', "line 2: 'prompt' is given twice"),
+        (
+            '{"messages": [{"role": "user", "content": "a", "role": "system"}]}',
+            "line 2: 'role' is given twice",
+        ),
         ({"prompt": "x", "id": "1"}, "line 2: the id '1' is that of line 1, too"),
     ],
 )

@@ -246,7 +246,8 @@ class SampleEncoder:
             messages = with_system_message(turns, self.system_message)
             *_, asked, answered = written_turns(self.tokenizer.format, messages)
             end = self._lay_out_user(asked, [(1, 1)] * question.count(IMAGE_MARK), 0, 0)[-1].text
-            ends.append(((end, question_goes_on), (answered.content, answer_goes_on)))
+            said = answered.content + self.tokenizer.frame(answered).tail
+            ends.append(((end, question_goes_on), (said, answer_goes_on)))
         return ends
 
     def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:

@@ -33,7 +33,7 @@ from nvlm.generate.thrift import Thrift
 from nvlm.parallel.agreement import from_main_rank, meet
 from nvlm.parallel.groups import is_main_process
 from nvlm.places import check_folder
-from nvlm.printing import say
+from nvlm.printing import counted, say
 
 _LOCK = ".lock"
 
@@ -174,7 +174,7 @@ def _answer(engine: Engine, one: Prepared, done: set[str], folder: Path) -> dict
     todo = [item for item in one.items if item.key not in done]
     if todo:
         if is_main_process():
-            say(f"{name}: asking {len(todo):,} questions of {one.asked.split}")
+            say(f"{name}: asking {counted(len(todo), 'question')} of {one.asked.split}")
         answer_items(engine, one.asked, todo, one.shots, folder)
         meet(f"answering {name}")
 

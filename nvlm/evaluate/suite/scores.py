@@ -16,15 +16,19 @@ from nvlm.evaluate.benchmarks.entry import Benchmark, Item
 from nvlm.evaluate.benchmarks.table import BENCHMARKS
 from nvlm.evaluate.suite.conversation import final_answer
 from nvlm.evaluate.suite.folder import (
+    PREDICTIONS_FILE,
     SCORES_FILE,
+    SKIPPED_FILE,
     Row,
     benchmarks_in,
     finish,
     read_about,
+    read_json,
     read_predictions,
 )
 from nvlm.evaluate.suite.statistics import bootstrap_error, bootstrap_error_of
 from nvlm.files import write_text
+from nvlm.printing import counted
 
 SUBMISSION_FILE = "submission.json"
 
@@ -70,11 +74,14 @@ def benchmark_of(folder: Path, about: Mapping[str, Any]) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def score_folder(folder: Path) -> dict[str, Any]:
+def score_folder(folder: Path, num_missing: int = 0) -> dict[str, Any]:
     """Score the rows of `folder`, write `scores.json`, and return what it says.
 
     Each row gets its score, which is null where the split's truths are not published: then
     `submission.json` is written, as the benchmark's server takes it.
+
+    Args:
+        num_missing: questions that were scored before and have no row now.
 
     Raises:
         DataError: the folder has no whole answers.
@@ -100,6 +107,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
         "paper_score": _paper_score(benchmark, about),
         "num_samples": len(rows),
         "num_skipped": len(skipped),
+        **({"num_missing": num_missing} if num_missing else {}),
         "skipped": dict(Counter(row["skipped"]["reason"] for row in skipped)),
         "num_cut_off": sum(row["finish_reason"] == "length" for row in rows),
         "num_without_final_answer": _num_unmarked(rows, about),
@@ -109,15 +117,35 @@ def score_folder(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def score_all(folder: Path) -> list[dict[str, Any]]:
+def score_all(folder: Path, allows_missing: bool = False) -> list[dict[str, Any]]:
     """`score_folder` for each benchmark in `folder`, and a summary of them in `scores.json`.
 
+    Args:
+        allows_missing: score what is there where rows are gone.
+
     Raises:
-        DataError: there are none, or one is not whole.
+        DataError: there are none, one is not whole, or has fewer rows than it was scored with.
     """
-    summaries = [score_folder(path) for path in benchmarks_in(folder)]
+    missing = {path: _num_missing(path) for path in benchmarks_in(folder)}
+    for path, number in missing.items():
+        if number and not allows_missing:
+            raise DataError(
+                f"{path}: {counted(number, 'question')} of those that it was scored with are not "
+                f"in {PREDICTIONS_FILE} or {SKIPPED_FILE}: give the command of the evaluation "
+                "again, or --allow-missing to score what is there"
+            )
+    summaries = [score_folder(path, number) for path, number in missing.items()]
     write_summary(folder, summaries)
     return summaries
+
+
+def _num_missing(folder: Path) -> int:
+    if not (folder / SCORES_FILE).is_file():
+        return 0
+    before = read_json(folder / SCORES_FILE)
+    numbers = (before.get(name, 0) for name in ("num_samples", "num_skipped", "num_missing"))
+    expected = sum(number for number in numbers if isinstance(number, int))
+    return max(0, expected - sum(map(len, read_predictions(folder))))
 
 
 def write_summary(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
