@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from nvlm.config.schema import RunConfig
 from nvlm.plan.seconds import Device, Passes, Seconds
 from nvlm.sizes.adapters import Adapter, adapters_of
@@ -33,6 +31,6 @@ def _lengths(adapter: Adapter, device: Device) -> Seconds:
     """Of a matrix's rows, for DoRA: the matrix is read twice, and multiplied with A."""
     if not adapter.settings.dora:
         return Seconds()
-    shape = adapter.matrix.local_shape(device.tensor_group.size)
-    product = device.product(*shape, adapter.num_parts * adapter.settings.rank)
-    return Seconds(product, elementwise=device.moving(prod(shape) * device.number))
+    outputs, inputs = adapter.matrix.local_shape(device.tensor_group.size)
+    product = device.product(outputs, inputs, adapter.num_parts * adapter.settings.rank)
+    return Seconds(product, elementwise=device.moving(outputs * inputs * device.number))

@@ -22,7 +22,6 @@ from nvlm.convert.to_hf import convert_to_hf
 from nvlm.convert.verify import verify
 from nvlm.errors import ConvertError
 from nvlm.sizes.adapters import adapters_of
-from nvlm.sizes.visual import VisualLayout
 
 # With a projector that trains whole beside adapters of the decoder, all layers but one.
 WITH_PROJECTOR = (
@@ -56,8 +55,7 @@ def inputs(converted) -> Inputs:
     image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, 1000, (1, 12), generator=generator)
-    num_tokens = VisualLayout.from_config(converted.config).num_tokens(2)
-    image = torch.full((1, num_tokens), image_id)
+    image = torch.full((1, 2 * converted.config.model.num_tokens_per_tile), image_id)
     input_ids = torch.cat([text[:, :5], image, text[:, 5:]], dim=1)
     tiles = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), dtype=np.uint8)
     shape = (1, input_ids.shape[1], converted.config.model.language.vocab_size)

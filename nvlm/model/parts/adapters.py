@@ -62,6 +62,10 @@ def add_adapters(model: nn.Module, config: RunConfig, parallel: Parallel) -> Non
 class LowRankAdapter(nn.Module):
     """Of one linear layer."""
 
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    magnitude: nn.Parameter | None
+
     def __init__(self, place: Adapter, linear: Any, parallel: Parallel):
         """`linear`: Megatron-core's or Transformer Engine's, which the adapter does not hold."""
         super().__init__()
@@ -73,7 +77,7 @@ class LowRankAdapter(nn.Module):
         self.is_column = place.matrix.split_axis == 0
         self.blocks, self.part_rows = place.local_blocks(parallel.tensor_size)
         self.has_bias = _adds_bias(linear)
-        self.magnitude: nn.Parameter | None = None
+        self.magnitude = None
         for row in place.parameters():
             key = row.key.rpartition(".")[2]
             shape = row.local_shape(parallel.tensor_size)
@@ -83,9 +87,6 @@ class LowRankAdapter(nn.Module):
             # Megatron-core sums gradients that are of a rank's own tokens.
             parameter.sequence_parallel = self.sequence_parallel and not is_split  # type: ignore[attr-defined]
             setattr(self, key, parameter)
-
-    lora_a: nn.Parameter
-    lora_b: nn.Parameter
 
     def forward(self, linear: Any, inputs: tuple[Tensor, ...], result: tuple[Tensor, Any]) -> Any:
         """A forward hook of the linear layer, which returns its output and a bias to add later."""
