@@ -7,7 +7,7 @@ from nvlm.config.values import Count, PositiveOrZero
 
 
 class ExpertsConfig(Section):
-    """Experts in place of the MLP in some layers of the decoder, as in MM1 (its section 3.4).
+    """Experts in place of the MLP in some layers of the decoder, as in MM1.
 
     A router sends each token to `top_k` of a layer's experts and adds up what they make of it, by
     the softmax of their `top_k` logits. No token is dropped. `parallel.expert` shares experts among

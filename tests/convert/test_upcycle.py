@@ -16,6 +16,7 @@ from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.upcycle import upcycle
 from nvlm.errors import ConfigError, ConvertError
 from nvlm.generate.engine import Engine
+from nvlm.generate.greedy import generate_greedy
 from nvlm.rows import Place
 from nvlm.sizes.parameters import parameters_by_key
 
@@ -90,6 +91,22 @@ def test_export_is_a_qwen2_moe_that_computes_the_same(sparse, tmp_path, measure)
     measure("logits of an export with experts", "our Megatron model", error, 1e-4)
     error = float((logits_of(export) - logits_of(sparse)).abs().max())
     measure("logits of an export read again", "the checkpoint", error, 0)
+
+
+def test_answers_with_the_cache_are_those_of_whole_passes(sparse, tmp_path):
+    published = NVLM_D_Model.from_pretrained(convert_to_hf(sparse, tmp_path / "export")).eval()
+    prompt = text().tokens[0].tolist()
+    engine = Engine(sparse)
+    engine.load()
+    image_id = published.config.img_context_token_id
+    answer = generate_greedy(engine.model, engine.config, image_id, prompt, text().tiles, 8, [])
+    engine.close()
+    expected = list(prompt)
+    with torch.no_grad():
+        for _ in range(8):
+            logits = published(pixel_values=None, input_ids=torch.tensor([expected])).logits
+            expected.append(int(logits[0, -1].argmax()))
+    assert answer == expected[len(prompt) :]
 
 
 def test_what_cannot_be_is_refused(dense, sparse, tmp_path):
