@@ -143,8 +143,8 @@ TOPICS = {
     "cli": {"bad_input", "failing_verbs", "usage"},
     "config": {"documented", "fuzz"},
     "convert": {
-        "export_images", "hostile_folders", "published_variants", "refusals", "released_layout",
-        "round_trip", "serving", "streaming", "vllm_prompts",
+        "export_images", "fused_exports", "hostile_folders", "published_variants", "refusals",
+        "released_layout", "round_trip", "serving", "streaming", "vllm_prompts",
     },
     "data": {"data_configs", "data_rules"},
     "data/images": {"hostile_images"},

@@ -14,11 +14,11 @@ import torch
 from nvlm.config.changed import changed
 from nvlm.config.compose import validate
 from nvlm.config.rope_scaling import SCALINGS
-from nvlm.config.schema import RunConfig
+from nvlm.config.schema import Fusion, RunConfig
 from nvlm.convert.export.config import RELEASED_IMAGE_TOKEN, RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf.architectures import architecture_of
 from nvlm.convert.hf.comparison import read_rope, shown, with_defaults
-from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2
+from nvlm.convert.hf.config_keys import FUSIONS, INTERN_VIT, QWEN2
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, moe_section
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder, read_json
 from nvlm.convert.hf.values import NORM_TYPES
@@ -42,20 +42,22 @@ def config_of_export(folder: HfFolder) -> RunConfig:
     """
     found, where = folder.config, f"{folder.path / CONFIG_FILE}"
     architecture = architecture_of(found)
-    if architecture != "NVLM_D":
+    if architecture not in FUSIONS:
         raise ConvertError(
-            f"{where}: architectures {shown(found.get('architectures') or [])}: only ['NVLM_D'] "
-            "answers here; from a vision and a language model `nvlm convert from-hf` makes a "
-            "checkpoint to train"
+            f"{where}: architectures {shown(found.get('architectures') or [])}: only one of "
+            f"{', '.join(FUSIONS)} answers here; from a vision and a language model `nvlm convert "
+            "from-hf` makes a checkpoint to train"
         )
     vision = _vision(folder, folder.part("vision_config").config)
     language, llm = _language(folder.part("llm_config").config)
-    stage = _stage(found, language["max_position_embeddings"])
+    stage = _stage(found, language["max_position_embeddings"], FUSIONS[architecture])
     config = validate(
         {
             "run": {"name": "export", "dir": str(folder.path)},
             "model": {
-                "name": "nvlm_d",
+                "name": architecture.lower(),
+                "fusion": FUSIONS[architecture],
+                "cross_attention": _cross_attention(found, FUSIONS[architecture]),
                 "vision": vision,
                 "connector": _projector(found, llm),
                 "language": language,
@@ -154,7 +156,16 @@ def _projector(found: Mapping[str, Any], llm: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _stage(found: Mapping[str, Any], sequence_length: Any) -> dict[str, Any]:
+def _cross_attention(found: Mapping[str, Any], fusion: Fusion) -> dict[str, Any] | None:
+    if fusion == "decoder_only":
+        return None
+    return {
+        "layer_interval": found.get("cross_attention_interval"),
+        "num_query_groups": found.get("cross_attention_num_key_value_heads"),
+    }
+
+
+def _stage(found: Mapping[str, Any], sequence_length: Any, fusion: Fusion) -> dict[str, Any]:
     is_tiled = found.get("dynamic_image_size", True)
     max_num_tiles = found.get("max_dynamic_patch", 6) if is_tiled else 1
     return {
@@ -165,6 +176,8 @@ def _stage(found: Mapping[str, Any], sequence_length: Any) -> dict[str, Any]:
         "tile_tags": found.get("tile_tags", "1d"),
         "image_boundary": found.get("image_boundary", "merged"),
         "system_message": found.get("system_message", _RELEASED_SYSTEM_MESSAGE),
+        # Of questions: no more images than have room for their marks.
+        "max_tiles_per_sequence": None if fusion == "decoder_only" else sequence_length,
     }
 
 

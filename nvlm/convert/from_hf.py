@@ -35,6 +35,7 @@ from nvlm.convert.session import (
     progress_bar,
 )
 from nvlm.convert.tables.projector import projector_rules
+from nvlm.convert.tables.qwen2 import cross_attention_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.rows import Parameter, Place
@@ -46,9 +47,10 @@ def convert_from_hf(
 ) -> Path:
     """Write checkpoint folder `out` from two Hugging Face folders; returns `out`.
 
-    The projector is new: random with `model.connector.init_std`, a function of `train.seed`. Under
-    torchrun every process calls this and each converts its share; the checkpoint does not depend
-    on the number of processes, nor on `config.parallel`.
+    The projector is new, and so is the cross-attention of NVLM-X and NVLM-H: random with their
+    `init_std`, a function of `train.seed`. Under torchrun every process calls this and each
+    converts its share; the checkpoint does not depend on the number of processes, nor on
+    `config.parallel`.
 
     Args:
         vision: folder of an InternViT (`InternVisionModel`), heads padded or not. This and the
@@ -69,12 +71,13 @@ def convert_from_hf(
 
 
 def convert_from_nvlm(nvlm: str | Path, config: RunConfig, out: str | Path) -> Path:
-    """Write checkpoint folder `out` from an NVLM-D in the released layout; returns `out`.
+    """Write checkpoint folder `out` from an NVLM-D, X or H; returns `out`.
 
     As `convert_from_hf`, with the folder's projector.
 
     Args:
-        nvlm: folder as NVLM-D-72B was released, or an export of this program.
+        nvlm: folder as NVLM-D-72B was released, or an export of this program; of the fusion that
+            `config` has.
     """
     watch = Stopwatch()
     sources = open_released(nvlm, config.model)
@@ -93,8 +96,12 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
     chunks = [chunk for source in sources for chunk in _source_chunks(source, dtype)]
     rules = [rule for source in sources for rule in source.rules]
     if not any(rule.parameter.component == PROJECTOR for rule in rules):
-        new = projector_rules(config.model)
-        chunks += [random_chunk(rule.parameter, Place(), config, dtype) for rule in new]
+        new = [*projector_rules(config.model), *cross_attention_rules(config.model)]
+        chunks += [
+            random_chunk(rule.parameter, place, config, dtype)
+            for rule in new
+            for place in rule.parameter.places()
+        ]
         rules += new
     num_bytes = sum(chunk.num_bytes for chunk in chunks)
     assert num_bytes == num_parameters(rules) * dtype.itemsize, "chunks do not cover the tensors"

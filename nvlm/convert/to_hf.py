@@ -20,6 +20,7 @@ from nvlm.convert.export.config import check_tile_tags, serving_differences
 from nvlm.convert.export.files import write_export_files
 from nvlm.convert.export.shards import plan_files, write_files, write_index
 from nvlm.convert.export.tokenizer import load_tokenizer
+from nvlm.convert.hf.config_keys import FUSIONS
 from nvlm.convert.hf.folder import CONFIG_FILE
 from nvlm.convert.megatron.tensors import CheckpointTensors
 from nvlm.convert.session import (
@@ -109,6 +110,7 @@ def _common_dtype(tensors: CheckpointTensors) -> torch.dtype:
 
 def _is_export(folder: Path) -> bool:
     try:
-        return json.loads((folder / CONFIG_FILE).read_text())["architectures"] == ["NVLM_D"]
+        (architecture,) = json.loads((folder / CONFIG_FILE).read_text())["architectures"]
+        return architecture in FUSIONS
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -141,12 +141,17 @@ def _settings_differ(left: Tensors, right: Tensors) -> list[str]:
     x, y = (read_config(side.path).model.model_dump() for side in (left, right))
     kinds = [
         f"model.{section}.kind is {x[section]['kind']} in A, {y[section]['kind']} in B"
-        for section in x
-        if isinstance(x[section], dict) and x[section].get("kind") != y[section].get("kind")
+        for section in ("vision", "connector", "language")
+        if x[section].get("kind") != y[section].get("kind")
     ]
     if kinds:
         return kinds
-    return [
+    fusions = [
+        f"model.{key} is {x[key]!r} in A, {y[key]!r} in B"
+        for key in ("fusion", "cross_attention")
+        if x[key] != y[key]
+    ]
+    return fusions + [
         f"model.{section}.{key} is {x[section][key]!r} in A, {y[section][key]!r} in B"
         for section in ("vision", "connector", "language")
         for key in x[section]

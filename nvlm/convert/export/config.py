@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from nvlm.config.schema import RunConfig, VisionConfig
-from nvlm.convert.hf.architectures import MODEL_TYPES
+from nvlm.convert.hf.architectures import MODEL_TYPES, nvlm_architecture
 from nvlm.convert.hf.values import (
+    cross_attention_values,
     language_architecture,
     language_values,
     prompt_values,
@@ -71,14 +72,16 @@ def model_config(
     architecture = language_architecture(language)
     # The data type twice: transformers reads `dtype` from 4.56 on, `torch_dtype` before.
     dtypes = {"dtype": dtype, "torch_dtype": dtype}
+    name = nvlm_architecture(config.model)
+    module = "nvlm_d" if config.model.fusion == "decoder_only" else "nvlm_x"
     return {
-        "architectures": ["NVLM_D"],
+        "architectures": [name],
         "auto_map": {
-            "AutoConfig": "configuration_nvlm_d.NVLM_D_Config",
-            "AutoModel": "modeling_nvlm_d.NVLM_D_Model",
-            "AutoModelForCausalLM": "modeling_nvlm_d.NVLM_D_ForCausalLM",
+            "AutoConfig": f"configuration_{module}.{name}_Config",
+            "AutoModel": f"modeling_{module}.{name}_Model",
+            "AutoModelForCausalLM": f"modeling_{module}.{name}_ForCausalLM",
         },
-        "model_type": "NVLM_D",
+        "model_type": name,
         **dtypes,
         "downsample_ratio": 0.5,
         "force_image_size": vision.image_size,
@@ -88,6 +91,7 @@ def model_config(
         "img_context_token_id": image_token_id,
         "projector_hidden_size": config.model.connector.ffn_hidden_size,
         "projector_layer_norm_eps": config.model.connector.norm_epsilon,
+        **cross_attention_values(config.model),
         **prompt_values(config),
         "template": chat.name,
         "chat_format": {key: value for key, value in asdict(chat).items() if key != "name"},
@@ -161,7 +165,15 @@ def serving_differences(config: RunConfig) -> list[str]:
     The modelling files inside the export follow the training in all of these, so transformers does,
     and VLMEvalKit wherever it leaves the matter to them.
     """
-    return [*_load_differences(config), *_prompt_differences(config)]
+    prompts = _prompt_differences(config)
+    if config.model.fusion == "decoder_only":
+        return [*_load_differences(config), *prompts]
+    name = nvlm_architecture(config.model)
+    obstacle = (
+        f"vLLM cannot load it: it has no {name}, whose decoder reads tiles by cross-attention; "
+        "the files of this folder do it with transformers"
+    )
+    return [obstacle, *(text for text in prompts if text.startswith("VLMEvalKit"))]
 
 
 def _load_differences(config: RunConfig) -> list[str]:

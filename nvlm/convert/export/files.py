@@ -28,6 +28,14 @@ MODELING_FILES = (
     "prompts.py",
 )
 
+# Of NVLM-X and NVLM-H, besides.
+FUSED_MODELING_FILES = (
+    "configuration_nvlm_x.py",
+    "cross_attention.py",
+    "modeling_nvlm_x.py",
+    "prompts_beside.py",
+)
+
 
 def write_export_files(
     folder: Path,
@@ -50,7 +58,8 @@ def write_export_files(
     }
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
-    for name in MODELING_FILES:
+    fused = () if config.model.fusion == "decoder_only" else FUSED_MODELING_FILES
+    for name in (*MODELING_FILES, *fused):
         shutil.copyfile(Path(__file__).parents[1] / "hf_files" / name, folder / name)
 
     sizes = {

@@ -15,7 +15,7 @@ _TEMPLATE = """\
 ---
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [nvlm-d, multimodal]
+tags: [{design}, multimodal]
 ---
 
 # {name}
@@ -30,7 +30,7 @@ tags: [nvlm-d, multimodal]
 
 ## Use
 
-With transformers (tried with 4.49 to 5.23):
+With transformers ({tried}):
 
 ```python
 import torch
@@ -101,6 +101,23 @@ _BOUNDARIES = {
         "image's first tag apart from `<Image>`."
     ),
 }
+_DESIGNS = {"decoder_only": "NVLM-D", "cross_attention": "NVLM-X", "hybrid": "NVLM-H"}
+_READ = {
+    "decoder_only": "a decoder-only language model reads them between text tile tags.",
+    "cross_attention": (
+        "a language model reads them by gated cross-attention in every {interval}th layer, guided "
+        "by tile tags in its text."
+    ),
+    "hybrid": (
+        "a language model has those of the thumbnail among its own and reads the others, with "
+        "their tile tags, by gated cross-attention in every {interval}th layer."
+    ),
+}
+_IMAGES = {
+    "decoder_only": "for each tile {tag}{and_}{placeholders}",
+    "cross_attention": "for each tile {tag}and no placeholder",
+    "hybrid": "of the thumbnail, or the only tile, {tag}{and_}{placeholders}",
+}
 _VLMEVALKIT = "With VLMEvalKit: class `NVLM`, `model_path` this folder."
 _VLLM = """\
 With vLLM, which has its own code for this architecture:
@@ -127,17 +144,19 @@ def model_card(
         dtype: `float32` or `bfloat16`.
     """
     rows = {**num_parameters, "total": sum(num_parameters.values())}
-    differences = serving_differences(config)
+    differences, is_d = serving_differences(config), config.model.fusion == "decoder_only"
     vlmevalkit, differences = _how_to(_VLMEVALKIT, "VLMEvalKit cannot feed it: ", differences)
     versions = f"{VLLM_BOUNDARIES[config.stage.image_boundary]}."
     how_to = f"{_VLLM}\n{_paragraph(versions[0].upper() + versions[1:])}"
     vllm, differences = _how_to(how_to, "vLLM cannot load it: ", differences)
     return _TEMPLATE.format(
         name=config.run.name,
+        design=_DESIGNS[config.model.fusion].lower(),
         introduction=_introduction(config, progress),
         parameters="\n".join(f"| {name} | {number:,} |" for name, number in rows.items()),
         weights=_weights(config, dtype),
         dtype=dtype,
+        tried="tried with 4.49 to 5.23" if is_d else "tried with 5.23",
         vlmevalkit=vlmevalkit,
         vllm=vllm,
         prompt=_prompt(config, chat),
@@ -149,13 +168,15 @@ def model_card(
 
 
 def _introduction(config: RunConfig, progress: dict | None) -> str:
-    visual = VisualLayout.from_config(config)
+    visual, cross = VisualLayout.from_config(config), config.model.cross_attention
+    interval = cross and cross.layer_interval
     return _paragraph(
-        "A multimodal language model of NVLM-D's design (https://arxiv.org/abs/2409.11402): "
+        f"A multimodal language model of {_DESIGNS[config.model.fusion]}'s design "
+        "(https://arxiv.org/abs/2409.11402): "
         f"InternViT reads tiles of {visual.image_size} x {visual.image_size} pixels cut "
         "dynamically from each image, a two-layer projector turns each tile into "
-        f"{visual.num_tokens_per_tile} tokens, and a decoder-only language model reads them "
-        "between text tile tags.",
+        f"{visual.num_tokens_per_tile} tokens, and "
+        + _READ[config.model.fusion].format(interval=interval),
         "Its weights were converted, not trained, with the configuration below."
         if progress is None
         else f"Trained with Megatron-core: stage `{config.stage.name}`, step {progress['step']}.",
@@ -179,12 +200,14 @@ def _prompt(config: RunConfig, chat: ChatFormat) -> str:
         system = "without a system turn of its own"
     else:
         system = f"with the system message `{stage.system_message}` where a conversation has none"
+    placeholders = f"{visual.num_tokens_per_tile} times `{config.model.image_token}`"
     tag = "" if stage.tile_tags == "none" else "a tag (`<tile_1>`, ..., `<tile_global_thumbnail>`) "
+    image = _IMAGES[config.model.fusion].format(
+        tag=tag, and_="and " if tag else "", placeholders=placeholders
+    )
     return _paragraph(
         f"{_turns(chat)}, {system}. An image in a question is the mark",
-        f"`<image>`; it becomes `<Image>`, for each tile {tag}{'and ' if tag else ''}"
-        f"{visual.num_tokens_per_tile} times `{config.model.image_token}`, "
-        "`</Image>`.",
+        f"`<image>`; it becomes `<Image>`, {image}, `</Image>`.",
         "The tokenizer's chat template writes the same, with the mark as it stands.",
         _BOUNDARIES[stage.image_boundary],
     )

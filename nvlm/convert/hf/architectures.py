@@ -22,7 +22,17 @@ from nvlm.convert.hf.comparison import (
     value_differences,
     with_defaults,
 )
-from nvlm.convert.hf.config_keys import INTERN_VIT, LLAMA, MISTRAL, NVLM_D, QWEN2, QWEN3
+from nvlm.convert.hf.config_keys import (
+    FUSIONS,
+    INTERN_VIT,
+    LLAMA,
+    MISTRAL,
+    NVLM_D,
+    NVLM_FUSED,
+    QWEN2,
+    QWEN3,
+    Keys,
+)
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of, with_num_experts
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
 from nvlm.convert.hf.values import (
@@ -46,7 +56,10 @@ _LANGUAGE_KEYS = {
 LANGUAGE_ARCHITECTURES = tuple(_LANGUAGE_KEYS)
 # Architecture -> those that, with the values that are accepted of them, compute the same.
 _ALSO = {"LlamaForCausalLM": ("MistralForCausalLM",)}
-_ALL_KEYS = {**_LANGUAGE_KEYS, "InternVisionModel": INTERN_VIT, "NVLM_D": NVLM_D}
+_NVLM_KEYS = {
+    name: NVLM_D if fusion == "decoder_only" else NVLM_FUSED for name, fusion in FUSIONS.items()
+}
+_ALL_KEYS = {**_LANGUAGE_KEYS, "InternVisionModel": INTERN_VIT, **_NVLM_KEYS}
 MODEL_TYPES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -91,11 +104,11 @@ def check_language(
 
 
 def check_released(folder: HfFolder, model: ModelConfig) -> None:
-    """Raise `ConvertError` unless `folder` is an NVLM-D that computes what `model` computes.
+    """Raise `ConvertError` unless `folder` is an NVLM that computes what `model` computes.
 
     Shapes say whether the projector fits; `check_tensors` compares them.
     """
-    _check_architecture(folder, "NVLM_D", "--nvlm")
+    _check_architecture(folder, nvlm_architecture(model), "--nvlm")
     _raise(folder, "model", released_problems(folder.config, model))
     vision, language = _parts(folder)
     check_vision(vision, model.vision, "--nvlm (vision_config)")
@@ -106,7 +119,7 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
     """What of a fitting folder is not carried, though its model computes the same; clauses."""
     file = folder.path / CONFIG_FILE
     architecture = architecture_of(folder.config)
-    if architecture == "NVLM_D":
+    if architecture in FUSIONS:
         assert isinstance(folder, HfFolder)
         found = [note for part in _parts(folder) for note in notes(part, config)]
         differences = [
@@ -151,7 +164,9 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
 def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
     """What of the `config.json` of a folder of ours does not fit `model`, a clause each."""
     architecture = architecture_of(folder.config)
-    if architecture == "NVLM_D":
+    if architecture in FUSIONS:
+        if FUSIONS[architecture] != model.fusion:
+            return [f"architectures is [{architecture!r}], and model.fusion {model.fusion}"]
         vision, language = _parts(folder)
         found, wanted = architecture_of(language.config), language_architecture(model.language)
         return [
@@ -171,7 +186,7 @@ def folders_differ(left: HfFolder, right: HfFolder) -> list[str]:
     if architecture != architecture_of(right.config):
         return [f"architectures {shown(architecture)} and {shown(architecture_of(right.config))}"]
     found = _parts_differ(left.config, right.config, architecture)
-    if architecture != "NVLM_D":
+    if architecture not in FUSIONS:
         return found
     for x, y in zip(_parts(left), _parts(right), strict=True):
         if architecture_of(x.config) != architecture_of(y.config):
@@ -244,8 +259,8 @@ def language_problems(found: Mapping[str, Any], language: LanguageConfig) -> lis
 
 
 def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]:
-    """What of an NVLM-D's `config.json`, its two parts left aside, does not fit `model`."""
-    keys = NVLM_D
+    """What of an NVLM's `config.json`, its two parts left aside, does not fit `model`."""
+    keys: Keys = _NVLM_KEYS[nvlm_architecture(model)]
     wanted = {key: attrgetter(setting)(model) for key, setting in keys.settings.items()}
     # Absent: as large as vision_config says, as wide as llm_config says (compared there), and the
     # epsilon of the released modelling files (see `projector_epsilon_difference`).
@@ -257,6 +272,11 @@ def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]
         **found,
     }
     return [*unknown_keys(found, keys), *value_differences(values, stated, keys)]
+
+
+def nvlm_architecture(model: ModelConfig) -> str:
+    """What an export of `model` calls itself."""
+    return next(name for name, fusion in FUSIONS.items() if fusion == model.fusion)
 
 
 def architecture_of(found: Mapping[str, Any]) -> str | None:

@@ -8,8 +8,10 @@ of ours against these tables, another changes keys one by one and compares trans
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from nvlm.config.schema import Fusion
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,12 @@ INTERN_VIT = Keys(
         ),
     },
 )
+# Architecture of an export -> `model.fusion`.
+FUSIONS: dict[str, Fusion] = {
+    "NVLM_D": "decoder_only",
+    "NVLM_X": "cross_attention",
+    "NVLM_H": "hybrid",
+}
 NVLM_D = Keys(
     settings={
         "force_image_size": "vision.image_size",
@@ -242,5 +250,14 @@ NVLM_D = Keys(
                 "tokens of images are overwritten by embeddings": "img_context_token_id",
             }
         ),
+    },
+)
+# NVLM-X and NVLM-H.
+NVLM_FUSED = replace(
+    NVLM_D,
+    settings={
+        **NVLM_D.settings,
+        "cross_attention_interval": "cross_attention.layer_interval",
+        "cross_attention_num_key_value_heads": "num_cross_attention_groups",
     },
 )

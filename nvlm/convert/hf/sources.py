@@ -14,6 +14,7 @@ from nvlm.convert.hf.architectures import (
     check_released,
     check_vision,
 )
+from nvlm.convert.hf.config_keys import FUSIONS
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
 from nvlm.convert.rules import Rule, expected_tensors
 from nvlm.convert.tables.internvit import vision_rules
@@ -55,7 +56,7 @@ def open_parts(vision: str | Path, language: str | Path, model: ModelConfig) -> 
 
 
 def open_released(nvlm: str | Path, model: ModelConfig) -> list[Source]:
-    """Open an NVLM-D in the released layout, the ViT's heads padded or not.
+    """Open an NVLM-D, X or H in the released layout, the ViT's heads padded or not.
 
     Raises:
         ConvertError, DataError: as `open_parts`.
@@ -76,12 +77,12 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
     if architecture == "InternVisionModel":
         return vision_rules(model, _num_heads(folder, "", model))
     if architecture in LANGUAGE_ARCHITECTURES:
-        return language_rules(model)
-    if architecture == "NVLM_D":
+        return language_rules(model, with_cross_attention=False)
+    if architecture in FUSIONS:
         return nvlm_d_rules(model, _num_heads(folder, VISION_PREFIX, model))
     raise ConvertError(
         f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
-        f"{', '.join(LANGUAGE_ARCHITECTURES)}, NVLM_D"
+        f"{', '.join([*LANGUAGE_ARCHITECTURES, *FUSIONS])}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.rope_scaling import RopeScaling
-from nvlm.config.schema import LanguageConfig, RunConfig, VisionConfig
+from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig, VisionConfig
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2, QWEN3
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of
 
@@ -17,6 +17,16 @@ def vision_values(vision: VisionConfig) -> dict[str, Any]:
     """What InternViT's `config.json` says of a model like `vision`."""
     values = {key: getattr(vision, setting) for key, setting in INTERN_VIT.settings.items()}
     return {**values, "norm_type": NORM_TYPES[vision.normalization], "hidden_act": "gelu"}
+
+
+def cross_attention_values(model: ModelConfig) -> dict[str, Any]:
+    """What an NVLM-X's or NVLM-H's `config.json` says of its cross-attention; of NVLM-D's none."""
+    if model.cross_attention is None:
+        return {}
+    return {
+        "cross_attention_interval": model.cross_attention.layer_interval,
+        "cross_attention_num_key_value_heads": model.num_cross_attention_groups,
+    }
 
 
 def language_values(language: LanguageConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class ChatMixin:
     """The chat methods of `NVLM_D_Model`."""
 
     _prompt_encoder = None
+    _prompt_encoder_class = PromptEncoder
 
     def chat(
         self,
@@ -134,10 +135,15 @@ class ChatMixin:
             input_ids=torch.tensor([prompt]),
             visual_features=visual_features,
             generation_config=settings,
+            **self._beside_of(prompt),
             **others,
         )
         answer_ids = ids[0][len(prompt) :] if self._repeats_prompt else ids[0]
         return tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+
+    def _beside_of(self, prompt):
+        """What `generate` is told of a prompt besides its ids."""
+        return {}
 
     def _settings(self, generation_config):
         """(a `GenerationConfig` of its own, what of a dict is not one of its fields)."""
@@ -154,7 +160,9 @@ class ChatMixin:
     def _encoder(self, tokenizer):
         """The prompt encoder of `tokenizer`, kept: a large tokenizer takes a second to copy."""
         if self._prompt_encoder is None or self._prompt_encoder.tokenizer is not tokenizer:
-            self._prompt_encoder = PromptEncoder(tokenizer, self.config, self.num_image_token)
+            self._prompt_encoder = self._prompt_encoder_class(
+                tokenizer, self.config, self.num_image_token
+            )
         return self._prompt_encoder
 
     def _check_token_strings(self, start, end, placeholder):

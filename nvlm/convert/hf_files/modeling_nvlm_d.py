@@ -124,13 +124,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         if pixel_values is None and visual_features is None:
             return embeddings
         if visual_features is None:
-            if pixel_values.dim() != 4:
-                raise ValueError(
-                    "pixel_values must be [tiles, 3, image_size, image_size], found "
-                    f"{list(pixel_values.shape)}"
-                )
-            device, dtype = _input_device(self.vision_model), self.vision_model.dtype
-            visual_features = self.extract_feature(pixel_values.to(device, dtype))
+            visual_features = self.extract_feature(self._as_input(pixel_values))
         elif visual_features.shape[1:] != (self.num_image_token, embeddings.shape[-1]):
             raise ValueError(
                 "visual_features must be what extract_feature returns, [tiles, "
@@ -149,6 +143,15 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
             )
         visual_features = visual_features.to(embeddings.device, embeddings.dtype)
         return embeddings.masked_scatter(is_image.unsqueeze(-1), visual_features)
+
+    def _as_input(self, pixel_values):
+        """For the vision model: where it is, of its type."""
+        if pixel_values.dim() != 4:
+            raise ValueError(
+                "pixel_values must be [tiles, 3, image_size, image_size], found "
+                f"{list(pixel_values.shape)}"
+            )
+        return pixel_values.to(_input_device(self.vision_model), self.vision_model.dtype)
 
     # ---------------------------------------------------------------------------------- running
 

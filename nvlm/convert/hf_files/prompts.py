@@ -45,6 +45,9 @@ class PromptEncoder:
         self.stop_ids = {self.turn_end_id, *others}
         self._plain = plain_tokenizers(tokenizer)
 
+    def _writer(self):
+        return Writer(self._plain)
+
     def control_id(self, token):
         token_id = self.tokenizer.get_vocab().get(token)
         if token_id is None:
@@ -57,7 +60,7 @@ class PromptEncoder:
         Raises:
             ValueError: the questions' `<image>` marks do not match `num_patches_list`.
         """
-        writer = _Writer(self._plain)
+        writer = self._writer()
         images = iter(num_patches_list)
         check_marks([*(earlier for earlier, _ in history), question], num_patches_list)
         turns = []
@@ -82,7 +85,7 @@ class PromptEncoder:
     def bare(self, text, num_patches_list):
         """`text` alone, without turns; its `<image>` marks are images."""
         check_marks([text], num_patches_list)
-        writer = _Writer(self._plain)
+        writer = self._writer()
         self._write_format(writer, self.chat_format["begin"])
         self._write_content(writer, text, iter(num_patches_list))
         return writer.finish()
@@ -149,7 +152,7 @@ def check_marks(questions, num_patches_list):
         )
 
 
-class _Writer:
+class Writer:
     """Collects text and control tokens; text between two control tokens is tokenised together."""
 
     def __init__(self, plain):

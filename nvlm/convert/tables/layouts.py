@@ -54,6 +54,14 @@ def query_groups(num_heads: int, num_groups: int, head_dim: int) -> Layout:
     )
 
 
+def keys_and_values(num_groups: int, head_dim: int) -> Layout:
+    """k and v apart <-> per query group its key, its value."""
+    return Layout(
+        lambda tensors: _join_groups(tensors, num_groups),
+        lambda tensor: _split_groups(tensor, num_groups, [head_dim, head_dim]),
+    )
+
+
 def _pad(tensor: Tensor, axis: int, size: int) -> Tensor:
     """Zeros appended along `axis`, up to `size`."""
     missing = list(tensor.shape)

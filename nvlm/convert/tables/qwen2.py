@@ -7,10 +7,12 @@ Where embeddings and output layer share their weights, neither side stores the o
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Rule, rules_of
-from nvlm.convert.tables.layouts import query_groups, stacked
-from nvlm.rows import STACKED_EXPERTS
+from nvlm.convert.tables.layouts import keys_and_values, query_groups, stacked
+from nvlm.rows import STACKED_EXPERTS, Parameter
 from nvlm.sizes.parameters import LANGUAGE, component_parameters
 
 # Key of the parameter -> Hugging Face names; `{layer}` goes into names of layers, `{expert}` also
@@ -31,6 +33,14 @@ _NAMES = {
     "decoder.layers.self_attention.q_layernorm.weight": ["self_attn.q_norm.weight"],
     "decoder.layers.self_attention.k_layernorm.weight": ["self_attn.k_norm.weight"],
     "decoder.layers.self_attention.linear_proj.weight": ["self_attn.o_proj.weight"],
+    "decoder.layers.pre_cross_attn_layernorm.weight": ["cross_attention.norm.weight"],
+    "decoder.layers.cross_attention.linear_q.weight": ["cross_attention.q_proj.weight"],
+    "decoder.layers.cross_attention.linear_kv.weight": [
+        "cross_attention.k_proj.weight",
+        "cross_attention.v_proj.weight",
+    ],
+    "decoder.layers.cross_attention.linear_proj.weight": ["cross_attention.o_proj.weight"],
+    "decoder.layers.cross_attn_bda.gate": ["cross_attention.gate"],
     "decoder.layers.pre_mlp_layernorm.weight": ["post_attention_layernorm.weight"],
     "decoder.layers.mlp.linear_fc1.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
     "decoder.layers.mlp.linear_fc2.weight": ["mlp.down_proj.weight"],
@@ -47,7 +57,10 @@ _NAMES = {
 }
 
 
-def language_rules(model: ModelConfig, hf_prefix: str = "") -> list[Rule]:
+def language_rules(
+    model: ModelConfig, hf_prefix: str = "", with_cross_attention: bool = True
+) -> list[Rule]:
+    """`with_cross_attention`: where the model has it; published language models do not."""
     language = model.language
     grouped = query_groups(
         language.num_attention_heads, language.num_query_groups, language.head_dim
@@ -57,9 +70,25 @@ def language_rules(model: ModelConfig, hf_prefix: str = "") -> list[Rule]:
         "decoder.layers.self_attention.linear_qkv.bias": grouped,
         "decoder.layers.mlp.linear_fc1.weight": stacked(2),
         f"decoder.layers.mlp{STACKED_EXPERTS}linear_fc1.weight": stacked(2),
+        "decoder.layers.cross_attention.linear_kv.weight": keys_and_values(
+            model.num_cross_attention_groups, language.head_dim
+        ),
     }
     names = {}
     for key, short_names in _NAMES.items():
         of_layer = "model.layers.{layer}." if key.startswith("decoder.layers.") else ""
         names[key] = [hf_prefix + of_layer + name for name in short_names]
-    return rules_of(component_parameters(model, LANGUAGE), names, layouts)
+    rows = component_parameters(model, LANGUAGE)
+    if not with_cross_attention:
+        rows = [row for row in rows if not is_cross_attention(row)]
+    return rules_of(rows, names, layouts)
+
+
+def cross_attention_rules(model: ModelConfig) -> list[Rule]:
+    """Of what a published language model lacks, by itself."""
+    return [rule for rule in language_rules(model) if is_cross_attention(rule.parameter)]
+
+
+def is_cross_attention(row: Parameter) -> bool:
+    """Matrices, norm and gate; the patterns of `stage.freeze` are like this one."""
+    return fnmatchcase(row.key, "*cross_att*")
