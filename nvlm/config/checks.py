@@ -8,7 +8,11 @@ from typing import Any
 
 from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
-from nvlm.config.expert_checks import expert_misfits, expert_problems
+from nvlm.config.expert_checks import (
+    expert_misfits,
+    expert_problems,
+    expert_training_problems,
+)
 from nvlm.config.model_checks import model_problems, not_multiple
 from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceConfig
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
@@ -48,9 +52,10 @@ def check_config(
 def world_size_problems(config: RunConfig, world_size: int) -> list[str]:
     """Why `world_size` processes do not fit, of a configuration that may contradict itself."""
     # Where no micro-batches fill the batch, this has been said.
+    problems = list(expert_training_problems(config))
     if config.train.global_batch_size % config.train.micro_batch_size:
-        return list(_layout_misfits(config, world_size))
-    return _misfits(config, world_size)
+        return [*problems, *_layout_misfits(config, world_size)]
+    return [*problems, *_misfits(config, world_size)]
 
 
 def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -28,17 +28,22 @@ def expert_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"parallel.expert {parallel.expert} does not divide {key}.num_experts {moe.num_experts}"
         )
-    if parallel.tensor > 1 and not parallel.sequence:
-        yield (
-            f"{key} with parallel.tensor {parallel.tensor} needs parallel.sequence true: else each "
-            "tensor-parallel process would send the same tokens through the experts"
-        )
     if config.train.fp8.recipe != "none":
         yield (
             f"train.fp8.recipe {config.train.fp8.recipe} does not go with {key}: an expert gets "
             "any number of tokens, and 8-bit products need multiples of 16; set it to none"
         )
     yield from _question_problems(config)
+
+
+def expert_training_problems(config: RunConfig) -> Iterator[str]:
+    """What training with experts asks of a layout, and answering does not."""
+    parallel = config.parallel
+    if config.model.language.moe and parallel.tensor > 1 and not parallel.sequence:
+        yield (
+            f"model.language.moe with parallel.tensor {parallel.tensor} needs parallel.sequence "
+            "true: else each tensor-parallel process would send the same tokens through the experts"
+        )
 
 
 def expert_misfits(parallel: ParallelConfig, world_size: int) -> Iterator[str]:

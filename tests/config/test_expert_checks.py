@@ -6,7 +6,7 @@ import pytest
 from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
-from nvlm.config.checks import check_world_size, model_differences
+from nvlm.config.checks import check_world_size, model_differences, world_size_problems
 from nvlm.errors import ConfigError
 
 EXPERTS = "model.language.moe={num_experts: 4}"
@@ -20,7 +20,6 @@ EXPERTS = "model.language.moe={num_experts: 4}"
         (["model.language.moe={num_experts: 4, top_k: 5}"], "num_experts 4"),
         (["model.language.moe={num_experts: 4, every_nth_layer: 99}"], "no layer has experts"),
         ([EXPERTS, "parallel.expert=3"], "parallel.expert 3 does not divide"),
-        ([EXPERTS, "parallel.tensor=2"], "needs parallel.sequence true"),
         (
             [EXPERTS, "train.fp8.recipe=delayed", "train.precision=bf16"],
             "does not go with model.language.moe",
@@ -41,6 +40,15 @@ def test_processes_that_cannot_share_experts_are_refused():
     with pytest.raises(ConfigError, match=r"parallel\.expert 4 does not divide the 2 processes"):
         check_world_size(config, 2)
     assert check_world_size(config, 4) == 4
+
+
+def test_training_over_tensor_ranks_needs_sequence_parallelism():
+    """Answering does not: its layout is no training's."""
+    path, tensor = REPOSITORY / "configs/run/tiny/sft.yaml", "parallel.tensor=2"
+    (problem,) = world_size_problems(load_config(path, [EXPERTS, tensor]), 2)
+    assert "needs parallel.sequence true" in problem
+    with_sequence = load_config(path, [EXPERTS, tensor, "parallel.sequence=true"])
+    assert not world_size_problems(with_sequence, 2)
 
 
 def test_weights_of_losses_are_no_difference_between_models():
