@@ -180,7 +180,9 @@ def evaluate_command(
 
 def _evaluate_split(ctx: typer.Context, checkpoint: Path, out: Path, thrift: Thrift) -> None:
     given = ctx.params
-    if others := [name for name in _OF_SUITES if given[name] not in (None, False)]:
+    if others := [
+        name for name in _OF_SUITES if given[name] is not None and given[name] is not False
+    ]:
         raise ConfigError(f"--{others[0].replace('_', '-')} goes with --suite")
     if given["data_root"] is None:
         raise ConfigError("give --data-root DIR for a split's shards, or --suite and --data")
