@@ -32,6 +32,7 @@ LAYOUTS = {
         ],
         "TP2 + SP x DP2, EP1": ["parallel.tensor=2", "parallel.sequence=true"],
         "EP2 x DP4": ["parallel.expert=2"],
+        "CP2 x EP2 x DP2": ["parallel.context=2", "parallel.expert=2"],
         "PP2 x EP2 x DP2, recomputed": [
             "parallel.pipeline=2",
             "parallel.expert=2",

@@ -63,6 +63,7 @@ def train(folder: Path, length: int, num_processes: int, *more: str) -> dict:
         *SIZES,
         *more,
         log=folder / f"{num_processes}.log",
+        timeout_seconds=1500,
     )
     (step,) = metrics(folder / f"{num_processes}")
     return step
