@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers import beside_batches
 from helpers.paths import REPOSITORY
 
 from nvlm.config import load_config
@@ -22,6 +23,10 @@ RUN = REPOSITORY / "configs/run/tiny/sft.yaml"
         (
             ["train.fp8.recipe=delayed"],
             "parallel.context 2 does not go with train.fp8.recipe delayed",
+        ),
+        (
+            beside_batches.SMALL["cross_attention"],
+            "parallel.context 2 does not go with model.fusion cross_attention",
         ),
     ],
 )
