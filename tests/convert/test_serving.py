@@ -97,10 +97,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         file = folder / f"{width}.png"
         images[-1].save(file)
         questions.append((str(file), question))
-    vision = exports["Yi"].config.model.vision
+    yi = exports["Yi"].config.model
+    vision = yi.vision
     image_id = json.loads((converted.export / "config.json").read_text())["img_context_token_id"]
     input_ids = torch.randint(0, 1000, (1, 60), generator=torch.Generator().manual_seed(0))
-    input_ids[:, 4 : 4 + 2 * converted.config.model.num_tokens_per_tile] = image_id
+    input_ids[:, 4 : 4 + 2 * yi.num_tokens_per_tile] = image_id
     tiles = generator.integers(0, 256, (2, 3, vision.image_size, vision.image_size), np.uint8)
     cases = {
         "questions": questions,
