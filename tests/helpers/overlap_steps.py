@@ -17,10 +17,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from helpers import small_model
+from helpers import beside_batches, small_model
+from helpers.beside_batches import Image
 from helpers.kept import kept_by_autograd
 from nvlm import platform
-from nvlm.batch import StepBatch
+from nvlm.batch import MicroBatch, StepBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import Parallel, initialize, shut_down
@@ -37,6 +38,17 @@ CASES = {
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
     ],
+    # In the second step the first data rank has an image that no token sees.
+    "NVLM-X, cross-attention and projector train": [
+        *beside_batches.SMALL["cross_attention"],
+        "stage.freeze=['vision_model.*','language_model.*','!*cross_att*']",
+    ],
+    "NVLM-H, encoder frozen, PP2 x VPP2": [
+        *beside_batches.SMALL["hybrid"],
+        "stage.freeze=['vision_model.*']",
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+    ],
 }
 NUM_STEPS = 3
 # Of each micro-batch of a step, by data rank. The last one of a step reduces the gradients.
@@ -47,10 +59,20 @@ WITH_KEPT = ["parallel.tensor=2", "parallel.sequence=true", "train.precision=bf1
 def batch_of(config: RunConfig, step: int, parallel: Parallel) -> StepBatch:
     tiles = TILES[step][parallel.data_rank]
     micro_batches = [
-        small_model.batch(config, 10 * step + 2 * parallel.data_rank + index, [60, 20], num_tiles)
+        batch_with(config, 10 * step + 2 * parallel.data_rank + index, num_tiles)
         for index, num_tiles in enumerate(tiles)
     ]
     return StepBatch(micro_batches, [], {})
+
+
+def batch_with(config: RunConfig, seed: int, num_tiles: int) -> MicroBatch:
+    if config.model.fusion == "decoder_only":
+        return small_model.batch(config, seed, [60, 20], num_tiles)
+    image = [Image(num_tiles)] if num_tiles else []
+    batch = beside_batches.batch(config, seed, [[9, *image, 5], [11]], length=80)
+    if num_tiles != 1 or batch.beside is None:
+        return batch
+    return replace(batch, beside=replace(batch.beside, sights=()))
 
 
 def train(config: RunConfig, parallel: Parallel, overlap: bool) -> dict:

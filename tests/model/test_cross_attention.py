@@ -246,3 +246,25 @@ def test_only_cross_attention_and_projector_train(fusion, parallel: Parallel):
     assert len(gradients) == len(training)
     for key, gradient in gradients.items():
         assert gradient.norm() > 0, key
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("documents", [[[20], [30]], [[9, Image(2), 5]]])
+def test_where_nothing_is_seen_parameters_still_get_zeros(documents, fusion, parallel: Parallel):
+    """Where gradients are reduced during the passes, each process comes by every parameter."""
+    config = beside_batches.config_of(fusion)
+    model = small_model.build(config, parallel)
+    micro_batch = beside_batches.batch(config, 1, documents)
+    assert micro_batch.beside is not None
+    micro_batch = replace(micro_batch, beside=replace(micro_batch.beside, sights=()))
+    own = [(name, p) for name, p in model.named_parameters() if "cross_att" in name]
+    losses = model(micro_batch)
+    losses.sum().backward()
+    assert len(own) == 10 and all(parameter.grad is None for _, parameter in own)
+    model.overlaps_data_parallelism = True
+    assert torch.equal(model(micro_batch), losses)
+    model(micro_batch).sum().backward()
+    for name, parameter in own:
+        assert parameter.grad is not None and not parameter.grad.any(), name
+    for name, parameter in model.vision_projection.named_parameters():
+        assert parameter.grad is not None, name
