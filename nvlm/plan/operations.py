@@ -49,7 +49,8 @@ def sequence_forward_flops(config: RunConfig, work: Work) -> Flops:
         encoder=work.num_tiles * per_tile,
         projector=work.num_tiles * forward.projector_per_tile,
         decoder=forward.per_token * config.stage.sequence_length
-        + forward.per_token_pair * work.token_pairs,
+        + forward.per_token_pair * work.token_pairs
+        + forward.beside_per_tile * work.num_tiles,
     )
 
 

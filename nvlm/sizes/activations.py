@@ -22,7 +22,8 @@ With context parallelism t are the tokens of this rank's part of the row.
                 that trains
 
 with heads and f divided by the tensor-parallel size. With selective recomputation no output of a
-norm, no product, and with `local` layers of the results the joined one only.
+norm, no product, and with `local` layers of the results the joined one only. Cross-attention is in
+nvlm/sizes/beside.py.
 tests/sizes/test_activations.py holds it to what autograd keeps.
 """
 
@@ -34,6 +35,7 @@ from dataclasses import dataclass
 from nvlm.config.adapters import LINEARS
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
+from nvlm.sizes import beside
 from nvlm.sizes.adapters import adapters_of, by_module, frozen_patterns
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
@@ -119,6 +121,7 @@ def stage_activations(
         only_input
         if index < _num_recomputed(config, len(chunk))
         else layer_activations(config, layer, layer_implementation).total
+        + beside.layer_bytes(config, layer, num_tiles)
         for chunk in chunk_layers(config, stage)
         for index, layer in enumerate(chunk)
     )
@@ -126,7 +129,7 @@ def stage_activations(
         # The table of angles, as long as the longest document may be; in fp32, and one for all.
         layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
     return StageActivations(
-        layers,
+        layers + beside.row_bytes(config, num_tiles),
         projector=_projector(config, -(-num_tiles // parallel.context)) if stage == 0 else 0,
         head=_head(config) if stage == parallel.pipeline - 1 else 0,
     )

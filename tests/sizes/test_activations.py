@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import small_model, variants
+from helpers import beside_batches, small_model, variants
+from helpers.beside_batches import Image, Piece
 from helpers.kept import kept_by_autograd
 from helpers.paths import REPOSITORY
 
+from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig, load_config
 from nvlm.model.parts.names import named_parameters
+from nvlm.model.rows import num_beside
 from nvlm.parallel.stand_in import stand_in
 from nvlm.sizes.activations import layer_activations, stage_activations
 from nvlm.sizes.adapters import frozen_patterns
@@ -30,6 +33,7 @@ SELECTIVE = "train.recompute.language.granularity=selective"
 FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
+X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
 CASES = {
     "one process, fp32": [],
     "one process": [BF16],
@@ -44,6 +48,11 @@ CASES = {
     "full recompute": [BF16, FULL],
     "full recompute, 1 layer": [BF16, FULL, "train.recompute.language.num_layers=1"],
     "full recompute, pipeline 2, tensor 2, sequence": [BF16, FULL, TP2, SP, "parallel.pipeline=2"],
+    "NVLM-X": [BF16, *X],
+    "NVLM-X, pipeline 2, tensor 2, sequence": [BF16, *X, TP2, SP, "parallel.pipeline=2"],
+    "NVLM-X, selective recompute": [BF16, *X, SELECTIVE],
+    "NVLM-X, full recompute": [BF16, *X, FULL],
+    "NVLM-H": [BF16, *H],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],
     "adapters, tensor 2, sequence": [BF16, ADAPTERS, TP2, SP],
@@ -58,6 +67,15 @@ CASES = {
 }
 
 
+def batch_of(config: RunConfig) -> MicroBatch:
+    """Two documents and padding; all tiles at the start of the first one, which is long."""
+    length = config.stage.sequence_length
+    if config.model.fusion == "decoder_only":
+        return small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
+    documents: list[list[Piece]] = [[Image(NUM_TILES), length - 190], [100]]
+    return beside_batches.batch(config, 1, documents, length=length)
+
+
 def kept_of_stage(config: RunConfig, stage: int) -> int:
     """Bytes that a process of `stage` keeps of a micro-batch of two documents and padding."""
     with stand_in(config, stage) as parallel:
@@ -65,9 +83,10 @@ def kept_of_stage(config: RunConfig, stage: int) -> int:
         for name, parameter in named_parameters([model]):
             parameter.requires_grad_(not is_frozen(name, frozen_patterns(config)))
         length = config.stage.sequence_length
-        batch = small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
+        shards = config.parallel.tensor if config.parallel.sequence else 1
+        batch = batch_of(config)
+        length += num_beside(batch.beside)
         if stage > 0:
-            shards = config.parallel.tensor if config.parallel.sequence else 1
             shape = (length // shards, 1, config.model.language.hidden_size)
             dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
             model.set_input_tensor(torch.ones(shape, dtype=dtype, requires_grad=True))

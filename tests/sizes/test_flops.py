@@ -68,6 +68,26 @@ def test_an_encoder_that_trains_runs_three_times():
     assert step_flops(config).per_tile == 3 * 13_168_281_600_000 + 953_382_076_416
 
 
+def test_cross_attention_of_the_72b():
+    """Ten layers: queries and output 8192 x 8192 each, for every token of the decoder; keys and
+    values of 8 heads, 8192 x 2048 = 16,777,216, for each of a tile's 256 tokens."""
+    decoder_only = load_config("nvlm_d_72b/sft")
+    fused = load_config(
+        "nvlm_d_72b/sft",
+        [
+            "model.fusion=cross_attention",
+            "model.cross_attention.layer_interval=8",
+            "stage.max_tiles_per_sequence=24",
+        ],
+    )
+    found, before = forward_flops(fused.model), forward_flops(decoder_only.model)
+    assert found.per_token - before.per_token == 2 * 10 * 2 * 67_108_864
+    assert found.beside_per_tile == 2 * 10 * 16_777_216 * 256 and before.beside_per_tile == 0
+    # Its decoder trains but for nothing: three passes.
+    per_tile = step_flops(fused).per_tile - step_flops(decoder_only).per_tile
+    assert per_tile == 3 * found.beside_per_tile
+
+
 def test_a_sequence_with_padding():
     """Documents of 3 and 4 tokens in 10, and 2 tiles: 9 + 16 + 9 pairs."""
     flops = StepFlops(per_token=1_000_000, per_token_pair=1_000, per_tile=7)
