@@ -153,10 +153,11 @@ TOPICS = {
     "data/samples": {"hostile_text"},
     "data/text": {"golden_qwen_ids"},
     "evaluate": {"question_prompts"},
+    "generate": {"row_beside"},
     "importers": {"import", "import_fields", "import_files", "import_fuzz", "import_runs"},
     "model": {
-        "adapter_layouts", "bf16", "context_layouts", "fusions", "model_layouts", "packed_loss",
-        "recompute", "transformer_engine", "variants",
+        "adapter_layouts", "bf16", "context_layouts", "fused_layouts", "fusions", "model_layouts",
+        "packed_loss", "recompute", "transformer_engine", "variants",
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},

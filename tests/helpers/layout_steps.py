@@ -252,8 +252,16 @@ class TwoSteps:
         }
 
 
-def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
-    run = TwoSteps(config, parallel)
+class TwoFusedSteps(TwoSteps):
+    """The same of NVLM-X or NVLM-H."""
+
+    batches = (with_rows_beside, with_rows_beside)
+
+
+def two_steps(
+    config: RunConfig, parallel: Parallel, save: bool, kind: type[TwoSteps] = TwoSteps
+) -> dict:
+    run = kind(config, parallel)
     run.take()
     if save:
         run.training.save()
@@ -261,9 +269,11 @@ def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
     return run.result()
 
 
-def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dict:
+def second_step(
+    config: RunConfig, parallel: Parallel, resume_from: Path, kind: type[TwoSteps] = TwoSteps
+) -> dict:
     """What `two_steps` gives, with the first step read from another layout's checkpoint."""
-    run = TwoSteps(config, parallel)
+    run = kind(config, parallel)
     run.load(resume_from)
     run.take()
     return run.result()
