@@ -107,7 +107,8 @@ def by_stage(config: RunConfig, num_gpus: int) -> list[StageBytes]:
 
 def test_the_large_models_say_what_they_take():
     models = {path.parent.name for path in FILES}
-    assert models == {"nvlm_d_72b", "nvlm_d_34b", "internvit_6b_qwen2_7b"}
+    of_the_paper = {f"nvlm_{fusion}_{size}" for fusion in "dxh" for size in ("72b", "34b")}
+    assert models == {*of_the_paper, "internvit_6b_qwen2_7b"}
     for model in models:
         runs = {path for path in RUNS.glob(f"{model}/*.yaml") if path.stem != "stages"}
         assert runs <= set(FILES)
