@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from nvlm.config.schema import RunConfig
 from nvlm.plan.communication import Group, group
 from nvlm.plan.parts import (
+    cross_attention,
     decoder_layer,
     decoder_layers,
     embedding,
@@ -48,7 +49,7 @@ def parts_of(config: RunConfig, work: Work, device: Device) -> Parts:
         encoded, again = encoder(config, num_tiles, device)
         visual = encoded + visual
     return Parts(
-        layer=decoder_layer(config, work, device),
+        layer=decoder_layer(config, work, device) + cross_attention(config, work, device),
         visual=visual,
         visual_again=again,
         embedding=embedding(config, device),

@@ -87,6 +87,45 @@ def _with_travelling_keys(layer: Passes, numbers: float, device: Device) -> Pass
     return Passes(beside(layer.forward, seconds), beside(layer.backward, 2 * seconds))
 
 
+def cross_attention(config: RunConfig, work: Work, device: Device) -> Passes:
+    """Of NVLM-X and NVLM-H, spread over all layers of the decoder, as if each had some of it.
+
+    A sample's tokens are taken to see all of its tiles, and thumbnails to be among these.
+    """
+    model, numbers, rows = config.model, device.assumptions, num_tokens(config)
+    language, tensor = model.language, config.parallel.tensor
+    share = len(model.cross_attention_layers) / language.num_layers
+    if not share:
+        return Passes(NOTHING, NOTHING)
+    tiles = work.num_tiles * config.train.micro_batch_size
+    beside, hidden = tiles * model.num_tokens_per_tile, language.hidden_size
+    queries = language.num_attention_heads // tensor * language.head_dim
+    values = 2 * model.num_cross_attention_groups // tensor * language.head_dim
+    products = device.product(rows, hidden, queries) + device.product(rows, queries, hidden)
+    products += device.product(beside, hidden, values)
+    pairs = rows * beside / max(1, work.num_samples * config.train.micro_batch_size)
+    local = rows * hidden / (tensor if config.parallel.sequence else 1)
+
+    def moved(norm: float) -> float:
+        return device.moving(device.number * local * (norm + numbers["residual_bytes"]) / 2)
+
+    summed = _reduced(device, rows * hidden)
+    trains = trainable_shares(config)[LANGUAGE] > 0
+    forward = Seconds(
+        matmul=products,
+        attention=device.attention(4 * pairs * queries, "forward"),
+        elementwise=moved(numbers["norm_bytes_forward"]),
+        messages=summed,
+    )
+    backward = Seconds(
+        matmul=products * (1 + trains),
+        attention=device.attention(10 * pairs * queries, "backward"),
+        elementwise=moved(numbers["norm_bytes_backward"]),
+        messages=summed,
+    )
+    return Passes(forward, backward) * share
+
+
 def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[Passes, Seconds]:
     """Layers of a chunk of a stage, and what of their backward passes is computed again."""
     recompute = config.train.recompute.language
