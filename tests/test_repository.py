@@ -40,6 +40,7 @@ DOCUMENTS = [
     *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
 ]
 SCRIPTS = [
+    "scripts/fetch_timm",
     "scripts/fetch_transformer_engine",
     "scripts/install",
     "scripts/quickstart",
@@ -47,7 +48,12 @@ SCRIPTS = [
     ".ci/run",
 ]
 # What `scripts/install` does again where one of them has changed.
-LISTED = ["pyproject.toml", "constraints.txt", "scripts/transformer_engine.txt"]
+LISTED = [
+    "pyproject.toml",
+    "constraints.txt",
+    "scripts/timm.txt",
+    "scripts/transformer_engine.txt",
+]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
 
 
@@ -279,7 +285,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("script", ["fetch_transformer_engine", "quickstart", "install", "test"])
+@pytest.mark.parametrize(
+    "script", ["fetch_timm", "fetch_transformer_engine", "quickstart", "install", "test"]
+)
 def test_help_of_scripts_installs_nothing(script: str, checkout: Path):
     shutil.copy2(REPOSITORY / "scripts" / script, checkout / "scripts" / script)
     for option in ("--help", "-h"):
@@ -403,8 +411,11 @@ def test_tested_versions_fit_what_is_asked_for():
 
 def test_install_fetches_transformer_engine_for_development(checkout: Path):
     """`.venv/bin/python` here only notes what it is asked; a version that is there stays."""
-    shutil.copy2(REPOSITORY / "scripts/fetch_transformer_engine", checkout / "scripts")
+    for script in ("fetch_timm", "fetch_transformer_engine"):
+        shutil.copy2(REPOSITORY / "scripts" / script, checkout / "scripts")
+    (timm,) = re.findall(r"^timm==(.+)$", (checkout / "scripts/timm.txt").read_text(), re.M)
     (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / f".venv/timm/{timm}").mkdir(parents=True)
     (checkout / ".venv/transformer_engine/2.10.0").mkdir(parents=True)
     (checkout / ".venv/nvlm-folder").write_text(f"{checkout}\n")
     python = checkout / ".venv/bin/python"

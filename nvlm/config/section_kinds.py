@@ -7,6 +7,7 @@ kind that there was first.
 from __future__ import annotations
 
 import types
+from importlib import import_module
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Tag
@@ -21,6 +22,20 @@ def kind_or(default: str) -> Discriminator:
         # `describe_all` says which kinds there are.
         custom_error_message="is of no such kind",
     )
+
+
+def section_of_kinds(package: str, kinds: dict[str, str]) -> Any:
+    """A key's type that holds a section of one of `kinds`, by default of the first one.
+
+    Args:
+        kinds: kind, which is the name of a module in `package` -> its section's class in there.
+    """
+    union: Any = None
+    for kind, name in kinds.items():
+        section = getattr(import_module(f"{package}.{kind}"), name)
+        member = Annotated[section, Tag(kind)]
+        union = member if union is None else union | member
+    return Annotated[union, kind_or(next(iter(kinds)))]
 
 
 class _Kind(Discriminator):

@@ -27,6 +27,8 @@ from nvlm.errors import ConvertError
 
 GENERATION_FILE = "generation_config.json"
 _RELEASED_SYSTEM_MESSAGE = "Answer the questions."
+# `downsample_ratio` -> `pixel_shuffle`
+_SHUFFLES: dict[float, int] = {1.0: 1, 0.5: 2, 0.25: 4}
 # Stored heads that any tensor-parallel size up to this divides.
 _MOST_TENSOR_RANKS = 8
 
@@ -59,7 +61,7 @@ def config_of_export(folder: HfFolder) -> RunConfig:
                 "fusion": FUSIONS[architecture],
                 "cross_attention": _cross_attention(found, FUSIONS[architecture]),
                 "vision": vision,
-                "connector": _projector(found, llm),
+                "connector": _connector(found, llm),
                 "language": language,
                 "tokenizer": str(folder.path),
                 "image_token": found.get("image_token", RELEASED_IMAGE_TOKEN),
@@ -148,10 +150,18 @@ def _rope_scaling(kind: Any, found: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"kind": kind, **{k: v for k, v in found.items() if k in section.model_fields}}
 
 
-def _projector(found: Mapping[str, Any], llm: Mapping[str, Any]) -> dict[str, Any]:
+def _connector(found: Mapping[str, Any], llm: Mapping[str, Any]) -> Any:
+    if found.get("connector") is not None:
+        settings = found["connector"]
+        if not isinstance(settings, dict):
+            return settings  # which the configuration refuses
+        # What follows from the others, and is compared with it later.
+        return {key: value for key, value in settings.items() if key != "num_tokens"}
+    ratio = found.get("downsample_ratio", 0.5)
     width, epsilon = found.get("projector_hidden_size"), found.get("projector_layer_norm_eps")
     return {
         "ffn_hidden_size": llm["intermediate_size"] if width is None else width,
+        "pixel_shuffle": _SHUFFLES.get(ratio, ratio) if isinstance(ratio, float | int) else ratio,
         "norm_epsilon": RELEASED_PROJECTOR_EPSILON if epsilon is None else epsilon,
     }
 

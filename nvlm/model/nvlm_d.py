@@ -17,7 +17,7 @@ from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvlm import platform
 from nvlm.batch import MicroBatch
@@ -144,7 +144,7 @@ class NVLMD(MegatronModule):
         self.gradients_ready: Any = None
         vision = config.model.vision
         self.vision_model: InternViT | None = None
-        self.vision_projection: MegatronModule | None = None
+        self.vision_projection: nn.Module | None = None
         self.image_size = vision.image_size
         self.feature_shape = (vision.num_patches, vision.hidden_size)
         if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):

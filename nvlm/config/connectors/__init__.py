@@ -1,22 +1,28 @@
 """What can stand between encoder and decoder: `model.connector`, told apart by `kind`.
 
-A connector is two files of one name and an entry in the table below: here its settings, without
+A connector is two files of one name and a line in the table below: here its settings, without
 torch, with what follows from them (tokens of a tile, parameters); in `nvlm/model/connectors` its
-modules. docs/extend.md adds one.
+module, which an export takes along. docs/extend.md adds one.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Tag
-
-from nvlm.config.connectors.linear import LinearConfig
-from nvlm.config.connectors.mlp import MLPConfig
+from nvlm.config.connectors.sizes import ConnectorSettings
 from nvlm.config.connectors.sizes import ConnectorSizes as ConnectorSizes
-from nvlm.config.section_kinds import kind_or
+from nvlm.config.section_kinds import section_of_kinds
 
-Connector = Annotated[
-    Annotated[MLPConfig, Tag("mlp")] | Annotated[LinearConfig, Tag("linear")],
-    kind_or("mlp"),
-]
+# Kind, which is the module's name -> the class of its settings in there. The first is the default.
+KINDS = {
+    "mlp": "MLPConfig",
+    "linear": "LinearConfig",
+    "average_pooling": "AveragePoolingConfig",
+    "attention_pooling": "AttentionPoolingConfig",
+    "c_abstractor": "CAbstractorConfig",
+}
+
+if TYPE_CHECKING:
+    Connector = ConnectorSettings
+else:
+    Connector = section_of_kinds(__name__, KINDS)

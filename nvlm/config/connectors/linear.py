@@ -30,7 +30,6 @@ class LinearConfig(Section):
     """Standard deviation of random first weights."""
 
     def num_tokens(self, sizes: ConnectorSizes) -> int:
-        """Of a tile."""
         return sizes.num_patches // self.pixel_shuffle**2
 
     def token_size(self, sizes: ConnectorSizes) -> int:
@@ -41,11 +40,9 @@ class LinearConfig(Section):
         yield from shuffle_problems(self.pixel_shuffle, sizes)
 
     def split_sizes(self) -> dict[str, int]:
-        """Key -> number that the tensor-parallel size has to divide."""
         return {}
 
     def products(self, sizes: ConnectorSizes) -> list[Product]:
-        """Of a tile, in the order of the forward pass."""
         return [Product(self.num_tokens(sizes), self.token_size(sizes), sizes.hidden_size)]
 
     def kept_numbers(self, sizes: ConnectorSizes, tensor_size: int) -> KeptNumbers:
@@ -54,7 +51,6 @@ class LinearConfig(Section):
         return KeptNumbers(num_tokens * 2 * self.token_size(sizes), 2 * num_tokens)
 
     def parameters(self, sizes: ConnectorSizes) -> Iterator[Parameter]:
-        """In the order of the forward pass; keys without the component's name."""
         size = self.token_size(sizes)
         yield Parameter("norm.weight", (size,), ONES)
         yield Parameter("norm.bias", (size,), ZEROS)

@@ -32,7 +32,6 @@ class MLPConfig(Section):
     """Standard deviation of random first weights."""
 
     def num_tokens(self, sizes: ConnectorSizes) -> int:
-        """Of a tile."""
         return sizes.num_patches // self.pixel_shuffle**2
 
     def token_size(self, sizes: ConnectorSizes) -> int:
@@ -43,11 +42,9 @@ class MLPConfig(Section):
         yield from shuffle_problems(self.pixel_shuffle, sizes)
 
     def split_sizes(self) -> dict[str, int]:
-        """Key -> number that the tensor-parallel size has to divide."""
         return {"ffn_hidden_size": self.ffn_hidden_size}
 
     def products(self, sizes: ConnectorSizes) -> list[Product]:
-        """Of a tile, in the order of the forward pass."""
         num_tokens, size = self.num_tokens(sizes), self.token_size(sizes)
         return [
             Product(num_tokens, size, self.ffn_hidden_size, is_split=True),
@@ -60,7 +57,6 @@ class MLPConfig(Section):
         return KeptNumbers(num_tokens * 2 * (self.token_size(sizes) + inner), 2 * num_tokens)
 
     def parameters(self, sizes: ConnectorSizes) -> Iterator[Parameter]:
-        """In the order of the forward pass; keys without the component's name."""
         size, ffn, normal = self.token_size(sizes), self.ffn_hidden_size, Normal(self.init_std)
         yield Parameter("norm.weight", (size,), ONES)
         yield Parameter("norm.bias", (size,), ZEROS)

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+from nvlm.config.connectors.mlp import MLPConfig
 from nvlm.config.schema import RunConfig, VisionConfig
 from nvlm.convert.hf.architectures import MODEL_TYPES, nvlm_architecture
 from nvlm.convert.hf.values import (
+    connector_values,
     cross_attention_values,
     language_architecture,
     language_values,
@@ -83,14 +85,12 @@ def model_config(
         },
         "model_type": name,
         **dtypes,
-        "downsample_ratio": 0.5,
         "force_image_size": vision.image_size,
         "ps_version": "v2",
         "select_layer": -1,
         "tie_word_embeddings": language.share_embeddings_and_output_weights,
         "img_context_token_id": image_token_id,
-        "projector_hidden_size": config.model.connector.ffn_hidden_size,
-        "projector_layer_norm_eps": config.model.connector.norm_epsilon,
+        **connector_values(config.model),
         **cross_attention_values(config.model),
         **prompt_values(config),
         "template": chat.name,
@@ -188,6 +188,13 @@ def _load_differences(config: RunConfig) -> list[str]:
             f"heads, and vLLM's NVLM_D expects {expected_heads}, {RELEASED_NUM_DUMMY_HEADS} more "
             "than the real ones"
         )
+    if not isinstance(projector, MLPConfig) or projector.pixel_shuffle != 2:
+        shuffle = " with pixel_shuffle 1 or 4" if isinstance(projector, MLPConfig) else ""
+        differences.append(
+            f"vLLM cannot load it: the connector is of kind {projector.kind}{shuffle}, and vLLM "
+            "builds an MLP behind 2 x 2 patches"
+        )
+        return differences
     if projector.ffn_hidden_size != width:
         differences.append(
             f"vLLM cannot load it: the projector is {projector.ffn_hidden_size} wide, and vLLM "

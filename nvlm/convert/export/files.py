@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nvlm.config.schema import RunConfig
+import nvlm
+from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.convert.export.config import generation_config, model_config, preprocessor_config
 from nvlm.convert.export.model_card import model_card
 from nvlm.convert.export.tokenizer import save_tokenizer
@@ -22,11 +22,14 @@ MODELING_FILES = (
     "chat_format.py",
     "configuration_intern_vit.py",
     "configuration_nvlm_d.py",
+    "connector_mlp.py",
     "image_tiling.py",
     "modeling_intern_vit.py",
     "modeling_nvlm_d.py",
     "prompts.py",
 )
+_HERE = Path(__file__).parents[1] / "hf_files"
+_CONNECTORS = Path(nvlm.__file__).parent / "model" / "connectors"
 
 # Of NVLM-X and NVLM-H, besides.
 FUSED_MODELING_FILES = (
@@ -58,12 +61,26 @@ def write_export_files(
     }
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
-    fused = () if config.model.fusion == "decoder_only" else FUSED_MODELING_FILES
-    for name in (*MODELING_FILES, *fused):
-        shutil.copyfile(Path(__file__).parents[1] / "hf_files" / name, folder / name)
+    _write_modeling_files(folder, config.model)
 
     sizes = {
         name: sum(row.num_parameters for row in component_parameters(config.model, name))
         for name in COMPONENTS
     }
     (folder / "README.md").write_text(model_card(config, chat.format, progress, sizes, dtype_name))
+
+
+def _write_modeling_files(folder: Path, model: ModelConfig) -> None:
+    """The MLP's module here is Megatron-core's; of other connectors the export has the very file.
+
+    What names it differs with it: within a process, transformers takes two exports whose
+    configuration files are equal for the same model.
+    """
+    connector = model.connector.kind
+    fused = () if model.fusion == "decoder_only" else FUSED_MODELING_FILES
+    for name in (*MODELING_FILES, *fused):
+        source = _HERE / name
+        if name == "connector_mlp.py" and connector != "mlp":
+            source = _CONNECTORS / f"{connector}.py"
+        text = source.read_text().replace("connector_mlp", f"connector_{connector}")
+        (folder / name.replace("connector_mlp", f"connector_{connector}")).write_text(text)

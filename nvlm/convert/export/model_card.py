@@ -170,11 +170,13 @@ def model_card(
 def _introduction(config: RunConfig, progress: dict | None) -> str:
     visual, cross = VisualLayout.from_config(config), config.model.cross_attention
     interval = cross and cross.layer_interval
+    kind = config.model.connector.kind
+    connector = "a two-layer projector" if kind == "mlp" else f"a connector of kind `{kind}`"
     return _paragraph(
         f"A multimodal language model of {_DESIGNS[config.model.fusion]}'s design "
         "(https://arxiv.org/abs/2409.11402): "
         f"InternViT reads tiles of {visual.image_size} x {visual.image_size} pixels cut "
-        "dynamically from each image, a two-layer projector turns each tile into "
+        f"dynamically from each image, {connector} turns each tile into "
         f"{visual.num_tokens_per_tile} tokens, and "
         + _READ[config.model.fusion].format(interval=interval),
         "Its weights were converted, not trained, with the configuration below."

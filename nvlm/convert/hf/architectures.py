@@ -23,6 +23,7 @@ from nvlm.convert.hf.comparison import (
     with_defaults,
 )
 from nvlm.convert.hf.config_keys import (
+    CONNECTOR_KEYS,
     FUSIONS,
     INTERN_VIT,
     LLAMA,
@@ -36,6 +37,7 @@ from nvlm.convert.hf.config_keys import (
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of, with_num_experts
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
 from nvlm.convert.hf.values import (
+    connector_values,
     language_architecture,
     prompt_values,
     rope_scaling_values,
@@ -207,6 +209,9 @@ def _parts_differ(
     x, y = (with_defaults(side, names, architecture) for side in (left, right))
     if "rope_theta" in keys.rules:
         x["rotary embeddings"], y["rotary embeddings"] = read_rope(left), read_rope(right)
+    if "connector" in keys.rules:
+        x |= {key: left.get(key, default) for key, default in CONNECTOR_KEYS.items()}
+        y |= {key: right.get(key, default) for key, default in CONNECTOR_KEYS.items()}
     return [
         f"{key} is {shown(x[key])} in A, {shown(y[key])} in B"
         for key in x
@@ -262,8 +267,7 @@ def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]
     """What of an NVLM's `config.json`, its two parts left aside, does not fit `model`."""
     keys: Keys = _NVLM_KEYS[nvlm_architecture(model)]
     wanted = {key: attrgetter(setting)(model) for key, setting in keys.settings.items()}
-    # Absent: as large as vision_config says, as wide as llm_config says (compared there), and the
-    # epsilon of the released modelling files (see `projector_epsilon_difference`).
+    # Absent: as large as vision_config says.
     stated = {key: value for key, value in wanted.items() if found.get(key) is not None}
     values = {
         **{key: accepted[0] for key, accepted in keys.fixed.items()},
@@ -271,7 +275,23 @@ def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]
         "ps_version": None,
         **found,
     }
-    return [*unknown_keys(found, keys), *value_differences(values, stated, keys)]
+    return [
+        *unknown_keys(found, keys),
+        *value_differences(values, stated, keys),
+        *_connector_problems(found, model),
+    ]
+
+
+def _connector_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]:
+    """Of the connector. An MLP as released says neither its width, that of the language model
+    (compared there), nor its epsilon (see `projector_epsilon_difference`)."""
+    values = {key: found.get(key, default) for key, default in CONNECTOR_KEYS.items()}
+    return [
+        f"{key} is {shown(values[key])}, expected {wanted!r}"
+        for key, wanted in ({"connector": None} | connector_values(model)).items()
+        if not (values[key] is None and key.startswith("projector_"))
+        and not equal(values[key], wanted)
+    ]
 
 
 def nvlm_architecture(model: ModelConfig) -> str:

@@ -94,6 +94,13 @@ _COMMON_NO_EFFECT = _reasons(
     }
 )
 
+# Of an NVLM-D; what they say when they are missing is None or this.
+CONNECTOR_KEYS: dict[str, Any] = {
+    "connector": None,
+    "downsample_ratio": 0.5,
+    "projector_hidden_size": None,
+    "projector_layer_norm_eps": None,
+}
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 _LANGUAGE_SETTINGS = {
@@ -214,12 +221,9 @@ FUSIONS: dict[str, Fusion] = {
 NVLM_D = Keys(
     settings={
         "force_image_size": "vision.image_size",
-        "projector_hidden_size": "connector.ffn_hidden_size",
-        "projector_layer_norm_eps": "connector.norm_epsilon",
     },
     fixed={
         **_COMMON_FIXED,
-        "downsample_ratio": (0.5,),
         "ps_version": ("v2",),
         "select_layer": (-1,),
         "image_fold": (None,),
@@ -227,7 +231,7 @@ NVLM_D = Keys(
         "use_backbone_lora": (0, None),
         "use_llm_lora": (0, None),
     },
-    rules=frozenset({"vision_config", "llm_config"}),
+    rules=frozenset({"vision_config", "llm_config", *CONNECTOR_KEYS}),
     prompts=frozenset(
         {
             "chat_format",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm.config.connectors.mlp import MLPConfig
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.export.config import RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf.architectures import (
@@ -88,6 +89,8 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
 
 def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | None:
     """What to know where the projector of a released layout computes otherwise than `model`."""
+    if not isinstance(model.connector, MLPConfig):
+        return None
     ours = model.connector.norm_epsilon
     # A stated one is equal, or was refused.
     if folder.config.get("projector_layer_norm_eps") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nvlm.config.connectors.mlp import MLPConfig
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig, VisionConfig
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2, QWEN3
@@ -27,6 +28,20 @@ def cross_attention_values(model: ModelConfig) -> dict[str, Any]:
         "cross_attention_interval": model.cross_attention.layer_interval,
         "cross_attention_num_key_value_heads": model.num_cross_attention_groups,
     }
+
+
+def connector_values(model: ModelConfig) -> dict[str, Any]:
+    """What an NVLM-D's `config.json` says of the connector of `model`: the released keys of an MLP,
+    all settings of another kind."""
+    connector = model.connector
+    if isinstance(connector, MLPConfig):
+        return {
+            "downsample_ratio": 1 / connector.pixel_shuffle,
+            "projector_hidden_size": connector.ffn_hidden_size,
+            "projector_layer_norm_eps": connector.norm_epsilon,
+        }
+    settings = {key: value for key, value in connector.model_dump().items() if key != "init_std"}
+    return {"connector": {**settings, "num_tokens": model.num_tokens_per_tile}}
 
 
 def language_values(language: LanguageConfig) -> dict[str, Any]:

@@ -19,6 +19,9 @@ LANGUAGE_CONFIGS = {
 class NVLM_D_Config(PretrainedConfig):
     """Key names follow the released NVLM-D-72B; the keys below are additions.
 
+    connector: settings with which connector_mlp.py makes the language model's tokens of a tile's
+        patches, and `num_tokens`, how many; None: pixel shuffle by `downsample_ratio` and an MLP
+        of the two keys below, as released.
     projector_hidden_size: width between the projector's linears; None is the language model's
         `intermediate_size`, as released.
     projector_layer_norm_eps: epsilon of the projector's LayerNorm; 1e-5 is what the released
@@ -54,6 +57,7 @@ class NVLM_D_Config(PretrainedConfig):
         use_thumbnail=True,
         min_dynamic_patch=1,
         max_dynamic_patch=6,
+        connector=None,
         projector_hidden_size=None,
         projector_layer_norm_eps=1e-5,
         tile_tags="1d",
@@ -78,6 +82,7 @@ class NVLM_D_Config(PretrainedConfig):
         self.use_thumbnail = use_thumbnail
         self.min_dynamic_patch = min_dynamic_patch
         self.max_dynamic_patch = max_dynamic_patch
+        self.connector = connector
         self.projector_hidden_size = projector_hidden_size or llm_config.intermediate_size
         self.projector_layer_norm_eps = projector_layer_norm_eps
         self.tile_tags = tile_tags
@@ -87,6 +92,32 @@ class NVLM_D_Config(PretrainedConfig):
         self.chat_format = chat_format or CHATML
         kwargs["tie_word_embeddings"] = llm_config.tie_word_embeddings
         super().__init__(**kwargs)
+
+    @property
+    def num_patches(self):
+        """Of a tile."""
+        return (self.force_image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def num_image_token(self):
+        """Tokens of a tile in the language model."""
+        if self.connector is not None:
+            return self.connector["num_tokens"]
+        return self.num_patches // self.connector_settings()["pixel_shuffle"] ** 2
+
+    def connector_settings(self):
+        if self.connector is not None:
+            return self.connector
+        if self.downsample_ratio not in (1.0, 0.5, 0.25):
+            raise ValueError(
+                f"only downsample_ratio 1.0, 0.5 and 0.25 are implemented, found "
+                f"{self.downsample_ratio}"
+            )
+        return {
+            "pixel_shuffle": round(1 / self.downsample_ratio),
+            "ffn_hidden_size": self.projector_hidden_size,
+            "norm_epsilon": self.projector_layer_norm_eps,
+        }
 
     def get_text_config(self, *args, **kwargs):
         return self.llm_config

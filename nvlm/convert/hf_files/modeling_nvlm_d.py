@@ -1,18 +1,19 @@
 """NVLM-D for transformers: images, `generate` and `forward`; `chat` is in chat.py.
 
-Shape suffixes: n tiles, s tokens per tile, r rows, k columns, c channels.
+Shape suffixes: n tiles, s tokens per tile, c channels.
 """
 
 import copy
+from types import SimpleNamespace
 
 import torch
 import transformers
-from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
 # transformers 4 brings along only what this file itself imports: it names every other one.
 from .chat import ChatMixin
 from .configuration_nvlm_d import NVLM_D_Config
+from .connector_mlp import Connector
 from .image_tiling import build_transform, choose_grid, dynamic_preprocess, load_image
 from .modeling_intern_vit import InternVisionModel
 from .prompts import PromptEncoder
@@ -26,16 +27,6 @@ __all__ = [
     "dynamic_preprocess",
     "load_image",
 ]
-
-
-def pixel_shuffle(patches_nrkc):
-    """Merge 2 x 2 neighbouring patches: [n, r, k, c] -> [n, r/2 * k/2, 4c], row-major (version 2).
-
-    Channels: upper left, upper right, lower left, lower right.
-    """
-    n, rows, columns, channels = patches_nrkc.shape
-    blocks = patches_nrkc.view(n, rows // 2, 2, columns // 2, 2, channels)
-    return blocks.transpose(2, 3).reshape(n, rows * columns // 4, 4 * channels)
 
 
 class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
@@ -64,22 +55,23 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         Attention goes through torch's `scaled_dot_product_attention`, which picks fast kernels.
         """
         super().__init__(config)
-        if (config.select_layer, config.ps_version, config.downsample_ratio) != (-1, "v2", 0.5):
+        if (config.select_layer, config.ps_version) != (-1, "v2"):
             raise ValueError(
-                "only select_layer -1, ps_version 'v2' and downsample_ratio 0.5 are implemented, "
-                f"found {config.select_layer}, {config.ps_version!r}, {config.downsample_ratio}"
+                "only select_layer -1 and ps_version 'v2' are implemented, found "
+                f"{config.select_layer}, {config.ps_version!r}"
             )
         vision, language = config.vision_config, config.llm_config
         self.vision_model = InternVisionModel(vision)
         # Checked by the configuration: one of its LANGUAGE_CONFIGS.
         self.language_model = getattr(transformers, language.architectures[0])(language)
-        self.mlp1 = nn.Sequential(
-            nn.LayerNorm(4 * vision.hidden_size, eps=config.projector_layer_norm_eps),
-            nn.Linear(4 * vision.hidden_size, config.projector_hidden_size, bias=False),
-            nn.GELU(),
-            nn.Linear(config.projector_hidden_size, language.hidden_size, bias=False),
+        sizes = SimpleNamespace(
+            num_patches=config.num_patches,
+            channels=vision.hidden_size,
+            hidden_size=language.hidden_size,
         )
-        self.num_image_token = (config.force_image_size // vision.patch_size) ** 2 // 4
+        # Of any kind; the name is the released model's.
+        self.mlp1 = Connector(SimpleNamespace(**config.connector_settings()), sizes)
+        self.num_image_token = config.num_image_token
         self.system_message = config.system_message
         self.img_context_token_id = getattr(config, "img_context_token_id", None)
         self.post_init()
@@ -112,8 +104,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
     def extract_feature(self, pixel_values):
         """[n, 3, image_size, image_size] -> embeddings [n, num_image_token, language width]."""
         patches_nsc = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        side = int(patches_nsc.shape[1] ** 0.5)
-        return self.mlp1(pixel_shuffle(patches_nsc.unflatten(1, (side, side))))
+        return self.mlp1(patches_nsc)
 
     def _embed(self, input_ids, pixel_values, visual_features):
         """Embeddings of `input_ids`, those of the tiles in place of the placeholders."""

@@ -1,4 +1,8 @@
-"""The projector as NVLM-D's `mlp1`: LayerNorm (0), linear (1), GELU (2, no weights), linear (3)."""
+"""The connector as an export's `mlp1`, which is what NVLM-D's is called.
+
+The MLP's layers are numbered as released: LayerNorm (0), linear (1), GELU (2, no weights), linear
+(3). Those of other kinds are called as in their modules, which exports take along.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Rule, rules_of
 from nvlm.sizes.parameters import PROJECTOR, component_parameters
 
-_NAMES = {
+_OF_MLP = {
     "norm.weight": ["mlp1.0.weight"],
     "norm.bias": ["mlp1.0.bias"],
     "mlp.linear_fc1.weight": ["mlp1.1.weight"],
@@ -15,4 +19,8 @@ _NAMES = {
 
 
 def projector_rules(model: ModelConfig) -> list[Rule]:
-    return rules_of(component_parameters(model, PROJECTOR), _NAMES, {})
+    rows = component_parameters(model, PROJECTOR)
+    names = {
+        key: [f"mlp1.{key}"] for key in (row.key.removeprefix(f"{PROJECTOR}.") for row in rows)
+    }
+    return rules_of(rows, _OF_MLP if model.connector.kind == "mlp" else names, {})

@@ -1,4 +1,10 @@
-"""The module of a connector, by the kind that `model.connector` names."""
+"""The module of a connector, by the kind that `model.connector` names.
+
+`Connector` of the file that is called like the kind is one of two: a plain torch module made of
+the section and its sizes, of which every tensor-parallel rank has all and whose file an export
+takes along (so that it imports torch and nothing of nvlm); or one of Megatron-core, whose layers
+are split.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +13,11 @@ from importlib import import_module
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
 
 from nvlm.config.schema import ModelConfig
 from nvlm.model.parts.layers import LayerParts
+from nvlm.model.parts.whole import whole
 
 
 def build_connector(
@@ -17,7 +25,10 @@ def build_connector(
     config: TransformerConfig,
     parts: LayerParts,
     groups: ProcessGroupCollection,
-) -> MegatronModule:
-    """`Connector` of the module that is called like the kind: [n, p, c] -> [n, q, hidden size]."""
-    module = import_module(f"nvlm.model.connectors.{model.connector.kind}")
-    return module.Connector(model.connector, model.connector_sizes, config, parts, groups)
+) -> nn.Module:
+    """[n, p, c] -> [n, q, hidden size]"""
+    connector, sizes = model.connector, model.connector_sizes
+    built = import_module(f"nvlm.model.connectors.{connector.kind}").Connector
+    if issubclass(built, MegatronModule):
+        return built(connector, sizes, config, parts, groups)
+    return whole(lambda: built(connector, sizes), config.params_dtype)
