@@ -143,8 +143,9 @@ TOPICS = {
     "cli": {"bad_input", "failing_verbs", "usage"},
     "config": {"documented", "fuzz"},
     "convert": {
-        "export_images", "fused_exports", "hostile_folders", "published_variants", "refusals",
-        "released_layout", "round_trip", "serving", "streaming", "vllm_prompts",
+        "connector_exports", "export_images", "fused_exports", "hostile_folders",
+        "published_variants", "refusals", "released_layout", "round_trip", "serving", "streaming",
+        "vllm_prompts",
     },
     "data": {"data_configs", "data_rules"},
     "data/images": {"hostile_images"},

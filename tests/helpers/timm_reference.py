@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import site
 import sys
 from functools import cache
 
@@ -23,7 +24,7 @@ def timm():
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.path.insert(0, str(folder))
+    site.addsitedir(str(folder))
     try:
         import timm
     finally:

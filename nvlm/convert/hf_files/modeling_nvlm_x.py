@@ -9,6 +9,7 @@ import torch
 from .chat import ChatMixin
 from .configuration_nvlm_d import NVLM_D_Config
 from .configuration_nvlm_x import NVLM_H_Config, NVLM_X_Config
+from .connector_mlp import Connector
 from .cross_attention import GatedCrossAttention, Holder, Reading
 from .image_tiling import build_transform, choose_grid, dynamic_preprocess, load_image
 from .modeling_intern_vit import InternVisionModel
@@ -19,6 +20,7 @@ from .prompts_beside import BesidePromptEncoder, PromptIds
 __all__ = [
     "BesidePromptEncoder",
     "ChatMixin",
+    "Connector",
     "InternVisionModel",
     "NVLM_D_Config",
     "NVLM_H_ForCausalLM",
