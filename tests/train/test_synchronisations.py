@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import layout_steps, small_model
+from helpers import beside_batches, layout_steps, small_model
 from helpers.synchronisations import counted
 
 from nvlm.batch import StepBatch
@@ -45,6 +45,20 @@ def test_number_of_waits_per_step(settings, parallel):
         with counted() as found:
             training.take_step(batch)
         assert found == PER_STEP, f"{number} micro-batches"
+
+
+@pytest.mark.parametrize("fusion", beside_batches.FUSIONS)
+def test_cross_attention_waits_for_nothing(fusion, parallel):
+    """Each of two layers reads the ranges that tokens see, which are in host memory."""
+    config = beside_batches.config_of(fusion, "stage.freeze=[]")
+    training = layout_steps.TwoSteps(config, parallel).training
+    micro_batches = layout_steps.with_rows_beside(config)
+    training.take_step(StepBatch(micro_batches[:1], [], {}))
+    with counted() as found:
+        training.take_step(StepBatch(micro_batches, [], {}))
+    ranges = {name: n for name, n in found.items() if "cross_attention" in name}
+    assert ranges == {"tolist in parts/cross_attention.py forward": 4}
+    assert {name: n for name, n in found.items() if name not in ranges} == PER_STEP
 
 
 @pytest.mark.gpu
