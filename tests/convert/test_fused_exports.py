@@ -30,7 +30,7 @@ from nvlm.generate.engine import Engine
 
 FUSED = ["model.cross_attention.layer_interval=2", "stage.max_tiles_per_sequence=24"]
 FUSIONS = {
-    "NVLM_X": [*FUSED, "model.fusion=cross_attention"],
+    "NVLM_X": [*FUSED, "model.fusion=cross_attention", "model.connector={kind: linear}"],
     "NVLM_H": [*FUSED, "model.fusion=hybrid", "model.cross_attention.num_query_groups=2"],
 }
 SYSTEM = "Answer the questions."
