@@ -55,7 +55,8 @@ def export_logits(converted: Exported, monkeypatch: pytest.MonkeyPatch, modules:
     with torch.no_grad():
         pixels = (tiles / 255 - mean) / deviation
         logits = published(pixel_values=pixels, input_ids=tokens).logits
-    return Logits(*found, logits)
+    checkpoint, read_back = found
+    return Logits(checkpoint, read_back, logits)
 
 
 def _inputs(config, image_id: int) -> tuple[Tensor, Tensor]:

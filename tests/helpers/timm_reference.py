@@ -26,7 +26,7 @@ def timm():
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     site.addsitedir(str(folder))
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     finally:
         sys.path.remove(str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(module: nn.Module) -> nn.Module:
+def filled(module: Any) -> Any:
     """In double precision, in which two programs of one function hardly differ."""
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
@@ -50,10 +51,10 @@ def errors(module: nn.Module, reference, copies: dict[str, nn.Parameter]) -> tup
     weights = drawn(*found.shape, seed=2)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
-    pairs = [(parameters[name].grad, copy.grad) for name, copy in copies.items()]
+    pairs: list[Any] = [(parameters[name].grad, copy.grad) for name, copy in copies.items()]
     worst = max(
         float((ours - theirs).norm() / theirs.norm())
-        for ours, theirs in [(patches.grad, same.grad), *pairs]
+        for ours, theirs in [*pairs, (patches.grad, same.grad)]
     )
     return float((found - expected).detach().abs().max()), worst
 

@@ -9,6 +9,7 @@ are split.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -28,7 +29,8 @@ def build_connector(
 ) -> nn.Module:
     """[n, p, c] -> [n, q, hidden size]"""
     connector, sizes = model.connector, model.connector_sizes
-    built = import_module(f"nvlm.model.connectors.{connector.kind}").Connector
-    if issubclass(built, MegatronModule):
-        return built(connector, sizes, config, parts, groups)
-    return whole(lambda: built(connector, sizes), config.params_dtype)
+    module: Any = import_module(f"nvlm.model.connectors.{connector.kind}")
+    if issubclass(module.Connector, MegatronModule):
+        make: Any = module.Connector
+        return make(connector, sizes, config, parts, groups)
+    return whole(lambda: module.Connector(connector, sizes), config.params_dtype)
