@@ -51,8 +51,8 @@ SCRIPTS = [
 LISTED = [
     "pyproject.toml",
     "constraints.txt",
-    "scripts/timm.txt",
     "scripts/transformer_engine.txt",
+    "scripts/timm.txt",
 ]
 GENERATED = {".git", ".venv", "runs", "build", "dist"}
 
@@ -120,7 +120,13 @@ def test_no_index_host_or_place_of_one_machine():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted(
+        path
+        for path in (REPOSITORY / "configs").rglob("*.yaml")
+        if path.parent.name != "ablation"  # grids: tests/ablate reads them
+    ),
+    ids=lambda path: path.stem,
 )
 def test_configuration_loads(path: Path):
     """Runs load whole; parts have only sections and keys that a run may have."""
@@ -163,8 +169,8 @@ def test_readme_opens_with_the_two_commands():
 def test_readme_shows_every_kind_of_command():
     verbs = {arguments[0] for arguments in nvlm_commands()}
     assert verbs == {
-        "config", "convert", "data", "doctor", "evaluate", "generate", "model", "plan", "report",
-        "serve", "stop", "train",
+        "ablate", "config", "convert", "data", "doctor", "evaluate", "generate", "model", "plan",
+        "report", "serve", "stop", "train",
     }  # fmt: skip
 
 
@@ -264,6 +270,8 @@ def test_code_and_documents_name_modules_that_exist():
         for path in [*programs, *(REPOSITORY / document for document in DOCUMENTS)]
         for match in named.finditer(path.read_text())
         if match[1] not in endings
+        # The reader of that page writes these files.
+        and not (path.name == "extend.md" and match[1].endswith("connectors/row_pooling.py"))
     ]
     assert not missing, "\n".join(missing)
 

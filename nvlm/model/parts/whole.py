@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from nvlm import platform
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -22,6 +24,7 @@ def whole(make: Callable[[], Module], dtype: torch.dtype) -> Module:
         module = make()
     # They would have no values: here, and where transformers opens an export.
     assert not [*module.buffers()], "such modules have parameters only"
-    for parameter in module.to(dtype).to_empty(device="cpu").parameters():
+    device = platform.current().device()
+    for parameter in module.to(dtype).to_empty(device=device).parameters():
         parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
     return module
