@@ -46,7 +46,8 @@ def test_every_part_is_used_by_a_run():
         for path in RUNS
         for base in yaml.safe_load(path.read_text()).get("base", [])
     }
-    parts = {p.resolve() for p in folder.glob("*/*.yaml")}
+    # Grids compose runs themselves: tests/ablate reads them.
+    parts = {p.resolve() for p in folder.glob("*/*.yaml") if p.parent.name != "ablation"}
     assert parts == bases - {run.resolve() for run in RUNS}  # a run may build on another
 
 
