@@ -167,7 +167,7 @@ def _report(out: Path) -> int:
     say(f"{counted(num_rows - errors.total(), 'answer')}{without}: {out}")
     if errors.total() == num_rows:
         raise DataError(
-            f"none of {counted(num_rows, 'question')} could be asked; {out} says why of each. Once "
+            f"of {counted(num_rows, 'question')} none could be asked; {out} says why of each. Once "
             f"that is put right, remove {out}, or give another --out"
         )
     return errors.total()

@@ -105,7 +105,7 @@ def asked_of_file(path: Path, system: str | None, sampling: Sampling) -> AskedTo
     first = asked[0].problem
     if first is not None and all(question.problem for question in asked):
         raise DataError(
-            f"--questions {path}: none of {counted(len(asked), 'question')} can be asked; the "
+            f"--questions {path}: of {counted(len(asked), 'question')} none can be asked; the "
             f"first is {asked[0].id}: {first.reason}: {first.detail}"
         )
     return AskedTogether(asked)

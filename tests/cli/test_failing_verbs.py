@@ -132,7 +132,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("CHECKPOINT --prompt Hi --folder EMPTY --out OUT", "no image in it"),
         ("CHECKPOINT --prompt Hi --folder NOTHING --out OUT", "no such folder"),
         ("CHECKPOINT --questions NOTHING --out OUT", "NOTHING: No such file"),
-        ("CHECKPOINT --questions FILE --out OUT", "none of 1 questions can be asked"),
+        ("CHECKPOINT --questions FILE --out OUT", "of 1 question none can be asked"),
         ("CHECKPOINT --questions ASKED.jsonl --out ASKED.jsonl", "is the file of --questions"),
         ("CHECKPOINT --questions UNKNOWN.jsonl --out OUT", "line 1: 'promt' is not read"),
         ("CHECKPOINT --questions ASKED.jsonl --out FOLDER", "--out FOLDER: is a folder"),

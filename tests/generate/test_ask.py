@@ -164,7 +164,7 @@ def test_an_export_answers_alike(checkpoint, pictures, tmp_path):
 def test_nothing_that_can_be_asked(checkpoint, tmp_path):
     path, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
     path.write_text("{\n")
-    said = f"--questions {path}: none of 1 questions can be asked; the first is 1: json"
+    said = f"--questions {path}: of 1 question none can be asked; the first is 1: json"
     with pytest.raises(DataError, match=re.escape(said)):
         ask(checkpoint, asked_of_file(path, None, SHORT), out)
     assert not out.exists()
