@@ -95,12 +95,20 @@ def _messages(question: str, history: list[tuple[str, str]]) -> list[dict[str, s
     return [*messages, {"role": "user", "content": question}]
 
 
+@pytest.fixture(scope="module")
+def served_tokenizer():
+    """Qwen2's, as a client of an export has it; made once: it takes seconds."""
+    from helpers.qwen_tokenizer import build_qwen_tokenizer
+
+    return build_qwen_tokenizer()
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
 @pytest.mark.parametrize("tile_tags", ["1d", "none"])
-def test_prompts_are_the_data_pipelines(qwen_tokenizer, name, image_boundary, tile_tags):
-    from helpers.qwen_tokenizer import build_qwen_tokenizer
-
+def test_prompts_are_the_data_pipelines(
+    qwen_tokenizer, served_tokenizer, name, image_boundary, tile_tags
+):
     from nvlm.convert.hf_files.chat_format import CHATML
     from nvlm.convert.hf_files.prompts_beside import BesidePromptEncoder
 
@@ -118,7 +126,7 @@ def test_prompts_are_the_data_pipelines(qwen_tokenizer, name, image_boundary, ti
         chat_format=CHATML,
     )
     size = config.model.num_tokens_per_tile
-    exported = BesidePromptEncoder(build_qwen_tokenizer(), settings, size)
+    exported = BesidePromptEncoder(served_tokenizer, settings, size)
     for question, history, num_tiles in CONVERSATIONS:
         ids = exported.conversation(question, history, num_tiles, SYSTEM)
         tokens, _, beside = encoder.encode_prompt_beside(
