@@ -255,7 +255,7 @@ def test_another_boundary_and_number_of_tiles_come_from_the_folder(exported, tmp
 @pytest.mark.parametrize(
     "change, error, said",
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, ConvertError, r"only \['NVLM_D'\] answers"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, ConvertError, r"NVLM_X, NVLM_H answers"),
         ({"max_dynamic_patch": "six"}, ConfigError, r"config.json: stage.max_num_tiles"),
         ({"tile_tags": "2d"}, ConfigError, r"config.json: stage.tile_tags"),
         ({"logits_scaling": 2.0}, ConvertError, "logits_scaling"),
@@ -272,7 +272,7 @@ def test_a_folder_that_asks_for_something_else_is_refused(change, error, said, e
 
 def test_other_folders_are_refused(exported, tmp_path):
     for name in ("vision", "language"):
-        with pytest.raises(ConvertError, match=r"only \['NVLM_D'\] answers here"):
+        with pytest.raises(ConvertError, match=r"NVLM_X, NVLM_H answers here"):
             Engine(exported.export.with_name(name))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         Engine(tmp_path)
