@@ -844,7 +844,7 @@ def test_masks_systems_and_tools_are_trained_as_they_say(tmp_path: Path, make_co
          [CALLED, "Ok."], 1),
     ]  # fmt: skip
     token = encoder.tokenizer
-    end = [token.end_id, *token.encode("\n")]
+    start, end = token.control_ids["<|im_start|>"], [token.end_id, *token.encode("\n")]
     for draw, (turns, trained, weight) in zip(plans, expected, strict=True):
         request = sample_request(source, draw)
         assert request.loss_weight == weight
@@ -852,7 +852,7 @@ def test_masks_systems_and_tools_are_trained_as_they_say(tmp_path: Path, make_co
         tokens = []
         for role, text in turns:
             parts = [f"{role}\n", text] if role == "assistant" else [f"{role}\n{text}"]
-            tokens += [token.start_id, *(i for part in parts for i in token.encode(part)), *end]
+            tokens += [start, *(i for part in parts for i in token.encode(part)), *end]
         assert encoded.tokens.tolist() == tokens
         labels = encoded.labels[encoded.labels != IGNORED_LABEL].tolist()
         assert labels == [i for text in trained for i in (*token.encode(text), *end)]
