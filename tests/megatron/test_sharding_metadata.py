@@ -12,4 +12,4 @@ def test_process_groups_are_written_into_the_metadata(parallel):
     given = sharding_metadata()
     model.sharded_state_dict(metadata=given)
     assert "dp_cp_group" in given
-    assert sharding_metadata() == {"distrib_optim_sharding_type": "fully_reshardable"}
+    assert sharding_metadata().keys() == given.keys() - {"dp_cp_group"}

@@ -49,11 +49,11 @@ def check_sources(config: RunConfig) -> None:
     """What can be refused of the run's data at once, without a look into a shard.
 
     Raises:
-        DataError: there are no shards, the blend names an unknown source, or the tokenizer or a
-            prompt pool is missing.
+        DataError: there are no shards, the blend names an unknown source, the tokenizer or a prompt
+            pool is missing, or with this tokenizer no image of most tiles fits into a sequence.
     """
     find_sources(config)
-    SampleEncoder.from_config(config)
+    SampleEncoder.from_config(config).check_room(config.stage.sequence_length)
 
 
 def open_training_data(

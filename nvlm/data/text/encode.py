@@ -96,8 +96,7 @@ class SampleEncoder:
         """The encoder of a run.
 
         Raises:
-            DataError: no tokenizer, one with more tokens than the model has rows, or one with which
-                an image does not fit into a sequence.
+            DataError: no tokenizer, or one with more tokens than the model has rows.
         """
         if tokenizer is None:
             tokenizer = load_chat_tokenizer(config.model.tokenizer, config.model.image_token)
@@ -106,21 +105,26 @@ class SampleEncoder:
                 f"model.tokenizer {config.model.tokenizer} has {tokenizer.vocab_size} tokens, more "
                 f"than model.language.vocab_size {config.model.language.vocab_size}"
             )
-        visual, boundary = VisualLayout.from_config(config), config.stage.image_boundary
-        bare = cls(tokenizer, visual=visual, image_boundary=boundary, system_message=None)
-        bare.check_room(config.stage.sequence_length)
-        system_message = config.stage.system_message
-        return cls(tokenizer, visual=visual, image_boundary=boundary, system_message=system_message)
+        return cls(
+            tokenizer,
+            visual=VisualLayout.from_config(config),
+            image_boundary=config.stage.image_boundary,
+            system_message=config.stage.system_message,
+        )
 
     def check_room(self, sequence_length: int) -> None:
         """Raise `DataError` unless an image of most tiles fits, with a word of question and answer.
 
-        Configurations are checked before, with the tokens that Qwen2's tokenizer makes.
+        Configurations are checked before, with the tokens that Qwen2's tokenizer makes. A system
+        message may take the room of tiles.
         """
         turns = [("user", f"{IMAGE_MARK}\nWhat"), ("assistant", "This")]
         messages = [{"role": role, "content": content} for role, content in turns]
-        (lengths,) = self.measure([Sample("", "", messages)])
-        visual = self.visual
+        visual, boundary = self.visual, self.image_boundary
+        bare = SampleEncoder(
+            self.tokenizer, visual=visual, image_boundary=boundary, system_message=None
+        )
+        (lengths,) = bare.measure([Sample("", "", messages)])
         tags = self.tag_lengths(visual.max_num_tiles)
         of_image = max(n + visual.num_tokens(visual.num_tiles(grid), 1) for grid, n in tags.items())
         least = sum(lengths.turn_tokens) + lengths.leads_multiple[0] + of_image
