@@ -126,6 +126,7 @@ def worst_error(found: dict, expected: dict) -> float:
     )
 
 
+@pytest.mark.parallel
 def test_every_parameter_has_a_gradient(single):
     for key, gradient in layout_steps.assemble([single[GRADIENTS]]).items():
         assert gradient.norm() > 0, key
