@@ -24,7 +24,7 @@ from helpers.measure_memory import forget_peak, resident_bytes
 from helpers.optimizer_parts import make_plain, read, sharded_state, take_step, written
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import Parallel, initialize, shut_down
-from nvlm.rows import Constant, Parameter
+from nvlm.rows import Constant, Parameter, Place
 from nvlm.sizes.parameters import parameters_by_key
 
 M_MMAP_THRESHOLD = -3
@@ -107,7 +107,7 @@ def drawn_at_once(seed: int, row: Parameter, layer: int | None) -> torch.Tensor:
         tensor = torch.full(row.shape, row.initial.value)
     else:
         tensor = torch.empty(row.shape)
-        tensor.normal_(0, row.initial.deviation, generator=_generator(seed, row.key, layer))
+        tensor.normal_(0, row.initial.deviation, generator=_generator(seed, row.key, Place(layer)))
     if row.zero_heads is not None:
         row.zero_heads.of(tensor).zero_()
     return tensor
