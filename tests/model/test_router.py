@@ -21,7 +21,7 @@ EXPERTS = [
 
 @pytest.fixture(autouse=True)
 def own_scale(monkeypatch):
-    """Megatron-core keeps the scale of these losses in the class. A backward pass without a schedule
+    """Megatron-core keeps the scale of these losses in the class. A backward pass without schedule
     leaves it as a number, on which the next schedule of the process would stumble."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
