@@ -1,23 +1,6 @@
-"""The token layout of a sample, all of it (reference for the exported model's prompt code too).
+"""A sample's tokens, labels and placeholder positions, and how many tokens it will have.
 
-A conversation is written in the tokenizer's chat format (chat_format.py), here ChatML for an
-example; each mark `<image>` of a user turn becomes
-
-    <Image> {tag of tile 1} {placeholder x tokens per tile} {tag of tile 2} ... </Image>
-
-Control tokens and placeholders are ids. The text between two of them is tokenised as one string,
-with these exceptions: the content of an assistant turn starts a new string, because generation
-starts there; with `image_boundary: block` an image stands on a line of its own (image_lines.py),
-and its block, the newline after it, and the text before and after are strings of their own; with
-`image_boundary: separate` the first tag of an image is a string of its own.
-
-A document has no roles: what begins a sequence, its parts one after another, and what ends a
-document, `<|im_end|>`. Each part is a string of its
-own, and so is what surrounds its images, because of the two only the text is trained.
-
-With `model.fusion: hybrid` that block has the thumbnail alone; with `cross_attention` it has tags
-without placeholders, `<Image>` and each tag strings of their own, because a tag sees another tile
-than the one before it does. What the decoder reads beside its tokens is in beside.py.
+layout.py says what stands where.
 
 Shape suffix: t tokens of the sample.
 """
@@ -25,7 +8,7 @@ Shape suffix: t tokens of the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +21,12 @@ from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
 from nvlm.data.text.beside import EncodedBeside, encode_beside
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer
-from nvlm.data.text.chat_format import CHATML, WrittenTurn, with_system_message, written_turns
-from nvlm.data.text.image_lines import texts_between_images
+from nvlm.data.text.chat_format import CHATML
+from nvlm.data.text.layout import SampleLayout
 from nvlm.data.text.pieces import Key, Piece, TextLengths, add_up, in_order
 from nvlm.errors import DataError
 from nvlm.hashes import hash_json
 from nvlm.sizes.visual import Grid, VisualLayout
-
-IMAGE_START = "<Image>"
-IMAGE_END = "</Image>"
 
 # Part of every index's hash. Raise it whenever the same sample would give other tokens.
 LAYOUT_VERSION = 2
@@ -87,6 +67,7 @@ class SampleEncoder:
         self.visual = visual
         self.image_boundary = image_boundary
         self.system_message = system_message
+        self._layout = SampleLayout(tokenizer, visual, image_boundary, system_message)
         self._tag_lengths: dict[int, dict[Grid, int]] = {}
 
     @classmethod
@@ -167,7 +148,7 @@ class SampleEncoder:
             grids: (columns, rows) of each image's tiles.
             untrained_turns: turns whose answers are context only, from 0; see `kinds.Sample`.
         """
-        pieces = self._lay_out(messages, grids, untrained_turns)
+        pieces = self._layout.lay_out(messages, grids, untrained_turns)
         tokens, trained, image_mask, beside = self._tokenize(pieces, grids)
         labels = np.full_like(tokens, IGNORED_LABEL)
         labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
@@ -183,8 +164,8 @@ class SampleEncoder:
         self, messages: Messages, grids: Sequence[Grid]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], EncodedBeside | None]:
         """`encode_prompt`, and what the decoder reads beside those tokens."""
-        pieces = self._lay_out(messages, grids)
-        pieces += self._fixed(self.tokenizer.format.around("assistant")[0])
+        pieces = self._layout.lay_out(messages, grids)
+        pieces += self._layout.fixed(self.tokenizer.format.around("assistant")[0])
         tokens, _, image_mask, beside = self._tokenize(pieces, grids)
         return tokens, image_mask, beside
 
@@ -197,7 +178,7 @@ class SampleEncoder:
         for sample in samples:
             messages = sample.conversation(0)
             grids = [(1, 1)] * count_image_marks(messages)
-            pieces = in_order(self._lay_out(messages, grids, sample.untrained_turns))
+            pieces = in_order(self._layout.lay_out(messages, grids, sample.untrained_turns))
             leads = [piece.key for piece in pieces if piece.lead_of is not None]
             leads = [
                 (lead.removesuffix(single_tag) + multiple_tag, goes_on)
@@ -206,7 +187,7 @@ class SampleEncoder:
                 for lead, goes_on in leads
             ]
             variants = sample.variants if len(sample.variants) > 1 else []
-            ends = self._ends(variants, pieces) if variants else []
+            ends = self._layout.ends(variants, pieces) if variants else []
             layouts.append((pieces, leads, ends))
             counts.update((piece.key, 0) for piece in pieces)
             counts.update((lead, 0) for lead in leads)
@@ -233,27 +214,6 @@ class SampleEncoder:
             found = self.tokenizer.count([text for text, _ in keys], goes_on)
             counts.update(zip(keys, found, strict=True))
 
-    def _ends(
-        self, variants: Sequence[tuple[str, str]], pieces: list[Piece]
-    ) -> list[tuple[Key, Key]]:
-        """The last strings of each question and its answer; `pieces` has those of the first one.
-
-        All that differs between the prompts of a sample: images come before the question.
-        """
-        question_goes_on, answer_goes_on = (piece.goes_on for piece in pieces if piece.varies)
-        ends = []
-        for question, answer in variants:
-            turns = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
-            messages = with_system_message(turns, self.system_message)
-            *_, asked, answered = written_turns(self.tokenizer.format, messages)
-            end = self._lay_out_user(asked, [(1, 1)] * question.count(IMAGE_MARK), 0, 0)[-1].text
-            said = answered.content + self.tokenizer.frame(answered).tail
-            ends.append(((end, question_goes_on), (said, answer_goes_on)))
-        return ends
-
     def tag_lengths(self, max_num_tiles: int) -> dict[Grid, int]:
         """Grid of at most `max_num_tiles` tiles -> tokens of all of an image's tags but the first.
 
@@ -270,114 +230,6 @@ class SampleEncoder:
         goes_on = visual.fusion == "cross_attention"  # no placeholders stand between tags
         counts = dict(zip(texts, self.tokenizer.count(texts, goes_on), strict=True))
         return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
-
-    def _fixed(
-        self, parts: str | list[str | int], turn: int = 0, trained: bool = False
-    ) -> list[Piece]:
-        """Texts and control tokens of the chat format."""
-        parts = self.tokenizer.split(parts) if isinstance(parts, str) else parts
-        return [
-            Piece(text=part, turn=turn, trained=trained)
-            if isinstance(part, str)
-            else Piece(ids=(part,), turn=turn, trained=trained)
-            for part in parts
-        ]
-
-    def _lay_out(
-        self,
-        messages: Messages,
-        grids: Sequence[Grid],
-        untrained_turns: frozenset[int] = frozenset(),
-    ) -> list[Piece]:
-        num_marks = count_image_marks(messages)
-        if num_marks != len(grids):
-            raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(grids)} images")
-        if messages and messages[0]["role"] == "document":
-            return self._lay_out_document(messages, grids)
-        pieces = self._fixed(self.tokenizer.format.begin)
-        next_image = 0
-        turn = 0
-        messages = with_system_message(messages, self.system_message)
-        for written in written_turns(self.tokenizer.format, messages):
-            frame = self.tokenizer.frame(written)
-            is_answer = written.role == "assistant"
-            trained = is_answer and turn not in untrained_turns
-            pieces += self._fixed(frame.opening, turn)
-            if is_answer:
-                pieces.append(Piece(text=frame.lead, turn=turn))
-                content = written.content + frame.tail
-                pieces.append(Piece(text=content, turn=turn, trained=trained, varies=True))
-            elif written.role == "user":
-                pieces += self._lay_out_user(written, grids, next_image, turn)
-                pieces[-1] = replace(pieces[-1], varies=True)
-                next_image += written.content.count(IMAGE_MARK)
-            else:
-                pieces.append(Piece(text=frame.lead + written.content + frame.tail, turn=turn))
-            pieces += self._fixed(frame.closing, turn, trained)
-            turn += is_answer
-        return pieces
-
-    def _lay_out_user(
-        self, written: WrittenTurn, grids: Sequence[Grid], image: int, turn: int
-    ) -> list[Piece]:
-        """A user turn from the text before its content to the one after; `image` is its first."""
-        frame = self.tokenizer.frame(written)
-        is_block = self.image_boundary == "block"
-        content = written.content
-        texts = texts_between_images(content) if is_block else content.split(IMAGE_MARK)
-        texts[0] = frame.lead + texts[0]
-        texts[-1] += frame.tail
-        before, *rest = texts
-        pieces: list[Piece] = []
-        if is_block:
-            pieces.append(Piece(text=before, turn=turn))
-            for after in rest:
-                pieces += self._lay_out_image("", grids[image], image, turn)
-                pieces += [Piece(text=text, turn=turn) for text in (IMAGE_END, "\n", after)]
-                image += 1
-            return pieces
-        for after in rest:
-            pieces += self._lay_out_image(before, grids[image], image, turn)
-            before = IMAGE_END + after
-            image += 1
-        return [*pieces, Piece(text=before, turn=turn)]
-
-    def _lay_out_document(self, messages: Messages, grids: Sequence[Grid]) -> list[Piece]:
-        pieces = self._fixed(self.tokenizer.format.begin)
-        image = 0
-        for turn, message in enumerate(messages):
-            text, *rest = message["content"].split(IMAGE_MARK)
-            pieces.append(Piece(text=text, turn=turn, trained=True))
-            for text in rest:
-                pieces += self._lay_out_image("", grids[image], image, turn)
-                pieces.append(Piece(text=IMAGE_END, turn=turn))
-                pieces.append(Piece(text=text, turn=turn, trained=True))
-                image += 1
-        # Counted with the first part: it is there however many parts are kept.
-        return pieces + self._fixed(self.tokenizer.format.end, trained=True)
-
-    def _lay_out_image(self, before: str, grid: Grid, image: int, turn: int) -> list[Piece]:
-        """From the text `before` an image to its last placeholder."""
-        first_tag, *later_tags = self.visual.tags_inside(grid)
-        if self.visual.fusion == "cross_attention":
-            pieces = [
-                Piece(text=before + IMAGE_START, turn=turn, lead_of=image),
-                Piece(text=first_tag, turn=turn, lead_of=image, tile=0),
-            ]
-            for tile, tag in enumerate(later_tags, start=1):
-                pieces.append(Piece(text=tag, turn=turn, tile=tile))
-            return [*pieces[:-1], replace(pieces[-1], ends_image=True)]
-        if self.image_boundary == "separate":
-            leads = [before + IMAGE_START, first_tag]
-        else:
-            leads = [before + IMAGE_START + first_tag]
-        pieces = [Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
-        ids = (self.tokenizer.image_id,) * self.visual.num_tokens_per_tile
-        tile = Piece(ids=ids, turn=turn, is_image=True)
-        pieces.append(tile)
-        for tag in later_tags:
-            pieces += [Piece(text=tag, turn=turn), tile]
-        return [*pieces[:-1], replace(pieces[-1], ends_image=True)]
 
     def _tokenize(
         self, pieces: list[Piece], grids: Sequence[Grid]
