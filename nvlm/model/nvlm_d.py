@@ -7,7 +7,6 @@ and q tokens of a tile, h language hidden size, v vocabulary rows of this rank.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
-from nvlm.model.parts.device_time import DeviceTime
 from nvlm.model.parts.layers import layer_parts
 from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
@@ -53,14 +51,10 @@ from nvlm.model.rows import (
     visual_tokens,
 )
 from nvlm.model.splice import splice, with_zero_gradient
-from nvlm.parallel.context import gather_images
+from nvlm.model.visual import Visual
 from nvlm.parallel.groups import Parallel, alone
 from nvlm.platform.attention import choose_attention
 from nvlm.sizes.parameters import LANGUAGE, VISION
-
-# Tiles that go through a frozen encoder at once: 16,400 patches, which fill a device, and of
-# InternViT-6B in bf16 about 1 GB of activations, for as long as a layer takes.
-MAX_TILES_PER_CALL = 16
 
 
 def build_model_chunks(
@@ -105,7 +99,7 @@ class NVLMD(MegatronModule):
     The vision encoder and the projector are on the first stage only, in its first chunk. With
     `parallel.vision: tile_parallel` the first chunk of every stage has an encoder, which is whole
     on every process: it is frozen, so that data parallelism keeps nothing for it, and runs before
-    the schedule (`encode`), not in `forward`. `vision_model`, `vision_projection` and
+    the schedule (`visual.encode`), not in `forward`. `vision_model`, `vision_projection` and
     `language_model` are what freeze patterns name.
     """
 
@@ -139,14 +133,11 @@ class NVLMD(MegatronModule):
 
         # Set by whoever wraps this model so; see `_embed`.
         self.overlaps_data_parallelism = False
-        self._encoder_time = DeviceTime()
         # The platform's moment when this rank's gradients were there; who wraps this notes it.
         self.gradients_ready: Any = None
         vision = config.model.vision
         self.vision_model: InternViT | None = None
         self.vision_projection: nn.Module | None = None
-        self.image_size = vision.image_size
-        self.feature_shape = (vision.num_patches, vision.hidden_size)
         if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):
             self.vision_model = InternViT(
                 vision,
@@ -163,6 +154,7 @@ class NVLMD(MegatronModule):
                 parts,
                 groups,
             )
+        self.visual = Visual(config, parallel, self.vision_model, self.vision_projection)
         self.language_model: GPTModel = build_language_model(
             config.model, language_config, parts, parallel, vp_stage
         )
@@ -269,9 +261,8 @@ class NVLMD(MegatronModule):
         embedding, num_tokens = self.language_model.embedding, tokens.shape[1]
         if images is None:
             return embedding(tokens, None), None
-        assert self.vision_projection is not None
         embedded = embedding(all_tokens(tokens, images.beside), None)
-        visual = self.vision_projection(self.encode(images.tiles))
+        visual = self.visual.project(self.visual.encode(images.tiles))
         if images.beside is None:
             visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
         places = visual_tokens(images.positions, images.beside, num_tokens, visual)
@@ -280,38 +271,6 @@ class NVLMD(MegatronModule):
     def cached_layers(self) -> list[LayerShape]:
         """What this stage's layers keep of each token that they have seen."""
         return layer_shapes(self.language_model.decoder.layers, self.config.params_dtype)
-
-    def encode_tiles(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""
-        assert self.vision_model is not None and self.vision_projection is not None
-        return self.vision_projection(self._features(tiles))
-
-    @torch.no_grad()
-    def encode(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size] uint8 -> what the connector reads of them, [n, p, channels]."""
-        encoder = self.vision_model
-        assert encoder is not None and (encoder.is_frozen or not self.training)
-        features = torch.empty(
-            len(tiles), *self.feature_shape, dtype=self.config.params_dtype, device=tiles.device
-        )
-        calls = zip(
-            tiles.split(MAX_TILES_PER_CALL), features.split(MAX_TILES_PER_CALL), strict=True
-        )
-        for some, place in calls if len(tiles) else []:
-            place.copy_(self._features(some))
-        return features
-
-    def _features(self, tiles: Tensor) -> Tensor:
-        assert self.vision_model is not None
-        with self._encoder_time.counted() if self.training else nullcontext():
-            return self.vision_model(tiles)
-
-    def take_encoder_seconds(self) -> float:
-        """What passes through the encoder took since this was asked last, without backward passes.
-
-        The host has to have waited for something behind them.
-        """
-        return self._encoder_time.take_seconds()
 
     def _embed(self, micro_batch: MicroBatch) -> Rows:
         """Token and image embeddings of the decoder's row [t, 1, h], and of the row beside it.
@@ -326,11 +285,11 @@ class NVLMD(MegatronModule):
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
-            visual = self._visual_embeddings(micro_batch, embeddings)
+            visual = self.visual.embeddings(micro_batch, embeddings)
             places = micro_batch.image_positions, beside, tokens.shape[1]
             embeddings = splice(embeddings, *visual_tokens(*places, visual))
         elif self.overlaps_data_parallelism:
-            embeddings = with_zero_gradient(embeddings, self._blank_tile(embeddings))
+            embeddings = with_zero_gradient(embeddings, self.visual.blank_tile(embeddings))
         row, row_beside = split_rows(embeddings, tokens.shape[1])
         if self.config.sequence_parallel:
             row = self._own_part(row)
@@ -341,28 +300,6 @@ class NVLMD(MegatronModule):
         part = tensor_parallel.scatter_to_sequence_parallel_region(row, group=self.tp_group)
         # As it is, a view, it would keep the whole in memory with the first layer's input.
         return part.clone()
-
-    def _visual_embeddings(self, micro_batch: MicroBatch, like: Tensor) -> Tensor:
-        """[n, q, h]; with context parallelism the tokens [n, h] of this rank's part of the row."""
-        features, part = micro_batch.features, micro_batch.part
-        if part is not None and not part.num_tiles[self.parallel.context_rank]:
-            # No other waits for it in vain, and its parameters get their zeros.
-            visual = self._blank_tile(like)
-        elif features is None:
-            assert not self.shares_tiles, "tiles are encoded before the schedule"
-            visual = self.encode_tiles(micro_batch.tiles)
-        else:
-            assert self.vision_projection is not None
-            visual = self.vision_projection(features)
-        return visual if part is None else gather_images(visual, part, self.parallel.groups.cp)
-
-    def _blank_tile(self, like: Tensor) -> Tensor:
-        """What a tile of zeros becomes, [1, q, h]; through the encoder only where that trains."""
-        assert self.vision_model is not None and self.vision_projection is not None
-        if not self.vision_model.is_frozen:
-            size = self.image_size
-            return self.encode_tiles(like.new_zeros((1, 3, size, size), dtype=torch.uint8))
-        return self.vision_projection(like.new_zeros((1, *self.feature_shape)))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -24,7 +24,7 @@ def encode_shares(step: StepBatch, model: NVLMD, parallel: Parallel) -> StepBatc
         return step
     micro_batches, num_tiles = step.micro_batches, sum(share.num_tiles)
     if num_tiles:
-        features = gather_features(model.encode(share.tiles), share.sizes, parallel)
+        features = gather_features(model.visual.encode(share.tiles), share.sizes, parallel)
         if features is not None:
             micro_batches = [
                 replace(micro_batch, features=part)

@@ -154,7 +154,9 @@ def _encoded(step: StepBatch, model: NVLMD, parallel: Parallel) -> StepBatch:
     return replace(
         step,
         micro_batches=[
-            replace(row.without_tiles(), features=model.encode(row.tiles)) if row.num_tiles else row
+            replace(row.without_tiles(), features=model.visual.encode(row.tiles))
+            if row.num_tiles
+            else row
             for row in step.micro_batches
         ],
     )

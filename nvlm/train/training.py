@@ -166,7 +166,7 @@ class Training:
         own_seconds = platform.current().seconds_between(began, first.gradients_ready)
         work = step_work(batch, self.flops, self.parallel, own_seconds)
         self.slow_ranks.note(self.step, own_seconds, phases.reading_seconds())
-        encode_seconds = first.take_encoder_seconds()
+        encode_seconds = first.visual.take_encoder_seconds()
         rates = group_rates(self.config, self.module_rows, rate)
         return StepTaken(
             result,

@@ -65,7 +65,7 @@ def test_rows_and_tokens_are_the_modules(parallel, name):
     config = small_model.small_config(*CONNECTORS[name])
     assert config.model.num_tokens_per_tile == TOKENS[name]
     model = small_model.build(config, parallel)
-    size, channels = model.feature_shape
+    size, channels = model.visual.feature_shape
     tokens = model.vision_projection(drawn(3, size, channels))
     assert tokens.shape == (3, TOKENS[name], config.model.language.hidden_size)
     tokens.square().sum().backward()

@@ -16,7 +16,7 @@ from helpers import layout_steps, small_model, spawn, tile_steps
 from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.tile_steps import GRADIENTS, RESUMED, STEPS
 
-from nvlm.model import nvlm_d
+from nvlm.model import visual
 from nvlm.parallel.groups import initialize
 
 NUM_PROCESSES = 4
@@ -143,14 +143,14 @@ def test_many_tiles_go_through_the_encoder_in_parts(parallel, measure):
     config = layout_steps.config_of(*tile_steps.SHARED, *tile_steps.FROZEN)
     model = small_model.build(config, parallel)
     layout_steps.freeze([model], config, parallel)
-    num_tiles = 2 * nvlm_d.MAX_TILES_PER_CALL + 3
+    num_tiles = 2 * visual.MAX_TILES_PER_CALL + 3
     tiles = small_model.batch(config, 1, [16 * num_tiles + 40], num_tiles).tiles
     calls = []
     model.vision_model.register_forward_hook(lambda _, inputs, out: calls.append(len(inputs[0])))
-    found = model.encode(tiles)
-    assert calls == [nvlm_d.MAX_TILES_PER_CALL] * 2 + [3]
+    found = model.visual.encode(tiles)
+    assert calls == [visual.MAX_TILES_PER_CALL] * 2 + [3]
     with torch.no_grad():
         expected = model.vision_model(tiles)
     assert not found.requires_grad
     measure("features in three calls", "one call", relative_error(found, expected), 1e-6)
-    assert model.encode(tiles[:0]).shape == (0, *found.shape[1:])
+    assert model.visual.encode(tiles[:0]).shape == (0, *found.shape[1:])

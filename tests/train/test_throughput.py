@@ -61,13 +61,13 @@ def test_passes_through_the_encoder_are_timed_in_training_alone(parallel, monkey
     micro_batches = [small_model.batch(config, n, [80], num_tiles=n) for n in (1, 0, 2)]
     tiles = torch.cat([m.tiles for m in micro_batches])
     model.eval()
-    model.encode_tiles(tiles)
+    model.visual.encode_tiles(tiles)
     model.train()
     batch = layout_steps.delivered(micro_batches, parallel, vision == "tile_parallel")
     taken = training.take_step(batch)
     # All tiles of the step go at once where they are encoded before it; one moment between two.
     assert taken.encode_seconds == (1 if vision == "tile_parallel" else 2)
-    assert model.take_encoder_seconds() == 0
+    assert model.visual.take_encoder_seconds() == 0
 
 
 def test_a_replica_that_takes_longer_is_seen(parallel):
