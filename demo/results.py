@@ -219,7 +219,8 @@ def _gallery(
 
 def _picture(image: bytes, config: RunConfig) -> Picture:
     visual = VisualLayout.from_config(config)
-    grid = choose_grid(*read_image_size(image), visual.max_num_tiles, visual.image_size)
+    size = read_image_size(image)
+    grid = choose_grid(*size, visual.max_num_tiles, visual.image_size, visual.tiling)
     return Picture(
         data=image,
         columns=grid[0],

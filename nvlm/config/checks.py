@@ -315,6 +315,12 @@ def _most_layers(config: RunConfig) -> int:
 def _tile_problems(config: RunConfig) -> Iterator[str]:
     """Tags and sequence lengths are made for the stage's number of tiles."""
     most = config.stage.max_num_tiles
+    if config.stage.tiling == "pad_skip" and config.model.fusion != "decoder_only":
+        yield (
+            f"stage.tiling pad_skip does not go with model.fusion {config.model.fusion}: the tags "
+            "of tiles that are left out have no place among tiles that are read by "
+            "cross-attention; use pad or stretch"
+        )
 
     def look(blend: dict[str, float | SourceConfig], where: str) -> Iterator[str]:
         for name, entry in blend.items():

@@ -48,7 +48,7 @@ from nvlm.config.run_sections import (
     ValidationConfig as ValidationConfig,
 )
 from nvlm.config.section import Section
-from nvlm.config.tiles import TileTags, max_tag_tokens, with_thumbnail
+from nvlm.config.tiles import TileTags, Tiling, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
     FolderName,
@@ -252,6 +252,10 @@ class StageConfig(Section):
     tile."""
     use_thumbnail: Switch = True
     """An image of several tiles gets one more, of the whole image."""
+    tiling: Tiling = "stretch"
+    """How an image becomes tiles. `stretch`: resized to the grid closest to its aspect ratio, as
+    NVLM. `pad`: its aspect ratio kept, in the largest square grid of at most `max_num_tiles`, the
+    rest padding. `pad_skip`: tiles of padding alone left out (SPHINX-X). docs/data.md."""
     tile_tags: TileTags = "1d"
     """The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding
     box."""

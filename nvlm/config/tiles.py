@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 TileTags = Literal["none", "1d", "2d_grid", "2d_box"]
+Tiling = Literal["stretch", "pad", "pad_skip"]
 
 
 def with_thumbnail(num_cells, use_thumbnail: bool):

@@ -53,4 +53,5 @@ def _most_tiles(config: RunConfig, encoder: SampleEncoder, question: Question) -
 
 
 def _grids(config: RunConfig, question: Question, limit: int) -> Sequence[tuple[int, int]]:
-    return [choose_grid(w, h, limit, config.model.vision.image_size) for w, h in question.sizes]
+    image_size, tiling = config.model.vision.image_size, config.stage.tiling
+    return [choose_grid(w, h, limit, image_size, tiling) for w, h in question.sizes]

@@ -50,8 +50,11 @@ def preview(body: bytes, engine: Engine, limits: Limits) -> dict[str, Any]:
     except DataError as error:
         raise bad_request(str(error), "image", "context_length_exceeded") from None
     visual = engine.encoder.visual
-    grid = choose_grid(width, height, most or visual.max_num_tiles, visual.image_size)
-    figure = draw_figure(ShownImage((width, height), grid, visual.tags(grid), prompt.tiles))
+    most = most or visual.max_num_tiles
+    grid = choose_grid(width, height, most, visual.image_size, visual.tiling)
+    is_padded = visual.tiling != "stretch"
+    shown = ShownImage((width, height), grid, visual.tags(grid), prompt.tiles, is_padded)
+    figure = draw_figure(shown)
     return {
         **asdict(figure),
         "width": width,

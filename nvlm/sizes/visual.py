@@ -22,15 +22,19 @@ of tiles have as many digits as the stage's largest, and the thumbnail's tag of 
 model with 1-D tags have equally many tokens, and so have the tiles' of a grid. Nothing counts on
 that: others, such as Llama 3's, make one token of several digits. Boxes are pixels as they are. No
 tag is the beginning of another.
+
+With `stage.tiling: pad_skip` a grid has the tiles that are left of the square around it; the tags
+of those that are left out stand where the tiles would, without tokens behind them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nvlm.config.schema import Fusion, RunConfig
-from nvlm.config.tiles import TileTags, with_thumbnail
+from nvlm.config.tiles import TileTags, Tiling, with_thumbnail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +61,7 @@ class VisualLayout:
     # Each takes the place of a placeholder, in the decoder's sequence or beside it.
     num_tokens_per_tile: int
     fusion: Fusion = "decoder_only"
+    tiling: Tiling = "stretch"
 
     @classmethod
     def from_config(cls, config: RunConfig) -> VisualLayout:
@@ -68,6 +73,7 @@ class VisualLayout:
             image_size=vision.image_size,
             num_tokens_per_tile=config.model.num_tokens_per_tile,
             fusion=config.model.fusion,
+            tiling=stage.tiling,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens
@@ -141,11 +147,31 @@ class VisualLayout:
         """One tag per tile, row by row, the thumbnail's last."""
         if self.tile_tags == "none":
             return [""] * self.num_tiles(grid)
-        columns, rows = grid
-        if columns * rows == 1:
+        if grid == (1, 1):
             return [self._thumbnail_tag()]
-        tags = [self._tile_tag(x, y, columns) for y in range(rows) for x in range(columns)]
-        return [*tags, self._thumbnail_tag()] if self.has_thumbnail(grid) else tags
+        tags, before = [], ""
+        for tag, is_left_out in self._cells(grid):
+            if is_left_out:
+                before += tag
+            else:
+                tags.append(before + tag)
+                before = ""
+        return [*tags, before + self._thumbnail_tag()] if self.has_thumbnail(grid) else tags
+
+    def _cells(self, grid: Grid) -> Iterator[tuple[str, bool]]:
+        """The tag of each tile that the grid is cut into, and whether that tile is left out."""
+        columns, rows = grid
+        is_square = self.tiling == "pad_skip"
+        all_columns, all_rows = (max(grid), max(grid)) if is_square else grid
+        for y in range(all_rows):
+            for x in range(all_columns):
+                yield self._tile_tag(x, y, all_columns), x >= columns or y >= rows
+
+    def may_be(self, grid: Grid, max_num_tiles: int) -> bool:
+        """Whether an image cut into at most so many tiles can have this grid."""
+        if self.tiling == "stretch":
+            return grid[0] * grid[1] <= max_num_tiles
+        return max(grid) ** 2 <= max_num_tiles
 
     def tags_inside(self, grid: Grid) -> list[str]:
         """Those tags that stand in the decoder's sequence; at least one."""

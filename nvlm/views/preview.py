@@ -42,6 +42,7 @@ class ShownImage:
     grid: Grid  # (columns, rows)
     tags: list[str]  # one per tile
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]; the thumbnail last
+    is_padded: bool = False  # to its grid, whose aspect ratio is another than the image's
 
     @property
     def has_thumbnail(self) -> bool:
@@ -214,7 +215,8 @@ def _split_tiles(
     start = 0
     for size, grid in zip(sizes, grids, strict=True):
         stop = start + visual.num_tiles(grid)
-        yield ShownImage(size, grid, visual.tags(grid), tiles[start:stop])
+        is_padded = visual.tiling != "stretch"
+        yield ShownImage(size, grid, visual.tags(grid), tiles[start:stop], is_padded)
         start = stop
     assert start == len(tiles)
 

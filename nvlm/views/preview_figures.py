@@ -87,17 +87,18 @@ def draw_figure(image: ShownImage, number: int | None = None) -> Figure:
 def _label(tag: str, place: int) -> str:
     """What tells a tile's tag from those of the other tiles, or its place where it has no tag."""
     if tag.startswith("<box>"):
-        return tag.removeprefix("<box>").partition(")")[0].strip(" (")
-    return tag.removeprefix("<tile_").removesuffix(">") or str(place)
+        return tag.rpartition("<box>")[2].partition(")")[0].strip(" (")
+    # Behind those of tiles that are left out.
+    return tag.rpartition("<tile_")[2].removesuffix(">") or str(place)
 
 
 def _whole_picture(image: ShownImage) -> Image.Image:
-    """Put together from the tiles, at the stored image's aspect ratio."""
+    """Put together from the tiles, at the stored image's aspect ratio; padding at the tiles'."""
     columns, rows = image.grid
     size = image.tiles.shape[-1]
     grid = image.tiles[: columns * rows].reshape(rows, columns, 3, size, size)
     pixels = grid.transpose(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
-    width, height = image.size or (size, size)
+    width, height = (columns * size, rows * size) if image.is_padded else image.size or (size, size)
     scale = min(1.0, _PICTURE_SIDE / max(width, height))
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(np.ascontiguousarray(pixels)).resize(shape, Image.Resampling.LANCZOS)

@@ -37,6 +37,10 @@ X = ["model.fusion=cross_attention", "model.cross_attention.layer_interval=2"]
             [*X, "train.fp8.recipe=delayed"],
             "train.fp8.recipe delayed does not go with model.fusion cross_attention",
         ),
+        (
+            [*X, "stage.max_tiles_per_sequence=24", "stage.tiling=pad_skip"],
+            "stage.tiling pad_skip does not go with model.fusion cross_attention",
+        ),
     ],
 )
 def test_refused_with_the_reason(overrides, said):

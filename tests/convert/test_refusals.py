@@ -324,13 +324,22 @@ def test_unknown_dtype_and_size(converted, out):
             convert_to_hf(converted.checkpoint, out, shard_size=size)
 
 
-@pytest.mark.parametrize("settings", [{"tile_tags": "2d_grid"}, {"tile_tags": "2d_box"}])
-def test_tags_that_exports_cannot_write(converted, tmp_path, out, settings: dict):
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tile_tags": "2d_grid"}, r"stage\.tile_tags 2d_grid.* know `none` and `1d`"),
+        ({"tile_tags": "2d_box"}, r"stage\.tile_tags 2d_box.* know `none` and `1d`"),
+        ({"tiling": "pad"}, r"stage\.tiling pad: exported models.* pad nothing"),
+    ],
+)
+def test_tiles_and_tags_that_exports_do_not_have(
+    converted, tmp_path, out, settings: dict, said: str
+):
     checkpoint = tmp_path / "checkpoint"
     small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
     config = read_config(checkpoint)
     changes = {f"stage.{key}": value for key, value in settings.items()}
     config = changed(config, {"stage.sequence_length": 1024, **changes})
     save_config(config, checkpoint / "config.yaml")
-    with pytest.raises(ConvertError, match=r"stage\.tile_tags 2d.* know `none` and `1d`"):
+    with pytest.raises(ConvertError, match=said):
         convert_to_hf(checkpoint, out)

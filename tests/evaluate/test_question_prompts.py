@@ -134,7 +134,9 @@ def _trained(config, encoder):
     return found
 
 
-def test_prompts_are_those_of_training(config):
+@pytest.mark.parametrize("tiling", ["stretch", "pad_skip"])
+def test_prompts_are_those_of_training(config, tiling: str):
+    config = changed(config, {"stage.tiling": tiling})
     encoder = SampleEncoder.from_config(config)
     trained = _trained(config, encoder)
     asked = choose_questions(

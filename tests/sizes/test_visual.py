@@ -170,3 +170,19 @@ def test_tags_of_an_image_differ_and_none_begins_another(tile_tags: TileTags, ma
         tags = tagger.tags(grid)
         assert len(tags) == len(set(tags)) == tagger.num_tiles(grid)
         assert not any(a != b and b.startswith(a) for a in tags for b in tags)
+
+
+def test_tags_of_tiles_that_are_left_out_stand_before_the_next_tile():
+    visual = replace(layout("2d_grid"), tiling="pad_skip")
+    assert visual.tags((1, 3)) == [
+        "<tile_x0_y0>",
+        "<tile_x1_y0><tile_x2_y0><tile_x0_y1>",
+        "<tile_x1_y1><tile_x2_y1><tile_x0_y2>",
+        f"<tile_x1_y2><tile_x2_y2>{THUMBNAIL}",
+    ]
+    visual = replace(layout("1d", use_thumbnail=False), tiling="pad_skip")
+    assert visual.tags((2, 1)) == ["<tile_1>", "<tile_2>"]  # 3 and 4 stand before nothing
+    assert visual.tags((2, 2)) == [f"<tile_{n}>" for n in (1, 2, 3, 4)]
+    assert [grid for grid in candidate_grids(6) if visual.may_be(grid, 6)] == [
+        (1, 1), (1, 2), (2, 1), (2, 2)
+    ]  # fmt: skip

@@ -149,8 +149,14 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
     }
 
 
-def check_tile_tags(config: RunConfig) -> None:
-    """Raise `ConvertError` for tags that the exported modelling files cannot write."""
+def check_tiles(config: RunConfig) -> None:
+    """Raise `ConvertError` for tiles that exported files cannot cut, and tags they cannot write."""
+    if config.stage.tiling != "stretch":
+        raise ConvertError(
+            f"stage.tiling {config.stage.tiling}: exported models, and servers of NVLM-D, resize "
+            "an image to its grid and pad nothing; use this checkpoint with `nvlm generate`, "
+            "`nvlm serve` and `nvlm evaluate`"
+        )
     if config.stage.tile_tags not in ("none", "1d"):
         raise ConvertError(
             f"stage.tile_tags {config.stage.tile_tags}: exported models know `none` and `1d`, "

@@ -3,11 +3,17 @@
 The grid is the one of InternVL's `dynamic_preprocess`, which NVLM-D uses (paper section 4.1): of
 all grids of at most `max_num_tiles` tiles the one closest in aspect ratio; of two equally close
 ones the larger, if the image has more than half the pixels that it would be resized to.
+
+`stage.tiling: pad` is SPHINX's and SPHINX-X's in its place (arXiv 2402.05935, section 3.1): one
+square grid for all images, into which each is resized with its aspect ratio kept, at the top left;
+the rest is padding. With `pad_skip` tiles of padding alone are left out. Both follow from an
+image's size: what is not padding is a rectangle of tiles, which is as long as the square.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,7 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from nvlm.config.schema import with_thumbnail
+from nvlm.config.tiles import Tiling, with_thumbnail
+
+# The mean of what encoders were trained on, which they read as zeros.
+PADDING_RGB = (124, 116, 104)
 
 
 def candidate_grids(max_num_tiles: int) -> list[tuple[int, int]]:
@@ -30,10 +39,26 @@ def candidate_grids(max_num_tiles: int) -> list[tuple[int, int]]:
 
 
 def choose_grids(
-    widths: NDArray, heights: NDArray, max_num_tiles: int, image_size: int
+    widths: NDArray,
+    heights: NDArray,
+    max_num_tiles: int,
+    image_size: int,
+    tiling: Tiling = "stretch",
 ) -> tuple[NDArray, NDArray]:
-    """(columns, rows), each [n] int64, for n images of the given pixel sizes [n]."""
+    """(columns, rows), each [n] int64, for n images of the given pixel sizes [n].
+
+    Of `pad_skip` those of the tiles that are not left out. An image of one pixel is one tile
+    whatever the tiling: that is how an index has the frames of a video.
+    """
     widths, heights = np.asarray(widths, np.int64), np.asarray(heights, np.int64)
+    if tiling != "stretch":
+        side = math.isqrt(max_num_tiles)
+        sizes = _fit(widths, heights, side * image_size)
+        columns, rows = (-(-size // image_size) for size in sizes)
+        if tiling == "pad":
+            columns = rows = np.full_like(widths, side)
+        is_one_pixel = (widths == 1) & (heights == 1)
+        return np.where(is_one_pixel, 1, columns), np.where(is_one_pixel, 1, rows)
     ratios, areas = widths / heights, widths * heights
     best_columns = np.ones_like(widths)
     best_rows = np.ones_like(widths)
@@ -48,10 +73,23 @@ def choose_grids(
 
 
 @functools.lru_cache(maxsize=4096)
-def choose_grid(width: int, height: int, max_num_tiles: int, image_size: int) -> tuple[int, int]:
+def choose_grid(
+    width: int, height: int, max_num_tiles: int, image_size: int, tiling: Tiling = "stretch"
+) -> tuple[int, int]:
     """(columns, rows) of an image of `width` x `height` pixels; tiles are `image_size` square."""
-    columns, rows = choose_grids(np.array([width]), np.array([height]), max_num_tiles, image_size)
+    columns, rows = choose_grids(
+        np.array([width]), np.array([height]), max_num_tiles, image_size, tiling
+    )
     return int(columns[0]), int(rows[0])
+
+
+def _fit(widths: NDArray, heights: NDArray, side: int) -> tuple[NDArray, NDArray]:
+    """Those sizes scaled so that the longer side is `side`, rounded, and at least one pixel."""
+    longest = np.maximum(widths, heights)
+    return (
+        np.maximum(1, (2 * widths * side + longest) // (2 * longest)),
+        np.maximum(1, (2 * heights * side + longest) // (2 * longest)),
+    )
 
 
 def cut_tiles(
@@ -60,21 +98,24 @@ def cut_tiles(
     use_thumbnail: bool,
     image_size: int,
     resize: Literal["fast", "exact"] = "exact",
+    tiling: Tiling = "stretch",
 ) -> NDArray[np.uint8]:
     """[n, 3, image_size, image_size] uint8: tiles row by row, the thumbnail last.
 
-    The image is resized bicubically (with antialiasing) without keeping its aspect ratio, as
-    NVLM-D was trained.
+    The image is resized bicubically (with antialiasing); by `stretch` without keeping its aspect
+    ratio, as NVLM-D was trained.
 
     Args:
         pixels: [height, width, 3] RGB, such as `image.decode_image` gives.
         resize: `exact` is Pillow's resize, bit for bit; `fast` is torch's, within 2/255 of it.
     """
     height, width, _ = pixels.shape
-    columns, rows = choose_grid(width, height, max_num_tiles, image_size)
+    columns, rows = choose_grid(width, height, max_num_tiles, image_size, tiling)
     num_cells = columns * rows
     num_tiles = with_thumbnail(num_cells, use_thumbnail)
     resize_to = _resize_fast if resize == "fast" else _resize_exact
+    if tiling != "stretch":
+        resize_to = functools.partial(_resize_padded, resize_to)
     tiles = np.empty((num_tiles, 3, image_size, image_size), np.uint8)
     resized = resize_to(pixels, columns * image_size, rows * image_size)
     resized = resized.reshape(3, rows, image_size, columns, image_size)
@@ -83,6 +124,17 @@ def cut_tiles(
     if num_tiles > num_cells:
         tiles[-1] = resize_to(pixels, image_size, image_size)
     return tiles
+
+
+def _resize_padded(resize_to, pixels: NDArray[np.uint8], width: int, height: int) -> NDArray:
+    """[3, height, width]: the image with its aspect ratio kept, as large as the longer side."""
+    (new_width, new_height) = (
+        int(size) for size in _fit(pixels.shape[1], pixels.shape[0], max(width, height))
+    )
+    padded = np.empty((3, height, width), np.uint8)
+    padded[...] = np.array(PADDING_RGB, np.uint8)[:, None, None]
+    padded[:, :new_height, :new_width] = resize_to(pixels, new_width, new_height)
+    return padded
 
 
 def _resize_exact(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

@@ -212,7 +212,9 @@ class MicroBatchReader(Dataset):
         limit = 1 if sample.num_frames else sample.max_num_tiles
         resize = self.config.data.image_resize
         for number, pixels in enumerate(self._decode(sample, start, stop), start):
-            tiles = cut_tiles(pixels, limit, use_thumbnail, visual.image_size, resize)
+            tiles = cut_tiles(
+                pixels, limit, use_thumbnail, visual.image_size, resize, visual.tiling
+            )
             planned = visual.num_tiles(sample.grids[number])
             if len(tiles) != planned:
                 raise _changed(sample, f"{len(tiles)} tiles of image {number + 1}, but {planned}")

@@ -31,6 +31,8 @@ def data_fingerprint(config: RunConfig, indexes: list[SourceIndex]) -> dict:
         "stage.max_num_tiles": stage.max_num_tiles,
         "stage.use_thumbnail": stage.use_thumbnail,
         "stage.packing": stage.packing,
+        # Earlier runs stretch, and say nothing of it.
+        **({} if stage.tiling == "stretch" else {"stage.tiling": stage.tiling}),
         "stage.max_tiles_per_sequence": stage.max_tiles_per_sequence,
         "model.vision.image_size": vision.image_size,
         "model.vision.patch_size": vision.patch_size,

@@ -223,7 +223,8 @@ class PlannedSource:
 
     def _choose_grids(self, images: NDArray, max_num_tiles: int) -> tuple[NDArray, NDArray]:
         widths, heights = self.index.image_width[images], self.index.image_height[images]
-        return choose_grids(widths, heights, max_num_tiles, self._visual.image_size)
+        visual = self._visual
+        return choose_grids(widths, heights, max_num_tiles, visual.image_size, visual.tiling)
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:

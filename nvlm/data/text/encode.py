@@ -134,6 +134,7 @@ class SampleEncoder:
             # Earlier indexes are of this format and this fusion, and say nothing of them.
             **({} if chat == CHATML else {"chat format": hash_json(asdict(chat))}),
             **({} if visual.fusion == "decoder_only" else {"model.fusion": visual.fusion}),
+            **({"stage.tiling": visual.tiling} if visual.tiling == "pad_skip" else {}),
         }
 
     def encode(
@@ -225,7 +226,8 @@ class SampleEncoder:
 
     def _count_tags(self, max_num_tiles: int) -> dict[Grid, int]:
         visual = self.visual
-        tags_of = {grid: visual.tags_inside(grid)[1:] for grid in candidate_grids(max_num_tiles)}
+        grids = [g for g in candidate_grids(max_num_tiles) if visual.may_be(g, max_num_tiles)]
+        tags_of = {grid: visual.tags_inside(grid)[1:] for grid in grids}
         texts = sorted({tag for tags in tags_of.values() for tag in tags})
         goes_on = visual.fusion == "cross_attention"  # no placeholders stand between tags
         counts = dict(zip(texts, self.tokenizer.count(texts, goes_on), strict=True))

@@ -35,8 +35,8 @@ def prepare_prompt(
     limits = max_num_tiles or stage.max_num_tiles
     limits = [limits] * len(images) if isinstance(limits, int) else limits
     pairs = list(zip(images, limits, strict=True))
-    grids = [choose_grid(i.shape[1], i.shape[0], limit, image_size) for i, limit in pairs]
-    cut = [cut_tiles(i, limit, stage.use_thumbnail, image_size) for i, limit in pairs]
+    grids = [choose_grid(i.shape[1], i.shape[0], n, image_size, stage.tiling) for i, n in pairs]
+    cut = [cut_tiles(i, n, stage.use_thumbnail, image_size, tiling=stage.tiling) for i, n in pairs]
     tokens, image_mask, beside = encoder.encode_prompt_beside(messages, grids)
     none = np.zeros((0, 3, image_size, image_size), np.uint8)
     return EncodedPrompt(tokens, image_mask, np.concatenate([none, *cut]), beside)

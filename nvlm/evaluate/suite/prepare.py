@@ -126,7 +126,7 @@ def _measure(
     """Tokens and tiles of the prompt."""
     size = config.model.vision.image_size
     grids = [
-        choose_grid(picture.shape[1], picture.shape[0], limit, size)
+        choose_grid(picture.shape[1], picture.shape[0], limit, size, config.stage.tiling)
         for picture, limit in zip(pictures, limits, strict=True)
     ]
     try:

@@ -10,7 +10,7 @@ from helpers.shard_writing import draw_image
 from PIL import Image
 
 from nvlm.data.images.image import decode_image
-from nvlm.data.images.tiling import candidate_grids, choose_grid, cut_tiles
+from nvlm.data.images.tiling import PADDING_RGB, candidate_grids, choose_grid, cut_tiles
 from nvlm.sizes.visual import VisualLayout
 
 # (width, height) -> (columns, rows) and tiles with the thumbnail, at up to 6 tiles of 448 pixels:
@@ -83,3 +83,48 @@ def test_one_tile_is_the_squashed_image_without_thumbnail(resize: str):
     expected = np.asarray(thumbnail).transpose(2, 0, 1)[None]
     assert tiles.shape == expected.shape
     assert np.abs(tiles.astype(int) - expected).max() <= (2 if resize == "fast" else 0)
+
+
+def padded_by_hand(pixels: np.ndarray, side: int, size: int) -> np.ndarray:
+    """The square of `side` x `side` tiles, from Pillow's own `thumbnail`-like arithmetic."""
+    height, width, _ = pixels.shape
+    scale = Fraction(side * size, max(width, height))
+    new = [max(1, int(length * scale + Fraction(1, 2))) for length in (width, height)]
+    canvas = Image.new("RGB", (side * size, side * size), PADDING_RGB)
+    canvas.paste(Image.fromarray(pixels).resize((new[0], new[1]), Image.Resampling.BICUBIC))
+    return np.asarray(canvas)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 451), (90, 30), (31, 400), (224, 224)])
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_padded_tiles_are_a_pasted_image_and_skipped_ones_hold_padding_alone(
+    size: tuple[int, int], side: int
+):
+    pixels = decode_image(draw_image(*size))
+    square = padded_by_hand(pixels, side, 112)
+    thumbnail = padded_by_hand(pixels, 1, 112).transpose(2, 0, 1)
+    # [rows, columns, 3, size, size]
+    expected = square.reshape(side, 112, side, 112, 3).transpose(0, 2, 4, 1, 3)
+    limit = (side + 1) ** 2 - 1  # the largest square of at most so many
+    tiles = cut_tiles(pixels, limit, True, 112, tiling="pad")
+    assert choose_grid(*size, limit, 112, "pad") == (side, side)
+    assert np.array_equal(tiles[: side**2], expected.reshape(-1, 3, 112, 112))
+    kept = cut_tiles(pixels, limit, True, 112, tiling="pad_skip")
+    columns, rows = choose_grid(*size, limit, 112, "pad_skip")
+    assert max(columns, rows) == side
+    assert np.array_equal(
+        kept[: columns * rows], expected[:rows, :columns].reshape(-1, 3, 112, 112)
+    )
+    if side > 1:
+        assert len(tiles) == side**2 + 1 and len(kept) == columns * rows + 1
+        assert np.array_equal(tiles[-1], thumbnail) and np.array_equal(kept[-1], thumbnail)
+    padding = np.array(PADDING_RGB)[:, None, None]
+    is_padding = (expected == padding).all((2, 3, 4))
+    assert (is_padding == ~np.pad(
+        np.ones((rows, columns), bool), ((0, side - rows), (0, side - columns))
+    )).all()  # fmt: skip
+
+
+def test_frames_of_a_video_are_one_tile_however_images_are_cut():
+    for tiling in ("stretch", "pad", "pad_skip"):
+        assert choose_grid(1, 1, 9, 112, tiling) == (1, 1)

@@ -39,6 +39,9 @@ UNCHECKED: list[dict] = [
     {"fusion": "cross_attention", "tile_tags": "none", "use_thumbnail": False},
     {"fusion": "hybrid", "sequence_length": 172, "max_tiles_per_sequence": 9},
     {"fusion": "hybrid", "tile_tags": "2d_box", "image_boundary": "separate"},
+    {"tiling": "pad", "sequence_length": 200, "max_num_tiles": 9},
+    {"tiling": "pad_skip", "sequence_length": 200, "max_num_tiles": 9},
+    {"tiling": "pad_skip", "tile_tags": "2d_box", "use_thumbnail": False},
 ]
 
 
@@ -73,7 +76,15 @@ def encoded_length(
         images = [reader.read(shard, where) for where in places[: len(grids)]]
     sample = index.parser.parse(texts, len(places))
     tiles = [
-        len(cut_tiles(decode_image(i), max_num_tiles, config.stage.use_thumbnail, 112))
+        len(
+            cut_tiles(
+                decode_image(i),
+                max_num_tiles,
+                config.stage.use_thumbnail,
+                112,
+                tiling=config.stage.tiling,
+            )
+        )
         for i in images
     ]
     assert tiles == [encoder.visual.num_tiles(grid) for grid in grids]
