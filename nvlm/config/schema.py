@@ -222,6 +222,8 @@ class DataConfig(Section):
     """Where indexes are kept. null: `run.dir/index`."""
     prompt_pools: PathText | None = None
     """YAML file of prompt pools. null: the ones that come with nvlm."""
+    num_prompt_wordings: Count | None = None
+    """Wordings of each prompt pool that are used, its first ones. null: all."""
     image_resize: Literal["fast", "exact"] = "fast"
     """`fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's
     bicubic."""

@@ -4,10 +4,10 @@ The grid is the one of InternVL's `dynamic_preprocess`, which NVLM-D uses (paper
 all grids of at most `max_num_tiles` tiles the one closest in aspect ratio; of two equally close
 ones the larger, if the image has more than half the pixels that it would be resized to.
 
-`stage.tiling: pad` is SPHINX's and SPHINX-X's in its place (arXiv 2402.05935, section 3.1): one
-square grid for all images, into which each is resized with its aspect ratio kept, at the top left;
-the rest is padding. With `pad_skip` tiles of padding alone are left out. Both follow from an
-image's size: what is not padding is a rectangle of tiles, which is as long as the square.
+`stage.tiling: pad` has one square grid for all images, into which each is resized with its aspect
+ratio kept, at the top left; the rest is padding. With `pad_skip` tiles of padding alone are left
+out, as SPHINX-X (arXiv 2402.05935) does. Both follow from an image's size: what is not padding is a
+rectangle of tiles, which is as long as the square.
 """
 
 from __future__ import annotations

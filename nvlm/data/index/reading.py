@@ -40,7 +40,7 @@ class SourceReading:
         Raises:
             DataError: a prompt pool is missing, or the folder's Energon settings are not read.
         """
-        pools = load_prompt_pools(config.data.prompt_pools)
+        pools = load_prompt_pools(config.data.prompt_pools, config.data.num_prompt_wordings)
         return cls(
             SampleParser(pools, source.settings.prompts, read_field_map(source.folder)),
             config.data.max_image_megapixels,

@@ -245,7 +245,8 @@ def _open_index(
 def _settings(config: RunConfig, source: Source, reading: ShardReading) -> dict[str, Any]:
     """All that decides the rows of an index, beside the shards. JSON values only."""
     field_map = reading.of_source.parser.field_map
-    pools = fingerprint(load_prompt_pools(config.data.prompt_pools))
+    data = config.data
+    pools = fingerprint(load_prompt_pools(data.prompt_pools, data.num_prompt_wordings))
     return {
         "format_version": FORMAT_VERSION,
         "template": reading.encoder.template_settings() | {"prompt pools": pools},

@@ -25,8 +25,11 @@ _OWN_POOLS = Path(__file__).with_name("prompt_pools.yaml")
 Pools = dict[str, list[str]]
 
 
-def load_prompt_pools(path: str | None) -> Pools:
+def load_prompt_pools(path: str | None, num_wordings: int | None = None) -> Pools:
     """The pools that come with nvlm; with `path`, those of that YAML file over them, by name.
+
+    Args:
+        num_wordings: texts of each that are used, its first ones; None: all.
 
     Raises:
         DataError: the file is not a mapping of names to lists of texts, or texts of a pool have
@@ -35,7 +38,7 @@ def load_prompt_pools(path: str | None) -> Pools:
     pools = dict(_read(_OWN_POOLS))
     if path is not None:
         pools |= _read(Path(path))
-    return pools
+    return {name: prompts[:num_wordings] for name, prompts in pools.items()}
 
 
 def fill(prompt: str, values: dict[str, str]) -> str:

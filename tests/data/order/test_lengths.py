@@ -21,10 +21,13 @@ from nvlm.data.index.source_index import SourceIndex, open_indexes
 from nvlm.data.loading.loader import sample_request
 from nvlm.data.loading.reader import MicroBatchReader, unpack
 from nvlm.data.order.draws import Draws, PlannedDraws
+from nvlm.data.order.fingerprint import check_same, data_fingerprint
 from nvlm.data.order.lengths import PlannedSource
 from nvlm.data.samples.conversations import keep_turns
+from nvlm.data.samples.prompts import load_prompt_pools
 from nvlm.data.shards.shard import ShardReader
 from nvlm.data.text.encode import SampleEncoder
+from nvlm.errors import DataError
 
 UNCHECKED: list[dict] = [
     {"sequence_length": 512},
@@ -169,6 +172,27 @@ def open_wordings(tmp_path: Path, make_config) -> RunConfig:
         [{"__key__": "f", "json": as_json(("user", "Hi"), ("assistant", "Ho"))}],
     )
     return make_config(f"data.root={tmp_path / 'data'}")
+
+
+def test_wordings_may_be_fewer_than_a_pool_has(open_wordings: RunConfig):
+    few = changed(open_wordings, {"data.num_prompt_wordings": 2})
+    captions, fixed, vqa = open_indexes(few)
+    assert set(plan_all(few, captions)[1].variant) == {0, 1}
+    with ShardReader() as reader:
+        shard, ranges = str(captions.shard_path(0)), captions.text_ranges(0)
+        sample = captions.parser.parse(
+            {name: reader.read(shard, where) for name, where in ranges.items()}, 1
+        )
+    asked = [question for question, *_ in sample.variants]
+    assert asked == [f"<image>\n{text}" for text in load_prompt_pools(None)["caption"][:2]]
+    # What is written out, and a sample's own answers, are as they were.
+    assert set(plan_all(few, fixed)[1].variant) == {0}
+    assert set(plan_all(few, vqa)[1].variant) == {0, 1}
+    with pytest.raises(DataError, match="prompt pools was"):
+        check_same(
+            data_fingerprint(few, [captions, fixed, vqa]),
+            data_fingerprint(open_wordings, open_indexes(open_wordings)),
+        )
 
 
 def test_a_choice_is_a_function_of_seed_key_and_epoch(open_wordings: RunConfig):
