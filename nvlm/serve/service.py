@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -213,8 +213,8 @@ class Service:
             ApiError: 503, 500; the answer has no end.
         """
         text, num_tokens, finish_reason = "", 0, ""
-        async with aclosing(self._progress(question)) as pieces:
-            async for piece in pieces:
+        with self._asked(question) as delivered:
+            async for piece in self._progress(delivered):
                 text += piece.text
                 num_tokens += len(piece.token_ids)
                 finish_reason = piece.finish_reason or finish_reason
@@ -228,26 +228,27 @@ class Service:
         head = question.head
         extra: dict[str, Any] = {"usage": None} if question.include_usage else {}
         num_tokens = 0
-        yield bodies.event(bodies.chunk(head, {"role": "assistant", "content": ""}) | extra)
-        try:
-            async with aclosing(self._progress(question, deadline)) as pieces:
-                async for piece in pieces:
+        # Asked before anything is sent: an answer that a client has seen begin is one of those
+        # that a server which ends still gives.
+        with self._asked(question) as delivered:
+            yield bodies.event(bodies.chunk(head, {"role": "assistant", "content": ""}) | extra)
+            try:
+                async for piece in self._progress(delivered, deadline):
                     num_tokens += len(piece.token_ids)
                     if piece.text:
                         yield bodies.event(bodies.chunk(head, {"content": piece.text}) | extra)
                     if piece.finish_reason is not None:
                         yield bodies.event(bodies.chunk(head, {}, piece.finish_reason) | extra)
-        except ApiError as error:
-            yield bodies.event(error.body)
-            return
+            except ApiError as error:
+                yield bodies.event(error.body)
+                return
         if question.include_usage:
             used = bodies.usage(len(question.prompt.tokens), num_tokens)
             yield bodies.event(bodies.chunk(head, {}) | {"choices": [], "usage": used})
         yield bodies.END_OF_STREAM
 
-    async def _progress(
-        self, question: Question, deadline: float | None = None
-    ) -> AsyncGenerator[Progress, None]:
+    @contextmanager
+    def _asked(self, question: Question) -> Iterator[asyncio.Queue[Progress | ApiError]]:
         """What the loop of answers delivers; leaving before the end cancels the question."""
         here = asyncio.get_running_loop()
         delivered: asyncio.Queue[Progress | ApiError] = asyncio.Queue()
@@ -258,19 +259,29 @@ class Service:
         key = question.head.id
         self._loop.ask(key, question.prompt, question.sampling, deliver)
         try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        item = await delivered.get()
-                except TimeoutError:
-                    raise too_late(self.limits.timeout_seconds) from None
-                if isinstance(item, ApiError):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
-                    return
+            yield delivered
         finally:
             self._loop.cancel(key)
+
+    async def _progress(
+        self, delivered: asyncio.Queue[Progress | ApiError], deadline: float | None = None
+    ) -> AsyncGenerator[Progress, None]:
+        """Until the answer's end.
+
+        Raises:
+            ApiError: 504; it is too late. 503, 500; the answer has no end.
+        """
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    item = await delivered.get()
+            except TimeoutError:
+                raise too_late(self.limits.timeout_seconds) from None
+            if isinstance(item, ApiError):
+                raise item
+            yield item
+            if item.finish_reason is not None:
+                return
 
 
 def _too_many_tokens(message: str) -> ApiError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from queue import Queue
@@ -13,8 +15,11 @@ from nvlm.data.text.encode import EncodedPrompt
 from nvlm.generate.engine import Engine
 from nvlm.generate.request import Progress, Sampling
 from nvlm.generate.session import Session
+from nvlm.serve import bodies
 from nvlm.serve.answer_loop import AnswerLoop
 from nvlm.serve.api_errors import ApiError
+from nvlm.serve.limits import Limits
+from nvlm.serve.service import Question, Service
 
 NUM_TOKENS = 6
 
@@ -132,3 +137,24 @@ def test_a_step_that_fails_ends_all(engine: Engine, prompt: EncodedPrompt, monke
         text_until_end(delivered)
     assert (caught.value.status, caught.value.code) == (500, "internal_error")
     assert "secret" not in caught.value.message
+
+
+def test_a_stream_that_has_begun_is_answered(engine: Engine, prompt: EncodedPrompt):
+    """The server is told to end when its client has the first event and no more."""
+    question = Question(prompt, Sampling(NUM_TOKENS), bodies.Head("a", 0, "m"), True, False)
+    limits = Limits(max_image_megapixels=1)
+
+    async def stream(loop: AnswerLoop) -> list[bytes]:
+        service = Service(engine, loop, "m", limits)
+        events = service.streamed_answer(question, asyncio.get_running_loop().time() + 60)
+        sent = [await anext(events)]
+        loop.end(60)
+        await asyncio.to_thread(loop.run)
+        return sent + [event async for event in events]
+
+    with Session(engine) as session:
+        *events, end = asyncio.run(stream(AnswerLoop(session)))
+    assert end == bodies.END_OF_STREAM
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    assert text == engine.answer(prompt, NUM_TOKENS).text
