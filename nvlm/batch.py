@@ -7,7 +7,7 @@ d documents (samples, and stretches of padding).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -42,6 +42,23 @@ _MIN_SKIPPED = 20
 def too_many_skipped(num_skipped: int, num_samples: int, max_share: float) -> bool:
     """Whether more than `data.max_skipped_share` of the samples was left out."""
     return num_skipped >= _MIN_SKIPPED and num_skipped > max_share * num_samples
+
+
+# (first token, end) of a stretch of image tokens.
+Run = tuple[int, int]
+
+
+def runs_of(image_positions: Sequence[int]) -> tuple[Run, ...]:
+    """The stretches of image tokens with no other token between: tiles, or images without tags.
+
+    Args:
+        image_positions: where image tokens stand, increasing.
+    """
+    runs: list[Run] = []
+    for position in image_positions:
+        start = runs.pop()[0] if runs and runs[-1][1] == position else position
+        runs.append((start, position + 1))
+    return tuple(runs)
 
 
 # (first token, end; first token beside, end): what a stretch of the decoder's tokens sees.
@@ -130,12 +147,15 @@ class MicroBatch:
     # for numbers, or for how many elements are set, is to wait for all that it has to do.
     document_starts: tuple[int, ...] = ()
     image_positions: Tensor = None  # type: ignore[assignment]  # [image tokens] int64
+    image_runs: tuple[Run, ...] | None = None  # of the whole row, whatever `part` is
 
     def __post_init__(self) -> None:
         if not self.document_starts:
             object.__setattr__(self, "document_starts", tuple(self.cu_seqlens.tolist()))
         if self.image_positions is None:
             object.__setattr__(self, "image_positions", self.image_mask[0].nonzero()[:, 0])
+        if self.image_runs is None:
+            object.__setattr__(self, "image_runs", runs_of(self.image_positions.tolist()))
 
     @property
     def num_tiles(self) -> int:

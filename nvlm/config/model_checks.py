@@ -7,12 +7,14 @@ from operator import attrgetter
 
 from nvlm.config.fusion_checks import fusion_problems
 from nvlm.config.schema import RunConfig
+from nvlm.config.switch_checks import switch_problems
 
 
 def model_problems(config: RunConfig) -> Iterator[str]:
     """Every rule that the model's sizes break, each in one line."""
     yield from _vision_problems(config)
     yield from fusion_problems(config)
+    yield from switch_problems(config)
     yield from _language_problems(config)
     yield from _tensor_problems(config)
 

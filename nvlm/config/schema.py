@@ -127,6 +127,10 @@ class ModelConfig(Section):
     as tokens, the other tiles by cross-attention, NVLM-H."""
     cross_attention: CrossAttentionConfig | None = None
     """Of `cross_attention` and `hybrid`. null: none, as `decoder_only` needs."""
+    visual_attention: Literal["causal", "bidirectional"] = "causal"
+    """How the decoder's image tokens see each other. `bidirectional`: those with no other token
+    between them (a tile's; with `stage.tile_tags: none` an image's) both ways, text causally
+    (Croc)."""
     tokenizer: PathText
     """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how
     conversations are written."""
@@ -165,6 +169,10 @@ class ModelConfig(Section):
         """Key and value heads of those layers."""
         wanted = None if self.cross_attention is None else self.cross_attention.num_query_groups
         return wanted or self.language.num_query_groups
+
+    @property
+    def sees_both_ways(self) -> bool:
+        return self.visual_attention == "bidirectional"
 
     @property
     def num_tokens_per_tile(self) -> int:

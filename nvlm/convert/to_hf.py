@@ -16,7 +16,7 @@ from nvlm.checkpoint_io import (
     replace_folder,
     resolve_checkpoint,
 )
-from nvlm.convert.export.config import check_tiles, serving_differences
+from nvlm.convert.export.config import check_switches, check_tiles, serving_differences
 from nvlm.convert.export.files import write_export_files
 from nvlm.convert.export.shards import plan_files, write_files, write_index
 from nvlm.convert.export.tokenizer import load_tokenizer
@@ -72,6 +72,7 @@ def convert_to_hf(
     check_target(out, [checkpoint])
     config, progress = read_config(checkpoint), read_progress(checkpoint)
     check_tiles(config)
+    check_switches(config)
     tokenizer, chat = load_tokenizer(config)
 
     tensors = CheckpointTensors(checkpoint, export_rules(config.model))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvlm import platform
-from nvlm.batch import Beside
+from nvlm.batch import Beside, runs_of
 from nvlm.config.schema import RunConfig
 from nvlm.data.text.beside import EncodedBeside
 from nvlm.errors import DataError
@@ -144,12 +144,14 @@ class Decoder:
         device = platform.current().device()
         tokens = _on_device(torch.from_numpy(begun.tokens))[None]
         is_visual = tokens[0] == self.image_id
-        context = Prefill(shelf, row, self._num_positions, num_cached, is_visual)
+        places = (begun.tokens == self.image_id).nonzero()[0]
+        runs = runs_of(places.tolist()) if self.config.model.sees_both_ways else ()
+        context = Prefill(shelf, row, self._num_positions, num_cached, is_visual, runs)
         beside = _row_beside(begun.beside) if num_beside else None
         images = None
         if begun.num_tiles and self.model.pre_process:
-            places = torch.from_numpy((begun.tokens == self.image_id).nonzero()[0])
-            images = PromptImages(_on_device(places), _on_device(begun.tiles), beside)
+            places = _on_device(torch.from_numpy(places))
+            images = PromptImages(places, _on_device(begun.tiles), beside)
         positions = torch.arange(num_tokens, device=device)[None]
         inputs = _Inputs(tokens, positions, num_beside, sights_of(beside), images)
         return question, self._chosen(context, inputs, [question])

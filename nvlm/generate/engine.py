@@ -121,6 +121,11 @@ class Engine:
                 f"{self.checkpoint}: a share of visual tokens to keep is for models that read them "
                 f"in their sequence, and model.fusion is {self.config.model.fusion}; keep all"
             )
+        if self.thrift.cache != 1 and self.config.model.sees_both_ways:
+            raise DataError(
+                f"{self.checkpoint}: a share of the cache to keep is chosen by causal attention, "
+                "and model.visual_attention is bidirectional; keep all"
+            )
         self.encoder = SampleEncoder.from_config(self.config, chat)
         visual = self.encoder.visual
         num_kept = self.thrift.num_tokens_per_tile(visual.num_tokens_per_tile)

@@ -33,7 +33,7 @@ from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
-from nvlm.model.parts.layers import layer_parts
+from nvlm.model.parts.layers import LayerParts, layer_parts
 from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
     connector_transformer_config,
@@ -93,6 +93,14 @@ def build_model(config: RunConfig, parallel: Parallel, to_generate: bool = False
     return model
 
 
+def _layer_parts(config: RunConfig, layer_implementation: str, to_generate: bool) -> LayerParts:
+    machine, precision = platform.current().machine(), config.train.precision
+    attention = choose_attention(
+        machine, layer_implementation, precision, to_generate, config.model.sees_both_ways
+    )
+    return layer_parts(layer_implementation, attention.implementation)
+
+
 class NVLMD(MegatronModule):
     """One part of the model: a pipeline stage, or one of the chunks that a stage is made of.
 
@@ -117,10 +125,8 @@ class NVLMD(MegatronModule):
         groups = parallel.groups
         self.parallel = parallel
         self.shares_tiles = config.parallel.shares_tiles
-        attention = choose_attention(
-            platform.current().machine(), layer_implementation, config.train.precision, to_generate
-        )
-        parts = layer_parts(layer_implementation, attention.implementation)
+        self.sees_both_ways = config.model.sees_both_ways
+        parts = _layer_parts(config, layer_implementation, to_generate)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
         self.model_type = ModelType.encoder_or_decoder
@@ -193,7 +199,7 @@ class NVLMD(MegatronModule):
             sights_of(micro_batch.beside, self.overlaps_data_parallelism),
             position_ids=micro_batch.position_ids,
             labels=labels,
-            packed_seq_params=packed_documents(micro_batch),
+            packed_seq_params=packed_documents(micro_batch, self.sees_both_ways),
             padding_mask=self._padding_mask(micro_batch),
         )
 

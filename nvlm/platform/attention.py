@@ -30,7 +30,11 @@ class Attention:
 
 
 def choose_attention(
-    machine: Machine, layers: str, precision: str, to_generate: bool = False
+    machine: Machine,
+    layers: str,
+    precision: str,
+    to_generate: bool = False,
+    sees_both_ways: bool = False,
 ) -> Attention:
     """The attention of the decoder's packed documents, and of the encoder with it.
 
@@ -38,12 +42,19 @@ def choose_attention(
         layers: `local` or `transformer_engine`.
         precision: `train.precision`.
         to_generate: for answering with a cache instead of training.
+        sees_both_ways: `model.visual_attention` is bidirectional.
     """
     if layers == "local":
         return Attention("torch", "torch, document by document")
     if to_generate:
         return Attention(
             "torch", "torch", "cuDNN would make a new plan for each length that the cache gets"
+        )
+    if sees_both_ways:
+        return Attention(
+            "torch",
+            "torch, document by document",
+            "no kernel of Transformer Engine is causal for text and not within images",
         )
     if not machine.has_gpu:  # its modules, without its kernels
         return Attention("transformer_engine", "Transformer Engine")

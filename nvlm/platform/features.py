@@ -154,7 +154,9 @@ def _layers(where: Situation) -> Feature:
 
 
 def _attention(where: Situation) -> Feature:
-    chosen = choose_attention(where.machine, where.layers, where.config.train.precision)
+    precision = where.config.train.precision
+    sees_both_ways = where.config.model.sees_both_ways
+    chosen = choose_attention(where.machine, where.layers, precision, sees_both_ways=sees_both_ways)
     return Feature("attention", chosen.kernel, chosen.reason)
 
 

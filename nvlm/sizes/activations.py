@@ -23,7 +23,7 @@ With context parallelism t are the tokens of this rank's part of the row.
 
 with heads and f divided by the tensor-parallel size. With selective recomputation no output of a
 norm, no product, and with `local` layers of the results the joined one only. Cross-attention is in
-nvlm/sizes/beside.py.
+nvlm/sizes/beside.py, images that are seen both ways in nvlm/sizes/visual_attention.py.
 tests/sizes/test_activations.py holds it to what autograd keeps.
 """
 
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from nvlm.config.adapters import LINEARS
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.sizes import beside
+from nvlm.sizes import beside, visual_attention
 from nvlm.sizes.adapters import adapters_of, by_module, frozen_patterns
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
@@ -122,6 +122,7 @@ def stage_activations(
         if index < _num_recomputed(config, len(chunk))
         else layer_activations(config, layer, layer_implementation).total
         + beside.layer_bytes(config, layer, num_tiles)
+        + visual_attention.layer_bytes(config, num_tiles)
         for chunk in chunk_layers(config, stage)
         for index, layer in enumerate(chunk)
     )

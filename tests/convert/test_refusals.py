@@ -324,6 +324,16 @@ def test_unknown_dtype_and_size(converted, out):
             convert_to_hf(converted.checkpoint, out, shard_size=size)
 
 
+@pytest.mark.parametrize(("key", "value"), [("model.visual_attention", "bidirectional")])
+def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str, value: str):
+    checkpoint = tmp_path / "checkpoint"
+    small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
+    config = changed(read_config(checkpoint), {key: value})
+    save_config(config, checkpoint / "config.yaml")
+    with pytest.raises(ConvertError, match=f"{key} {value}: exported models"):
+        convert_to_hf(checkpoint, out)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

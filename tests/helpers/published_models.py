@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from nvlm.config.schema import LanguageConfig, VisionConfig
 
 
@@ -70,3 +72,54 @@ def language_settings(language: LanguageConfig, **changes):
         if not language.qk_layernorm:
             settings |= {"qkv_bias": language.qkv_bias, "shared_expert_intermediate_size": 0}
     return language_class(language).config_class(**settings | changes)
+
+
+def random_language_model(language: LanguageConfig):
+    """`language_model` with every parameter random."""
+    model = language_model(language)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.08 * noise)
+    return model
+
+
+def copy_weights(source, target, language: LanguageConfig) -> None:
+    """The weights of a `language_model` into Megatron-core's of one process."""
+    groups = language.num_query_groups
+
+    def interleaved(attention, kind: str):
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        by_group = [getattr(part, kind).unflatten(0, (groups, -1)) for part in parts]
+        return torch.cat(by_group, dim=1).flatten(0, 1)
+
+    weights = {
+        "embedding.word_embeddings.weight": source.model.embed_tokens.weight,
+        "decoder.final_layernorm.weight": source.model.norm.weight,
+        "output_layer.weight": source.lm_head.weight,
+    }
+    for index, layer in enumerate(source.model.layers):
+        prefix = f"decoder.layers.{index}."
+        weights |= {
+            prefix + "input_layernorm.weight": layer.input_layernorm.weight,
+            prefix + "self_attention.linear_qkv.weight": interleaved(layer.self_attn, "weight"),
+            prefix + "self_attention.linear_proj.weight": layer.self_attn.o_proj.weight,
+            prefix + "pre_mlp_layernorm.weight": layer.post_attention_layernorm.weight,
+            prefix + "mlp.linear_fc1.weight": torch.cat(
+                [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
+            ),
+            prefix + "mlp.linear_fc2.weight": layer.mlp.down_proj.weight,
+        }
+        if language.qkv_bias:
+            bias = interleaved(layer.self_attn, "bias")
+            weights[prefix + "self_attention.linear_qkv.bias"] = bias
+        if language.qk_layernorm:
+            for name in "qk":
+                norm = getattr(layer.self_attn, f"{name}_norm")
+                weights[f"{prefix}self_attention.{name}_layernorm.weight"] = norm.weight
+    parameters = dict(target.named_parameters())
+    assert parameters.keys() == weights.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

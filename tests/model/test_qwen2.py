@@ -21,55 +21,6 @@ DECODERS = {
 }
 
 
-def published_language_model(language):
-    model = published_models.language_model(language)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.08 * noise)
-    return model
-
-
-def copy_weights(source, target, language) -> None:
-    groups = language.num_query_groups
-
-    def interleaved(attention, kind: str):
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        by_group = [getattr(part, kind).unflatten(0, (groups, -1)) for part in parts]
-        return torch.cat(by_group, dim=1).flatten(0, 1)
-
-    weights = {
-        "embedding.word_embeddings.weight": source.model.embed_tokens.weight,
-        "decoder.final_layernorm.weight": source.model.norm.weight,
-        "output_layer.weight": source.lm_head.weight,
-    }
-    for index, layer in enumerate(source.model.layers):
-        prefix = f"decoder.layers.{index}."
-        weights |= {
-            prefix + "input_layernorm.weight": layer.input_layernorm.weight,
-            prefix + "self_attention.linear_qkv.weight": interleaved(layer.self_attn, "weight"),
-            prefix + "self_attention.linear_proj.weight": layer.self_attn.o_proj.weight,
-            prefix + "pre_mlp_layernorm.weight": layer.post_attention_layernorm.weight,
-            prefix + "mlp.linear_fc1.weight": torch.cat(
-                [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
-            ),
-            prefix + "mlp.linear_fc2.weight": layer.mlp.down_proj.weight,
-        }
-        if language.qkv_bias:
-            bias = interleaved(layer.self_attn, "bias")
-            weights[prefix + "self_attention.linear_qkv.bias"] = bias
-        if language.qk_layernorm:
-            for name in "qk":
-                norm = getattr(layer.self_attn, f"{name}_norm")
-                weights[f"{prefix}self_attention.{name}_layernorm.weight"] = norm.weight
-    parameters = dict(target.named_parameters())
-    assert parameters.keys() == weights.keys()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-
-
 def documents_of(micro_batch: MicroBatch) -> list[torch.Tensor]:
     starts = micro_batch.cu_seqlens.tolist()
     return [micro_batch.tokens[:, a:b] for a, b in pairwise(starts)]
@@ -79,9 +30,9 @@ def documents_of(micro_batch: MicroBatch) -> list[torch.Tensor]:
 def test_equals_transformers_document_by_document(parallel, decoder, measure):
     config = small_model.small_config(*DECODERS[decoder])
     language = config.model.language
-    published = published_language_model(language)
+    published = published_models.random_language_model(language)
     model = small_model.build(config, parallel)
-    copy_weights(published, model.language_model, language)
+    published_models.copy_weights(published, model.language_model, language)
     micro_batch = small_model.batch(config, 0, DOCUMENTS, num_tiles=0)
     with torch.no_grad():
         logits = model(micro_batch, return_logits=True)
@@ -105,7 +56,7 @@ def test_equals_transformers_document_by_document(parallel, decoder, measure):
     # As the weights were copied, so are their gradients.
     for parameter in published.parameters():
         parameter.data = parameter.grad
-    copy_weights(published, model.language_model, language)
+    published_models.copy_weights(published, model.language_model, language)
     worst = max(
         float((gradients[name] - parameter).norm() / parameter.norm())
         for name, parameter in model.language_model.named_parameters()

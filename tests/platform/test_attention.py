@@ -74,6 +74,12 @@ def test_torch_where_transformer_engine_does_not_fit(layers, precision, to_gener
     assert bool(chosen.reason) == (layers != "local")
 
 
+def test_images_seen_both_ways_take_torch_and_say_why():
+    chosen = choose_attention(machine((9, 0)), ENGINE, "bf16", sees_both_ways=True)
+    assert chosen.implementation == "torch" and "not within images" in chosen.reason
+    assert not choose_attention(machine((9, 0)), "local", "bf16", sees_both_ways=True).reason
+
+
 def test_linear_layers_of_one_come_with_the_attention_of_the_other(monkeypatch):
     """Without Transformer Engine its wrappers can be named, not built."""
     import megatron.core.extensions.transformer_engine as wrappers

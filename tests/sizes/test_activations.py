@@ -33,6 +33,7 @@ SELECTIVE = "train.recompute.language.granularity=selective"
 FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
+BOTH_WAYS = "model.visual_attention=bidirectional"
 X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
 CASES = {
     "one process, fp32": [],
@@ -53,6 +54,9 @@ CASES = {
     "NVLM-X, selective recompute": [BF16, *X, SELECTIVE],
     "NVLM-X, full recompute": [BF16, *X, FULL],
     "NVLM-H": [BF16, *H],
+    "images seen both ways": [BF16, BOTH_WAYS],
+    "images seen both ways, NVLM-H, tensor 2, sequence": [BF16, *H, TP2, SP, BOTH_WAYS],
+    "images seen both ways, selective recompute": [BF16, SELECTIVE, BOTH_WAYS],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],
     "adapters, tensor 2, sequence": [BF16, ADAPTERS, TP2, SP],

@@ -165,6 +165,15 @@ def check_tiles(config: RunConfig) -> None:
         )
 
 
+def check_switches(config: RunConfig) -> None:
+    """Raise `ConvertError` for decoders that the exported modelling files do not compute."""
+    if config.model.sees_both_ways:
+        raise ConvertError(
+            "model.visual_attention bidirectional: exported models are causal; use this checkpoint "
+            "with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
+        )
+
+
 def serving_differences(config: RunConfig) -> list[str]:
     """What servers for the released NVLM-D assume that is not so of this model, a clause each.
 

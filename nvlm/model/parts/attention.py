@@ -1,11 +1,15 @@
 """Attention on torch's scaled_dot_product_attention: full, causal, or causal within documents.
 
+With `model.visual_attention: bidirectional` (Croc, arXiv 2410.14332, section 3: mixed attention)
+the tokens of a run of image tokens see each other both ways, and text stays causal.
+
 Shape suffixes: s query positions, k key positions, b batch, h query heads, g key/value heads (a
 divisor of h), d channels per head, t packed positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -18,7 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvlm.batch import MicroBatch
+from nvlm.batch import MicroBatch, Run
 from nvlm.model.parts.cache import Decode, Prefill
 from nvlm.model.parts.context_attention import attend_in_context
 
@@ -64,12 +68,17 @@ class PackedDocuments(PackedSeqParams):
     their starts and the number of tokens in host memory, so that no layer has to ask a device."""
 
     starts: tuple[int, ...] = ()
+    image_runs: tuple[Run, ...] = ()  # whose tokens see each other both ways; the others causally
     # With context parallelism; see `nvlm.batch.RowPart`.
     row_order: Tensor | None = None
 
 
-def packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
-    """Those of a micro-batch."""
+def packed_documents(micro_batch: MicroBatch, sees_both_ways: bool = False) -> PackedDocuments:
+    """Those of a micro-batch.
+
+    Args:
+        sees_both_ways: image tokens see those of their run that follow, too.
+    """
     starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
     return PackedDocuments(
         qkv_format="thd",
@@ -78,6 +87,7 @@ def packed_documents(micro_batch: MicroBatch) -> PackedDocuments:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         starts=micro_batch.document_starts,
+        image_runs=(micro_batch.image_runs or ()) if sees_both_ways else (),
         row_order=None if micro_batch.part is None else micro_batch.part.row_order,
     )
 
@@ -86,7 +96,8 @@ class SdpaAttention(nn.Module):
     """In the place of Megatron-core's local `DotProductAttention`, which refuses packed sequences.
 
     With `packed_seq_params` (format `thd`) every document attends causally to itself only. Without,
-    the layer's mask type decides: causal over the whole sequence, or no mask at all.
+    the layer's mask type decides: causal over the whole sequence, or no mask at all. Causal is but
+    for `image_runs`, whose tokens see all of their run.
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class SdpaAttention(nn.Module):
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedDocuments | None = None,
+        image_runs: Sequence[Run] = (),
     ) -> Tensor:
         """query_sbhd, key_kbgd, value_kbgd -> [s, b, h*d]; packed: query_thd ... -> [t, h*d]."""
         assert attention_mask is None and attention_bias is None, "masks follow from the documents"
@@ -123,9 +135,11 @@ class SdpaAttention(nn.Module):
         causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
         # With a cache, Megatron-core drops the mask: a single new token sees all that came before.
         assert not causal or query.shape[0] == key.shape[0]
-        out_bhsd = self._attend(
-            query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), causal
-        )
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        if causal:
+            out_bhsd = self._causal(query, key, value, image_runs)
+        else:
+            out_bhsd = self._attend(query, key, value, causal=False)
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(
@@ -134,7 +148,7 @@ class SdpaAttention(nn.Module):
         """One call per document: exact, no mask of t x t, and no work across documents."""
         assert self.attn_mask_type == AttnMaskType.causal and packed.qkv_format == "thd"
         if self.context_group is not None:
-            assert packed.row_order is not None
+            assert packed.row_order is not None and not packed.image_runs
             return attend_in_context(
                 query_thd,
                 key_tgd,
@@ -150,8 +164,28 @@ class SdpaAttention(nn.Module):
                 tensor[start:end].transpose(0, 1).unsqueeze(0)
                 for tensor in (query_thd, key_tgd, value_tgd)
             )
-            outputs.append(self._attend(query, key, value, causal=True)[0].transpose(0, 1))
+            runs = [
+                (max(first, start) - start, min(last, end) - start)
+                for first, last in packed.image_runs
+                if first < end and last > start
+            ]
+            outputs.append(self._causal(query, key, value, runs)[0].transpose(0, 1))
         return torch.cat(outputs).flatten(1)
+
+    def _causal(self, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run]) -> Tensor:
+        """`_attend`, causal but for the runs, each of which is asked once more, and without a mask.
+
+        What the first call has of them is not used. It costs less than a mask would: kernels for
+        any mask read all pairs of tokens, and have no grouped queries.
+        """
+        causal = self._attend(query, key, value, causal=True)
+        parts, done = [], 0
+        for start, end in runs:
+            seen = key[:, :, :end], value[:, :, :end]
+            both_ways = self._attend(query[:, :, start:end], *seen, causal=False)
+            parts += [causal[:, :, done:start], both_ways]
+            done = end
+        return torch.cat([*parts, causal[:, :, done:]], dim=2) if parts else causal
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
         """query_bhsd, key_bgkd, value_bgkd -> [b, h, s, d]; the softmax is taken in fp32."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm import platform
+from nvlm.batch import Run
 from nvlm.model.parts.eviction import evict
 
 Owner = TypeVar("Owner")
@@ -177,6 +178,7 @@ class Prefill(BaseInferenceContext):
         max_positions: int,
         num_kept: int | None = None,
         is_visual_s: Tensor | None = None,
+        image_runs: Sequence[Run] = (),
     ):
         """
         Args:
@@ -184,6 +186,7 @@ class Prefill(BaseInferenceContext):
             num_kept: how many keys and values stay, in the row's first places; the others are
                 merged into them (`evict`). None: all.
             is_visual_s: which of the prompt's tokens are images'; needed with `num_kept`.
+            image_runs: see `SdpaAttention`.
         """
         super().__init__(materialize_only_last_token_logits=True)
         # What Megatron-core asks of a context.
@@ -191,6 +194,7 @@ class Prefill(BaseInferenceContext):
         self.sequence_len_offset = 0
         self._shelf, self._row = shelf, row
         self._num_kept, self._is_visual_s = num_kept, is_visual_s
+        self._image_runs = image_runs
         self._rotation = _Rotation()
 
     def is_static_batching(self) -> bool:
@@ -207,7 +211,8 @@ class Prefill(BaseInferenceContext):
         value_s1gd: Tensor,
         angles_k11d: Tensor,
     ) -> Tensor:
-        """[s, 1, h*d]: every token sees those before it, by the layer's own attention."""
+        """[s, 1, h*d]: every token sees those before it, by the layer's own attention, and an
+        image's where they see both ways those of its run."""
         num_tokens = query_s1hd.shape[0]
         factors = self._rotation.factors(angles_k11d[:num_tokens], query_s1hd.dtype)
         query, key = rotated(query_s1hd, *factors), rotated(key_s1gd, *factors)
@@ -221,7 +226,9 @@ class Prefill(BaseInferenceContext):
         self._shelf.keys[number][self._row, :, : keys.shape[1]] = keys
         self._shelf.values[number][self._row, :, : keys.shape[1]] = values
         core: Any = layer.core_attention
-        return core(query, key, value_s1gd, None, attn_mask_type=AttnMaskType.causal)
+        causal = AttnMaskType.causal
+        runs = self._image_runs
+        return core(query, key, value_s1gd, None, attn_mask_type=causal, image_runs=runs)
 
     def keep_beside(self, layer_number: int, key_kgd: Tensor, value_kgd: Tensor) -> None:
         """What the layer's cross-attention will read with each later token."""
