@@ -134,19 +134,35 @@ def convert_upcycle_command(
     upcycle(checkpoint, out, experts, seed)
 
 
-@convert_app.command("adapters", short_help="Write a checkpoint's adapters alone, for peft.")
+@convert_app.command("adapters", short_help="Write adapters alone, for peft, or read peft's.")
 def convert_adapters_command(
     checkpoint: Checkpoint,
     out: Annotated[
         Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The folder to write.")
     ],
+    peft: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            parser=path_of_user,
+            metavar="DIR",
+            help="Folder that peft saved, or a hub id: its adapters go beside the model of "
+            "CHECKPOINT, which has none, into the checkpoint OUT.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a checkpoint's adapters alone, as peft loads them over an export of the model."""
+    """Write a checkpoint's adapters alone, as peft loads them over an export of the model.
+
+    With --peft the other way: a checkpoint with the adapters of a peft folder.
+    """
     launched()
     check_beside(out)
+    from nvlm.convert.adapters.from_peft import convert_from_peft
     from nvlm.convert.adapters.to_peft import convert_to_peft
 
-    convert_to_peft(checkpoint, out)
+    if peft is None:
+        convert_to_peft(checkpoint, out)
+    else:
+        convert_from_peft(checkpoint, peft, out)
 
 
 @convert_app.command("verify", short_help="Compare two models bit by bit.")

@@ -21,11 +21,6 @@ def context_problems(config: RunConfig) -> Iterator[str]:
             f"parallel.context {context} does not go with train.fp8.recipe {recipe}: rows are "
             "padded document by document, not to the multiples that 8-bit products ask; use none"
         )
-    if config.model.fusion != "decoder_only":
-        yield (
-            f"parallel.context {context} does not go with model.fusion {config.model.fusion}: only "
-            "the decoder's own tokens are shared; use parallel.context 1"
-        )
     shortest = 2 * context
     if config.stage.sequence_length < shortest:
         yield (

@@ -10,30 +10,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from nvlm import platform
-from nvlm.checkpoint_files import write_origins
-from nvlm.checkpoint_io import (
-    check_contents,
-    is_checkpoint,
-    on_main_rank,
-    read_config,
-    replace_checkpoint,
-    resolve_checkpoint,
-)
+from nvlm.checkpoint_io import read_config
 from nvlm.config.changed import changed
 from nvlm.config.experts import ExpertsConfig
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.convert.blocks import Buffer, row_blocks
 from nvlm.convert.from_hf import random_chunk, stacked_chunk
 from nvlm.convert.megatron.reader import CheckpointReader
-from nvlm.convert.megatron.writer import Chunk, write_chunks
-from nvlm.convert.session import (
-    Stopwatch,
-    check_free_space,
-    check_target,
-    conversion_processes,
-    progress_bar,
-)
+from nvlm.convert.megatron.writer import Chunk
+from nvlm.convert.rewrite import Rewrite
 from nvlm.errors import ConvertError
 from nvlm.rows import STACKED_EXPERTS, Parameter, Place
 from nvlm.sizes.parameters import parameter_table, parameters_by_key
@@ -60,37 +45,15 @@ def upcycle(
         ConvertError: the checkpoint has experts or adapters, lacks tensors or holds NaN; `out` is
             something else, or its disk has no room. Nothing is written then.
     """
-    watch, out = Stopwatch(), Path(out)
-    check_target(out, [])
-    if out.exists() and not is_checkpoint(out):
-        raise ConvertError(f"{out}: exists and is not a checkpoint: remove it or name another")
-    checkpoint = resolve_checkpoint(checkpoint)
-    check_target(out, [checkpoint])
-    reader, dense = CheckpointReader(checkpoint), read_config(checkpoint)
-    config = _with_experts(dense, experts, seed, checkpoint)
+    rewrite = Rewrite(checkpoint, out)
+    dense = read_config(rewrite.checkpoint)
+    config = _with_experts(dense, experts, seed, rewrite.checkpoint)
     table = parameter_table(config.model)
     origins = parameters_by_key(dense.model)
-    if missing := [key for key in origins if key not in reader]:
-        raise ConvertError(f"{checkpoint}: {', '.join(missing[:3])} is missing")
-    chunks = list(_chunks(reader, table, origins, config))
-    num_bytes = sum(chunk.num_bytes for chunk in chunks)
-    check_free_space(out, num_bytes)
-
-    platform.current()  # Megatron-core, which completes the checkpoint, is imported after it
-    with conversion_processes() as processes:
-        check_contents(checkpoint)
-        mine = processes.share(chunks, lambda chunk: chunk.num_bytes)
-
-        def write(folder: Path) -> None:
-            total = sum(chunk.num_bytes for chunk in mine)
-            with progress_bar("Copying experts", total) as advance:
-                write_chunks(folder, mine, advance)
-            on_main_rank(lambda: write_origins(folder, {"upcycled": {"folder": str(checkpoint)}}))
-
-        replace_checkpoint(out, write, config)
-        num_tensors = sum(row.num_tensors for row in table)
-        watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
-    return out
+    rewrite.check_has(origins)
+    chunks = list(_chunks(rewrite.reader, table, origins, config))
+    source = {"upcycled": {"folder": str(rewrite.checkpoint)}}
+    return rewrite.write(chunks, table, config, "Copying experts", source)
 
 
 def _with_experts(

@@ -247,6 +247,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "convert adapters": [
         ("NOTHING OUT", "no such checkpoint"),
         ("CHECKPOINT OUT", ".metadata is damaged"),
+        ("CHECKPOINT OUT --peft FOLDER", ".metadata is damaged"),
         ("CHECKPOINT FILE", "FILE"),
     ],
     "convert verify": [

@@ -13,15 +13,21 @@ from helpers import adapter_steps, export_runs, generate_case, small_model
 from torch import Tensor
 
 from nvlm.batch import MicroBatch
+from nvlm.checkpoint_io import read_config
 from nvlm.config import RunConfig, changed
 from nvlm.convert.adapters.factors import Factors
+from nvlm.convert.adapters.from_peft import convert_from_peft
 from nvlm.convert.adapters.merge import merge_adapters
 from nvlm.convert.adapters.to_peft import convert_to_peft, peft_tensors
+from nvlm.convert.blocks import Buffer
+from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.tables.nvlm_d import export_rules
 from nvlm.convert.to_hf import convert_to_hf
 from nvlm.convert.verify import verify
 from nvlm.errors import ConvertError
+from nvlm.rows import Place
 from nvlm.sizes.adapters import adapters_of
+from nvlm.sizes.parameters import PROJECTOR, parameter_table
 
 # With a projector that trains whole beside adapters of the decoder, all layers but one.
 WITH_PROJECTOR = (
@@ -29,6 +35,20 @@ WITH_PROJECTOR = (
 )
 CASES = {"LoRA": adapter_steps.LORA, "DoRA": adapter_steps.DORA, "projector": WITH_PROJECTOR}
 PEFT = "peft's adapters over transformers' model"
+# As users of peft make them: of some of the matrices that Megatron-core has in one.
+MADE = {
+    "some matrices": {"target_modules": ["q_proj", "v_proj", "up_proj"], "r": 4, "lora_alpha": 6},
+    "patterns": {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "attn.proj", "fc2"],
+        "r": 4,
+        "rank_pattern": {r"layers.1.self_attn.[qkv]_proj": 2, "fc2": 3},
+        "alpha_pattern": {"o_proj": 5},
+        "use_rslora": True,
+        "lora_dropout": 0.1,
+        "modules_to_save": ["mlp1"],
+    },
+    "lengths": {"target_modules": r".*mlp\.(gate|up|down)_proj|mlp1.1", "r": 3, "use_dora": True},
+}
 
 
 @dataclass(frozen=True)
@@ -72,15 +92,24 @@ def adapted(converted, inputs, parallel, tmp_path_factory) -> dict[str, Adapted]
 
 
 @pytest.fixture(scope="module")
-def in_peft(converted, inputs, adapted, tmp_path_factory) -> dict[str, dict]:
+def in_peft(converted, inputs, adapted, made_folder, tmp_path_factory) -> dict[str, dict]:
     cases = {
         "input_ids": inputs.input_ids,
         "pixel_values": export_runs.normalize(inputs.tiles),
         "weights": inputs.weights,
         "adapters": {name: str(one.adapters) for name, one in adapted.items()},
+        "made": {
+            name: {"settings": settings, "folder": str(made_folder / name)}
+            for name, settings in MADE.items()
+        },
     }
     folder = tmp_path_factory.mktemp("peft")
     return export_runs.run_client("peft_client.py", converted.export, cases, folder)
+
+
+@pytest.fixture(scope="module")
+def made_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("made")
 
 
 def _adapt(converted, inputs: Inputs, parallel, adapters: str, folder: Path) -> Adapted:
@@ -177,6 +206,46 @@ def test_a_projector_that_trained_whole_is_saved_with_adapters(adapted):
     settings = json.loads((adapted["DoRA"].adapters / "adapter_config.json").read_text())
     assert settings["modules_to_save"] is None and settings["use_dora"]
     assert {"q_proj", "gate_proj", "mlp1.1", "proj"} <= {*settings["target_modules"]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_that_were_written_are_read_back_bit_for_bit(case, converted, adapted, tmp_path):
+    one = adapted[case]
+    base = converted.checkpoint
+    if case == "projector":  # whose own weights are in the folder
+        base = merge_adapters(one.checkpoint, tmp_path / "merged")
+    back = convert_from_peft(base, one.adapters, tmp_path / "back")
+    config = read_config(back)
+    assert adapters_of(config) == adapters_of(one.config)
+    found, expected = CheckpointReader(back), CheckpointReader(one.checkpoint)
+    compared = {row.key: row for a in adapters_of(config) for row in a.parameters()}
+    if case == "projector":
+        compared |= {r.key: r for r in parameter_table(config.model) if r.component == PROJECTOR}
+    for row in compared.values():
+        ours, theirs = (r.read(row, Place(), 0, row.shape[0], Buffer()) for r in (found, expected))
+        assert torch.equal(ours, theirs), row.key
+    again = convert_to_peft(back, tmp_path / "again")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (again / name).read_bytes() == (one.adapters / name).read_bytes()
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_adapters_that_peft_made_compute_the_same_here(
+    case, converted, inputs, in_peft, made_folder, parallel, tmp_path, measure
+):
+    from nvlm.model.nvlm_d import build_model
+    from nvlm.train.checkpoint import load_weights
+
+    checkpoint = convert_from_peft(converted.checkpoint, made_folder / case, tmp_path / "read")
+    config = read_config(checkpoint)
+    model = build_model(config, parallel).eval()
+    assert load_weights(checkpoint, [model], parallel)
+    with torch.no_grad():
+        logits = model(_batch(inputs, converted), return_logits=True)
+    plain = in_peft["LoRA"]["logits"]
+    assert (logits - plain).abs().max() > 0.01
+    error = (logits - in_peft[case]["logits"]).abs().max().item()
+    measure(f"{case}: logits with adapters that peft made, fp32", PEFT, error, 1e-4)
 
 
 def test_what_adapters_alone_do_not_hold_is_refused(adapted, converted, tmp_path, parallel):

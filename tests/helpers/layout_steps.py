@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,8 +124,9 @@ def all_cases(
         QWEN3: losses_and_gradients(qwen3_chunks, with_images(config), parallel),
         "projector only": losses_and_gradients(projector_chunks, with_images(config), parallel),
         STEPS: two_steps(small, parallel, save=save_to is not None),
-        **fused_cases(overrides, parallel),
     }
+    if parallel.context_size == 1:  # which NVLM-X and NVLM-H need
+        results |= fused_cases(overrides, parallel)
     if resume_from:
         results[RESUMED] = second_step(small, parallel, resume_from)
     return results
@@ -316,17 +318,32 @@ def assemble(results: list[dict]) -> dict[tuple[str, int | None], Tensor]:
 
 def main() -> None:
     """Arguments: folder, layouts by name, and which of them checkpoint, each for the next one."""
-    folder, layouts, checkpointing = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+    go_through_layouts(all_cases, json.loads(sys.argv[3]))
+
+
+def go_through_layouts(
+    cases_of: Callable[[list[str], Path | None, Path | None], dict],
+    checkpointing: list[str] | None = None,
+) -> None:
+    """What a script of such cases does: every layout with the same processes, and a file of each.
+
+    Arguments of the script: folder, and layouts by name.
+
+    Args:
+        cases_of: as `all_cases`.
+        checkpointing: layouts that go on from the checkpoint of the one before them, the first from
+            `SINGLE`'s; None: all of them.
+    """
+    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
     resume_from = folder / SINGLE
     for name, overrides in layouts.items():
         print(f"layout {name}", flush=True)
-        if name in checkpointing:
-            results = all_cases(overrides, folder / name, resume_from)
+        if checkpointing is None or name in checkpointing:
+            results = cases_of(overrides, folder / name, resume_from)
             resume_from = folder / name
         else:
-            results = all_cases(overrides)
-        rank = torch.distributed.get_rank()
-        torch.save(results, folder / f"{name} rank{rank}.pt")
+            results = cases_of(overrides, None, None)
+        torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
     shut_down()
 
 

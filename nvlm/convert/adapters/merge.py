@@ -8,29 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nvlm import platform
-from nvlm.checkpoint_files import write_origins
-from nvlm.checkpoint_io import (
-    check_contents,
-    is_checkpoint,
-    on_main_rank,
-    replace_checkpoint,
-    resolve_checkpoint,
-)
 from nvlm.config.changed import changed
 from nvlm.convert.adapters.factors import Factors, adapters_in, read_factors
 from nvlm.convert.blocks import Buffer, row_blocks
 from nvlm.convert.from_hf import stacked_chunk
 from nvlm.convert.megatron.reader import CheckpointReader
-from nvlm.convert.megatron.writer import Chunk, write_chunks
-from nvlm.convert.session import (
-    Stopwatch,
-    check_free_space,
-    check_target,
-    conversion_processes,
-    progress_bar,
-)
-from nvlm.errors import ConvertError
+from nvlm.convert.megatron.writer import Chunk
+from nvlm.convert.rewrite import Rewrite
 from nvlm.rows import Parameter, Place
 from nvlm.sizes.adapters import Adapter
 from nvlm.sizes.parameters import parameter_table
@@ -52,37 +36,14 @@ def merge_adapters(checkpoint: str | Path, out: str | Path) -> Path:
         ConvertError: it has no adapters, lacks tensors or holds NaN; `out` is something else, or
             its disk has no room. Nothing is written then.
     """
-    watch, out = Stopwatch(), Path(out)
-    check_target(out, [])
-    if out.exists() and not is_checkpoint(out):
-        raise ConvertError(f"{out}: exists and is not a checkpoint: remove it or name another")
-    checkpoint = resolve_checkpoint(checkpoint)
-    check_target(out, [checkpoint])
-    reader = CheckpointReader(checkpoint)
-    config, adapters = adapters_in(checkpoint, reader)
+    rewrite = Rewrite(checkpoint, out)
+    config, adapters = adapters_in(rewrite.checkpoint, rewrite.reader)
     table = parameter_table(config.model)
-    if missing := [row.key for row in table if row.key not in reader]:
-        raise ConvertError(f"{checkpoint}: {', '.join(missing[:3])} is missing")
-    chunks = list(_chunks(reader, table, adapters))
-    num_bytes = sum(chunk.num_bytes for chunk in chunks)
-    check_free_space(out, num_bytes)
-
-    platform.current()  # Megatron-core, which completes the checkpoint, is imported after it
-    with conversion_processes() as processes:
-        check_contents(checkpoint)
-        mine = processes.share(chunks, lambda chunk: chunk.num_bytes)
-
-        def write(folder: Path) -> None:
-            total = sum(chunk.num_bytes for chunk in mine)
-            with progress_bar("Merging adapters", total) as advance:
-                write_chunks(folder, mine, advance)
-            origins = {"merged": {"folder": str(checkpoint)}}
-            on_main_rank(lambda: write_origins(folder, origins))
-
-        replace_checkpoint(out, write, changed(config, {"stage.adapters": {}}))
-        num_tensors = sum(row.num_tensors for row in table)
-        watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
-    return out
+    rewrite.check_has([row.key for row in table])
+    chunks = list(_chunks(rewrite.reader, table, adapters))
+    origins = {"merged": {"folder": str(rewrite.checkpoint)}}
+    merged = changed(config, {"stage.adapters": {}})
+    return rewrite.write(chunks, table, merged, "Merging adapters", origins)
 
 
 def _chunks(

@@ -18,7 +18,16 @@ from torch import Tensor
 from nvlm.checkpoint_io import on_main_rank, replace_folder, resolve_checkpoint
 from nvlm.config.schema import RunConfig
 from nvlm.convert.adapters.factors import Factors, adapters_in, read_factors
+from nvlm.convert.adapters.peft_folder import (
+    LORA_A,
+    LORA_B,
+    MAGNITUDE,
+    PREFIX,
+    PROJECTOR_MODULE,
+    WEIGHTS_FILE,
+)
 from nvlm.convert.blocks import Buffer, raw_bytes
+from nvlm.convert.hf.folder import ADAPTER_FILE
 from nvlm.convert.hf.safetensors_file import SafetensorsOutput
 from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import Rule, to_hugging_face
@@ -28,11 +37,6 @@ from nvlm.errors import ConvertError
 from nvlm.rows import Place
 from nvlm.sizes.adapters import Adapter, frozen_patterns
 from nvlm.sizes.parameters import PROJECTOR, is_frozen
-
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
-# The exported projector, which peft saves whole where it trained whole.
-_PROJECTOR_MODULE = "mlp1"
 
 
 def convert_to_peft(checkpoint: str | Path, out: str | Path) -> Path:
@@ -52,8 +56,8 @@ def convert_to_peft(checkpoint: str | Path, out: str | Path) -> Path:
     """
     watch, out = Stopwatch(), Path(out)
     check_target(out, [])
-    if out.exists() and not (out / CONFIG_FILE).is_file():
-        raise ConvertError(f"{out}: exists and has no {CONFIG_FILE}: remove it or name another")
+    if out.exists() and not (out / ADAPTER_FILE).is_file():
+        raise ConvertError(f"{out}: exists and has no {ADAPTER_FILE}: remove it or name another")
     checkpoint = resolve_checkpoint(checkpoint)
     check_target(out, [checkpoint])
     reader = CheckpointReader(checkpoint)
@@ -66,10 +70,10 @@ def convert_to_peft(checkpoint: str | Path, out: str | Path) -> Path:
         tensors |= peft_tensors(read_factors(reader, adapter), rules[adapter.matrix.key])
     for rule in trained:
         whole = reader.read(rule.parameter, Place(), 0, rule.shape[0], Buffer())
-        tensors |= {f"{_PREFIX}{k}": t for k, t in to_hugging_face(rule, Place(), whole).items()}
+        tensors |= {f"{PREFIX}{k}": t for k, t in to_hugging_face(rule, Place(), whole).items()}
 
     def write(folder: Path) -> None:
-        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / ADAPTER_FILE).write_text(json.dumps(settings, indent=2) + "\n")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtype = next(iter(tensors.values())).dtype
         with SafetensorsOutput(folder / WEIGHTS_FILE, shapes, dtype) as output:
@@ -105,7 +109,7 @@ def _trained_whole(checkpoint: Path, config: RunConfig, rules: dict[str, Rule]) 
     return [r for r in rules.values() if r.parameter.component == PROJECTOR] if trained else []
 
 
-def _modules(rule: Rule, place: Place) -> list[str]:
+def modules_of(rule: Rule, place: Place) -> list[str]:
     """Of Hugging Face's linear layers that a matrix is made of."""
     return [name.removesuffix(".weight") for name in rule.names(place)]
 
@@ -113,28 +117,28 @@ def _modules(rule: Rule, place: Place) -> list[str]:
 def peft_tensors(factors: Factors, rule: Rule) -> dict[str, Tensor]:
     """peft's names -> tensors of one matrix, which `rule` converts."""
     adapter = factors.adapter
-    rows_of_b = rule.layout.split(factors.b) if _is_by_rows(rule) else [factors.b]
+    rows_of_b = rule.layout.split(factors.b) if is_by_rows(rule) else [factors.b]
     a = factors.a
-    if not _is_by_rows(rule):
+    if not is_by_rows(rule):
         (a,) = rule.layout.split(a)
-    modules = _modules(rule, adapter.place)
+    modules = modules_of(rule, adapter.place)
     # Matrices that are one to Megatron-core's adapter have one A.
     parts_of_a = a.chunk(adapter.num_parts) if adapter.num_parts > 1 else [a] * len(modules)
     parts = zip(modules, parts_of_a, rows_of_b, strict=True)
     found: dict[str, Tensor] = {}
     for module, a_of_part, b in parts:
-        found[f"{_PREFIX}{module}.lora_A.weight"] = a_of_part
-        found[f"{_PREFIX}{module}.lora_B.weight"] = b
+        found[f"{PREFIX}{module}{LORA_A}"] = a_of_part
+        found[f"{PREFIX}{module}{LORA_B}"] = b
     if factors.magnitude is not None:
         lengths = [factors.magnitude]
-        if _is_by_rows(rule):
+        if is_by_rows(rule):
             lengths = rule.layout.split(factors.magnitude)
         for module, length in zip(modules, lengths, strict=True):
-            found[f"{_PREFIX}{module}.lora_magnitude_vector"] = length
+            found[f"{PREFIX}{module}{MAGNITUDE}"] = length
     return found
 
 
-def _is_by_rows(rule: Rule) -> bool:
+def is_by_rows(rule: Rule) -> bool:
     """Whether the layout rearranges the matrix's rows, and not what it multiplies."""
     zero = rule.parameter.zero_heads
     return zero is None or zero.axis == 0
@@ -152,13 +156,10 @@ def _settings(
     modules = {
         module: adapter
         for adapter in adapters
-        for module in _modules(rules[adapter.matrix.key], adapter.place)
+        for module in modules_of(rules[adapter.matrix.key], adapter.place)
     }
     ranks = {module: adapter.settings.rank for module, adapter in modules.items()}
-    alphas = {
-        module: adapter.settings.rank * adapter.settings.scale
-        for module, adapter in modules.items()
-    }
+    alphas = {module: adapter.alpha for module, adapter in modules.items()}
     (rank, _), *_ = Counter(ranks.values()).most_common()
     (alpha, _), *_ = Counter(alphas.values()).most_common()
     return {
@@ -174,7 +175,7 @@ def _settings(
         "target_modules": list(_targets(modules, rules)),
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: a for m, a in alphas.items() if a != alpha},
-        "modules_to_save": [_PROJECTOR_MODULE] if with_projector else None,
+        "modules_to_save": [PROJECTOR_MODULE] if with_projector else None,
     }
 
 
@@ -187,7 +188,7 @@ def _targets(modules: dict[str, Adapter], rules: dict[str, Rule]) -> Iterator[st
         module
         for rule in rules.values()
         for place in rule.parameter.places()
-        for module in _modules(rule, place)
+        for module in modules_of(rule, place)
     ]
     counts = Counter(module.rpartition(".")[2] for module in everywhere)
     adapted = Counter(module.rpartition(".")[2] for module in modules)
