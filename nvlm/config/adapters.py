@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from nvlm.config.section import Section
 from nvlm.config.values import Count, Positive, Switch
 
@@ -12,6 +14,8 @@ LINEARS = (
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
+# NF4 keeps one scale for so many numbers of a row.
+NF4, NF4_BLOCK = "nf4", 64
 
 
 class AdapterConfig(Section):
@@ -27,7 +31,14 @@ class AdapterConfig(Section):
     dora: Switch = False
     """Trains the length of each of the matrix's rows apart from its direction (DoRA, arXiv
     2402.09353)."""
+    quantization: Literal["none", "nf4"] = "none"
+    """How the matrix itself is held while it trains: in `train.precision`, or in blocks of 64
+    numbers of 4 bits (NF4, QLoRA, arXiv 2305.14314), which takes bitsandbytes."""
 
     @property
     def scale(self) -> float:
         return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def with_alpha(self) -> AdapterConfig:
+        """The same, which says its alpha."""
+        return self.model_copy(update={"alpha": self.scale * self.rank} if not self.alpha else {})

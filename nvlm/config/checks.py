@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from nvlm.config.adapter_checks import adapter_problems
 from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
 from nvlm.config.expert_checks import (
@@ -97,6 +98,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     """Every rule between keys that `config` breaks, each in one line."""
     yield from model_problems(config)
     yield from expert_problems(config)
+    yield from adapter_problems(config)
     yield from _tile_parallel_problems(config)
     yield from _pipeline_problems(config)
     yield from _fp8_problems(config)

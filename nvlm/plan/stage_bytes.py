@@ -23,7 +23,7 @@ from nvlm.plan.schedule import most_kept, stage_order
 from nvlm.plan.work import Work
 from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
 from nvlm.sizes.components.internvit import NUM_COLOUR_CHANNELS
-from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory
+from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory, unpacked_bytes
 from nvlm.sizes.parameters import count_parameters
 
 _WIDE = DTYPES["fp32"].num_bytes
@@ -38,7 +38,8 @@ class StageBytes:
     logits: with softmax and gradient; on the last stage.
     buffers: what comes and goes within a pass.
     copied: what a checkpoint takes besides: nothing while it is saved; Transformer Engine's Adam
-        copies both moments once while it takes them over.
+        copies both moments once while it takes them over, and matrices that are held in 4 bits are
+        read in 16.
     overhead: what libraries take, and what the allocator cannot use.
     """
 
@@ -105,7 +106,7 @@ def stage_bytes(
         buffers = max(buffers, encoding_bytes(config, -(-most_tiles // parallel.context)))
     num_tiles = num_micro_batches * train.micro_batch_size * work.num_tiles
     tiles = _visual_bytes(config, num_tiles, is_first)
-    copied = _copied_bytes(config, kept.optimizer)
+    copied = _copied_bytes(config, kept.optimizer) + unpacked_bytes(config, stage)
     coming = max(activations + tiles + logits + buffers, copied)
     return StageBytes(
         parameters=kept.parameters,

@@ -11,16 +11,16 @@ so that peft's adapters of those are the same numbers: rows of B go with the A o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from nvlm.config.adapters import AdapterConfig
+from nvlm.config.adapters import NF4, NF4_BLOCK, AdapterConfig
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.errors import ConfigError
 from nvlm.rows import ADAPTER, ZEROS, Constant, Normal, Parameter, Place, RowNorms
-from nvlm.sizes.parameters import LANGUAGE, VISION, parameter_table
+from nvlm.sizes.parameters import LANGUAGE, VISION, is_frozen, parameter_table
 
 KEY = "stage.adapters"
 LORA_A, LORA_B, MAGNITUDE = "lora_a", "lora_b", "magnitude"
@@ -31,6 +31,7 @@ class Adapter:
     """Of one matrix of one layer.
 
     matrix: its row; `place` is that of its stack.
+    settings: with an alpha, whether the configuration says it or not.
     num_blocks, part_rows: W's rows come in so many equal blocks, and each has so many rows of every
         part. Of queries, keys and values a block is a query group.
     """
@@ -49,6 +50,11 @@ class Adapter:
     @property
     def name(self) -> str:
         return f"{self.module}.{ADAPTER}"
+
+    @property
+    def alpha(self) -> float:
+        assert self.settings.alpha is not None
+        return self.settings.alpha
 
     @property
     def num_parts(self) -> int:
@@ -106,6 +112,35 @@ def adapters_of(config: RunConfig) -> list[Adapter]:
     return list(_adapters(config.model, tuple(config.stage.adapters.items())))  # type: ignore[arg-type]
 
 
+def have_same_tensors(ours: Sequence[Adapter], theirs: Sequence[Adapter]) -> bool:
+    """Whether they are of the same matrices and mean the same, however the matrices are held."""
+
+    def plain(adapters: Sequence[Adapter]) -> list[Adapter]:
+        held = {"quantization": "none"}
+        return [replace(a, settings=a.settings.model_copy(update=held)) for a in adapters]
+
+    return plain(ours) == plain(theirs)
+
+
+def quantized(config: RunConfig) -> list[Adapter]:
+    """The adapters whose matrices are held in 4 bits."""
+    return [adapter for adapter in adapters_of(config) if adapter.settings.quantization == NF4]
+
+
+def quantization_problems(config: RunConfig) -> Iterator[str]:
+    """What keeps matrices from being held in 4 bits, each in one line."""
+    for adapter in quantized(config):
+        inputs = adapter.matrix.local_shape(config.parallel.tensor)[1]
+        where = f"{KEY}: quantization {NF4} of {adapter.module}.weight"
+        if inputs % NF4_BLOCK:
+            yield (
+                f"{where}: its rows have {inputs} numbers on a process, which are no whole blocks "
+                f"of {NF4_BLOCK}: use another parallel.tensor, or leave it to a pattern without"
+            )
+        if not is_frozen(adapter.matrix.name(adapter.place), frozen_patterns(config)):
+            yield f"{where}: stage.freeze lets the matrix itself train"
+
+
 def run_parameter_table(config: RunConfig) -> list[Parameter]:
     """The rows of the model and of its adapters."""
     own = [row for adapter in adapters_of(config) for row in adapter.parameters()]
@@ -137,7 +172,7 @@ def _adapters(
     found: list[Adapter] = []
     problems: list[str] = []
     used: set[str] = set()
-    matrices = [row for row in parameter_table(model) if _can_be_adapted(row)]
+    matrices = [row for row in parameter_table(model) if can_be_adapted(row)]
     for row in matrices:
         for place in row.places():
             name = row.name(place)
@@ -146,7 +181,11 @@ def _adapters(
             if len(patterns) > 1:
                 problems.append(f"{KEY}: {' and '.join(map(repr, patterns))} both match {name}")
             elif patterns:
-                found.append(Adapter(row, place, dict(wanted)[patterns[0]], *_parts(model, row)))
+                settings = dict(wanted)[patterns[0]].with_alpha()
+                found.append(Adapter(row, place, settings, *_parts(model, row)))
+    problems += _of_experts(model, wanted)
+    if problems:
+        raise ConfigError(*problems[:3])
     if unmatched := [repr(pattern) for pattern, _ in wanted if pattern not in used]:
         modules = dict.fromkeys(f"{row.component}.*.{row.key.split('.')[-2]}" for row in matrices)
         problems.append(
@@ -159,7 +198,21 @@ def _adapters(
     return tuple(found)
 
 
-def _can_be_adapted(row: Parameter) -> bool:
+def _of_experts(model: ModelConfig, wanted: tuple[tuple[str, AdapterConfig], ...]) -> Iterator[str]:
+    """Experts have none: Hugging Face keeps all of a layer's in one tensor, and peft no module of
+    each beside which an adapter could be saved."""
+    rows = [row for row in parameter_table(model) if row.num_experts is not None]
+    names = [row.name(place) for row in rows for place in row.places()]
+    for pattern, _ in wanted:
+        if found := next((name for name in names if fnmatchcase(name, pattern)), None):
+            yield (
+                f"{KEY}: {pattern!r} matches {found}: experts have no adapters, as peft could not "
+                f"save them; name attention, '{LANGUAGE}.*.self_attention.linear_*.weight', and "
+                f"the MLPs of layers without experts, '{LANGUAGE}.*.mlp.linear_*.weight'"
+            )
+
+
+def can_be_adapted(row: Parameter) -> bool:
     """Matrices of Megatron-core's column- and row-parallel linear layers within the model."""
     _, _, module = row.key.removesuffix(".weight").rpartition(".")
     is_linear = row.key.endswith(".weight") and module.startswith("linear_")

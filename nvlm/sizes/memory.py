@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from nvlm.config.adapters import NF4_BLOCK
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.rows import Parameter
-from nvlm.sizes.adapters import frozen_patterns
+from nvlm.sizes.adapters import frozen_patterns, quantized
 from nvlm.sizes.parameters import is_frozen
-from nvlm.sizes.pipeline import chunk_parameters
+from nvlm.sizes.pipeline import chunk_parameters, stage_parameters
 
-_GRADIENT_BYTES = DTYPES["fp32"].num_bytes
+_WIDE = DTYPES["fp32"].num_bytes
 # Adam's two moments in fp32 and, beside bf16 parameters, their fp32 original.
 _OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
 
@@ -62,18 +63,41 @@ def feature_bytes(config: RunConfig, num_tiles: float) -> int:
     return round(numbers * DTYPES[config.train.precision].num_bytes)
 
 
+def packed_names(config: RunConfig) -> set[str]:
+    """Whole-model names of the matrices that are held in 4 bits."""
+    return {f"{adapter.module}.weight" for adapter in quantized(config)}
+
+
+def packed_bytes(size: int) -> int:
+    """Of so many numbers in NF4: half a byte each, and for each block a scale in fp32."""
+    return size // 2 + size // NF4_BLOCK * _WIDE
+
+
+def unpacked_bytes(config: RunConfig, stage: int) -> int:
+    """What the matrices that are held in 4 bits take more until they are packed: while they are
+    read or drawn, on each process of pipeline stage `stage`."""
+    packed, width = packed_names(config), DTYPES[config.train.precision].num_bytes
+    sizes = [
+        math.prod(row.local_shape(config.parallel.tensor))
+        for name, row in (stage_parameters(config, stage) if packed else {}).items()
+        if name in packed
+    ]
+    return sum(size * width - packed_bytes(size) for size in sizes)
+
+
 def _chunk_memory(
     config: RunConfig, stage: int, chunk: int, data_parallel_size: int
 ) -> MemoryBytes:
     precision, tensor_size = config.train.precision, config.parallel.tensor
-    num_frozen, trained, frozen = 0, [], frozen_patterns(config)
+    width, packed = DTYPES[precision].num_bytes, packed_names(config)
+    frozen_bytes, trained, frozen = 0, [], frozen_patterns(config)
     for name, row in chunk_parameters(config, stage, chunk).items():
         if is_frozen(name, frozen):
-            num_frozen += math.prod(row.local_shape(tensor_size))
+            size = math.prod(row.local_shape(tensor_size))
+            frozen_bytes += packed_bytes(size) if name in packed else size * width
         else:
             trained.append(row)
-    width = DTYPES[precision].num_bytes
-    total = MemoryBytes(num_frozen * width, 0, 0)
+    total = MemoryBytes(frozen_bytes, 0, 0)
     # Experts have buffers of their own, and their state other ranks to share it.
     of_experts = tensor_size * data_parallel_size // config.parallel.expert
     for rows, num_ranks in (
@@ -89,7 +113,7 @@ def _chunk_memory(
         num_updated = min(num_trained, buffer // num_ranks)
         total += MemoryBytes(
             parameters=buffer * width,
-            gradients=buffer * _GRADIENT_BYTES,
+            gradients=buffer * _WIDE,
             optimizer=num_updated * _OPTIMIZER_BYTES[precision],
         )
     return total

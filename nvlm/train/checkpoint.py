@@ -41,7 +41,7 @@ from nvlm.run_checkpoints import (
     find_newest,
 )
 from nvlm.safe_loading import check_readable, read_metadata
-from nvlm.sizes.adapters import adapters_of
+from nvlm.sizes.adapters import adapters_of, have_same_tensors
 from nvlm.train.optim import bare
 from nvlm.train.retention import remove_older
 from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
@@ -129,7 +129,7 @@ def check_same_model(config: RunConfig, checkpoint: Path) -> None:
 def _check_adapters(config: RunConfig, checkpoint: Path) -> None:
     """Raise `CheckpointError` where a checkpoint has adapters that this run does not go on with."""
     theirs = adapters_of(read_config(checkpoint))
-    if theirs and theirs != adapters_of(config):
+    if theirs and not have_same_tensors(theirs, adapters_of(config)):
         raise CheckpointError(
             f"{checkpoint}: has adapters that are not those of this run's stage.adapters: put them "
             f"into the model first (`nvlm convert merge {checkpoint} OUT`), and start from OUT"

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 
+from nvlm.config.adapters import NF4
 from nvlm.config.schema import RunConfig
 from nvlm.errors import ConfigError
 from nvlm.rows import Shape, is_adapter
-from nvlm.sizes.adapters import run_parameters_by_name
+from nvlm.sizes.adapters import (
+    KEY,
+    quantization_problems,
+    quantized,
+    run_parameters_by_name,
+)
 from nvlm.sizes.parameters import VISION, is_frozen, matches
 
 FREEZE = "stage.freeze"
@@ -24,8 +31,10 @@ def check_patterns(config: RunConfig) -> None:
     """
     Raises:
         ConfigError: a pattern for freezing or rates fits no parameter, one for weight decay none
-            that has it, or nothing is left to train; or see `nvlm.sizes.adapters.adapters_of`.
+            that has it, or nothing is left to train; or see `nvlm.sizes.adapters.adapters_of`; or
+            matrices cannot be held in 4 bits.
     """
+    _check_quantization(config)
     stage, optimizer = config.stage, config.train.optimizer
     shapes = {name: row.shape for name, row in run_parameters_by_name(config).items()}
     own = {name: shape for name, shape in shapes.items() if not is_adapter(name)}
@@ -45,6 +54,16 @@ def check_patterns(config: RunConfig) -> None:
     decaying = {name: shape for name, shape in shapes.items() if has_weight_decay(name, shape)}
     patterns = optimizer.weight_decay_multipliers
     _check(decaying, patterns, WEIGHT_DECAY_MULTIPLIERS, WITH_WEIGHT_DECAY)
+
+
+def _check_quantization(config: RunConfig) -> None:
+    if problems := list(quantization_problems(config)):
+        raise ConfigError(*problems[:3])
+    if quantized(config) and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{KEY}: quantization {NF4} needs bitsandbytes: pip install bitsandbytes, or set it to "
+            "none"
+        )
 
 
 def has_weight_decay(name: str, shape: Shape) -> bool:

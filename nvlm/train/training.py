@@ -15,13 +15,16 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import TrainingError
 from nvlm.megatron.staged_state import Stage, bad_tensors
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
+from nvlm.model.parts.adapters import measure_rows
 from nvlm.model.parts.initialize import initialize_weights
+from nvlm.model.parts.nf4 import pack_matrices, round_matrices
 from nvlm.model.tile_parallel import encode_shares
 from nvlm.parallel.agreement import Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.platform.base import Copies
 from nvlm.platform.features import is_on
 from nvlm.rows import ADAPTER
+from nvlm.sizes.adapters import quantized
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import (
     checkpoints_folder,
@@ -110,6 +113,7 @@ class Training:
         Raises:
             ConfigError: a pattern for freezing or rates fits no parameter, or nothing is left.
         """
+        has_weights = chunks is not None
         if chunks is None:
             chunks = build_model_chunks(config, parallel)
         freeze(chunks, config, parallel)
@@ -129,6 +133,8 @@ class Training:
         self.data_state: dict | None = None
         self.counters = Counters()
         self.spikes = SpikeWatch(config.train)
+        if has_weights:
+            self._pack()
         self.slow_ranks = SlowRanks(config, parallel)
 
     def take_step(self, batch: StepBatch) -> StepTaken:
@@ -296,6 +302,12 @@ class Training:
         self.counters = Counters(**progress["counters"])
         self.data_state = progress["data_state"]
         self.spikes.load_state(progress.get("spikes", {}))
+        self._pack()
+
+    def _pack(self) -> None:
+        """Hold what is to be in 4 bits so, now that it has its values and nothing asks for more."""
+        for chunk in bare(self.chunks):
+            pack_matrices(chunk, self.config)
 
 
 def _overlaps(config: RunConfig) -> bool:
@@ -319,4 +331,8 @@ def build_with_weights(
         unset = "" if has_adapters else f"*.{ADAPTER}.*"
     for chunk in chunks:
         initialize_weights(chunk, config, unset)
+        if quantized(config):
+            round_matrices(chunk, config)
+            if unset:  # DoRA's lengths are those of the rounded rows
+                measure_rows(chunk)
     return chunks

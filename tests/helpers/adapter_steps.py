@@ -5,16 +5,14 @@ As a script under torchrun it goes through several layouts with the same process
 
 from __future__ import annotations
 
-import json
-import sys
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from helpers import layout_steps, small_model
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
-from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.parallel.groups import Parallel, initialize
+from nvlm.sizes.adapters import quantized
 
 # Ranks differ, and so do layers: the second of the decoder has another, the third none.
 LORA = (
@@ -32,8 +30,16 @@ DORA = (
     "vision_projection.mlp.linear_*.weight: {rank: 3, dora: true},"
     "language_model.*.linear_*.weight: {rank: 4, alpha: 6, dora: true}}"
 )
+# Whose rows tensor-parallel ranks share in whole blocks.
+IN_4_BITS = (
+    "model.layer_implementation=local",
+    "stage.freeze=[vision_projection.*]",
+    "stage.adapters={"
+    "'language_model.*.linear_[fq]*.weight': {rank: 4, quantization: nf4},"
+    " 'vision_model.*.linear_*.weight': {rank: 4}}",
+)
+NF4 = "in 4 bits"
 STEPS, RESUMED = "two steps", "resumed"
-SINGLE = "single"
 OPTIMIZER = [
     "train.optimizer.epsilon=1e-4",
     "train.schedule.warmup_steps=0",
@@ -47,8 +53,13 @@ def config_of(adapters: str, *overrides: str) -> RunConfig:
 
 def gradients(config: RunConfig, parallel: Parallel) -> dict:
     """`layout_steps.losses_and_gradients` with adapters that are not zero."""
+    from nvlm.model.parts.nf4 import pack_matrices, round_matrices
+
     chunks = small_model.build_chunks(config, parallel)
     layout_steps.freeze(chunks, config, parallel)
+    for chunk in chunks if quantized(config) else []:
+        round_matrices(chunk, config)
+        pack_matrices(chunk, config)
     micro_batches = layout_steps.with_images(config)
     return layout_steps.losses_and_gradients(layout_steps.wrapped(chunks), micro_batches, parallel)
 
@@ -66,22 +77,12 @@ def all_cases(
         "DoRA": gradients(dora, parallel),
         STEPS: layout_steps.two_steps(trained, parallel, save=save_to is not None),
     }
+    if find_spec("bitsandbytes"):
+        results[NF4] = gradients(layout_steps.config_of(*IN_4_BITS, *overrides), parallel)
     if resume_from:
         results[RESUMED] = layout_steps.second_step(trained, parallel, resume_from)
     return results
 
 
-def main() -> None:
-    """Arguments: folder, and layouts by name; each goes on from its predecessor's checkpoint."""
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
-    resume_from = folder / SINGLE
-    for name, overrides in layouts.items():
-        print(f"layout {name}", flush=True)
-        results = all_cases(overrides, folder / name, resume_from)
-        resume_from = folder / name
-        torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
-    shut_down()
-
-
 if __name__ == "__main__":
-    main()
+    layout_steps.go_through_layouts(all_cases)

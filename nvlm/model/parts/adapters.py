@@ -40,6 +40,7 @@ from torch.nn import functional
 
 from nvlm.config.schema import RunConfig
 from nvlm.model.parts.names import named_modules
+from nvlm.model.parts.nf4 import values_of
 from nvlm.parallel.groups import Parallel
 from nvlm.rows import ADAPTER
 from nvlm.sizes.adapters import Adapter, by_module
@@ -94,7 +95,7 @@ class LowRankAdapter(nn.Module):
         added = self._product(inputs[0])
         if self.magnitude is None:
             return output + added, later_bias
-        factors = self.magnitude / self.row_norms(linear.weight).to(self.magnitude.dtype)
+        factors = self.magnitude / self.row_norms(values_of(linear)).to(self.magnitude.dtype)
         if not self.has_bias:
             return (output + added) * factors, later_bias
         plain = output - linear.bias
@@ -190,7 +191,7 @@ def measure_rows(model: nn.Module) -> None:
     for _, module in named_modules(model):
         adapter = getattr(module, ADAPTER, None)
         if isinstance(adapter, LowRankAdapter):
-            adapter.measure_rows(module.weight)  # type: ignore[arg-type]
+            adapter.measure_rows(values_of(module))
 
 
 def _adds_bias(linear: Any) -> bool:
