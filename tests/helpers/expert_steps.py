@@ -5,27 +5,36 @@ As a script under torchrun it goes through several layouts, like `layout_steps`.
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from helpers import layout_steps, small_model
-from helpers.layout_steps import OPTIMIZER, TwoSteps, losses_and_gradients, wrapped
+from helpers import adapter_steps, layout_steps, small_model
+from helpers.layout_steps import (
+    OPTIMIZER,
+    TwoSteps,
+    losses_and_gradients,
+    second_step,
+    two_steps,
+    wrapped,
+)
 from nvlm.batch import IGNORED_LABEL, MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
-from nvlm.parallel.groups import Parallel, initialize, shut_down
+from nvlm.parallel.groups import initialize
 
 # Weights large enough for errors in the routers' losses to show.
 EXPERTS = [
     "model.language.moe={num_experts: 4, every_nth_layer: 2, ffn_hidden_size: 96,"
     " load_balance_loss: 0.5, z_loss: 0.1}"
 ]
+# Experts cannot have adapters; routers stay as they are.
+ADAPTERS = [
+    "stage.adapters={'language_model.*.self_attention.linear_*.weight': {rank: 4, dora: true}}"
+]
+ADAPTED = "gradients of adapters of attention"
 GRADIENTS, STEPS, RESUMED = "gradients", "two steps", "resumed"
-SINGLE = "single"
 
 
 def config_of(*overrides: str) -> RunConfig:
@@ -66,40 +75,13 @@ def all_cases(
     chunks = wrapped(small_model.build_chunks(config, parallel))
     results = {
         GRADIENTS: losses_and_gradients(chunks, with_images(config), parallel),
-        STEPS: two_steps(config, parallel, save_to is not None),
+        ADAPTED: adapter_steps.gradients(config_of(*ADAPTERS, *overrides), parallel),
+        STEPS: two_steps(config, parallel, save_to is not None, Steps),
     }
     if resume_from:
-        results[RESUMED] = second_step(config, parallel, resume_from)
+        results[RESUMED] = second_step(config, parallel, resume_from, Steps)
     return results
 
 
-def two_steps(config: RunConfig, parallel: Parallel, save: bool) -> dict:
-    run = Steps(config, parallel)
-    run.take()
-    if save:
-        run.training.save()
-    run.take()
-    return run.result()
-
-
-def second_step(config: RunConfig, parallel: Parallel, resume_from: Path) -> dict:
-    run = Steps(config, parallel)
-    run.load(resume_from)
-    run.take()
-    return run.result()
-
-
-def main() -> None:
-    """Arguments: folder, layouts by name; each resumes the checkpoint of the one before."""
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
-    resume_from = folder / SINGLE
-    for name, overrides in layouts.items():
-        print(f"layout {name}", flush=True)
-        results = all_cases(overrides, folder / name, resume_from)
-        resume_from = folder / name
-        torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
-    shut_down()
-
-
 if __name__ == "__main__":
-    main()
+    layout_steps.go_through_layouts(all_cases)

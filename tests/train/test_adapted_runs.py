@@ -89,6 +89,17 @@ def test_adapters_that_cannot_be_are_refused(adapters: str, message: str):
     assert message in str(refused.value.args)
 
 
+def test_experts_have_no_adapters():
+    experts = "model.language.moe={num_experts: 4, every_nth_layer: 2}"
+    for pattern in ("language_model.*.linear_*.weight", "*.local_experts.3.linear_fc2.weight"):
+        adapters = f"stage.adapters={{'{pattern}': {{rank: 2}}}}"
+        with pytest.raises(ConfigError, match="experts have no adapters, as peft could not save"):
+            check_patterns(small_model.small_config(experts, adapters))
+    attention, mlp = "'*.self_attention.linear_*.weight'", "'*.mlp.linear_*'"
+    both = f"stage.adapters={{{attention}: {{rank: 2}}, {mlp}: {{rank: 3}}}}"
+    check_patterns(small_model.small_config(experts, both))
+
+
 def test_an_encoder_with_adapters_is_not_shared_out():
     with pytest.raises(ConfigError, match=r"or stage\.adapters let it train"):
         small_model.small_config(
