@@ -9,6 +9,7 @@ in tokens, image sizes in pixels.
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -314,6 +315,11 @@ class ParallelConfig(Section):
     def model_parallel_size(self) -> int:
         """Processes that hold one copy of the model."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def fewest_processes(self) -> int:
+        """That the layout takes: of each pipeline stage as many as share its experts."""
+        return self.pipeline * lcm(self.tensor * self.context, self.expert)
 
     @property
     def shares_tiles(self) -> bool:

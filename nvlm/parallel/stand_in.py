@@ -21,10 +21,10 @@ def stand_in(config: RunConfig, pipeline_rank: int) -> Iterator[Parallel]:
     assert not dist.is_initialized(), "this process takes part in a run"
     parallel = config.parallel
     # Megatron-core numbers processes along the tensor-parallel group first, and stages last.
-    rank = pipeline_rank * parallel.tensor * parallel.context
-    dist.init_process_group("fake", rank=rank, world_size=parallel.model_parallel_size)
+    rank = pipeline_rank * (parallel.fewest_processes // parallel.pipeline)
+    dist.init_process_group("fake", rank=rank, world_size=parallel.fewest_processes)
     try:
-        groups = initialize(config, world_size=parallel.model_parallel_size)
+        groups = initialize(config, world_size=parallel.fewest_processes)
         assert (groups.tensor_rank, groups.pipeline_rank) == (0, pipeline_rank)
         yield groups
     finally:

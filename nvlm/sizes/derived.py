@@ -45,7 +45,7 @@ def derive(config: RunConfig, world_size: int | None = None) -> DerivedNumbers:
         ConfigError: `world_size` does not fit the layout, or the batch does not fit it.
     """
     if world_size is None:
-        world_size = config.parallel.model_parallel_size
+        world_size = config.parallel.fewest_processes
     data_parallel_size = check_world_size(config, world_size)
     named, frozen, train = run_parameters_by_name(config), frozen_patterns(config), config.train
     return DerivedNumbers(

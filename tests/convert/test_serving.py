@@ -70,6 +70,8 @@ LOADED_BY_VLLM = {
     "internvit_6b_qwen2_7b": True,
     "internvit_300m_qwen2_0_5b": False,
     "internvit_300m_qwen3_4b": False,
+    "internvit_300m_qwen3_4b_moe": False,
+    "internvit_300m_qwen2_5_7b_128k": False,
     "tiny": False,
 }
 

@@ -108,7 +108,12 @@ def by_stage(config: RunConfig, num_gpus: int) -> list[StageBytes]:
 def test_the_large_models_say_what_they_take():
     models = {path.parent.name for path in FILES}
     of_the_paper = {f"nvlm_{fusion}_{size}" for fusion in "dxh" for size in ("72b", "34b")}
-    assert models == {*of_the_paper, "internvit_6b_qwen2_7b"}
+    assert models == {
+        *of_the_paper,
+        "internvit_6b_qwen2_7b",
+        "internvit_300m_qwen3_4b_moe",
+        "internvit_300m_qwen2_5_7b_128k",
+    }
     for model in models:
         runs = {path for path in RUNS.glob(f"{model}/*.yaml") if path.stem != "stages"}
         assert runs <= set(FILES)

@@ -17,6 +17,11 @@ from nvlm.sizes.flops import ForwardFlops, StepFlops, forward_flops, step_flops
 # 4B:    2560 x 6144 = 15,728,640 + 4096 x 2560 = 10,485,760 + 2560 x 19456 = 49,807,360
 #        + 9728 x 2560 = 24,903,680: 100,925,440, 36 times; the embedding's matrix once more,
 #        2560 x 151936 = 388,956,160: 4,022,272,000.
+# 4B with experts: every second layer has a second MLP for each token, 74,711,040, and the router's
+#        8 x 2560 = 20,480: 18 x 74,731,520 = 1,345,167,360 more.
+# 7B:    3584 x 4608 = 16,515,072 + 3584 x 3584 = 12,845,056 + 3584 x 37888 = 135,790,592
+#        + 18944 x 3584 = 67,895,296: 233,046,016, 28 times; with the output layer of
+#        3584 x 152064 = 544,997,376: 7,070,285,824.
 # An encoder layer: query, key and value of the stored heads; output; two matrices of the MLP.
 # 6B:    3200 x 12288 = 39,321,600 + 4096 x 3200 = 13,107,200 + 2 x 3200 x 12800 = 81,920,000:
 #        134,348,800, 45 times; 1025 positions, 1,050,625 pairs of them, 32 heads of 128.
@@ -41,6 +46,18 @@ FORWARD = {
         per_token_pair=294_912,  # 2 x 36 x 32 x 128
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
         projector_per_tile=256 * 129_499_136,  # 256 tokens: 2 x (4096 x 9728 + 9728 x 2560)
+    ),
+    "internvit_300m_qwen3_4b_moe/sft": ForwardFlops(
+        per_token=8_044_544_000 + 2_690_334_720,
+        per_token_pair=294_912,
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 129_499_136,
+    ),
+    "internvit_300m_qwen2_5_7b_128k/sft": ForwardFlops(
+        per_token=14_140_571_648,
+        per_token_pair=200_704,  # 2 x 28 x 3584
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 290_979_840,  # 256 tokens: 2 x (4096 x 18944 + 18944 x 3584)
     ),
 }
 # The encoder is frozen and runs forwards. A tile's 256 tokens of projector: 72B
