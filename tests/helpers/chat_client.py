@@ -5,20 +5,12 @@ Usage: chat_client.py EXPORT CASES.pt RESULTS.pt
 
 from __future__ import annotations
 
-import sys
-
 import alone
 import torch
 
 
 def main() -> None:
-    alone.hide_project()
-    from transformers import AutoModel, AutoTokenizer
-
-    folder, cases_file, results_file = sys.argv[1:]
-    cases = torch.load(cases_file)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer, model, cases, results_file = alone.opened_export()
     tiles = model.load_image(cases["image"])
     stops = model.generation_config.eos_token_id
     results: dict = {"prompts": [], "answers": []}
@@ -35,4 +27,5 @@ def main() -> None:
     torch.save(results, results_file)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,20 +5,12 @@ Usage: generate_client.py EXPORT CASES.pt RESULTS.pt
 
 from __future__ import annotations
 
-import sys
-
 import alone
 import torch
 
 
 def main() -> None:
-    alone.hide_project()
-    from transformers import AutoModel, AutoTokenizer
-
-    folder, cases_file, results_file = sys.argv[1:]
-    cases = torch.load(cases_file)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer, model, cases, results_file = alone.opened_export()
     results: dict = {"prompts": [], "answers": [], "next_logits": []}
     for question, history, images in cases["questions"]:
         tiles = [model.load_image(file) for file in images]

@@ -9,11 +9,13 @@ from nvlm.config.connectors.sizes import (
     ConnectorSizes,
     KeptNumbers,
     Product,
+    norm_parameters,
     shuffle_problems,
+    shuffled,
 )
 from nvlm.config.section import Section
 from nvlm.config.values import Positive, ShuffleFactor
-from nvlm.rows import ONES, ZEROS, Normal, Parameter
+from nvlm.rows import Normal, Parameter
 
 
 class LinearConfig(Section):
@@ -30,11 +32,11 @@ class LinearConfig(Section):
     """Standard deviation of random first weights."""
 
     def num_tokens(self, sizes: ConnectorSizes) -> int:
-        return sizes.num_patches // self.pixel_shuffle**2
+        return shuffled(self.pixel_shuffle, sizes)[0]
 
     def token_size(self, sizes: ConnectorSizes) -> int:
         """Channels of a token before the linear: those of its patches, side by side."""
-        return sizes.channels * self.pixel_shuffle**2
+        return shuffled(self.pixel_shuffle, sizes)[1]
 
     def problems(self, sizes: ConnectorSizes) -> Iterator[str]:
         yield from shuffle_problems(self.pixel_shuffle, sizes)
@@ -52,6 +54,5 @@ class LinearConfig(Section):
 
     def parameters(self, sizes: ConnectorSizes) -> Iterator[Parameter]:
         size = self.token_size(sizes)
-        yield Parameter("norm.weight", (size,), ONES)
-        yield Parameter("norm.bias", (size,), ZEROS)
+        yield from norm_parameters(size)
         yield Parameter("linear.weight", (sizes.hidden_size, size), Normal(self.init_std))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from nvlm.rows import Parameter
+from nvlm.rows import ONES, ZEROS, Parameter
 
 
 class ConnectorSizes(NamedTuple):
@@ -72,6 +72,18 @@ class ConnectorSettings(Protocol):
         ...
 
     def model_dump(self) -> dict[str, Any]: ...
+
+
+def shuffled(factor: int, sizes: ConnectorSizes) -> tuple[int, int]:
+    """Tokens of a tile, and channels of each, where `factor` x `factor` patches are laid side by
+    side."""
+    return sizes.num_patches // factor**2, sizes.channels * factor**2
+
+
+def norm_parameters(size: int) -> Iterator[Parameter]:
+    """Of a LayerNorm over so many channels."""
+    yield Parameter("norm.weight", (size,), ONES)
+    yield Parameter("norm.bias", (size,), ZEROS)
 
 
 def shuffle_problems(factor: int, sizes: ConnectorSizes) -> Iterator[str]:
