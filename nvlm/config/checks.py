@@ -9,6 +9,7 @@ from typing import Any
 from nvlm.config.adapter_checks import adapter_problems
 from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
+from nvlm.config.distillation_checks import distillation_problems
 from nvlm.config.expert_checks import (
     expert_misfits,
     expert_problems,
@@ -104,6 +105,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _fp8_problems(config)
     yield from _sequence_parallel_problems(config)
     yield from context_problems(config)
+    yield from distillation_problems(config)
     yield from _recompute_problems(config)
     yield from _tile_problems(config)
     yield from _length_problems(config)

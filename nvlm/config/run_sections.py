@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from nvlm.config.distillation import DistillConfig
 from nvlm.config.section import Section
 from nvlm.config.values import (
     Count,
@@ -117,6 +118,8 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
     fp8: Fp8Config = Fp8Config()
+    distill: DistillConfig | None = None
+    """A teacher to learn from. null: none."""
     on_spike: Literal["warn", "skip", "stop"] = "warn"
     """About a step whose loss or gradient norm jumps: say so; leave out its update, as if its
     samples had not been drawn; or end the run before the update."""

@@ -42,6 +42,11 @@ def step_record(
         **{f"skipped/{name}": number for name, number in count_skipped(taken.skipped).items()},
         **{f"repaired/{name}": number for name, number in taken.repaired.items()},
         **taken.shortened,
+        **(
+            {}
+            if result.distillation_loss is None
+            else {"distillation_loss": result.distillation_loss}
+        ),
         **{f"loss/{source}": loss for source, loss in result.source_losses.items()},
         **{f"router/{name}": loss for name, loss in result.router_losses.items()},
         **{f"lr/{pattern}": rate for pattern, rate in taken.group_rates.items()},

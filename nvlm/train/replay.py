@@ -34,6 +34,7 @@ from nvlm.train.loss_weights import normalize_loss_weights
 from nvlm.train.optim import wrap_data_parallel
 from nvlm.train.replay_file import Failed, read_failed
 from nvlm.train.step import forward_step, run_schedule
+from nvlm.train.teacher import Teacher, find_teacher
 from nvlm.train.training import build_with_weights
 
 _ROWS_BEFORE = 12
@@ -129,11 +130,13 @@ def _take(
     chunks = wrap_data_parallel(bare, parallel)
     for chunk in chunks:
         chunk.zero_grad_buffer()
+    checkpoint = find_teacher(config)
+    teacher = None if checkpoint is None else Teacher(config, parallel, checkpoint)
     micro_batches = normalize_loss_weights(batch.micro_batches, parallel)
     outputs: list[_Seen] = []
     gradients: list[_Seen] = []
     with _looking(bare[0], outputs, gradients) as numbered:
-        forward = numbered(partial(forward_step, num_sources=len(batch.epochs)))
+        forward = numbered(partial(forward_step, num_sources=len(batch.epochs), teacher=teacher))
         reports = run_schedule(forward, chunks, micro_batches)
     losses = [float(loss_sum) for loss_sum, *_ in reports]
     bad_losses = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]

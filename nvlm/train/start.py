@@ -41,6 +41,7 @@ from nvlm.train.module_table import print_module_table
 from nvlm.train.patterns import check_patterns
 from nvlm.train.rates import rate_changes
 from nvlm.train.stage_table import print_stage_table
+from nvlm.train.teacher import Teacher, find_teacher
 from nvlm.train.throughput import device_card, explain_peak
 from nvlm.train.training import Training, build_with_weights
 
@@ -51,6 +52,7 @@ class Start:
 
     resumed: Newest = field(default_factory=Newest)  # the run's own checkpoint, if it has one
     weights: Path | None = None  # another run's checkpoint; None: random ones, where none resumes
+    teacher: Path | None = None  # to distil from, if the run does
     data: TrainingData | None = None  # on the ranks that read
     validation: ValidationData | None = None  # on these too, where the run validates
     questions: Sequence[Question] = ()  # on the main process, those that validation asks
@@ -87,7 +89,9 @@ def check_at_once(config: RunConfig, has_weights: bool = True) -> None:
     )
 
     def look() -> None:
-        _find_weights(config, has_weights)
+        resumed, _ = _find_weights(config, has_weights)
+        if has_weights:
+            find_teacher(config, resumed.checkpoint)
         check_sources(config)
 
     on_ranks(reading_ranks(config.parallel, world_size), look)
@@ -118,11 +122,14 @@ def prepare(config: RunConfig, allow_data_change: bool = False, has_weights: boo
 
     def find() -> Start:
         resumed, weights = _find_weights(config, has_weights)
+        teacher = find_teacher(config, resumed.checkpoint) if has_weights else None
         data = _open_data(config, resumed, allow_data_change)
         validation = open_validation_data(config, data.indexes, data.encoder)
         questions = choose_live_questions(config) if is_main_process() else []
         benchmarks = read_benchmarks(config)
-        return Start(resumed, weights, data, validation, questions, benchmarks, allow_data_change)
+        return Start(
+            resumed, weights, teacher, data, validation, questions, benchmarks, allow_data_change
+        )
 
     readers = reading_ranks(config.parallel, world_size)
     return on_ranks(readers, find) or Start(allow_data_change=allow_data_change)
@@ -134,7 +141,8 @@ def confirm(start: Start, config: RunConfig, console: Console) -> Start:
     Raises:
         CheckpointError: there is none.
     """
-    resumed, weights = broadcast_object((start.resumed, start.weights))
+    found = broadcast_object((start.resumed, start.weights, start.teacher))
+    resumed, weights, teacher = found
     data, damaged = start.data, {}
     while resumed.checkpoint and (damage := changed(resumed.checkpoint)):
         damaged[resumed.checkpoint] = damage
@@ -152,7 +160,7 @@ def confirm(start: Start, config: RunConfig, console: Console) -> Start:
             markup=False,
             highlight=False,
         )
-    return replace(start, resumed=resumed, weights=weights, data=data)
+    return replace(start, resumed=resumed, weights=weights, teacher=teacher, data=data)
 
 
 def begin(config: RunConfig, parallel: Parallel, start: Start, console: Console) -> Training:
@@ -162,6 +170,8 @@ def begin(config: RunConfig, parallel: Parallel, start: Start, console: Console)
     seed_random_numbers(config.train.seed)
     chunks = None if checkpoint else build_with_weights(config, parallel, start.weights)
     training = Training(config, parallel, chunks)
+    if start.teacher is not None:
+        training.teacher = Teacher(config, parallel, start.teacher)
     print_module_table(training.module_rows, config, console)
     print_stage_table(config, parallel.data_size, console)
     if checkpoint:
@@ -196,6 +206,8 @@ def _announce(training: Training, start: Start, console: Console) -> None:
         origin = f"starting from the weights of {start.weights}"
     else:
         origin = "starting from random weights"
+    if start.teacher:
+        origin += f", taught by {start.teacher}"
     processes = "1 process" if parallel.world_size == 1 else f"{parallel.world_size} processes"
     console.print(
         f"{origin}; {processes} on {platform.current().device_name()}: {parallel.sizes()}; "

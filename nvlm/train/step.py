@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # Megatron-core is imported behind the platform, which nvlm.m
     from megatron.core.optimizer import MegatronOptimizer
 
     from nvlm.model.nvlm_d import NVLMD
+    from nvlm.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StepResult:
     loss: float  # mean over all trained tokens of the step, by their weights
     source_losses: dict[str, float]  # the same of each source that the step trains on
     router_losses: dict[str, float]  # of a decoder with experts, see `router_means`
+    distillation_loss: float | None  # mean divergence from the teacher, without its weight
     grad_norm: float  # before clipping
     is_updated: bool  # False: `is_wanted` said no, and the weights are as before
     num_trained_tokens: int
@@ -58,6 +60,7 @@ def train_step(
     parallel: Parallel,
     step: int,
     is_wanted: Callable[[float, float], bool] = lambda _loss, _grad_norm: True,
+    teacher: Teacher | None = None,
 ) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
@@ -65,8 +68,8 @@ def train_step(
     `train.loss_weighting` says (Megatron's per-token loss), whatever the layout.
 
     Args:
-        is_wanted: whether a step of this (finite) loss and gradient norm updates the weights; asked
-            once, with the same numbers on every process.
+        is_wanted: whether a (finite) loss and gradient norm update the weights; asked once, alike.
+        teacher: whose distributions the gradient is of too; `loss` is without them.
 
     Raises:
         TrainingError: the loss or the gradient norm is not finite; the same on every process, with
@@ -78,10 +81,10 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     micro_batches = _weighed(batch, bare_chunks, parallel)
-    forward = partial(forward_step, num_sources=len(batch.epochs))
+    forward = partial(forward_step, num_sources=len(batch.epochs), teacher=teacher)
     reports = run_schedule(forward, chunks, micro_batches)
     phases.enter(phases.COUNTING)
-    result, losses_apart = _reduce(reports, batch, bare_chunks, parallel)
+    result, losses_apart = _reduce(reports, batch, bare_chunks, parallel, teacher is not None)
     computed = time.perf_counter()
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, *_ in reports]
@@ -160,11 +163,11 @@ def _index_of(wanted, items: list) -> int:
     return next(index for index, item in enumerate(items) if item is wanted)
 
 
-def forward_step(data_iterator, model, num_sources: int = 0):
+def forward_step(data_iterator, model, num_sources: int = 0, teacher: Teacher | None = None):
     """What Megatron-core's schedules call for a micro-batch and a chunk of the model.
 
     The loss function reports, on last stages, the weighted sum of losses, the number of trained
-    tokens, and `sums_by_source`.
+    tokens, `sums_by_source`, and the weighted sum of divergences from the teacher.
     """
     number: int
     micro_batch: MicroBatch
@@ -173,13 +176,19 @@ def forward_step(data_iterator, model, num_sources: int = 0):
     weights, loss_mask = micro_batch.weights(), micro_batch.loss_mask()
 
     def loss(losses: Tensor):
+        losses, apart = (losses, None) if teacher is None else losses
         weighted = losses.float() * weights
         loss_sum = weighted.sum()
         num_trained = loss_mask.sum().to(torch.int)
         by_source = sums_by_source(weighted, micro_batch, num_sources)
-        return loss_sum, num_trained, (loss_sum.detach().double(), num_trained.double(), by_source)
+        report = [loss_sum.detach().double(), num_trained.double(), by_source]
+        if teacher is not None and apart is not None:
+            apart_sum = (apart * weights).sum()
+            loss_sum = loss_sum + teacher.weight * apart_sum
+            report.append(apart_sum.detach().double())
+        return loss_sum, num_trained, report
 
-    output = model(micro_batch)
+    output = model(micro_batch) if teacher is None else teacher.losses(model, micro_batch)
     phases.enter(phases.BACKWARD, micro_batch=number)
     return output, loss
 
@@ -192,16 +201,17 @@ _COUNTS = (
     "num_samples",
     "num_skipped",
     "num_repaired",
+    "distillation_sum",
     *stop_requests.REASONS,
 )
 
 
 def _reduce(
-    reports, batch: StepBatch, chunks: list[NVLMD], parallel: Parallel
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    reports, batch: StepBatch, chunks: list[NVLMD], parallel: Parallel, has_teacher: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Sum the step's counts over all data ranks; losses live on last stages only.
 
-    Returns also `source_losses` and `router_losses`.
+    Returns also `source_losses`, `router_losses` and `distillation_loss`.
     """
     num_counts, sources = len(_COUNTS), list(batch.epochs)
     device = platform.current().device()
@@ -209,10 +219,11 @@ def _reduce(
     totals = torch.zeros(num_losses + NUM_SUMS, dtype=torch.float64, device=device)
     totals[num_losses:] = router_sums(chunks)
     if parallel.is_last_stage and parallel.tensor_rank == 0:
-        for loss_sum, num_trained, by_source in reports:
+        for loss_sum, num_trained, by_source, *apart_sum in reports:
             totals[0] += loss_sum
             totals[1] += num_trained
             totals[num_counts:num_losses] += by_source.flatten()
+            totals[_COUNTS.index("distillation_sum")] += sum(apart_sum)
     if parallel.is_model_parallel_main:
         for micro_batch in batch.micro_batches:
             totals[2] += micro_batch.num_real_tokens
@@ -225,7 +236,9 @@ def _reduce(
     dist.all_reduce(totals)
     values = totals.tolist()  # at once: the host waits for the device
     counts: dict[str, float] = dict(zip(_COUNTS, values[:num_counts], strict=True))
+    apart = counts["distillation_sum"] / max(counts["num_trained_tokens"], 1)
     return counts, {
+        "distillation_loss": apart if has_teacher else None,
         "source_losses": losses_by_source(sources, values[num_counts:num_losses]),
         "router_losses": router_means(values[num_losses:]),
     }

@@ -73,6 +73,8 @@ def step_parts(step: int, steps: int, record: dict[str, float], seconds_left: fl
         f"lr {record['lr']:.2e}",
         f"{record['seconds']:.2f} s (data {record['data_seconds'] / record['seconds']:.0%})",
     ]
+    if "distillation_loss" in record:
+        parts.insert(2, f"from teacher {record['distillation_loss']:.4f}")
     if "router/load_balance_loss" in record:
         parts.append(f"balance {record['router/load_balance_loss']:.3f}")
     if step < steps:

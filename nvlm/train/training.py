@@ -49,6 +49,7 @@ from nvlm.train.skips import add_counts, count_skipped, gather_repaired, gather_
 from nvlm.train.slow_ranks import SlowRanks
 from nvlm.train.spikes import Spike, SpikeWatch, react
 from nvlm.train.step import StepResult, train_step
+from nvlm.train.teacher import Teacher
 from nvlm.train.throughput import StepWork, step_work
 
 
@@ -136,6 +137,7 @@ class Training:
         if has_weights:
             self._pack()
         self.slow_ranks = SlowRanks(config, parallel)
+        self.teacher: Teacher | None = None
 
     def take_step(self, batch: StepBatch) -> StepTaken:
         """Train on a global step, of which `batch` is this data rank's share.
@@ -196,7 +198,13 @@ class Training:
 
         try:
             result = train_step(
-                self.chunks, self.optimizer, batch, self.parallel, self.step, is_wanted
+                self.chunks,
+                self.optimizer,
+                batch,
+                self.parallel,
+                self.step,
+                is_wanted,
+                self.teacher,
             )
         except TrainingError as error:  # the same on every process
             self._keep_for_replay(batch, str(error), error.add_note)
@@ -286,6 +294,7 @@ class Training:
             "counters": asdict(self.counters),
             "data_state": self.data_state,
             "spikes": self.spikes.state(),
+            **({"teacher": self.teacher.content_hash} if self.teacher else {}),
             **(notes or {}),
         }
 

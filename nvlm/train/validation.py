@@ -156,7 +156,7 @@ def held_out_losses(
         forward = partial(forward_step, num_sources=len(sources))
         reports = run_schedule(forward, training.chunks, batch.micro_batches, forward_only=True)
         if parallel.is_last_stage and parallel.tensor_rank == 0:
-            for _, _, by_source in reports:
+            for _, _, by_source, *_ in reports:
                 sums += by_source
     dist.all_reduce(sums)
     skipped = gather_skipped(StepBatch([], skipped, {}), parallel)

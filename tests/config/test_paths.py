@@ -13,7 +13,8 @@ from nvlm.errors import ConfigError
 
 TINY = REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml"
 PATHS = ["run.dir", "data.root", "data.index_dir", "data.prompt_pools", "checkpoint.load",
-         "model.tokenizer", "data.blend.a.path", "data.blend.a.blend.b.path"]  # fmt: skip
+         "train.distill.teacher", "model.tokenizer", "data.blend.a.path",
+         "data.blend.a.blend.b.path"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
