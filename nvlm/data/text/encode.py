@@ -67,8 +67,12 @@ class SampleEncoder:
         self.visual = visual
         self.image_boundary = image_boundary
         self.system_message = system_message
-        self._layout = SampleLayout(tokenizer, visual, image_boundary, system_message)
         self._tag_lengths: dict[int, dict[Grid, int]] = {}
+
+    @property
+    def _layout(self) -> SampleLayout:
+        """Of what `visual` is now: an engine that keeps a share of each tile changes it."""
+        return SampleLayout(self.tokenizer, self.visual, self.image_boundary, self.system_message)
 
     @classmethod
     def from_config(
