@@ -108,10 +108,12 @@ def crowd_scene(rng: Generator, split: str) -> Scene:
     return _digits_scene(rng, split, TILE, TILE, (1, 1), placed)
 
 
-def sheet_scene(rng: Generator, split: str, grid: tuple[int, int]) -> tuple[Scene, list[list[int]]]:
-    """A sheet with one small digit per tile, and the digits by row and column."""
+def sheet_scene(
+    rng: Generator, split: str, grid: tuple[int, int], values: Sequence[int] = range(10)
+) -> tuple[Scene, list[list[int]]]:
+    """A sheet with one small digit of `values` per tile, and the digits by row and column."""
     columns, rows = grid
-    shown = rng.integers(10, size=(rows, columns)).tolist()
+    shown = np.asarray(values)[rng.integers(len(values), size=(rows, columns))].tolist()
     placed = []
     for row in range(rows):
         for column in range(columns):

@@ -138,7 +138,7 @@ def test_first_reading_is_short():
 OTHER_FOLDERS = {"docs", "golden", "helpers", "parallel"}
 # Tests of what several files of a room do together.
 TOPICS = {
-    "ablate": {"grid_kills"},
+    "ablate": {"findings", "grid_kills"},
     "": {"gpu_check", "house", "repository", "text_kept", "wheel"},
     "cli": {"bad_input", "failing_verbs", "usage"},
     "config": {"documented", "fuzz"},

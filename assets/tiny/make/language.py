@@ -160,21 +160,12 @@ def _informative_cells(words: list[str], num_places: int) -> list[str]:
     return words[best : best + num_places]
 
 
-def pretrain_language(
-    config: LanguageConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    seed: int,
-    num_steps: int,
-    last_step: int,
-) -> None:
-    """Train and save a Hugging Face folder with bfloat16 weights; the tokenizer stays as it is.
-
-    The learning rate follows a schedule of `num_steps`, of which `last_step` are run.
-    """
-    torch.manual_seed(seed)
+def build_language_model(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase
+) -> Qwen2ForCausalLM:
+    """A Qwen2 of these sizes, randomly initialised."""
     token_ids = tokenizer.get_vocab()
-    model = Qwen2ForCausalLM(
+    return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -193,6 +184,22 @@ def pretrain_language(
             pad_token_id=token_ids["<|endoftext|>"],
         )
     )
+
+
+def pretrain_language(
+    config: LanguageConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    seed: int,
+    num_steps: int,
+    last_step: int,
+) -> None:
+    """Train and save a Hugging Face folder with bfloat16 weights; the tokenizer stays as it is.
+
+    The learning rate follows a schedule of `num_steps`, of which `last_step` are run.
+    """
+    torch.manual_seed(seed)
+    model = build_language_model(config, tokenizer)
     rng = np.random.default_rng(seed)
     writer = Writer(tokenizer, rng, "train")
     optimizers = Optimizers([model], num_steps, matrix_lr=0.02, other_lr=3e-3)
@@ -203,7 +210,7 @@ def pretrain_language(
         others = [writer.conversation(pick(rng, _KINDS[1:])) for _ in range(_NUM_OTHERS)]
         losses = []
         for conversations in (sheets, others):
-            loss = _loss(model, conversations, noise=_NOISE)
+            loss = answer_loss(model, conversations, noise=_NOISE)
             (loss / 2).backward()
             losses.append(loss.item())
         optimizers.step(step)
@@ -230,18 +237,18 @@ def evaluate(
     for kind in _KINDS:
         right = []
         for conversation in [writer.conversation(kind) for _ in range(num_each)]:
-            logits, labels = _logits(model, [conversation], noise=0.0)
+            logits, labels = answer_logits(model, [conversation], noise=0.0)
             right.append(bool((logits.argmax(-1) == labels).all()))
         scores[kind] = float(np.mean(right))
     return scores
 
 
-def _loss(model: Qwen2ForCausalLM, conversations: list[Conversation], noise: float) -> Tensor:
-    logits, labels = _logits(model, conversations, noise)
+def answer_loss(model: Qwen2ForCausalLM, conversations: list[Conversation], noise: float) -> Tensor:
+    logits, labels = answer_logits(model, conversations, noise)
     return F.cross_entropy(logits.float(), labels)
 
 
-def _logits(
+def answer_logits(
     model: Qwen2ForCausalLM, conversations: list[Conversation], noise: float
 ) -> tuple[Tensor, Tensor]:
     """Logits [answer tokens, vocab] and labels [answer tokens]; rows are padded on the right."""
