@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nvlm.ablate.grid_file import Grid, overrides_of
 from nvlm.config import RunConfig, changed, load_runs
 from nvlm.config.changed import differences
 from nvlm.config.compose import Runs
+from nvlm.config.section_kinds import default_kind, kinds_of
 from nvlm.errors import ConfigError
 from nvlm.hashes import hash_json
 
@@ -158,11 +161,26 @@ def _identity(config: RunConfig, before: Run | None) -> str:
     What is at its default is left out, so that a key that a later version adds changes no hash.
     """
     values = config.model_dump(mode="json", exclude_defaults=True)
+    _add_kinds(config, values)
     del values["run"]
     values["data"].pop("index_dir", None)
     if before is not None:  # its folder is named by what it is
         values["checkpoint"]["load"] = before.folder.name
     return hash_json(values)[:12]
+
+
+def _add_kinds(section: BaseModel, values: dict[str, Any]) -> None:
+    """Put into `values` the kinds of the parts of `section`, where they are not what a key without
+    one is read as: each class has its own kind for default, so that none of them is said."""
+    for key, field in type(section).model_fields.items():
+        part = getattr(section, key)
+        if isinstance(part, BaseModel):
+            inner = values.get(key, {})
+            _add_kinds(part, inner)
+            if kinds_of(field) and (kind := vars(part)["kind"]) != default_kind(field):
+                inner["kind"] = kind
+            if inner:
+                values[key] = inner
 
 
 def _same_cells(cells: Sequence[Cell]) -> Iterator[str]:

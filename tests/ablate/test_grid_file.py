@@ -39,6 +39,13 @@ def test_the_papers_tile_tags_are_trained_as_its_table_1_says():
     assert all(difference_of(cell, base).keys() == {"stage.tile_tags"} for cell in others)
 
 
+def test_parts_that_differ_in_kind_alone_make_two_cells(tmp_path):
+    """C-Abstractor and attention pooling of 144 tokens; and each begins from its own first stage."""
+    cells = make_cells(read_grid(find_grid("connectors")), tmp_path)
+    firsts = [cell.runs[1234].before for cell in cells]
+    assert len(cells) == 16 and len({run.folder for run in firsts if run}) == 8
+
+
 def test_a_name_that_is_near(tmp_path):
     with pytest.raises(ConfigError, match=r"tile_tag: no such grid file; did you mean tile_tags"):
         find_grid("tile_tag")
