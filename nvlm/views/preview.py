@@ -24,6 +24,7 @@ from nvlm.data.order.planner import Planner
 from nvlm.data.samples.sample import SampleError
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.sizes.visual import Grid, VisualLayout
+from nvlm.views.preview_beside import describe_beside
 from nvlm.views.preview_spans import Span, split_tokens
 from nvlm.views.stats import BlendStats, blend_stats
 
@@ -67,6 +68,7 @@ class ShownSample:
     loss_weight: float  # its source's times its own
     images: list[ShownImage] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # what is read by cross-attention, by whom
     problem: SampleError | None = None  # why training leaves it out
 
 
@@ -197,8 +199,9 @@ def _show(
     ]
     return _replace(
         sample,
-        images=list(_split_tiles(VisualLayout.from_config(config), sizes, request.grids, tiles)),
+        images=list(_split_tiles(encoder.visual, sizes, request.grids, tiles)),
         spans=split_tokens(encoded, encoder, config.model.image_token),
+        beside=describe_beside(encoder.visual, encoded.beside),
     )
 
 

@@ -61,6 +61,8 @@ def _print_sample(console: Console, sample: ShownSample, colour: str) -> None:
         console.print(Text(visible(problem), "yellow"), soft_wrap=True)
     else:
         console.print(_tokens(sample.spans))
+        for line in sample.beside:
+            console.print(Text(visible(line), "dim"), soft_wrap=True)
 
 
 def _tokens(spans: list[Span]) -> Text:

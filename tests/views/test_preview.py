@@ -98,6 +98,37 @@ def test_tokens_and_mask_are_those_of_training(make_config, tmp_path, tags):
         assert not all(trained)
 
 
+@pytest.mark.parametrize("fusion", ["cross_attention", "hybrid"])
+def test_what_is_beside_the_row_is_said(make_config, tmp_path, fusion):
+    """All tiles for NVLM-X, all but thumbnails for NVLM-H; a tag of NVLM-X sees its tile alone."""
+    config = make_config(
+        f"model.fusion={fusion}", "model.cross_attention.layer_interval=2", "data.blend={single: 1}"
+    )
+    preview, page = show(config, 12, tmp_path)
+    tiled = 0
+    for card, sample in zip(cards(page), preview.samples, strict=True):
+        shown = [line.text for line in card.with_class("beside")]
+        assert shown == sample.beside
+        (image,) = sample.images
+        num_tiles = len(image.tiles)
+        assert len(card.with_class("image-token")) == (fusion == "hybrid")
+        num_beside = num_tiles if fusion == "cross_attention" else num_tiles - 1
+        if not num_beside:  # NVLM-H's one tile stands in the row
+            assert not any("see" in line for line in shown)
+            continue
+        size = 16 * num_beside
+        every = "tile 1" if num_beside == 1 else f"tiles 1 to {num_beside}"
+        assert shown[0].startswith(f"beside the row, for cross-attention: {every} of {num_tiles}, ")
+        assert int(shown[0].split()[-2]) >= size
+        assert shown[-1].startswith("tokens ") and shown[-1].endswith(f" {every}")
+        tags = [line for line in shown[1:] if re.search(r" see tile \d+$", line)]
+        if num_tiles > 1:
+            tiled += 1
+            assert len(tags) == (num_tiles if fusion == "cross_attention" else 0)
+            assert [int(line.split()[-1]) for line in tags] == list(range(1, len(tags) + 1))
+    assert tiled
+
+
 def test_tiles(make_config, tmp_path):
     preview, page = show(make_config(), 12, tmp_path)
     grids = set()
