@@ -40,7 +40,7 @@ def test_the_papers_tile_tags_are_trained_as_its_table_1_says():
 
 
 def test_parts_that_differ_in_kind_alone_make_two_cells(tmp_path):
-    """C-Abstractor and attention pooling of 144 tokens; and each begins from its own first stage."""
+    """Each of eight connectors begins from a first stage of its own, those of equal keys too."""
     cells = make_cells(read_grid(find_grid("connectors")), tmp_path)
     firsts = [cell.runs[1234].before for cell in cells]
     assert len(cells) == 16 and len({run.folder for run in firsts if run}) == 8
