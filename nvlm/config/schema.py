@@ -99,6 +99,10 @@ class LanguageConfig(Section):
     """RMSNorm of each head's queries and keys, with one weight for all heads (Qwen3)."""
     moe: ExpertsConfig | None = None
     """Experts in place of the MLP. null: every layer has one MLP."""
+    visual_weights: Literal["none", "norms_keys_values", "all"] = "none"
+    """What of each layer image tokens have for themselves: nothing, norms and the matrices of keys
+    and values (mPLUG-Owl2), or all weights (Mixture-of-Transformers). `nvlm convert from-hf` fills
+    them with copies of the language model's; their names are like `*.visual_*`."""
     share_embeddings_and_output_weights: Switch = False
     """One matrix for token embeddings and output layer (Qwen2's small sizes)."""
     max_position_embeddings: Count = 32768

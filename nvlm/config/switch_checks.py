@@ -10,6 +10,7 @@ from nvlm.config.schema import RunConfig
 def switch_problems(config: RunConfig) -> Iterator[str]:
     """Every rule that is broken, each in one line."""
     yield from _attention_problems(config)
+    yield from _weight_problems(config)
 
 
 def _attention_problems(config: RunConfig) -> Iterator[str]:
@@ -25,4 +26,38 @@ def _attention_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"parallel.context {config.parallel.context} does not go with {key}: its processes "
             "share causal rows; use parallel.context 1"
+        )
+
+
+def _weight_problems(config: RunConfig) -> Iterator[str]:
+    weights = config.model.language.visual_weights
+    if weights == "none":
+        return
+    key = f"model.language.visual_weights {weights}"
+    if config.model.fusion != "decoder_only":
+        yield (
+            f"{key} does not go with model.fusion {config.model.fusion}: what is read by "
+            "cross-attention has weights of its own there; use none"
+        )
+    if config.model.language.moe is not None:
+        yield f"{key} does not go with model.language.moe, whose experts tokens choose; use none"
+    if config.parallel.context > 1:
+        yield (
+            f"parallel.context {config.parallel.context} does not go with {key}: the image tokens "
+            "of a row are not known on each of its processes; use parallel.context 1"
+        )
+    if config.train.fp8.recipe != "none":
+        yield (
+            f"train.fp8.recipe {config.train.fp8.recipe} does not go with {key}: a row has any "
+            "number of image tokens, and 8-bit products ask for multiples of 16; use none"
+        )
+    if config.train.recompute.language.granularity == "selective":
+        yield (
+            f"train.recompute.language.granularity selective does not go with {key}: norms that "
+            "are computed again would not know which tokens are images; use full or none"
+        )
+    if config.stage.adapters:
+        yield (
+            f"stage.adapters does not go with {key}: an adapter would be that of text and images "
+            "alike; train the visual weights themselves (stage.freeze, '!*.visual_*')"
         )

@@ -27,6 +27,7 @@ from nvlm.generate.sampling import Drawing, choose_tokens
 from nvlm.generate.thrift import Thrift
 from nvlm.model.nvlm_d import NVLMD
 from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
+from nvlm.model.parts.token_kinds import TokenKinds
 from nvlm.model.rows import PromptImages, sights_of
 from nvlm.sizes.visual import VisualLayout
 
@@ -146,7 +147,10 @@ class Decoder:
         is_visual = tokens[0] == self.image_id
         places = (begun.tokens == self.image_id).nonzero()[0]
         runs = runs_of(places.tolist()) if self.config.model.sees_both_ways else ()
-        context = Prefill(shelf, row, self._num_positions, num_cached, is_visual, runs)
+        kinds = None
+        if self.config.model.language.visual_weights != "none":
+            kinds = TokenKinds.of(_on_device(torch.from_numpy(places)), num_tokens)
+        context = Prefill(shelf, row, self._num_positions, num_cached, is_visual, runs, kinds)
         beside = _row_beside(begun.beside) if num_beside else None
         images = None
         if begun.num_tiles and self.model.pre_process:

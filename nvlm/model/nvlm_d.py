@@ -126,6 +126,7 @@ class NVLMD(MegatronModule):
         self.parallel = parallel
         self.shares_tiles = config.parallel.shares_tiles
         self.sees_both_ways = config.model.sees_both_ways
+        self.has_visual_weights = config.model.language.visual_weights != "none"
         parts = _layer_parts(config, layer_implementation, to_generate)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
@@ -199,7 +200,9 @@ class NVLMD(MegatronModule):
             sights_of(micro_batch.beside, self.overlaps_data_parallelism),
             position_ids=micro_batch.position_ids,
             labels=labels,
-            packed_seq_params=packed_documents(micro_batch, self.sees_both_ways),
+            packed_seq_params=packed_documents(
+                micro_batch, self.sees_both_ways, self.has_visual_weights
+            ),
             padding_mask=self._padding_mask(micro_batch),
         )
 

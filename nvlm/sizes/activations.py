@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from nvlm.config.adapters import LINEARS
 from nvlm.config.schema import LanguageConfig, RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.sizes import beside, visual_attention
+from nvlm.sizes import beside, visual_attention, visual_weights
 from nvlm.sizes.adapters import adapters_of, by_module, frozen_patterns
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, component_parameters, is_frozen
@@ -123,6 +123,7 @@ def stage_activations(
         else layer_activations(config, layer, layer_implementation).total
         + beside.layer_bytes(config, layer, num_tiles)
         + visual_attention.layer_bytes(config, num_tiles)
+        + visual_weights.layer_bytes(config, layer, num_tiles)
         for chunk in chunk_layers(config, stage)
         for index, layer in enumerate(chunk)
     )
@@ -146,9 +147,9 @@ def _num_tokens(config: RunConfig) -> tuple[int, int]:
 
 def _trained_matrices(config: RunConfig, layer: int) -> Mapping[str, bool]:
     """Name within a decoder layer -> whether it or its adapter trains, of the four matrices."""
-    prefix, frozen, adapted = _layer(layer), frozen_patterns(config), by_module(config)
+    prefix, adapted = _layer(layer), by_module(config)
     return {
-        name: not is_frozen(f"{prefix}.{name}.weight", frozen) or f"{prefix}.{name}" in adapted
+        name: visual_weights.visual_trains(config, layer, name) or f"{prefix}.{name}" in adapted
         for name in LINEARS
     }
 

@@ -1,7 +1,8 @@
 """Floating-point operations of the model, in training as a stage needs them.
 
     tokens:     2 x (weights of the decoder's matrices and the output layer)     per token
-                of experts those of the top_k that a token goes through
+                of experts those of the top_k that a token goes through; of weights that image
+                tokens have for themselves none, since each token goes through one matrix
     attention:  2 x layers x width of all heads  per pair of tokens of a document, half are masked
     tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
                 + 4 x layers x width x (patches + 1)^2 + the projector            per tile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.sizes.adapters import adapters_of, frozen_patterns
+from nvlm.sizes.components.visual_weights import is_visual
 from nvlm.sizes.parameters import (
     LANGUAGE,
     PROJECTOR,
@@ -140,5 +142,5 @@ def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = Fa
         if moe and row.num_experts
         else row.num_parameters
         for row in component_parameters(model, component)
-        if len(row.shape) == 2 and (row.num_layers or not in_layers)
+        if len(row.shape) == 2 and (row.num_layers or not in_layers) and not is_visual(row)
     )

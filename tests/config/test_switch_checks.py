@@ -15,6 +15,7 @@ X = [
     "stage.max_tiles_per_sequence=24",
 ]
 BOTH_WAYS = "model.visual_attention=bidirectional"
+OWN = "model.language.visual_weights=norms_keys_values"
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,21 @@ BOTH_WAYS = "model.visual_attention=bidirectional"
     [
         ([*X, BOTH_WAYS], "bidirectional does not go with model.fusion cross_attention"),
         ([BOTH_WAYS, "parallel.context=2"], "parallel.context 2 does not go with model.visual_att"),
+        ([*X, OWN], "norms_keys_values does not go with model.fusion cross_attention"),
+        (
+            [OWN, "model.language.moe={num_experts: 4}"],
+            "norms_keys_values does not go with model.language.moe",
+        ),
+        ([OWN, "parallel.context=2"], "parallel.context 2 does not go with model.language.visual"),
+        ([OWN, "train.fp8.recipe=delayed"], "delayed does not go with model.language.visual"),
+        (
+            [OWN, "train.recompute.language.granularity=selective"],
+            "granularity selective does not go with model.language.visual_weights",
+        ),
+        (
+            [OWN, "stage.adapters={'*.linear_qkv.weight': {rank: 4}}"],
+            "stage.adapters does not go with model.language.visual_weights",
+        ),
     ],
 )
 def test_refused_with_the_reason(overrides, said):

@@ -324,7 +324,10 @@ def test_unknown_dtype_and_size(converted, out):
             convert_to_hf(converted.checkpoint, out, shard_size=size)
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.visual_attention", "bidirectional")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.visual_attention", "bidirectional"), ("model.language.visual_weights", "all")],
+)
 def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str, value: str):
     checkpoint = tmp_path / "checkpoint"
     small_folders.copy_checkpoint(converted.checkpoint, checkpoint)

@@ -9,6 +9,7 @@ import torch
 from helpers import small_folders
 from helpers.paths import REPOSITORY
 
+from nvlm.config import changed
 from nvlm.convert.rules import (
     expected_tensors,
     num_parameters,
@@ -161,3 +162,34 @@ def test_full_size_has_the_published_number_of_parameters_and_names():
     assert shapes["mlp1.3.weight"] == (8192, 29568)
     assert shapes["language_model.model.layers.79.self_attn.k_proj.weight"] == (1024, 8192)
     assert shapes["language_model.lm_head.weight"] == (152064, 8192)
+
+
+@pytest.mark.parametrize("visual_weights", ["norms_keys_values", "all"])
+def test_weights_of_image_tokens_begin_as_copies(visual_weights: str):
+    key = "model.language.visual_weights"
+    model = changed(small_folders.convert_config(), {key: visual_weights}).model
+    language = model.language
+    rules = {rule.key: rule for rule in language_rules(model)}
+
+    def read(name: str) -> torch.Tensor:
+        shape = expected_tensors(list(rules.values()))[name]
+        seed = int.from_bytes(name.encode()[-4:], "big")
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    visual = {name: rule for name, rule in rules.items() if ".visual_" in name}
+    assert len(visual) == {"norms_keys_values": 4, "all": 7}[visual_weights]
+    assert set(expected_tensors(list(rules.values()))) == set(
+        expected_tensors(language_rules(changed_back(model)))
+    )
+    for name, rule in visual.items():
+        own = to_megatron(rule, Place(1), read)
+        whole = to_megatron(rules[name.replace(".visual_", ".")], Place(1), read)
+        if own.shape != whole.shape:  # of each group its key and its value
+            by_group = whole.unflatten(0, (language.num_query_groups, -1))
+            whole = by_group[:, -2 * language.head_dim :].flatten(0, 1)
+        assert torch.equal(own, whole), name
+
+
+def changed_back(model):
+    language = model.language.model_copy(update={"visual_weights": "none"})
+    return model.model_copy(update={"language": language})

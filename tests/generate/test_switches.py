@@ -55,5 +55,7 @@ def test_answers_with_a_cache_are_those_by_recomputation(engine):
 
 
 def test_a_share_of_the_cache_is_refused(engine):
+    if not engine.config.model.sees_both_ways:
+        return
     with pytest.raises(DataError, match="share of the cache to keep"):
         Engine(engine.checkpoint, thrift=Thrift(cache=0.5))

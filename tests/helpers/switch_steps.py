@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-from helpers import layout_steps, small_model
+from helpers import layout_steps, small_model, variants
 from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import initialize, shut_down
 
 SWITCHES = {
     "visual attention": ["model.visual_attention=bidirectional"],
+    "own norms, keys, values": ["model.language.visual_weights=norms_keys_values"],
+    "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
 }
 
 

@@ -167,10 +167,16 @@ def check_tiles(config: RunConfig) -> None:
 
 def check_switches(config: RunConfig) -> None:
     """Raise `ConvertError` for decoders that the exported modelling files do not compute."""
+    use = "use this checkpoint with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
+    weights = config.model.language.visual_weights
+    if weights != "none":
+        raise ConvertError(
+            f"model.language.visual_weights {weights}: exported models have one set of weights for "
+            f"text and images; {use}"
+        )
     if config.model.sees_both_ways:
         raise ConvertError(
-            "model.visual_attention bidirectional: exported models are causal; use this checkpoint "
-            "with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
+            f"model.visual_attention bidirectional: exported models are causal; {use}"
         )
 
 

@@ -13,6 +13,7 @@ from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Rule, rules_of
 from nvlm.convert.tables.layouts import keys_and_values, query_groups, stacked
 from nvlm.rows import STACKED_EXPERTS, Parameter
+from nvlm.sizes.components.visual_weights import is_visual, of_all_tokens
 from nvlm.sizes.parameters import LANGUAGE, component_parameters
 
 # Key of the parameter -> Hugging Face names; `{layer}` goes into names of layers, `{expert}` also
@@ -74,11 +75,21 @@ def language_rules(
             model.num_cross_attention_groups, language.head_dim
         ),
     }
-    names = {}
+    own = keys_and_values(language.num_query_groups, language.head_dim)
+    has_all = language.visual_weights == "all"
+    names: dict[str, list[str]] = {}
     for key, short_names in _NAMES.items():
         of_layer = "model.layers.{layer}." if key.startswith("decoder.layers.") else ""
         names[key] = [hf_prefix + of_layer + name for name in short_names]
     rows = component_parameters(model, LANGUAGE)
+    for row in rows:
+        if is_visual(row):  # a copy of what there is for all tokens
+            key = row.key.removeprefix(f"{LANGUAGE}.")
+            source = of_all_tokens(key)
+            is_shorter = ".linear_qkv." in key and not has_all
+            names[key] = names[source][1:] if is_shorter else names[source]
+            if layout := own if is_shorter else layouts.get(source):
+                layouts[key] = layout
     if not with_cross_attention:
         rows = [row for row in rows if not is_cross_attention(row)]
     return rules_of(rows, names, layouts)

@@ -26,11 +26,13 @@ from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.decoders.cross_attention import with_cross_attention
 from nvlm.model.decoders.experts import mark_experts, with_experts
+from nvlm.model.decoders.visual_weights import with_visual_weights
 from nvlm.model.parts.attention import RotatedSelfAttention
 from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import HeadNorm, RMSNorm
 from nvlm.model.parts.rotation import scale_rotation
 from nvlm.model.parts.router import RouterLosses
+from nvlm.model.parts.visual_weights import share_kinds
 from nvlm.parallel.groups import Parallel
 
 
@@ -55,6 +57,7 @@ def build_language_model(
     if router_losses is not None:
         specs = with_experts(specs, first, language, parts, router_losses)
     specs = with_cross_attention(specs, first, model_config, parts)
+    specs = with_visual_weights(specs, language)
     layers = TransformerBlockSubmodules(
         layer_specs=specs,
         layer_norm=RMSNorm,  # type: ignore[arg-type]
@@ -78,6 +81,7 @@ def build_language_model(
     scale_rotation(language, model.rotary_pos_emb)
     follow_gradient_mode(model.decoder)
     mark_experts(model.decoder)
+    share_kinds(model.decoder, parallel.groups.tp)
     model.router_losses = router_losses  # type: ignore[assignment]
     return model
 

@@ -25,6 +25,7 @@ from torch.nn import functional
 from nvlm.batch import MicroBatch, Run
 from nvlm.model.parts.cache import Decode, Prefill
 from nvlm.model.parts.context_attention import attend_in_context
+from nvlm.model.parts.token_kinds import TokenKinds
 
 
 class RotatedSelfAttention(SelfAttention):
@@ -69,16 +70,23 @@ class PackedDocuments(PackedSeqParams):
 
     starts: tuple[int, ...] = ()
     image_runs: tuple[Run, ...] = ()  # whose tokens see each other both ways; the others causally
+    kinds: TokenKinds | None = None  # where layers have weights of images (`visual_weights`)
     # With context parallelism; see `nvlm.batch.RowPart`.
     row_order: Tensor | None = None
 
 
-def packed_documents(micro_batch: MicroBatch, sees_both_ways: bool = False) -> PackedDocuments:
+def packed_documents(
+    micro_batch: MicroBatch, sees_both_ways: bool = False, has_visual_weights: bool = False
+) -> PackedDocuments:
     """Those of a micro-batch.
 
     Args:
         sees_both_ways: image tokens see those of their run that follow, too.
+        has_visual_weights: layers have weights of their own for image tokens.
     """
+    kinds = None
+    if has_visual_weights:
+        kinds = TokenKinds.of(micro_batch.image_positions, micro_batch.tokens.shape[1])
     starts, longest = micro_batch.cu_seqlens, micro_batch.max_document_length
     return PackedDocuments(
         qkv_format="thd",
@@ -88,6 +96,7 @@ def packed_documents(micro_batch: MicroBatch, sees_both_ways: bool = False) -> P
         max_seqlen_kv=longest,
         starts=micro_batch.document_starts,
         image_runs=(micro_batch.image_runs or ()) if sees_both_ways else (),
+        kinds=kinds,
         row_order=None if micro_batch.part is None else micro_batch.part.row_order,
     )
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 from nvlm import platform
 from nvlm.batch import Run
 from nvlm.model.parts.eviction import evict
+from nvlm.model.parts.token_kinds import TokenKinds
 
 Owner = TypeVar("Owner")
 # What a step reads of its rows is a multiple of this: a multiple of what kernels want of a mask.
@@ -179,6 +180,7 @@ class Prefill(BaseInferenceContext):
         num_kept: int | None = None,
         is_visual_s: Tensor | None = None,
         image_runs: Sequence[Run] = (),
+        kinds: TokenKinds | None = None,
     ):
         """
         Args:
@@ -187,6 +189,7 @@ class Prefill(BaseInferenceContext):
                 merged into them (`evict`). None: all.
             is_visual_s: which of the prompt's tokens are images'; needed with `num_kept`.
             image_runs: see `SdpaAttention`.
+            kinds: of the prompt's tokens, where layers have weights of images.
         """
         super().__init__(materialize_only_last_token_logits=True)
         # What Megatron-core asks of a context.
@@ -195,6 +198,7 @@ class Prefill(BaseInferenceContext):
         self._shelf, self._row = shelf, row
         self._num_kept, self._is_visual_s = num_kept, is_visual_s
         self._image_runs = image_runs
+        self.kinds = kinds
         self._rotation = _Rotation()
 
     def is_static_batching(self) -> bool:

@@ -33,7 +33,10 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return rms_norm(hidden, self.weight, self.epsilon)
+        return self.normalized(hidden, self.weight)
+
+    def normalized(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(hidden, weight, self.epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -139,7 +142,10 @@ class HeadNorm(nn.Module):
 
     def forward(self, heads: Tensor) -> Tensor:
         """heads: [..., local heads, head_dim]; returns the same shape."""
-        weight = _with_summed_gradient(self.weight, self.tensor_group)
+        return self.normalized(heads, self.weight)
+
+    def normalized(self, heads: Tensor, weight: Tensor) -> Tensor:
+        weight = _with_summed_gradient(weight, self.tensor_group)
         # Keys are a view of one tensor with queries and values, which would be kept with it.
         return rms_norm(heads.contiguous(), weight, self.epsilon)
 

@@ -12,6 +12,7 @@ from typing import Any
 from nvlm.config.schema import LanguageConfig, ModelConfig
 from nvlm.rows import ONES, STACKED_EXPERTS, ZEROS, Normal, Parameter
 from nvlm.sizes.components import cross_attention
+from nvlm.sizes.components.visual_weights import with_visual_rows
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size, expert_layers
 
 
@@ -25,7 +26,8 @@ def parameters(model: ModelConfig) -> Iterator[Parameter]:
         "embedding.word_embeddings.weight", vocabulary, normal, 0,
         pipeline_stage="first and last" if is_shared else "first",
     )  # fmt: skip
-    for row in [*_layer(model), *_feed_forward(language)]:
+    of_layers = [*_layer(model), *_feed_forward(language)]
+    for row in with_visual_rows(of_layers, language):
         yield replace(
             row,
             key=f"decoder.layers.{row.key}",
