@@ -31,8 +31,8 @@ def convert_from_hf_command(
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
-            help="Hugging Face folder of an InternViT, or a hub id (OWNER/NAME@REVISION); goes "
-            "with --language.",
+            help="Hugging Face folder of an InternViT or of a timm model, or a hub id "
+            "(OWNER/NAME@REVISION); goes with --language.",
         ),
     ] = None,
     language: Annotated[

@@ -10,6 +10,7 @@ from nvlm.config.adapter_checks import adapter_problems
 from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
 from nvlm.config.distillation_checks import distillation_problems
+from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.expert_checks import (
     expert_misfits,
     expert_problems,
@@ -208,7 +209,10 @@ def _freezing_vision(config: RunConfig) -> str | None:
     still let some of it train: nvlm/train/patterns.py.
     """
     layer = "vision_model.decoder.layers.{}.{}.weight"
-    names = [layer.format(n, m) for n in range(config.model.vision.num_layers) for m in LINEARS]
+    vision = config.model.vision
+    # Those of plain torch have no layers that can be adapted.
+    num_layers = vision.num_layers if isinstance(vision, InternViTConfig) else 0
+    names = [layer.format(n, m) for n in range(num_layers) for m in LINEARS]
     if any(fnmatchcase(name, pattern) for pattern in config.stage.adapters for name in names):
         return None
     freezing = None
@@ -276,7 +280,15 @@ def _sequence_parallel_problems(config: RunConfig) -> Iterator[str]:
 
 def _recompute_problems(config: RunConfig) -> Iterator[str]:
     parallel, vision = config.parallel, config.model.vision
-    layers_of_stage = {"vision": vision.num_layers, "language": _most_layers(config)}
+    if vision.kind != "internvit" and config.train.recompute.vision.granularity != "none":
+        yield (
+            f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} is for"
+            f" model.vision.kind internvit, which is {vision.kind}: set it to none"
+        )
+    layers_of_stage = {
+        "vision": vision.stacks[0].num_computed_layers,
+        "language": _most_layers(config),
+    }
     for part, num_layers in layers_of_stage.items():
         wanted = getattr(config.train.recompute, part)
         key = f"train.recompute.{part}.num_layers"

@@ -20,17 +20,9 @@ def model_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _vision_problems(config: RunConfig) -> Iterator[str]:
-    vision = config.model.vision
-    if vision.hidden_size % vision.num_attention_heads:
-        yield not_multiple(config, "model.vision.hidden_size", "model.vision.num_attention_heads")
-    if vision.num_stored_attention_heads < vision.num_attention_heads:
-        yield (
-            f"model.vision.num_stored_attention_heads {vision.num_stored_attention_heads} is less "
-            f"than model.vision.num_attention_heads {vision.num_attention_heads}"
-        )
-    if vision.image_size % vision.patch_size:
-        yield not_multiple(config, "model.vision.image_size", "model.vision.patch_size")
-    else:
+    problems = list(config.model.vision.problems())
+    yield from problems
+    if not problems:
         yield from config.model.connector.problems(config.model.connector_sizes)
 
 
@@ -59,9 +51,9 @@ def _language_problems(config: RunConfig) -> Iterator[str]:
 def _tensor_problems(config: RunConfig) -> Iterator[str]:
     """Tensor parallelism splits these sizes evenly."""
     # A process that encodes tiles of its own has the whole vision model.
-    of_vision = ("model.vision.num_stored_attention_heads", "model.vision.ffn_hidden_size")
+    of_vision = {} if config.parallel.shares_tiles else config.model.vision.split_sizes()
     for key in (
-        *(() if config.parallel.shares_tiles else of_vision),
+        *(f"model.vision.{key}" for key in of_vision),
         *(f"model.connector.{key}" for key in config.model.connector.split_sizes()),
         "model.language.num_attention_heads",
         "model.language.num_query_groups",

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from nvlm.config.adapters import AdapterConfig
 from nvlm.config.connectors import Connector, ConnectorSizes
 from nvlm.config.cross_attention import CrossAttentionConfig
-from nvlm.config.encoders.internvit import VisionConfig as VisionConfig
+from nvlm.config.encoders import Encoder
 from nvlm.config.experts import ExpertsConfig
 from nvlm.config.rope_scaling import RopeScaling
 from nvlm.config.run_sections import (
@@ -123,7 +123,7 @@ class ModelConfig(Section):
 
     name: Name
     """What the model is called."""
-    vision: VisionConfig
+    vision: Encoder
     connector: Connector
     language: LanguageConfig
     fusion: Fusion = "decoder_only"

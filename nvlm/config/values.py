@@ -170,6 +170,8 @@ Count = Annotated[int, _whole(1)]
 CountOrZero = Annotated[int, _whole(0)]
 # Layers are listed by name, tiles by their tags.
 NumLayers = Annotated[int, _whole(1, 10_000)]
+# Counted from the last, which is -1.
+FeatureLayer = Annotated[int, _whole(-10_000, -1)]
 # Patches along each side of what pixel shuffle merges.
 ShuffleFactor = Annotated[int, BeforeValidator(_read_shuffle_factor)]
 # Even, cut by cost, or decoder layers of each pipeline stage or of each stage's chunks.

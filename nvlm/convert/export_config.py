@@ -90,7 +90,9 @@ def stop_ids_of_export(folder: HfFolder) -> list[int]:
     return ids
 
 
-def _vision(folder: HfFolder, found: Mapping[str, Any]) -> dict[str, Any]:
+def _vision(folder: HfFolder, found: Mapping[str, Any]) -> Any:
+    if architecture_of(found) == "TimmVisionModel":
+        return found.get("encoder")  # what else it says follows from this, and is compared later
     values = with_defaults(found, [*INTERN_VIT.settings], "InternVisionModel")
     vision = {setting: values[key] for key, setting in INTERN_VIT.settings.items()}
     normalizations = {name: ours for ours, name in NORM_TYPES.items()}

@@ -135,10 +135,9 @@ def _fits(config: RunConfig, layout: ParallelConfig, device_bytes: int) -> bool:
 
 def _tensor_divisor(model: ModelConfig) -> int:
     """What tensor-parallel sizes have to divide."""
-    vision, language = model.vision, model.language
+    language = model.language
     return math.gcd(
-        vision.num_stored_attention_heads,
-        vision.ffn_hidden_size,
+        *model.vision.split_sizes().values(),
         *model.connector.split_sizes().values(),
         language.num_attention_heads,
         language.num_query_groups,

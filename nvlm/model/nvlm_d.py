@@ -1,4 +1,4 @@
-"""NVLM-D: InternViT, pixel shuffle, projector and decoder as one Megatron-core model.
+"""NVLM-D: vision encoder, pixel shuffle, projector and decoder as one Megatron-core model.
 
 Shape suffixes: t tokens of the micro-batch (its packed documents in one row), n tiles, p patches
 and q tokens of a tile, h language hidden size, v vocabulary rows of this rank.
@@ -29,7 +29,7 @@ from nvlm.model.connectors.table import build_connector
 from nvlm.model.decoders.cached import layer_shapes
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.decoders.stacking import stacked_without_holes, uneven_rows
-from nvlm.model.encoders.internvit import InternViT
+from nvlm.model.encoders.table import build_encoder
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
@@ -38,7 +38,6 @@ from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
     connector_transformer_config,
     language_transformer_config,
-    vision_transformer_config,
 )
 from nvlm.model.parts.whole_encoder import mark_copies, mark_whole
 from nvlm.model.placement import check_stage
@@ -142,16 +141,11 @@ class NVLMD(MegatronModule):
         self.overlaps_data_parallelism = False
         # The platform's moment when this rank's gradients were there; who wraps this notes it.
         self.gradients_ready: Any = None
-        vision = config.model.vision
-        self.vision_model: InternViT | None = None
+        self.vision_model: nn.Module | None = None
         self.vision_projection: nn.Module | None = None
         if self.pre_process or (self.shares_tiles and vp_stage in (None, 0)):
-            self.vision_model = InternViT(
-                vision,
-                vision_transformer_config(config, layer_implementation),
-                parts,
-                alone(groups) if self.shares_tiles else groups,
-            )
+            encoding = alone(groups) if self.shares_tiles else groups
+            self.vision_model = build_encoder(config, layer_implementation, parts, encoding)
             if self.shares_tiles:
                 mark_whole(self.vision_model)
         if self.pre_process:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
-from nvlm.model.encoders.internvit import InternViT
 from nvlm.model.parts.device_time import DeviceTime
+from nvlm.model.parts.names import is_frozen
 from nvlm.parallel.context import gather_images
 from nvlm.parallel.groups import Parallel
 
@@ -34,7 +34,7 @@ class Visual:
         self,
         config: RunConfig,
         parallel: Parallel,
-        encoder: InternViT | None,
+        encoder: nn.Module | None,
         connector: nn.Module | None,
     ):
         """`encoder`, `connector`: None where this part of the model has none."""
@@ -59,7 +59,7 @@ class Visual:
     def encode(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> what the connector reads of them, [n, p, channels]."""
         encoder = self._encoder
-        assert encoder is not None and (encoder.is_frozen or not encoder.training)
+        assert encoder is not None and (is_frozen(encoder) or not encoder.training)
         features = torch.empty(
             len(tiles), *self.feature_shape, dtype=self._dtype, device=tiles.device
         )
@@ -86,7 +86,7 @@ class Visual:
     def blank_tile(self, like: Tensor) -> Tensor:
         """What a tile of zeros becomes, [1, q, h]; through the encoder only where that trains."""
         assert self._encoder is not None
-        if not self._encoder.is_frozen:
+        if not is_frozen(self._encoder):
             size = self.image_size
             return self.encode_tiles(like.new_zeros((1, 3, size, size), dtype=torch.uint8))
         return self.project(like.new_zeros((1, *self.feature_shape)))

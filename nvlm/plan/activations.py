@@ -7,6 +7,7 @@ what comes and goes within a pass.
 
 from __future__ import annotations
 
+from nvlm.config.encoders.settings import EncoderStack
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.plan.operations import trains
@@ -60,11 +61,15 @@ def head_bytes(config: RunConfig, stage: int) -> int:
 
 def encoding_bytes(config: RunConfig, num_tiles: float) -> float:
     """While an encoder without gradients runs: a few tensors of a layer, some in fp32."""
-    vision, width = config.model.vision, _width(config)
-    tensor = 1 if config.parallel.shares_tiles else config.parallel.tensor
-    positions = num_tiles * (vision.num_patches + 1)
-    hidden = 2 * vision.hidden_size * (_WIDE + width)
-    return positions * (hidden + 2 * vision.ffn_hidden_size / tensor * width)
+    return max(_encoding_bytes(config, stack, num_tiles) for stack in config.model.vision.stacks)
+
+
+def _encoding_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) -> float:
+    width = _width(config)
+    tensor = config.parallel.tensor if stack.is_split and not config.parallel.shares_tiles else 1
+    hidden = 2 * stack.hidden_size * (_WIDE + width)
+    inner = 2 * stack.inner_widths[0] / tensor * width
+    return num_tiles * stack.num_positions * (hidden + inner)
 
 
 def backward_bytes(config: RunConfig, stage: int) -> int:
@@ -85,21 +90,26 @@ def _encoder_bytes(config: RunConfig, num_tiles: float) -> float:
     """Kept by an encoder that trains."""
     if not trains(config, VISION):
         return 0.0
-    vision, number, recompute = config.model.vision, _width(config), config.train.recompute.vision
-    positions, hidden = num_tiles * (vision.num_patches + 1), vision.hidden_size
+    return sum(_stack_bytes(config, stack, num_tiles) for stack in config.model.vision.stacks)
+
+
+def _stack_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) -> float:
+    number, recompute = _width(config), config.train.recompute.vision
+    positions, hidden = num_tiles * stack.num_positions, stack.hidden_size
+    tensor = config.parallel.tensor if stack.is_split else 1
     of_input = positions * hidden * number
-    width = vision.num_stored_attention_heads * vision.head_dim / config.parallel.tensor
+    width = stack.attention_width / tensor
     norm = 2 * positions * hidden * number
     # The query and key norms are operations of torch's, one by one.
-    of_norms = 2 * positions * width * (_WIDE + 2 * number) * vision.qk_layernorm
+    of_norms = 2 * positions * width * (_WIDE + 2 * number) * stack.qk_layernorm
     attention = 5 * positions * width * number
-    mlp = 2 * positions * vision.ffn_hidden_size / config.parallel.tensor * number
+    mlp = positions * sum(stack.inner_widths) / tensor * number
     layer_scale = 2 * positions * hidden * number
     whole = 2 * norm + of_norms + attention + mlp + layer_scale
-    recomputed = 0
+    num_layers, recomputed = stack.num_computed_layers, 0
     if recompute.granularity == "full":
-        recomputed = recompute.num_layers or vision.num_layers
-    return recomputed * of_input + (vision.num_layers - recomputed) * whole
+        recomputed = recompute.num_layers or num_layers
+    return recomputed * of_input + (num_layers - recomputed) * whole
 
 
 def _width(config: RunConfig) -> int:

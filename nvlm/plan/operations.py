@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from nvlm.config.encoders.settings import NUM_COLOUR_CHANNELS
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.plan.work import Work
 from nvlm.sizes.adapters import adapters_of, frozen_patterns
@@ -19,7 +20,6 @@ from nvlm.sizes.parameters import (
     LANGUAGE,
     PROJECTOR,
     VISION,
-    component_parameters,
     count_parameters,
     parameters_by_name,
 )
@@ -78,13 +78,10 @@ def sequence_flops(config: RunConfig, work: Work) -> Flops:
 
 def patch_flops(config: RunConfig) -> int:
     """Of the convolution that makes the patches of a tile, forwards."""
-    vision = config.model.vision
-    (weight,) = (
-        row
-        for row in component_parameters(config.model, VISION)
-        if row.key.endswith("patch_embedding.weight")
+    return sum(
+        2 * NUM_COLOUR_CHANNELS * stack.patch_size**2 * stack.hidden_size * stack.num_patches
+        for stack in config.model.vision.stacks
     )
-    return 2 * weight.size * vision.num_patches
 
 
 def trainable_shares(config: RunConfig) -> Mapping[str, float]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from nvlm.config.encoders.settings import EncoderStack
 from nvlm.config.schema import RunConfig
 from nvlm.plan.activations import layer_implementation
 from nvlm.plan.adapters import adapter_passes
+from nvlm.plan.communication import group
 from nvlm.plan.operations import patch_flops, trainable_shares, trains
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
@@ -143,45 +147,56 @@ def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[P
 
 
 def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes, Seconds]:
-    """InternViT for so many tiles, and what of its backward pass is computed again."""
-    vision, numbers = config.model.vision, device.assumptions
-    tensor = device.tensor_group.size
-    rows = num_tiles * (vision.num_patches + 1)
-    width = vision.num_stored_attention_heads * vision.head_dim / tensor
-    ffn, hidden = vision.ffn_hidden_size / tensor, vision.hidden_size
+    """The encoder for so many tiles, and what of its backward pass is computed again."""
+    passes, again = Passes(NOTHING, NOTHING), NOTHING
+    for stack in config.model.vision.stacks:
+        of_stack, of_stack_again = _stack(config, stack, num_tiles, device)
+        passes, again = passes + of_stack, again + of_stack_again
+    peak = device.assumptions["peak_flops"] * device.assumptions["matmul_efficiency"]
+    patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
+    if not trains(config, VISION):
+        return Passes(passes.forward + patches, NOTHING), NOTHING
+    return Passes(passes.forward + patches, passes.backward + patches + again), again
+
+
+def _stack(
+    config: RunConfig, stack: EncoderStack, num_tiles: float, device: Device
+) -> tuple[Passes, Seconds]:
+    """The same of the layers of one encoder, its backward pass without what is computed again."""
+    numbers, tensor = device.assumptions, device.tensor_group.size if stack.is_split else 1
+    rows, hidden = num_tiles * stack.num_positions, stack.hidden_size
+    width = stack.attention_width / tensor
+    inner, ffn = (size / tensor for size in stack.inner_widths)
     scale = device.number / 2
-    encoder_trains = trains(config, VISION)
 
     def moved(norm: float, factor: float) -> float:
         bytes_ = rows * hidden * 2 * (norm + factor * numbers["layer_scale_bytes"])
-        bytes_ += rows * width * 2 * norm * vision.qk_layernorm
-        return scale * (bytes_ + rows * ffn * factor * 8)  # bias and GELU
+        bytes_ += rows * width * 2 * norm * stack.qk_layernorm
+        return scale * (bytes_ + rows * inner * factor * 8)  # bias and GELU
 
     shape = LayerShape(
         rows=rows,
-        products=((hidden, 3 * width), (width, hidden), (hidden, ffn), (ffn, hidden)),
+        products=((hidden, 3 * width), (width, hidden), (hidden, inner), (ffn, hidden)),
         hidden=rows * hidden,
         split=1,
-        attention=4 * rows * (vision.num_patches + 1) * width,
+        attention=4 * rows * stack.num_positions * width,
         elementwise=(
             moved(numbers["norm_bytes_forward"], 1),
             moved(numbers["norm_bytes_backward"], 2),
         ),
-        trains=encoder_trains,
+        trains=trains(config, VISION),
     )
+    if not stack.is_split:  # nothing is summed over tensor-parallel ranks
+        device = replace(device, tensor_group=group(1, 1, numbers))
+    num_layers = stack.num_computed_layers
     adapters = adapter_passes(config, VISION, rows, device)
-    layer = layer_passes(shape, device) + adapters * (1 / vision.num_layers)
-    peak = numbers["peak_flops"] * numbers["matmul_efficiency"]
-    patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
-    forward = layer.forward * vision.num_layers + patches
-    if not encoder_trains:
-        return Passes(forward, NOTHING), NOTHING
+    layer = layer_passes(shape, device) + adapters * (1 / num_layers)
     recompute, again = config.train.recompute.vision, NOTHING
     if recompute.granularity == "full":
-        again = layer.forward * (recompute.num_layers or vision.num_layers)
+        again = layer.forward * (recompute.num_layers or num_layers)
     elif recompute.granularity == "selective":
-        again = _selectively(config, layer.forward) * vision.num_layers
-    return Passes(forward, layer.backward * vision.num_layers + patches + again), again
+        again = _selectively(config, layer.forward) * num_layers
+    return layer * num_layers, again
 
 
 def _selectively(config: RunConfig, forward: Seconds) -> Seconds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nvlm.config.encoders.settings import NUM_COLOUR_CHANNELS
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.plan.activations import (
@@ -22,7 +23,6 @@ from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.schedule import most_kept, stage_order
 from nvlm.plan.work import Work
 from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
-from nvlm.sizes.components.internvit import NUM_COLOUR_CHANNELS
 from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory, unpacked_bytes
 from nvlm.sizes.parameters import count_parameters
 

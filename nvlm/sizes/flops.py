@@ -4,8 +4,8 @@
                 of experts those of the top_k that a token goes through; of weights that image
                 tokens have for themselves none, since each token goes through one matrix
     attention:  2 x layers x width of all heads  per pair of tokens of a document, half are masked
-    tiles:      2 x (weights of the ViT's matrices) x (patches + 1)
-                + 4 x layers x width x (patches + 1)^2 + the projector            per tile
+    tiles:      2 x (weights of the ViT's matrices) x (patches, class token and registers)
+                + 4 x layers x width x (these)^2 + the projector                  per tile
     beside:     2 x (weights of cross-attention's keys and values) x tokens       per tile
 
 times 1 for the forward pass, 1 for the gradient of the input and 1 for that of the weights, as far
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nvlm.config.encoders.settings import EncoderStack
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.sizes.adapters import adapters_of, frozen_patterns
 from nvlm.sizes.components.visual_weights import is_visual
@@ -69,10 +70,9 @@ class StepFlops:
 
 
 def forward_flops(model: ModelConfig) -> ForwardFlops:
-    language, vision = model.language, model.vision
-    layers = _num_matrix_weights(model, LANGUAGE, in_layers=True)
+    language = model.language
+    layers = _num_matrix_weights(model, LANGUAGE)
     heads_width = language.num_attention_heads * language.head_dim
-    width, positions = vision.num_stored_attention_heads * vision.head_dim, vision.num_patches + 1
     # These are of the tokens beside, and of no others.
     beside = sum(
         row.num_parameters
@@ -83,8 +83,7 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
         # The output layer computes as much where it has no matrix of its own.
         per_token=2 * (layers - beside + language.hidden_size * language.vocab_size),
         per_token_pair=2 * language.num_layers * heads_width,
-        encoder_per_tile=2 * _num_matrix_weights(model, VISION, in_layers=True) * positions
-        + 4 * vision.num_layers * width * positions**2,
+        encoder_per_tile=sum(map(_stack_flops, model.vision.stacks)),
         projector_per_tile=sum(
             product.flops for product in model.connector.products(model.connector_sizes)
         ),
@@ -123,7 +122,7 @@ def adapter_flops(config: RunConfig) -> dict[str, int]:
     """Component -> of its adapters forwards, for each token of the decoder, else for each tile."""
     model = config.model
     rows = {
-        VISION: model.vision.num_patches + 1,
+        VISION: model.vision.stacks[0].num_positions,  # only InternViT can have some
         PROJECTOR: model.connector.num_tokens(model.connector_sizes),
         LANGUAGE: 1,
     }
@@ -134,13 +133,21 @@ def adapter_flops(config: RunConfig) -> dict[str, int]:
     return found
 
 
-def _num_matrix_weights(model: ModelConfig, component: str, in_layers: bool = False) -> int:
-    """Weights that a token is multiplied with; with `in_layers` only those of a stack's layers."""
+def _stack_flops(stack: EncoderStack) -> int:
+    """Of a tile through the layers of an encoder."""
+    width, hidden, positions = stack.attention_width, stack.hidden_size, stack.num_positions
+    weights = 4 * width * hidden + sum(stack.inner_widths) * hidden
+    of_layer = 2 * weights * positions + 4 * width * positions**2
+    return stack.num_computed_layers * of_layer
+
+
+def _num_matrix_weights(model: ModelConfig, component: str) -> int:
+    """Weights of a stack's layers that a token is multiplied with."""
     moe = model.language.moe
     return sum(
         row.num_parameters * moe.top_k // row.num_experts
         if moe and row.num_experts
         else row.num_parameters
         for row in component_parameters(model, component)
-        if len(row.shape) == 2 and (row.num_layers or not in_layers) and not is_visual(row)
+        if len(row.shape) == 2 and row.num_layers and not is_visual(row)
     )

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from nvlm.config.schema import ModelConfig
 from nvlm.rows import Parameter, is_adapter
-from nvlm.sizes.components import internvit, qwen2
+from nvlm.sizes.components import qwen2
 
 VISION = "vision_model"
 PROJECTOR = "vision_projection"
@@ -24,7 +24,7 @@ TRAINS = "!"
 
 # Component, which its parameters' names begin with -> its rows, in the order of the forward pass.
 COMPONENTS: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {
-    VISION: internvit.parameters,
+    VISION: lambda model: model.vision.parameters(),
     PROJECTOR: lambda model: model.connector.parameters(model.connector_sizes),
     LANGUAGE: qwen2.parameters,
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from nvlm.config.schema import LanguageConfig, VisionConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.schema import LanguageConfig
 
 
-def vision_model(vision: VisionConfig):
+def vision_model(vision: InternViTConfig):
     """An `InternVLVisionModel`, which has no zero heads."""
     from transformers import InternVLVisionConfig, InternVLVisionModel
 

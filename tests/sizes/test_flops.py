@@ -27,6 +27,8 @@ from nvlm.sizes.flops import ForwardFlops, StepFlops, forward_flops, step_flops
 #        134,348,800, 45 times; 1025 positions, 1,050,625 pairs of them, 32 heads of 128.
 # 300M:  1024 x 3072 = 3,145,728 + 1,048,576 + 2 x 1024 x 4096 = 8,388,608: 12,582,912, 24 times;
 #        16 heads of 64.
+# SigLIP: 4 x 1152 x 1152 = 5,308,416 + 2 x 1152 x 4304 = 9,916,416: 15,224,832, 27 times; 1024
+#        positions, 1,048,576 pairs of them, 1152 wide.
 FORWARD = {
     "nvlm_d_72b/sft": ForwardFlops(
         per_token=142_916_714_496,
@@ -58,6 +60,12 @@ FORWARD = {
         per_token_pair=200_704,  # 2 x 28 x 3584
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
         projector_per_tile=256 * 290_979_840,  # 256 tokens: 2 x (4096 x 18944 + 18944 x 3584)
+    ),
+    "siglip_so400m_qwen3_4b/sft": ForwardFlops(
+        per_token=8_044_544_000,
+        per_token_pair=294_912,
+        encoder_per_tile=841_872_310_272 + 130_459_631_616,
+        projector_per_tile=256 * 139_460_608,  # 256 tokens: 2 x (4608 x 9728 + 9728 x 2560)
     ),
 }
 # The encoder is frozen and runs forwards. A tile's 256 tokens of projector: 72B

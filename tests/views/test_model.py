@@ -92,6 +92,13 @@ COUNTS = {
         "total": 13_978_693_248,
         "without zero heads": 13_462_516_608,
     },
+    "siglip_so400m_qwen3_4b": {
+        "vision_model": 413_532_144,
+        "vision_projection": 69_739_520,
+        "language_model": 4_022_468_096,
+        "total": 4_505_739_760,
+        "without zero heads": 4_505_739_760,
+    },
     "internvit_300m_qwen2_0_5b": {
         "vision_model": 304_012_288,
         "vision_projection": 24_289_280,
@@ -108,6 +115,10 @@ def test_the_counts_by_hand_are_calculated_right():
         mlp = 2 * width * ffn + ffn + width
         layer = attention + mlp + 2 * width + norms_and_biases
         return num_layers * layer + (3 * 14 * 14 + 1 + 1 + 1025) * width
+
+    def siglip(width, ffn, num_layers):
+        layer = 4 * width**2 + 2 * width * ffn + 9 * width + ffn
+        return num_layers * layer + (3 * 16 * 16 + 1 + 1024) * width
 
     def language(vocab, width, ffn, heads, groups, channels, num_layers, has_bias, num_matrices):
         qkv = (heads + 2 * groups) * channels * (width + has_bias)
@@ -143,12 +154,15 @@ def test_the_counts_by_hand_are_calculated_right():
         },
         "internvit_6b_qwen2_7b": (padded, projector(3200, 18944, 3584),
                                   language(152064, 3584, 18944, 28, 4, 128, 28, 1, 2)),
+        # Qwen3-4B: see docs/models.md.
+        "siglip_so400m_qwen3_4b": (siglip(1152, 4304, 27), projector(1152, 9728, 2560),
+                                   4_022_468_096),
         "internvit_300m_qwen2_0_5b": (small, projector(1024, 4864, 896),
                                       language(151936, 896, 4864, 14, 2, 64, 24, 1, 1)),
     }  # fmt: skip
     for name, parts in calculated.items():
         assert list(COUNTS[name].values())[:4] == [*parts, sum(parts)]
-        zero = 0 if name == "internvit_300m_qwen2_0_5b" else padded - real
+        zero = 0 if parts[0] != padded else padded - real
         assert COUNTS[name]["without zero heads"] == sum(parts) - zero
 
 

@@ -7,14 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from nvlm.config.connectors.mlp import MLPConfig
-from nvlm.config.schema import RunConfig, VisionConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.settings import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
+from nvlm.config.schema import RunConfig
 from nvlm.convert.hf.architectures import MODEL_TYPES, nvlm_architecture
 from nvlm.convert.hf.values import (
     connector_values,
     cross_attention_values,
     language_architecture,
     language_values,
+    plain_vision_values,
     prompt_values,
+    vision_architecture,
     vision_values,
 )
 from nvlm.data.text.chat_format import CHATML, ChatFormat
@@ -46,9 +50,6 @@ VLLM_BOUNDARIES = {
         "those of `chat`"
     ),
 }
-
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 def model_config(
@@ -111,7 +112,14 @@ def model_config(
     }
 
 
-def _vision_config(vision: VisionConfig, dtypes: dict[str, str]) -> dict[str, Any]:
+def _vision_config(vision: EncoderSettings, dtypes: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(vision, InternViTConfig):
+        return {
+            "architectures": [vision_architecture(vision)],
+            "model_type": f"nvlm_{vision.kind}",
+            **dtypes,
+            **plain_vision_values(vision),
+        }
     return {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
@@ -134,16 +142,17 @@ def generation_config(stop_ids: Collection[int], pad_token_id: int | None) -> di
     return {"do_sample": False, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
 
 
-def preprocessor_config(image_size: int) -> dict[str, Any]:
+def preprocessor_config(vision: EncoderSettings) -> dict[str, Any]:
     """`preprocessor_config.json`, as the released model has it: one tile's preparation."""
+    image_size, (mean, std) = vision.image_size, vision.pixel_statistics
     return {
         "crop_size": image_size,
         "do_center_crop": True,
         "do_normalize": True,
         "do_resize": True,
         "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
+        "image_mean": list(mean),
+        "image_std": list(std),
         "resample": 3,
         "size": image_size,
     }
@@ -202,6 +211,8 @@ def _load_differences(config: RunConfig) -> list[str]:
     vision, projector = config.model.vision, config.model.connector
     width = config.model.language.ffn_hidden_size
     differences = []
+    if not isinstance(vision, InternViTConfig):
+        return ["vLLM cannot load it: its NVLM-D has an InternViT, this model another encoder"]
     expected_heads = vision.num_attention_heads + RELEASED_NUM_DUMMY_HEADS
     if vision.num_stored_attention_heads != expected_heads:
         differences.append(
@@ -253,6 +264,11 @@ def _prompt_differences(config: RunConfig) -> list[str]:
         )
     if stage.image_boundary != "block":
         differences.append(VLLM_BOUNDARIES[stage.image_boundary])
+    if config.model.vision.pixel_statistics != (IMAGENET_MEAN, IMAGENET_STD):
+        differences.append(
+            "VLMEvalKit cannot feed it: it normalises pixels with ImageNet's mean and deviation, "
+            "this model's encoder was trained with others"
+        )
     if image_size != RELEASED_IMAGE_SIZE:
         differences.append(
             f"VLMEvalKit cannot feed it: it cuts tiles of {RELEASED_IMAGE_SIZE} pixels, this model "

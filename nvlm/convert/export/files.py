@@ -29,7 +29,20 @@ MODELING_FILES = (
     "prompts.py",
 )
 _HERE = Path(__file__).parents[1] / "hf_files"
-_CONNECTORS = Path(nvlm.__file__).parent / "model" / "connectors"
+_MODULES = Path(nvlm.__file__).parent / "model"
+
+# Of encoders in plain torch, in the place of InternViT's; and what files call these.
+PLAIN_ENCODER_FILES = ("configuration_timm.py", "modeling_timm.py")
+_OF_INTERNVIT = ("configuration_intern_vit.py", "modeling_intern_vit.py")
+_RENAMED = {
+    "configuration_intern_vit": "configuration_timm",
+    "modeling_intern_vit": "modeling_timm",
+    "InternVisionConfig": "TimmVisionConfig",
+    "InternVisionModel": "TimmVisionModel",
+    "InternVisionEmbeddings": "PatchEmbedding",
+    "InternVisionEncoderLayer": "Block",
+    "NVLM-D: InternViT, a projector": "NVLM-D: a ViT, a projector",
+}
 
 # Of NVLM-X and NVLM-H, besides.
 FUSED_MODELING_FILES = (
@@ -57,7 +70,7 @@ def write_export_files(
             config, dtype_name, chat.image_id, chat.end_id, chat.pad_id, begin, chat.format
         ),
         "generation_config.json": generation_config(chat.stop_ids, chat.pad_id),
-        "preprocessor_config.json": preprocessor_config(config.model.vision.image_size),
+        "preprocessor_config.json": preprocessor_config(config.model.vision),
     }
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
@@ -71,16 +84,26 @@ def write_export_files(
 
 
 def _write_modeling_files(folder: Path, model: ModelConfig) -> None:
-    """The MLP's module here is Megatron-core's; of other connectors the export has the very file.
+    """The MLP's module here is Megatron-core's; of other connectors the export has the very file,
+    and so of encoders that are not InternViT.
 
-    What names it differs with it: within a process, transformers takes two exports whose
+    What names them differs with them: within a process, transformers takes two exports whose
     configuration files are equal for the same model.
     """
-    connector = model.connector.kind
+    connector, encoder = model.connector.kind, model.vision.kind
     fused = () if model.fusion == "decoder_only" else FUSED_MODELING_FILES
-    for name in (*MODELING_FILES, *fused):
-        source = _HERE / name
-        if name == "connector_mlp.py" and connector != "mlp":
-            source = _CONNECTORS / f"{connector}.py"
-        text = source.read_text().replace("connector_mlp", f"connector_{connector}")
-        (folder / name.replace("connector_mlp", f"connector_{connector}")).write_text(text)
+    sources = {name: _HERE / name for name in (*MODELING_FILES, *fused)}
+    renamed = {"connector_mlp": f"connector_{connector}"}
+    if connector != "mlp":
+        sources["connector_mlp.py"] = _MODULES / "connectors" / f"{connector}.py"
+    if encoder != "internvit":
+        renamed |= _RENAMED
+        for name in _OF_INTERNVIT:
+            del sources[name]
+        sources |= {name: _HERE / name for name in PLAIN_ENCODER_FILES}
+        sources[f"encoder_{encoder}.py"] = _MODULES / "encoders" / f"{encoder}.py"
+    for name, source in sources.items():
+        text = source.read_text()
+        for old, new in renamed.items():
+            text, name = text.replace(old, new), name.replace(old, new)
+        (folder / name).write_text(text)

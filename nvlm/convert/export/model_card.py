@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from nvlm.config.compose import to_yaml
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.timm import TimmConfig
 from nvlm.config.schema import RunConfig
 from nvlm.convert.export.config import VLLM_BOUNDARIES, serving_differences
 from nvlm.convert.hf.values import language_architecture
@@ -175,7 +177,7 @@ def _introduction(config: RunConfig, progress: dict | None) -> str:
     return _paragraph(
         f"A multimodal language model of {_DESIGNS[config.model.fusion]}'s design "
         "(https://arxiv.org/abs/2409.11402): "
-        f"InternViT reads tiles of {visual.image_size} x {visual.image_size} pixels cut "
+        f"{_encoder(config)} reads tiles of {visual.image_size} x {visual.image_size} pixels cut "
         f"dynamically from each image, {connector} turns each tile into "
         f"{visual.num_tokens_per_tile} tokens, and "
         + _READ[config.model.fusion].format(interval=interval),
@@ -185,10 +187,16 @@ def _introduction(config: RunConfig, progress: dict | None) -> str:
     )
 
 
-def _weights(config: RunConfig, dtype: str) -> str:
+def _encoder(config: RunConfig) -> str:
     vision = config.model.vision
-    num_zero_heads = vision.num_stored_attention_heads - vision.num_attention_heads
-    if not num_zero_heads:
+    return f"timm's `{vision.name}`" if isinstance(vision, TimmConfig) else "InternViT"
+
+
+def _weights(config: RunConfig, dtype: str) -> str:
+    vision, num_zero_heads = config.model.vision, 0
+    if isinstance(vision, InternViTConfig):
+        num_zero_heads = vision.num_stored_attention_heads - vision.num_attention_heads
+    if not isinstance(vision, InternViTConfig) or not num_zero_heads:
         return f"Weights are {dtype}."
     return _paragraph(
         f"Weights are {dtype}. The vision encoder stores {num_zero_heads} heads of zeros behind",
@@ -249,7 +257,8 @@ def _provenance(config: RunConfig, progress: dict | None) -> str:
     model = config.model
     language = language_architecture(model.language).removesuffix("ForCausalLM")
     return _paragraph(
-        f"An InternViT of {model.vision.num_layers} layers, a {language} of "
+        f"{'An ' if model.vision.kind == 'internvit' else ''}{_encoder(config)} of "
+        f"{model.vision.stacks[0].num_computed_layers} layers, a {language} of "
         f"{model.language.num_layers}, tokenizer `{model.tokenizer}`.",
         "" if progress is None else f"Training started from `{config.checkpoint.load}`.",
     )

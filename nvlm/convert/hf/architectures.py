@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig, VisionConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.settings import EncoderSettings
+from nvlm.config.encoders.timm import TimmConfig
+from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig
 from nvlm.convert.hf.comparison import (
     equal,
     is_full_attention,
@@ -30,17 +33,21 @@ from nvlm.convert.hf.config_keys import (
     MISTRAL,
     NVLM_D,
     NVLM_FUSED,
+    PLAIN_VISION,
     QWEN2,
     QWEN3,
     Keys,
 )
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of, with_num_experts
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
+from nvlm.convert.hf.timm_folder import check_timm, interpolation_note, is_timm_folder
 from nvlm.convert.hf.values import (
     connector_values,
     language_architecture,
+    plain_vision_values,
     prompt_values,
     rope_scaling_values,
+    vision_architecture,
     vision_values,
 )
 from nvlm.errors import ConvertError
@@ -61,7 +68,12 @@ _ALSO = {"LlamaForCausalLM": ("MistralForCausalLM",)}
 _NVLM_KEYS = {
     name: NVLM_D if fusion == "decoder_only" else NVLM_FUSED for name, fusion in FUSIONS.items()
 }
-_ALL_KEYS = {**_LANGUAGE_KEYS, "InternVisionModel": INTERN_VIT, **_NVLM_KEYS}
+_ALL_KEYS = {
+    **_LANGUAGE_KEYS,
+    "InternVisionModel": INTERN_VIT,
+    "TimmVisionModel": PLAIN_VISION,
+    **_NVLM_KEYS,
+}
 MODEL_TYPES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -75,12 +87,15 @@ MODEL_TYPES = {
 # ------------------------------------------------------------------------------------- the checks
 
 
-def check_vision(folder: ModelFolder, vision: VisionConfig, option: str = "--vision") -> None:
-    """Raise `ConvertError` unless `folder` is an InternViT that computes what `vision` computes.
+def check_vision(folder: ModelFolder, vision: EncoderSettings, option: str = "--vision") -> None:
+    """Raise `ConvertError` unless `folder` is an encoder that computes what `vision` computes.
 
     `option` is what the folder was given as, for the message.
     """
-    _check_architecture(folder, "InternVisionModel", option)
+    if isinstance(vision, TimmConfig) and isinstance(folder, HfFolder):
+        check_timm(folder, vision, option)
+        return
+    _check_architecture(folder, vision_architecture(vision), option)
     _raise(folder, "model.vision", vision_problems(folder.config, vision))
 
 
@@ -121,6 +136,12 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
     """What of a fitting folder is not carried, though its model computes the same; clauses."""
     file = folder.path / CONFIG_FILE
     architecture = architecture_of(folder.config)
+    if is_timm_folder(folder.config):
+        assert isinstance(folder, HfFolder)
+        note = interpolation_note(folder, config.model)
+        return [] if note is None else [note]
+    if architecture == "TimmVisionModel":
+        return []
     if architecture in FUSIONS:
         assert isinstance(folder, HfFolder)
         found = [note for part in _parts(folder) for note in notes(part, config)]
@@ -171,6 +192,9 @@ def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
             return [f"architectures is [{architecture!r}], and model.fusion {model.fusion}"]
         vision, language = _parts(folder)
         found, wanted = architecture_of(language.config), language_architecture(model.language)
+        encoders = architecture_of(vision.config), vision_architecture(model.vision)
+        if encoders[0] != encoders[1]:
+            return [f"vision_config.architectures is {shown(encoders[0])}"]
         return [
             *([] if found == wanted else [f"llm_config.architectures is {shown(found)}"]),
             *released_problems(folder.config, model),
@@ -222,8 +246,15 @@ def _parts_differ(
 # ----------------------------------------------------------------------------------- the problems
 
 
-def vision_problems(found: Mapping[str, Any], vision: VisionConfig) -> list[str]:
-    """What of an InternViT's `config.json` does not fit `vision`, a clause each."""
+def vision_problems(found: Mapping[str, Any], vision: EncoderSettings) -> list[str]:
+    """What of an encoder's `config.json` does not fit `vision`, a clause each."""
+    if not isinstance(vision, InternViTConfig):
+        wanted = plain_vision_values(vision)
+        keys = PLAIN_VISION
+        values = {key: found.get(key) for key in wanted} | {
+            key: found.get(key, accepted[0]) for key, accepted in keys.fixed.items()
+        }
+        return [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
     keys = INTERN_VIT
     values = with_defaults(found, [*keys.settings, *keys.fixed], "InternVisionModel")
     ours = vision_values(vision)

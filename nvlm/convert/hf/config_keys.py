@@ -212,6 +212,13 @@ INTERN_VIT = Keys(
         ),
     },
 )
+# Encoders in plain torch, as our exports have them.
+PLAIN_VISION = Keys(
+    settings={},
+    fixed=_COMMON_FIXED,
+    rules=frozenset({"encoder", "module", "image_size", "num_patches", "hidden_size"}),
+    no_effect={**_COMMON_NO_EFFECT, "tie_word_embeddings": "there are no word embeddings"},
+)
 # Architecture of an export -> `model.fusion`.
 FUSIONS: dict[str, Fusion] = {
     "NVLM_D": "decoder_only",

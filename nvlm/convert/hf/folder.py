@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -100,15 +100,20 @@ class HfFolder:
         """The ranges of rows to read one after the other."""
         return row_blocks(self.shape(name), self.dtype(name))
 
-    def check_tensors(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise `ConvertError` listing the tensors that are missing, extra or of another shape."""
+    def check_tensors(
+        self, expected: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()
+    ) -> None:
+        """Raise `ConvertError` listing the tensors that are missing, extra or of another shape.
+
+        `unused` may be there, and are not read.
+        """
         found = {name: self.shape(name) for name in self.names()}
         missing = [f"{name} {list(expected[name])}" for name in expected if name not in found]
         # The second name of a tied tensor is an offer, not a surplus.
         extra = [
             f"{name} {list(found[name])}"
             for name in found
-            if name not in expected and name not in self.tied
+            if name not in expected and name not in self.tied and name not in unused
         ]
         misshaped = [
             f"{name} is {list(found[name])}, expected {list(expected[name])}"

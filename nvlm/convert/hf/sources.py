@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm.config.connectors.mlp import MLPConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.timm import TimmConfig
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.export.config import RELEASED_PROJECTOR_EPSILON
 from nvlm.convert.hf.architectures import (
@@ -17,6 +19,11 @@ from nvlm.convert.hf.architectures import (
 )
 from nvlm.convert.hf.config_keys import FUSIONS
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
+from nvlm.convert.hf.timm_folder import (
+    check_timm_tensors,
+    is_timm_folder,
+    timm_folder_rules,
+)
 from nvlm.convert.rules import Rule, expected_tensors
 from nvlm.convert.tables.internvit import vision_rules
 from nvlm.convert.tables.nvlm_d import VISION_PREFIX, nvlm_d_rules
@@ -36,7 +43,7 @@ class Source:
 
 
 def open_parts(vision: str | Path, language: str | Path, model: ModelConfig) -> list[Source]:
-    """Open an InternViT and a language model. Reads names and shapes, no weights.
+    """Open a vision encoder and a language model. Reads names and shapes, no weights.
 
     Args:
         vision, language: folders, or ids of the hub; see `nvlm.hub`.
@@ -75,6 +82,8 @@ def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
         ConvertError: none of ours.
     """
     architecture = architecture_of(folder.config)
+    if is_timm_folder(folder.config) and isinstance(model.vision, TimmConfig):
+        return timm_folder_rules(folder, model)
     if architecture == "InternVisionModel":
         return vision_rules(model, _num_heads(folder, "", model))
     if architecture in LANGUAGE_ARCHITECTURES:
@@ -106,13 +115,18 @@ def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | 
 
 def _fitting(folder: HfFolder, model: ModelConfig, option: str, origin: Folder) -> Source:
     rules = folder_rules(folder, model)
-    folder.check_tensors(expected_tensors(rules))
+    if is_timm_folder(folder.config):
+        check_timm_tensors(folder, model, rules)
+    else:
+        folder.check_tensors(expected_tensors(rules))
     return Source(folder, rules, option, origin)
 
 
 def _num_heads(folder: HfFolder, prefix: str, model: ModelConfig) -> int:
-    """Heads in the ViT's tensors: the real ones, or zero ones after them."""
+    """Heads in an InternViT's tensors: the real ones, or zero ones after them."""
     vision = model.vision
+    if not isinstance(vision, InternViTConfig):
+        return 0
     name = f"{prefix}encoder.layers.0.attn.qkv.weight"
     if name not in folder.names():
         return vision.num_attention_heads  # the missing tensor is reported with all others

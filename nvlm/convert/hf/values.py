@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nvlm.config.connectors.mlp import MLPConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.settings import EncoderSettings
 from nvlm.config.rope_scaling import RopeScaling
-from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig, VisionConfig
+from nvlm.config.schema import LanguageConfig, ModelConfig, RunConfig
 from nvlm.convert.hf.config_keys import INTERN_VIT, QWEN2, QWEN3
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of
 
@@ -14,10 +16,26 @@ from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of
 NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
 
 
-def vision_values(vision: VisionConfig) -> dict[str, Any]:
+def vision_values(vision: InternViTConfig) -> dict[str, Any]:
     """What InternViT's `config.json` says of a model like `vision`."""
     values = {key: getattr(vision, setting) for key, setting in INTERN_VIT.settings.items()}
     return {**values, "norm_type": NORM_TYPES[vision.normalization], "hidden_act": "gelu"}
+
+
+def plain_vision_values(vision: EncoderSettings) -> dict[str, Any]:
+    """What an export's `vision_config` says of an encoder in plain torch."""
+    encoder = {key: value for key, value in vision.model_dump().items() if key != "init_std"}
+    return {
+        "encoder": encoder,
+        "module": vision.module_settings(),
+        "image_size": vision.image_size,
+        "num_patches": vision.num_patches,
+        "hidden_size": vision.hidden_size,
+    }
+
+
+def vision_architecture(vision: EncoderSettings) -> str:
+    return "InternVisionModel" if vision.kind == "internvit" else "TimmVisionModel"
 
 
 def cross_attention_values(model: ModelConfig) -> dict[str, Any]:

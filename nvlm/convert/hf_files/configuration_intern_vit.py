@@ -59,3 +59,13 @@ class InternVisionConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.initializer_factor = initializer_factor
         super().__init__(**kwargs)
+
+    @property
+    def num_patches(self):
+        """Of a tile."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def pixel_statistics(self):
+        """Mean and deviation of RGB values in 0..1: ImageNet's."""
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -94,16 +94,11 @@ class NVLM_D_Config(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def num_patches(self):
-        """Of a tile."""
-        return (self.force_image_size // self.vision_config.patch_size) ** 2
-
-    @property
     def num_image_token(self):
         """Tokens of a tile in the language model."""
         if self.connector is not None:
             return self.connector["num_tokens"]
-        return self.num_patches // self.connector_settings()["pixel_shuffle"] ** 2
+        return self.vision_config.num_patches // self.connector_settings()["pixel_shuffle"] ** 2
 
     def connector_settings(self):
         if self.connector is not None:

@@ -58,10 +58,12 @@ def dynamic_preprocess(image, min_num=1, max_num=6, image_size=448, use_thumbnai
     return tiles
 
 
-def build_transform(input_size=448):
-    """A function from one `PIL.Image` to a normalised float tensor [3, input_size, input_size]."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+def build_transform(input_size=448, statistics=(IMAGENET_MEAN, IMAGENET_STD)):
+    """A function from one `PIL.Image` to a normalised float tensor [3, input_size, input_size].
+
+    statistics: mean and deviation of RGB values in 0..1.
+    """
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
 
     def transform(tile):
         tile = to_rgb(tile)
@@ -73,13 +75,21 @@ def build_transform(input_size=448):
     return transform
 
 
-def load_image(image, input_size=448, max_num=6, use_thumbnail=True, min_num=1):
+def load_image(
+    image,
+    input_size=448,
+    max_num=6,
+    use_thumbnail=True,
+    min_num=1,
+    statistics=(IMAGENET_MEAN, IMAGENET_STD),
+):
     """Pixel values [tiles, 3, input_size, input_size] of a `PIL.Image` or of an image file.
 
-    A file's EXIF rotation is applied, as in training.
+    A file's EXIF rotation is applied, as in training. `statistics`: mean and deviation of RGB
+    values in 0..1.
     """
     if isinstance(image, (str, Path)):
         with Image.open(image) as opened:
             image = to_rgb(ImageOps.exif_transpose(opened))
     tiles = dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail)
-    return torch.stack([*map(build_transform(input_size), tiles)])
+    return torch.stack([*map(build_transform(input_size, statistics), tiles)])

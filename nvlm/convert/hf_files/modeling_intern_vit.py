@@ -177,6 +177,10 @@ class InternVisionModel(PreTrainedModel):
     def get_input_embeddings(self):
         return self.embeddings.patch_embedding
 
+    def patches(self, pixel_values):
+        """[n, 3, image_size, image_size] -> features of the patches [n, p, c]."""
+        return self(pixel_values=pixel_values).last_hidden_state[:, 1:]
+
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range

@@ -65,7 +65,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         # Checked by the configuration: one of its LANGUAGE_CONFIGS.
         self.language_model = getattr(transformers, language.architectures[0])(language)
         sizes = SimpleNamespace(
-            num_patches=config.num_patches,
+            num_patches=vision.num_patches,
             channels=vision.hidden_size,
             hidden_size=language.hidden_size,
         )
@@ -99,12 +99,12 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
             max_num=config.max_dynamic_patch if config.dynamic_image_size else 1,
             use_thumbnail=config.use_thumbnail,
             min_num=config.min_dynamic_patch,
+            statistics=config.vision_config.pixel_statistics,
         )
 
     def extract_feature(self, pixel_values):
         """[n, 3, image_size, image_size] -> embeddings [n, num_image_token, language width]."""
-        patches_nsc = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        return self.mlp1(patches_nsc)
+        return self.mlp1(self.vision_model.patches(pixel_values))
 
     def _embed(self, input_ids, pixel_values, visual_features):
         """Embeddings of `input_ids`, those of the tiles in place of the placeholders."""

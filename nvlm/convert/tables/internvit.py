@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Layout, Rule, rules_of
 from nvlm.convert.tables.layouts import interleaved_heads, padded_heads
@@ -42,7 +43,9 @@ def vision_rules(model: ModelConfig, num_hf_heads: int, hf_prefix: str = "") -> 
         for key, name in _LAYER.items()
     }
     parameters = component_parameters(model, VISION)
-    num_stored = model.vision.num_stored_attention_heads
+    vision = model.vision
+    assert isinstance(vision, InternViTConfig)
+    num_stored = vision.num_stored_attention_heads
     layouts: dict[str, Layout] = {}
     for row in parameters:
         if row.zero_heads is not None:

@@ -33,16 +33,14 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor, nn
 
-from nvlm.config.schema import VisionConfig
+from nvlm.config.encoders.internvit import InternViTConfig
+from nvlm.config.encoders.settings import IMAGENET_MEAN, IMAGENET_STD
 from nvlm.megatron.qkv_bias import with_qkv_bias
 from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.parts.layers import LayerParts, mlp_spec
+from nvlm.model.parts.names import is_frozen
 from nvlm.model.parts.norms import QueryKeyNorm, norm_class
-
-# ImageNet statistics of RGB values in 0..1, which InternViT was trained with.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 class LayerScale(nn.Module):
@@ -71,7 +69,7 @@ class _PatchEmbedding(nn.Conv2d):
 class PatchEmbedding(nn.Module):
     """Tiles to patch embeddings, a class token in front, learned positions added."""
 
-    def __init__(self, vision: VisionConfig, dtype: torch.dtype):
+    def __init__(self, vision: InternViTConfig, dtype: torch.dtype):
         super().__init__()
         width, num_tokens = vision.hidden_size, 1 + vision.num_patches
         self.patch_embedding = _PatchEmbedding(
@@ -92,7 +90,7 @@ class InternViT(MegatronModule):
 
     def __init__(
         self,
-        vision: VisionConfig,
+        vision: InternViTConfig,
         config: TransformerConfig,
         parts: LayerParts,
         groups: ProcessGroupCollection,
@@ -109,14 +107,10 @@ class InternViT(MegatronModule):
         )
         follow_gradient_mode(self.decoder)
 
-    @property
-    def is_frozen(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.parameters())
-
     def forward(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> [n, p, c], patches row by row."""
         # A frozen encoder keeps no activations.
-        with torch.no_grad() if self.is_frozen else nullcontext():
+        with torch.no_grad() if is_frozen(self) else nullcontext():
             pixels = normalize_tiles(tiles).to(self.config.params_dtype)
             embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
             embedded_snc = recomputable(embedded_snc, self.config)
@@ -133,12 +127,14 @@ def normalize_tiles(tiles: Tensor) -> Tensor:
 @functools.cache
 def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation [1, 3, 1, 1], copied to the device once: the copy waits for it."""
-    mean, deviation = (torch.tensor(values, device=device) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, deviation = (
+        torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)
 
 
 def _layer_spec(
-    vision: VisionConfig,
+    vision: InternViTConfig,
     config: TransformerConfig,
     parts: LayerParts,
     groups: ProcessGroupCollection,

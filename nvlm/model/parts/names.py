@@ -37,6 +37,11 @@ def named_modules(chunk: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield _whole_model_name(name, layers), module
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Whether nothing of it trains."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
 def is_expert(parameter: nn.Parameter) -> bool:
     """Whether it is one of an expert's (`nvlm.model.decoders.experts.mark_experts`)."""
     return not getattr(parameter, "allreduce", True)

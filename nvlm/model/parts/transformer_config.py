@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm import platform
+from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.schema import ModuleRecomputeConfig, RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.megatron.interleaved_stages import message_settings
@@ -71,13 +72,14 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
     )
 
 
-def vision_transformer_config(config: RunConfig, layer_implementation: str) -> TransformerConfig:
+def vision_transformer_config(
+    config: RunConfig, vision: InternViTConfig, layer_implementation: str
+) -> TransformerConfig:
     """InternViT over its stored heads, whole on the first pipeline stage or on every process.
 
     The head dimension comes from the real heads: the stored ones beyond them are zero everywhere
     and exist so that any tensor-parallel size up to 8 divides their number.
     """
-    vision = config.model.vision
     return TransformerConfig(
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,

@@ -1,0 +1,89 @@
+"""What every section of an encoder answers, to those that count, place, plan and convert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from nvlm.rows import Parameter
+
+NUM_COLOUR_CHANNELS = 3
+# Statistics of ImageNet's RGB values in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderSettings(Protocol):
+    kind: Any
+    image_size: int
+    # Of a patch's hidden state, as the connector reads it.
+    hidden_size: int
+
+    @property
+    def num_patches(self) -> int:
+        """Of a tile, a square of them, as the connector reads it."""
+        ...
+
+    @property
+    def pixel_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and deviation of RGB values in 0..1 with which pixels are normalised."""
+        ...
+
+    @property
+    def stacks(self) -> Sequence[EncoderStack]:
+        """The stacks of layers that a tile goes through, side by side."""
+        ...
+
+    def problems(self) -> Iterator[str]:
+        """Why these settings contradict each other, each in one line."""
+        ...
+
+    def split_sizes(self) -> dict[str, int]:
+        """Key -> number that the tensor-parallel size has to divide; empty where each rank has all
+        of the encoder."""
+        ...
+
+    def parameters(self) -> Iterator[Parameter]:
+        """In the order of the forward pass; keys without the component's name."""
+        ...
+
+    def module_settings(self) -> dict[str, Any]:
+        """Of a plain torch module: what it is made of."""
+        ...
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class EncoderStack(Protocol):
+    """Layers of one width."""
+
+    hidden_size: int
+    patch_size: int
+    # Of its norms of queries and keys.
+    qk_layernorm: Any
+
+    @property
+    def num_patches(self) -> int: ...
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens of a tile in its layers: patches, class token and registers."""
+        ...
+
+    @property
+    def num_computed_layers(self) -> int: ...
+
+    @property
+    def attention_width(self) -> int:
+        """Channels of all heads, stored ones of zeros counted."""
+        ...
+
+    @property
+    def inner_widths(self) -> tuple[int, int]:
+        """Outputs of the MLP's first matrix or matrices, and inputs of its last."""
+        ...
+
+    @property
+    def is_split(self) -> bool:
+        """Whether tensor-parallel ranks share its layers."""
+        ...

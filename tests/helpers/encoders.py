@@ -1,0 +1,17 @@
+"""Overrides that give the small model other encoders, of as many patches as its InternViT has."""
+
+from __future__ import annotations
+
+_SIZES = "num_layers: 2, hidden_size: 64, ffn_hidden_size: 96, num_attention_heads: 4"
+SIGLIP = (
+    f"model.vision={{kind: timm, name: vit_so400m_patch14_siglip_384, image_size: 112, {_SIZES}}}"
+)
+CLIP = (
+    "model.vision={kind: timm, name: vit_large_patch14_clip_quickgelu_336.openai, "
+    f"feature_layer: -2, image_size: 112, {_SIZES.replace('layers: 2', 'layers: 3')}}}"
+)
+DINOV2 = (
+    f"model.vision={{kind: timm, name: vit_large_patch14_reg4_dinov2, image_size: 112, {_SIZES}}}"
+)
+AIMV2 = f"model.vision={{kind: timm, name: aimv2_large_patch14_224, image_size: 112, {_SIZES}}}"
+ENCODERS = {"SigLIP": [SIGLIP], "CLIP": [CLIP], "DINOv2": [DINOV2], "AIMv2": [AIMV2]}

@@ -1,0 +1,65 @@
+"""Encoders of which every tensor-parallel rank has all: gradients are those of one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import encoder_steps, layout_steps, spawn
+
+LAYOUTS = {
+    "TP2": ["parallel.tensor=2"],
+    "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
+    "PP2": ["parallel.pipeline=2"],
+    "DP2": [],
+}
+
+
+@pytest.fixture(scope="module")
+def results(parallel, tmp_path_factory) -> dict[str, list[dict]]:
+    """Layout -> what each rank has of every case."""
+    folder: Path = tmp_path_factory.mktemp("encoders")
+    program = (encoder_steps.__file__, folder, json.dumps(LAYOUTS))
+    spawn.run_program_or_fail(2, *program, log=folder / "log")
+    by_layout = {
+        name: [
+            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False) for rank in range(2)
+        ]
+        for name in LAYOUTS
+    }
+    return {"one process": [encoder_steps.results_of([])], **by_layout}
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", encoder_steps.CASES)
+def test_gradients_equal_those_of_one_process(case, layout, results, measure):
+    found = [result[case] for result in results[layout]]
+    expected = results["one process"][0][case]
+    compared = 0
+    for result in found:
+        for number, losses in result["losses"].items():
+            torch.testing.assert_close(losses, expected["losses"][number], rtol=1e-5, atol=1e-5)
+            compared += 1
+    assert compared >= 4
+    tensors, truth = layout_steps.assemble(found), layout_steps.assemble([expected])
+    assert tensors.keys() == truth.keys()
+    trains = any(key.startswith("vision_model.") for key, _ in truth)
+    assert trains == (case == encoder_steps.TRAINED)
+    worst = max(float((tensors[key] - truth[key]).norm() / truth[key].norm()) for key in truth)
+    measure(f"gradients of the worst tensor, {layout}, {case}", "one process", worst, 1e-5)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", ["TP2", "TP2 + SP"])
+def test_copies_are_equal_to_the_last_bit(layout, results):
+    shards = [
+        {s[0]: s[4] for s in result[encoder_steps.TRAINED]["tensors"] if s[0].startswith("vision_")}
+        for result in results[layout]
+    ]
+    of_encoder = [key for key in shards[0] if key.startswith("vision_model.blocks.")]
+    assert of_encoder
+    for key in of_encoder:
+        assert torch.equal(shards[0][key], shards[1][key]), key
