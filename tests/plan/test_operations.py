@@ -9,6 +9,7 @@ from helpers import adapter_steps, small_model, variants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nvlm.model.parts.names import is_frozen
 from nvlm.plan.operations import sequence_flops
 from nvlm.plan.work import Work
 from nvlm.sizes.flops import forward_flops
@@ -45,7 +46,7 @@ def test_of_a_training_step(parallel, frozen: str, variant: list[str], measure):
     freeze([model], config, parallel)
     batch = small_model.batch(config, 1, LENGTHS, num_tiles=NUM_TILES)
     patches = model.vision_model(batch.tiles).detach()
-    patches.requires_grad_(not model.vision_model.is_frozen)
+    patches.requires_grad_(not is_frozen(model.vision_model))
     encoder = counted(lambda: model.vision_model(batch.tiles))
     projector = counted(lambda: model.vision_projection(patches))
     decoder = counted(lambda: model(batch)) - encoder - projector

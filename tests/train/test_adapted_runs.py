@@ -13,7 +13,7 @@ from helpers.small_runs import STEPS, settings_of, stage_config
 
 from nvlm.config import load_runs
 from nvlm.errors import CheckpointError, ConfigError
-from nvlm.model.parts.names import named_parameters
+from nvlm.model.parts.names import is_frozen, named_parameters
 from nvlm.train.freezing import freeze, module_table, multipliers
 from nvlm.train.patterns import check_patterns
 
@@ -49,7 +49,7 @@ def test_a_part_with_adapters_trains_nothing_else(parallel):
         for name, _ in named_parameters(chunks)
         if ".adapter." in name or name.startswith("vision_projection.")
     }
-    assert chunks[0].vision_model.is_frozen, "it keeps no activations"
+    assert is_frozen(chunks[0].vision_model), "it keeps no activations"
     rows = module_table(chunks, multipliers(chunks, config, parallel), parallel)
     found = {row.name: (row.num_parameters, row.num_trainable) for row in rows}
     # Per layer: A of (3 + 1 + 2 + 1) parts, B of (384 + 192 + 1024 + 192) rows, rank 4.
@@ -65,7 +65,7 @@ def test_adapters_of_the_encoder_train_it_whatever_freeze_says(parallel):
     chunks = small_model.build_chunks(config, parallel)
     freeze(chunks, config, parallel)
     model = chunks[0]
-    assert not model.vision_model.is_frozen
+    assert not is_frozen(model.vision_model)
     model(small_model.batch(config, 1, [60, 20], num_tiles=2)).sum().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in model.named_parameters() if p.requires_grad}
