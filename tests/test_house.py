@@ -143,7 +143,7 @@ TOPICS = {
     "cli": {"bad_input", "failing_verbs", "usage"},
     "config": {"documented", "fuzz"},
     "convert": {
-        "connector_exports", "export_images", "fused_exports", "hostile_folders",
+        "connector_exports", "encoder_exports", "export_images", "fused_exports", "hostile_folders",
         "published_variants", "refusals", "released_layout", "round_trip", "serving", "streaming",
         "vllm_prompts",
     },
@@ -157,9 +157,9 @@ TOPICS = {
     "generate": {"row_beside", "switches"},
     "importers": {"import", "import_fields", "import_files", "import_fuzz", "import_runs"},
     "model": {
-        "adapter_layouts", "bf16", "context_layouts", "fused_layouts", "fusions", "model_layouts",
-        "packed_loss", "recompute", "switch_layouts", "transformer_engine", "variants",
-        "visual_attention",
+        "adapter_layouts", "bf16", "context_layouts", "encoder_layouts", "fused_layouts", "fusions",
+        "model_layouts", "packed_loss", "recompute", "switch_layouts", "transformer_engine",
+        "variants", "visual_attention",
     },
     "megatron": {"own_parts"},
     "sizes": {"memory_of_layouts", "split_axes"},

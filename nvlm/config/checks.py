@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 from nvlm.config.adapter_checks import adapter_problems
-from nvlm.config.adapters import LINEARS
 from nvlm.config.context_checks import context_problems
 from nvlm.config.distillation_checks import distillation_problems
-from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.expert_checks import (
     expert_misfits,
     expert_problems,
     expert_training_problems,
 )
 from nvlm.config.model_checks import model_problems, not_multiple
+from nvlm.config.recompute_checks import freezing_vision, recompute_problems
 from nvlm.config.schema import ModelConfig, ParallelConfig, RunConfig, SourceConfig
 from nvlm.config.validation_checks import checkpoint_problems, validation_problems
 from nvlm.errors import ConfigError
@@ -107,7 +105,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _sequence_parallel_problems(config)
     yield from context_problems(config)
     yield from distillation_problems(config)
-    yield from _recompute_problems(config)
+    yield from recompute_problems(config)
     yield from _tile_problems(config)
     yield from _length_problems(config)
     yield from _train_problems(config)
@@ -193,36 +191,13 @@ def _fp8_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _tile_parallel_problems(config: RunConfig) -> Iterator[str]:
-    if config.parallel.shares_tiles and _freezing_vision(config) is None:
+    if config.parallel.shares_tiles and freezing_vision(config) is None:
         yield (
             "parallel.vision tile_parallel needs a frozen vision model, and stage.freeze "
             f"{config.stage.freeze} or stage.adapters let it train: features are computed before "
             "the step's forward passes, and no gradient comes back to the processes that encode; "
             "add 'vision_model.*' to stage.freeze and no adapter, or use parallel.vision tensor"
         )
-
-
-def _freezing_vision(config: RunConfig) -> str | None:
-    """The pattern of `stage.freeze` that by itself freezes all of the vision model.
-
-    None also where the vision model has adapters, which train. Exceptions that do not name it may
-    still let some of it train: nvlm/train/patterns.py.
-    """
-    layer = "vision_model.decoder.layers.{}.{}.weight"
-    vision = config.model.vision
-    # Those of plain torch have no layers that can be adapted.
-    num_layers = vision.num_layers if isinstance(vision, InternViTConfig) else 0
-    names = [layer.format(n, m) for n in range(num_layers) for m in LINEARS]
-    if any(fnmatchcase(name, pattern) for pattern in config.stage.adapters for name in names):
-        return None
-    freezing = None
-    for pattern in config.stage.freeze:
-        if pattern.startswith("!vision_model."):
-            freezing = None
-        # What matches the beginning of a name, and then anything, matches every such name.
-        elif pattern.endswith("*") and fnmatchcase("vision_model.", pattern.removeprefix("!")):
-            freezing = None if pattern.startswith("!") else freezing or pattern
-    return freezing
 
 
 def _pipeline_problems(config: RunConfig) -> Iterator[str]:
@@ -276,56 +251,6 @@ def _sequence_parallel_problems(config: RunConfig) -> Iterator[str]:
             f"parallel.sequence: parallel.tensor {tensor} does not divide "
             f"train.micro_batch_size x stage.sequence_length = {num_tokens}"
         )
-
-
-def _recompute_problems(config: RunConfig) -> Iterator[str]:
-    parallel, vision = config.parallel, config.model.vision
-    if vision.kind != "internvit" and config.train.recompute.vision.granularity != "none":
-        yield (
-            f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} is for"
-            f" model.vision.kind internvit, which is {vision.kind}: set it to none"
-        )
-    layers_of_stage = {
-        "vision": vision.stacks[0].num_computed_layers,
-        "language": _most_layers(config),
-    }
-    for part, num_layers in layers_of_stage.items():
-        wanted = getattr(config.train.recompute, part)
-        key = f"train.recompute.{part}.num_layers"
-        if wanted.num_layers is None:
-            continue
-        if wanted.granularity != "full":
-            yield (
-                f"{key} {wanted.num_layers} needs train.recompute.{part}.granularity full, which "
-                f"is {wanted.granularity}"
-            )
-        elif wanted.num_layers > num_layers:
-            yield (
-                f"{key} {wanted.num_layers} is more than the {num_layers} {part} layers of a "
-                "pipeline stage"
-            )
-        elif part == "language" and wanted.num_layers % parallel.virtual_pipeline:
-            yield (
-                f"{key} {wanted.num_layers} is not a multiple of parallel.virtual_pipeline "
-                f"{parallel.virtual_pipeline}: each chunk of a stage recomputes as many layers"
-            )
-    freezing = _freezing_vision(config)
-    if freezing and config.train.recompute.vision.granularity != "none":
-        yield (
-            f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} has "
-            f"nothing to recompute: stage.freeze {freezing!r} freezes the vision model, which "
-            "then keeps no activations; set it to none"
-        )
-
-
-def _most_layers(config: RunConfig) -> int:
-    """Of the decoder, that a pipeline stage may have; where costs decide, all of them."""
-    layout, num_layers = config.parallel.layout, config.model.language.num_layers
-    if layout == "even":
-        return num_layers // config.parallel.pipeline
-    if layout == "auto":
-        return num_layers
-    return max(row if isinstance(row, int) else sum(row) for row in layout)
 
 
 def _tile_problems(config: RunConfig) -> Iterator[str]:
