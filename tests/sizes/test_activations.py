@@ -34,6 +34,8 @@ FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
 BOTH_WAYS = "model.visual_attention=bidirectional"
+OWN_KEYS = "model.language.visual_weights=norms_keys_values"
+OWN_WEIGHTS = "model.language.visual_weights=all"
 X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
 CASES = {
     "one process, fp32": [],
@@ -57,6 +59,8 @@ CASES = {
     "images seen both ways": [BF16, BOTH_WAYS],
     "images seen both ways, NVLM-H, tensor 2, sequence": [BF16, *H, TP2, SP, BOTH_WAYS],
     "images seen both ways, selective recompute": [BF16, SELECTIVE, BOTH_WAYS],
+    "own norms, keys, values, tensor 2, sequence": [BF16, TP2, SP, OWN_KEYS],
+    "all weights own": [BF16, OWN_WEIGHTS],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],
     "adapters, tensor 2, sequence": [BF16, ADAPTERS, TP2, SP],
