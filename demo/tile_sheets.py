@@ -25,6 +25,7 @@ import webdataset
 from demo import scenes
 from demo.questions import pick
 from nvlm.files import folder_beside
+from nvlm.printing import say
 
 Generator = np.random.Generator
 Turns = list[tuple[str, str]]
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name, count in write_tile_sheets(arguments.root, arguments.seed).items():
-        print(f"{name}: {count:,} samples")
+        say(f"{name}: {count:,} samples")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def attention_of_an_encoder(parallel):
     assert not config.model.vision.qkv_bias
     encoder = internvit.InternViT(
         config.model.vision,
-        vision_transformer_config(config, "local"),
+        vision_transformer_config(config, config.model.vision, "local"),
         layer_parts("local"),
         parallel.groups,
     )

@@ -46,7 +46,7 @@ def published_norm(weight: Tensor, epsilon: float):
 @pytest.fixture
 def config(parallel):
     run = small_model.small_config("train.precision=bf16")
-    return vision_transformer_config(run, "local")
+    return vision_transformer_config(run, run.model.vision, "local")
 
 
 def test_rms_norm_is_the_published_one(config, measure):
@@ -68,7 +68,8 @@ def test_query_key_norm_is_the_published_one(num_stored, parallel, measure, monk
     run = small_model.small_config(
         "train.precision=bf16", f"model.vision.num_stored_attention_heads={num_stored}"
     )
-    vision, config = run.model.vision, vision_transformer_config(run, "local")
+    vision = run.model.vision
+    config = vision_transformer_config(run, vision, "local")
     real, channels = vision.num_attention_heads, vision.head_dim
     weight = bf16(real * channels, seed=3)
     heads = bf16(65, 3, real * channels, seed=4, scale=2)

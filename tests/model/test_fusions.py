@@ -69,9 +69,10 @@ def test_fused_gelu_is_another_function(as_written, parallel):
     values = torch.linspace(-4, 4, 801)
     assert (bias_gelu(torch.zeros(()), values) - functional.gelu(values)).abs().max() > 1e-4
     config = small_model.small_config("train.precision=bf16")
-    for settings in (vision_transformer_config, connector_transformer_config):
-        assert not settings(config, "local").bias_activation_fusion
-        assert settings(config, "local").activation_func is functional.gelu
+    vision = vision_transformer_config(config, config.model.vision, "local")
+    for settings in (vision, connector_transformer_config(config, "local")):
+        assert not settings.bias_activation_fusion
+        assert settings.activation_func is functional.gelu
 
 
 @pytest.mark.gpu

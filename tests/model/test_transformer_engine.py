@@ -240,7 +240,7 @@ def test_vision_encoder_in_fp32(parallel, measure):
     local = small_model.build(config, parallel).vision_model
     theirs = InternViT(
         config.model.vision,
-        vision_transformer_config(config, "transformer_engine"),
+        vision_transformer_config(config, config.model.vision, "transformer_engine"),
         layer_parts("transformer_engine"),
         parallel.groups,
     ).to(platform.current().device())

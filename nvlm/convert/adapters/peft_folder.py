@@ -7,10 +7,9 @@ takes it, or refused by name; so is a key that peft may have one day.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +165,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def describe(modules: Mapping[str, Any]) -> str:
+def describe(modules: Iterable[str]) -> str:
     """The first few of some names."""
     names = sorted(modules)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -15,7 +15,7 @@ class TimmVisionConfig(PretrainedConfig):
         self, encoder=None, module=None, image_size=224, num_patches=196, hidden_size=768, **kwargs
     ):
         self.encoder = encoder
-        self.module = module
+        self.module = module or {}
         self.image_size = image_size
         self.num_patches = num_patches
         self.hidden_size = hidden_size

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from .encoder_timm import Encoder
+from .encoder_timm import Encoder  # type: ignore[import-not-found]  # an export has it beside
 
 
 class TimmVisionModel(Encoder):

@@ -151,4 +151,6 @@ class Encoder(nn.Module):
         prefix = [one for one in (self.cls_token, self.reg_token) if one is not None]
         expanded = [one.expand(len(pixels), -1, -1) for one in prefix]
         hidden = torch.cat([*expanded, hidden], dim=1) if expanded else hidden
-        return hidden + self.pos_embed if self.positions == "all" else hidden
+        if self.pos_embed is not None and self.positions == "all":
+            hidden = hidden + self.pos_embed
+        return hidden

@@ -40,14 +40,14 @@ class Nf4Matrix:
     """The numbers of a matrix [o, i], packed."""
 
     def __init__(self, matrix_oi: Tensor):
-        from bitsandbytes.functional import quantize_4bit
+        from bitsandbytes.functional import quantize_4bit  # type: ignore[import-not-found]
 
         assert matrix_oi.shape[1] % NF4_BLOCK == 0, matrix_oi.shape
         self.packed, self._state = quantize_4bit(matrix_oi.contiguous(), **_KIND)
 
     def unpacked(self) -> Tensor:
         """[o, i], in the type that the matrix had."""
-        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.functional import dequantize_4bit  # type: ignore[import-not-found]
 
         return dequantize_4bit(self.packed, self._state)
 
