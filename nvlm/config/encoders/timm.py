@@ -16,6 +16,8 @@ from nvlm.rows import ONES, ZEROS, Constant, Normal, Parameter
 
 # What a configuration may say otherwise than the model of its name.
 _SIZES = ("image_size", "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+# Until `_take_sizes` has put the named model's in its place.
+_BY_NAME: Any = None
 
 
 class TimmConfig(Section):
@@ -31,16 +33,16 @@ class TimmConfig(Section):
     feature_layer: FeatureLayer = -1
     """Layer whose hidden states are the features, counted from the last, -1; those behind it are
     not built. LLaVA has -2."""
-    image_size: Count = Field(default=None)
+    image_size: Count = Field(default=_BY_NAME)
     """Width and height of a tile, in pixels. null, as with the keys below: the named model's. Other
     sizes are whole patches; conversion interpolates learned positions, as timm does."""
-    num_layers: NumLayers = Field(default=None)
+    num_layers: NumLayers = Field(default=_BY_NAME)
     """Transformer layers."""
-    hidden_size: Count = Field(default=None)
+    hidden_size: Count = Field(default=_BY_NAME)
     """Width of a patch's hidden state."""
-    ffn_hidden_size: Count = Field(default=None)
+    ffn_hidden_size: Count = Field(default=_BY_NAME)
     """Width inside the MLP of a layer."""
-    num_attention_heads: Count = Field(default=None)
+    num_attention_heads: Count = Field(default=_BY_NAME)
     """Attention heads, each `hidden_size / num_attention_heads` wide."""
     init_std: Positive = 0.02
     """Standard deviation of random first weights."""
