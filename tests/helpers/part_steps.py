@@ -5,15 +5,9 @@ As a script under torchrun, with the same processes for all layouts; each rank w
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
-import torch
-
 from helpers import layout_steps, small_model
 from helpers.connectors import CONNECTORS
-from nvlm.parallel.groups import initialize, shut_down
+from nvlm.parallel.groups import initialize
 
 # MLPs are Megatron-core's, whose layers are split.
 CASES = {name: [*overrides] for name, overrides in CONNECTORS.items() if "mlp" not in name}
@@ -35,14 +29,5 @@ def results_of(layout: list[str]) -> dict[str, dict]:
     return found
 
 
-def main() -> None:
-    """Arguments: folder, layouts by name."""
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
-    for name, layout in layouts.items():
-        results = results_of(layout)
-        torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
-    shut_down()
-
-
 if __name__ == "__main__":
-    main()
+    layout_steps.go_through_layouts(lambda layout, *_: results_of(layout), checkpointing=[])
