@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import beside_batches, fused_steps, layout_steps, spawn
 from helpers.layout_steps import RESUMED, STEPS, TwoFusedSteps
-from torch import Tensor
 
 NUM_PROCESSES = 4
 LAYOUTS = {
@@ -30,10 +29,25 @@ LAYOUTS = {
 }
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    size = float(expected.norm())
-    # Of a hybrid's norms a step is less than a rounding of their weights.
-    return float((found - expected).norm()) / size if size else float(found.abs().max())
+# Distance of 1, where weights of norms begin, to the next number of fp32.
+ROUNDING = torch.finfo(torch.float32).eps
+
+
+def worst_error(found: dict, expected: dict) -> float:
+    """Largest relative error of a tensor's change.
+
+    A step moves a norm's weight by so little that one rounding of the weight, not of the change, is
+    1e-3 of it: differences of one rounding do not count there.
+    """
+    assert found.keys() == expected.keys()
+    errors = []
+    for key, change in expected.items():
+        difference, size = found[key] - change, float(change.norm())
+        if key[0].endswith("norm.weight"):
+            difference = torch.where(difference.abs() <= ROUNDING, 0, difference)
+        error = float(difference.norm()) / size if size else float(difference.abs().max())
+        errors.append(error)
+    return max(errors)
 
 
 @pytest.mark.slow
@@ -52,11 +66,9 @@ def test_steps_and_checkpoints_are_those_of_one_process(fusion, parallel, tmp_pa
         ]
         for case in (STEPS, RESUMED):
             found = layout_steps.assemble([result[case] for result in ranks])
-            assert found.keys() == expected.keys()
-            worst = max(relative_error(found[key], expected[key]) for key in expected)
             what = f"change of weights in two steps, {fusion}, {layout}, {case}"
-            measure(what, "one process", worst, 1e-4)
+            measure(what, "one process", worst_error(found, expected), 1e-4)
     alone = layout_steps.second_step(config, parallel, tmp_path / list(LAYOUTS)[-1], TwoFusedSteps)
     found = layout_steps.assemble([alone])
-    worst = max(relative_error(found[key], expected[key]) for key in expected)
-    measure(f"change of weights, {fusion}, resumed by one process", "one process", worst, 1e-4)
+    what = f"change of weights, {fusion}, resumed by one process"
+    measure(what, "one process", worst_error(found, expected), 1e-4)
