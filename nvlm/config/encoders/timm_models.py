@@ -77,7 +77,7 @@ def why_unknown(name: str) -> str:
         if model in names:
             return f"{model} is no plain ViT: {reason}"
     similar = difflib.get_close_matches(model, table["models"], n=_MOST_SIMILAR, cutoff=0.5)
-    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+    hint = f"; similar ones are {', '.join(similar)}" if similar else ""
     return f"timm {table['timm']} has no model of this name{hint}"
 
 
