@@ -161,7 +161,7 @@ class ModelConfig(Section):
     @property
     def connector_sizes(self) -> ConnectorSizes:
         vision = self.vision
-        return ConnectorSizes(vision.num_patches, vision.hidden_size, self.language.hidden_size)
+        return ConnectorSizes(vision.num_patches, vision.feature_size, self.language.hidden_size)
 
     @property
     def cross_attention_layers(self) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class Visual:
         """`encoder`, `connector`: None where this part of the model has none."""
         vision = config.model.vision
         self.image_size = vision.image_size
-        self.feature_shape = (vision.num_patches, vision.hidden_size)
+        self.feature_shape = (vision.num_patches, vision.feature_size)
         self._encoder, self._connector = encoder, connector
         self._parallel, self._shares_tiles = parallel, config.parallel.shares_tiles
         self._dtype = DTYPES[config.train.precision].torch

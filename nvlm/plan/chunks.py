@@ -104,7 +104,7 @@ def encoded_before(
     alone = replace(device, tensor_group=group(1, 1, device.assumptions))
     share = math.ceil(num_tiles / parallel.model_parallel_size)
     passes, _ = encoder(config, share, alone)
-    features = num_tiles * vision.num_patches * vision.hidden_size * device.number
+    features = num_tiles * vision.num_patches * vision.feature_size * device.number
     # Those of other stages come from their ranks, and the first stage's share what they have.
     messages = device.tensor_group.gather_seconds(features)
     if parallel.pipeline > 1:

@@ -59,7 +59,7 @@ def feature_bytes(config: RunConfig, num_tiles: float) -> int:
     """Of so many tiles encoded beforehand, on each process of the first stage: as the projector
     reads them, for the length of a step (`parallel.vision: tile_parallel`)."""
     vision = config.model.vision
-    numbers = num_tiles * vision.num_patches * vision.hidden_size
+    numbers = num_tiles * vision.num_patches * vision.feature_size
     return round(numbers * DTYPES[config.train.precision].num_bytes)
 
 

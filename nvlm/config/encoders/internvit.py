@@ -51,6 +51,10 @@ class InternViTConfig(Section):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def feature_size(self) -> int:
+        return self.hidden_size
+
+    @property
     def num_patches(self) -> int:
         """Patches of a tile, the class token not counted."""
         return (self.image_size // self.patch_size) ** 2

@@ -16,8 +16,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class EncoderSettings(Protocol):
     kind: Any
     image_size: int
-    # Of a patch's hidden state, as the connector reads it.
-    hidden_size: int
+
+    @property
+    def feature_size(self) -> int:
+        """Channels of a patch, as the connector reads it."""
+        ...
 
     @property
     def num_patches(self) -> int:

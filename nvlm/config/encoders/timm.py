@@ -76,6 +76,10 @@ class TimmConfig(Section):
         return self.model.patch_size
 
     @property
+    def feature_size(self) -> int:
+        return self.hidden_size
+
+    @property
     def num_patches(self) -> int:
         # As published, SigLIP's 384 pixels are 27 patches of 14, and the last 6 are not read.
         return (self.image_size // self.patch_size) ** 2

@@ -30,7 +30,7 @@ def plain_vision_values(vision: EncoderSettings) -> dict[str, Any]:
         "module": vision.module_settings(),
         "image_size": vision.image_size,
         "num_patches": vision.num_patches,
-        "hidden_size": vision.hidden_size,
+        "hidden_size": vision.feature_size,
     }
 
 

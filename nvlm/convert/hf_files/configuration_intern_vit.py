@@ -61,6 +61,11 @@ class InternVisionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def feature_size(self):
+        """Channels of a patch, as the connector reads it."""
+        return self.hidden_size
+
+    @property
     def num_patches(self):
         """Of a tile."""
         return (self.image_size // self.patch_size) ** 2

@@ -22,6 +22,11 @@ class TimmVisionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def feature_size(self):
+        """Channels of a patch, as the connector reads it."""
+        return self.hidden_size
+
+    @property
     def pixel_statistics(self):
         """Mean and deviation of RGB values in 0..1."""
         return self.module["pixel_mean"], self.module["pixel_std"]

@@ -66,7 +66,7 @@ class NVLM_D_Model(ChatMixin, PreTrainedModel, GenerationMixin):
         self.language_model = getattr(transformers, language.architectures[0])(language)
         sizes = SimpleNamespace(
             num_patches=vision.num_patches,
-            channels=vision.hidden_size,
+            channels=vision.feature_size,
             hidden_size=language.hidden_size,
         )
         # Of any kind; the name is the released model's.
