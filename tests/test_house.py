@@ -153,7 +153,7 @@ TOPICS = {
     "data/order": {"planner_size"},
     "data/samples": {"hostile_text"},
     "data/text": {"golden_qwen_ids"},
-    "evaluate": {"question_prompts"},
+    "evaluate": {"fused_evaluation", "question_prompts"},
     "generate": {"row_beside", "switches"},
     "importers": {"import", "import_fields", "import_files", "import_fuzz", "import_runs"},
     "model": {

@@ -83,3 +83,18 @@ def test_several_processes_give_the_same_answers(tensor, pipeline, engine, tmp_p
 def test_visual_tokens_beside_are_not_merged(engine):
     with pytest.raises(DataError, match="a share of visual tokens to keep is for models"):
         Engine(engine.checkpoint, thrift=Thrift(visual_tokens=0.5))
+
+
+def test_a_share_of_the_cache_leaves_what_is_beside(engine):
+    """The first token is the whole cache's; questions asked together are as asked alone."""
+    whole = beside_answers.answers(engine)
+    thrift = Engine(engine.checkpoint, thrift=Thrift(cache=0.4))
+    thrift.model, thrift.parallel = engine.model, engine.parallel
+    thrift.max_cache_tokens = engine.max_cache_tokens
+    found = beside_answers.answers(thrift)
+    prompts = beside_answers.prompts(thrift)
+    alone = [
+        thrift.answer(prompt, beside_answers.GREEDY.max_new_tokens).answer_ids for prompt in prompts
+    ]
+    assert found == alone and found != whole
+    assert [ids[0] for ids in found] == [ids[0] for ids in whole]

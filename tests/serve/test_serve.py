@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import openai
 import pytest
 from helpers import spawn
+from helpers.beside_batches import FUSIONS, SMALL
 from helpers.served import (
     MODEL,
     Served,
@@ -113,6 +115,45 @@ def test_a_stream_is_the_same_answer(served: Served, messages: list[Any]):
     assert len({chunk.id for chunk in chunks}) == 1
     assert len(pieces) > NUM_TOKENS / 2, "the text comes piece by piece"
     assert not any(chunk.usage for chunk in ask(served, messages, stream=True))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_models_that_read_images_beside_are_served(fusion: str, tmp_path: Path):
+    """An export of NVLM-X or H: several images in a conversation, and none, asked at once."""
+    from nvlm.convert import convert_to_hf
+    from nvlm.generate.engine import Engine
+
+    checkpoint = make_checkpoint(tmp_path, *SMALL[fusion], "model.connector.init_std=0.1")
+    export = convert_to_hf(checkpoint, tmp_path / "export")
+    marked = [
+        ("<image>\nFirst?", "An answer.", "<image>\n<image>\nAnd these?"),
+        ("Hello!",),
+    ]
+    with Engine(checkpoint) as engine:
+        own = [
+            engine.prepare(
+                [
+                    {"role": role, "content": text}
+                    for role, text in zip(cycle(["user", "assistant"]), texts, strict=False)
+                ],
+                images,
+                NUM_TOKENS,
+            )
+            for texts, images in zip(marked, ([PAGE, SHEET, PAGE], []), strict=True)
+        ]
+        engine.load()
+        expected = [engine.answer(question, NUM_TOKENS).text for question in own]
+    assert expected[0] and expected[1]
+    with serving(export, tmp_path) as served, ThreadPoolExecutor(4) as pool:
+        client = served.client()
+
+        def said(messages: list[Any]) -> str:
+            answer = client.chat.completions.create(
+                model=client.models.list().data[0].id, messages=messages, max_tokens=NUM_TOKENS
+            )
+            return answer.choices[0].message.content
+
+        assert list(pool.map(said, [QUESTIONS[3], QUESTIONS[1]] * 2)) == expected * 2
 
 
 def test_together_as_alone(served: Served):
