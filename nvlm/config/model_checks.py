@@ -52,15 +52,15 @@ def _tensor_problems(config: RunConfig) -> Iterator[str]:
     """Tensor parallelism splits these sizes evenly."""
     # A process that encodes tiles of its own has the whole vision model.
     of_vision = {} if config.parallel.shares_tiles else config.model.vision.split_sizes()
-    for key in (
-        *(f"model.vision.{key}" for key in of_vision),
-        *(f"model.connector.{key}" for key in config.model.connector.split_sizes()),
-        "model.language.num_attention_heads",
-        "model.language.num_query_groups",
-        "model.language.ffn_hidden_size",
-        "model.language.vocab_size",
-    ):
-        value, tensor = attrgetter(key)(config), config.parallel.tensor
+    of_connector = config.model.connector.split_sizes()
+    of_language = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size")
+    sizes = {
+        **{f"model.vision.{key}": size for key, size in of_vision.items()},
+        **{f"model.connector.{key}": size for key, size in of_connector.items()},
+        **{f"model.language.{key}": getattr(config.model.language, key) for key in of_language},
+    }
+    tensor = config.parallel.tensor
+    for key, value in sizes.items():
         if value % tensor:
             yield f"parallel.tensor {tensor} does not divide {key} {value}"
 

@@ -12,13 +12,14 @@ from nvlm.config.schema import RunConfig
 
 def recompute_problems(config: RunConfig) -> Iterator[str]:
     parallel, vision = config.parallel, config.model.vision
-    if vision.kind != "internvit" and config.train.recompute.vision.granularity != "none":
+    recomputed = [part for part in vision.parts.values() if isinstance(part, InternViTConfig)]
+    if not recomputed and config.train.recompute.vision.granularity != "none":
         yield (
             f"train.recompute.vision.granularity {config.train.recompute.vision.granularity} is for"
             f" model.vision.kind internvit, which is {vision.kind}: set it to none"
         )
     layers_of_stage = {
-        "vision": vision.stacks[0].num_computed_layers,
+        "vision": min(part.num_computed_layers for part in recomputed or vision.parts.values()),
         "language": _most_layers(config),
     }
     for part, num_layers in layers_of_stage.items():
@@ -56,11 +57,14 @@ def freezing_vision(config: RunConfig) -> str | None:
     None also where the vision model has adapters, which train. Exceptions that do not name it may
     still let some of it train: nvlm/train/patterns.py.
     """
-    layer = "vision_model.decoder.layers.{}.{}.weight"
-    vision = config.model.vision
     # Those of plain torch have no layers that can be adapted.
-    num_layers = vision.num_layers if isinstance(vision, InternViTConfig) else 0
-    names = [layer.format(n, m) for n in range(num_layers) for m in LINEARS]
+    names = [
+        ".".join(filter(None, ("vision_model", prefix, "decoder.layers", str(n), m, "weight")))
+        for prefix, part in config.model.vision.parts.items()
+        if isinstance(part, InternViTConfig)
+        for n in range(part.num_layers)
+        for m in LINEARS
+    ]
     if any(fnmatchcase(name, pattern) for pattern in config.stage.adapters for name in names):
         return None
     freezing = None

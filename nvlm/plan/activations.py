@@ -12,7 +12,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
 from nvlm.plan.operations import trains
 from nvlm.sizes.activations import layer_activations, stage_activations
-from nvlm.sizes.parameters import VISION
+from nvlm.sizes.parameters import encoder_parts
 from nvlm.sizes.pipeline import chunk_layers
 
 _WIDE = DTYPES["fp32"].num_bytes
@@ -61,7 +61,8 @@ def head_bytes(config: RunConfig, stage: int) -> int:
 
 def encoding_bytes(config: RunConfig, num_tiles: float) -> float:
     """While an encoder without gradients runs: a few tensors of a layer, some in fp32."""
-    return max(_encoding_bytes(config, stack, num_tiles) for stack in config.model.vision.stacks)
+    parts = config.model.vision.parts.values()
+    return max(_encoding_bytes(config, part, num_tiles) for part in parts)
 
 
 def _encoding_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) -> float:
@@ -87,10 +88,12 @@ def backward_bytes(config: RunConfig, stage: int) -> int:
 
 
 def _encoder_bytes(config: RunConfig, num_tiles: float) -> float:
-    """Kept by an encoder that trains."""
-    if not trains(config, VISION):
-        return 0.0
-    return sum(_stack_bytes(config, stack, num_tiles) for stack in config.model.vision.stacks)
+    """Kept by the encoders that train."""
+    return sum(
+        _stack_bytes(config, part, num_tiles)
+        for name, part in encoder_parts(config.model).items()
+        if trains(config, name)
+    )
 
 
 def _stack_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) -> float:
@@ -107,7 +110,7 @@ def _stack_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) -> fl
     layer_scale = 2 * positions * hidden * number
     whole = 2 * norm + of_norms + attention + mlp + layer_scale
     num_layers, recomputed = stack.num_computed_layers, 0
-    if recompute.granularity == "full":
+    if recompute.granularity == "full" and stack.is_split:
         recomputed = recompute.num_layers or num_layers
     return recomputed * of_input + (num_layers - recomputed) * whole
 

@@ -12,14 +12,15 @@ from nvlm.sizes.memory import packed_bytes
 
 
 def adapter_passes(config: RunConfig, component: str, rows: float, device: Device) -> Passes:
-    """All of a component's, for so many rows through it; what ranks exchange is not counted.
+    """All of a component's or an encoder's, for so many rows through it; what ranks exchange is not
+    counted.
 
     Each has two products forwards and four backwards. Its output is added to the layer's, and the
     gradient of its input to that of the layer.
     """
     forward = backward = Seconds()
     for adapter in adapters_of(config):
-        if adapter.matrix.component == component:
+        if adapter.module.startswith(f"{component}."):
             outputs, inputs = adapter.matrix.local_shape(config.parallel.tensor)
             rank = adapter.settings.rank
             products = device.product(rows, inputs, rank * adapter.num_parts)

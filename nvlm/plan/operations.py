@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nvlm.config.encoders.settings import NUM_COLOUR_CHANNELS
+from nvlm.config.encoders.settings import NUM_COLOUR_CHANNELS, EncoderStack
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.plan.work import Work
 from nvlm.sizes.adapters import adapters_of, frozen_patterns
-from nvlm.sizes.flops import adapter_flops, forward_flops
+from nvlm.sizes.flops import adapter_flops, forward_flops, stack_flops
 from nvlm.sizes.parameters import (
     LANGUAGE,
     PROJECTOR,
     VISION,
     count_parameters,
+    encoder_parts,
     parameters_by_name,
 )
 
@@ -61,10 +62,11 @@ def sequence_flops(config: RunConfig, work: Work) -> Flops:
     shares, adapters = trainable_shares(config), adapter_flops(config)
     projector = shares[PROJECTOR]
     # No gradient of pixels is computed.
-    patches = work.num_tiles * patch_flops(config)
-    encoder, encoder_trains = forward.encoder, trains(config, VISION)
-    if encoder_trains:
-        encoder = encoder * (2 + shares[VISION]) - patches
+    encoder, encoder_trains = 0.0, trains(config, VISION)
+    for name, part in encoder_parts(config.model).items():
+        patches = work.num_tiles * part_patch_flops(part)
+        of_part = work.num_tiles * stack_flops(part) + patches
+        encoder += of_part * (2 + shares[name]) - patches if trains(config, name) else of_part
     projector_passes = 1 + projector + (trains(config, PROJECTOR) or encoder_trains)
     return Flops(
         encoder=encoder + 3 * adapters[VISION] * work.num_tiles,
@@ -78,20 +80,23 @@ def sequence_flops(config: RunConfig, work: Work) -> Flops:
 
 def patch_flops(config: RunConfig) -> int:
     """Of the convolution that makes the patches of a tile, forwards."""
-    return sum(
-        2 * NUM_COLOUR_CHANNELS * stack.patch_size**2 * stack.hidden_size * stack.num_patches
-        for stack in config.model.vision.stacks
-    )
+    return sum(map(part_patch_flops, config.model.vision.parts.values()))
+
+
+def part_patch_flops(part: EncoderStack) -> int:
+    """The same of one encoder."""
+    return 2 * NUM_COLOUR_CHANNELS * part.patch_size**2 * part.hidden_size * part.num_patches
 
 
 def trainable_shares(config: RunConfig) -> Mapping[str, float]:
-    """Component -> how much of its parameters trains, from 0 to 1; adapters are not counted."""
+    """Component, or encoder of several -> how much of its parameters trains, from 0 to 1; adapters
+    are not counted."""
     return _shares(config.model, frozen_patterns(config))  # type: ignore[arg-type]
 
 
 def trains(config: RunConfig, component: str) -> bool:
-    """Whether something of a component trains, its adapters included."""
-    adapted = any(adapter.matrix.component == component for adapter in adapters_of(config))
+    """Whether something of a component or an encoder trains, its adapters included."""
+    adapted = any(adapter.module.startswith(f"{component}.") for adapter in adapters_of(config))
     return adapted or trainable_shares(config)[component] > 0
 
 
@@ -100,6 +105,6 @@ def _shares(model: ModelConfig, freeze: tuple[str, ...]) -> Mapping[str, float]:
     named = parameters_by_name(model)
     counts = {
         component: count_parameters(named, freeze, component)
-        for component in (VISION, PROJECTOR, LANGUAGE)
+        for component in (VISION, *encoder_parts(model), PROJECTOR, LANGUAGE)
     }
     return {component: count.trainable / count.total for component, count in counts.items()}

@@ -9,11 +9,11 @@ from nvlm.config.schema import RunConfig
 from nvlm.plan.activations import layer_implementation
 from nvlm.plan.adapters import adapter_passes
 from nvlm.plan.communication import group
-from nvlm.plan.operations import patch_flops, trainable_shares, trains
+from nvlm.plan.operations import part_patch_flops, trainable_shares, trains
 from nvlm.plan.seconds import NOTHING, Device, LayerShape, Passes, Seconds, layer_passes
 from nvlm.plan.work import Work
 from nvlm.sizes.expert_layers import active_ffn_hidden_size
-from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION
+from nvlm.sizes.parameters import LANGUAGE, PROJECTOR, VISION, encoder_parts
 
 # Bytes per channel of a visual token: class token dropped, patches laid side by side, normalised.
 _SHUFFLE_BYTES = 20
@@ -149,20 +149,24 @@ def decoder_layers(config: RunConfig, num_layers: int, layer: Passes) -> tuple[P
 def encoder(config: RunConfig, num_tiles: float, device: Device) -> tuple[Passes, Seconds]:
     """The encoder for so many tiles, and what of its backward pass is computed again."""
     passes, again = Passes(NOTHING, NOTHING), NOTHING
-    for stack in config.model.vision.stacks:
-        of_stack, of_stack_again = _stack(config, stack, num_tiles, device)
-        passes, again = passes + of_stack, again + of_stack_again
     peak = device.assumptions["peak_flops"] * device.assumptions["matmul_efficiency"]
-    patches = Seconds(matmul=num_tiles * patch_flops(config) / peak)
-    if not trains(config, VISION):
-        return Passes(passes.forward + patches, NOTHING), NOTHING
-    return Passes(passes.forward + patches, passes.backward + patches + again), again
+    for name, part in encoder_parts(config.model).items():
+        of_part, of_part_again = _stack(config, name, part, num_tiles, device)
+        patches = Seconds(matmul=num_tiles * part_patch_flops(part) / peak)
+        if not trains(config, name):
+            passes = passes + Passes(of_part.forward + patches, NOTHING)
+            continue
+        backward = of_part.backward + patches + of_part_again
+        passes = passes + Passes(of_part.forward + patches, backward)
+        again = again + of_part_again
+    return passes, again
 
 
 def _stack(
-    config: RunConfig, stack: EncoderStack, num_tiles: float, device: Device
+    config: RunConfig, name: str, stack: EncoderStack, num_tiles: float, device: Device
 ) -> tuple[Passes, Seconds]:
-    """The same of the layers of one encoder, its backward pass without what is computed again."""
+    """The same of the layers of the encoder `name`; what is computed again is not in its backward
+    pass."""
     numbers, tensor = device.assumptions, device.tensor_group.size if stack.is_split else 1
     rows, hidden = num_tiles * stack.num_positions, stack.hidden_size
     width = stack.attention_width / tensor
@@ -184,14 +188,16 @@ def _stack(
             moved(numbers["norm_bytes_forward"], 1),
             moved(numbers["norm_bytes_backward"], 2),
         ),
-        trains=trains(config, VISION),
+        trains=trains(config, name),
     )
     if not stack.is_split:  # nothing is summed over tensor-parallel ranks
         device = replace(device, tensor_group=group(1, 1, numbers))
     num_layers = stack.num_computed_layers
-    adapters = adapter_passes(config, VISION, rows, device)
+    adapters = adapter_passes(config, name, rows, device)
     layer = layer_passes(shape, device) + adapters * (1 / num_layers)
     recompute, again = config.train.recompute.vision, NOTHING
+    if not stack.is_split:  # only layers of Megatron-core are computed again
+        return layer * num_layers, again
     if recompute.granularity == "full":
         again = layer.forward * (recompute.num_layers or num_layers)
     elif recompute.granularity == "selective":

@@ -28,6 +28,7 @@ from nvlm.sizes.parameters import (
     VISION,
     component_parameters,
     count_parameters,
+    encoder_parts,
     parameters_by_name,
 )
 
@@ -83,7 +84,7 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
         # The output layer computes as much where it has no matrix of its own.
         per_token=2 * (layers - beside + language.hidden_size * language.vocab_size),
         per_token_pair=2 * language.num_layers * heads_width,
-        encoder_per_tile=sum(map(_stack_flops, model.vision.stacks)),
+        encoder_per_tile=sum(map(stack_flops, model.vision.parts.values())),
         projector_per_tile=sum(
             product.flops for product in model.connector.products(model.connector_sizes)
         ),
@@ -96,19 +97,28 @@ def step_flops(config: RunConfig) -> StepFlops:
     forward, adapters = forward_flops(config.model), adapter_flops(config)
     # The decoder always passes gradients on to the projector or to its own lower layers.
     language_passes = 2 + trainable_share(config, LANGUAGE)
-    vision_share = trainable_share(config, VISION)
-    vision_passes = 2 + vision_share if vision_share or adapters[VISION] else 1
     return StepFlops(
         per_token=round(forward.per_token * language_passes + 3 * adapters[LANGUAGE]),
         # Attention has no weights: forwards, and twice that backwards.
         per_token_pair=3 * forward.per_token_pair,
         per_tile=round(
-            forward.encoder_per_tile * vision_passes
+            _encoder_flops(config)
             + 3 * adapters[VISION]
             + 3 * (forward.projector_per_tile + adapters[PROJECTOR])
             + forward.beside_per_tile * language_passes
         ),
     )
+
+
+def _encoder_flops(config: RunConfig) -> float:
+    """Of a tile through the encoders, forwards and, of those that train, backwards."""
+    adapted = {adapter.module for adapter in adapters_of(config)}
+    total = 0.0
+    for name, part in encoder_parts(config.model).items():
+        share = trainable_share(config, name)
+        trains = share or any(module.startswith(f"{name}.") for module in adapted)
+        total += stack_flops(part) * (2 + share if trains else 1)
+    return total
 
 
 def trainable_share(config: RunConfig, component: str) -> float:
@@ -122,18 +132,19 @@ def adapter_flops(config: RunConfig) -> dict[str, int]:
     """Component -> of its adapters forwards, for each token of the decoder, else for each tile."""
     model = config.model
     rows = {
-        VISION: model.vision.stacks[0].num_positions,  # only InternViT can have some
+        **{name: part.num_positions for name, part in encoder_parts(model).items()},
         PROJECTOR: model.connector.num_tokens(model.connector_sizes),
         LANGUAGE: 1,
     }
-    found = dict.fromkeys(rows, 0)
+    found = dict.fromkeys((VISION, PROJECTOR, LANGUAGE), 0)
     for adapter in adapters_of(config):
         sizes = [row.size for row in adapter.parameters() if len(row.shape) == 2]
-        found[adapter.matrix.component] += 2 * sum(sizes) * rows[adapter.matrix.component]
+        (times,) = (n for part, n in rows.items() if adapter.module.startswith(f"{part}."))
+        found[adapter.matrix.component] += 2 * sum(sizes) * times
     return found
 
 
-def _stack_flops(stack: EncoderStack) -> int:
+def stack_flops(stack: EncoderStack) -> int:
     """Of a tile through the layers of an encoder."""
     width, hidden, positions = stack.attention_width, stack.hidden_size, stack.num_positions
     weights = 4 * width * hidden + sum(stack.inner_widths) * hidden

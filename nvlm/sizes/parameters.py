@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from nvlm.config.encoders.settings import EncoderPart
 from nvlm.config.schema import ModelConfig
 from nvlm.rows import Parameter, is_adapter
 from nvlm.sizes.components import qwen2
@@ -43,6 +44,13 @@ class ParameterCount:
 
     def __add__(self, other: ParameterCount) -> ParameterCount:
         return ParameterCount(self.total + other.total, self.trainable + other.trainable)
+
+
+def encoder_parts(model: ModelConfig) -> dict[str, EncoderPart]:
+    """Part of the model, as `component` is one -> the encoder that its parameters are of."""
+    return {
+        f"{VISION}.{prefix}".removesuffix("."): part for prefix, part in model.vision.parts.items()
+    }
 
 
 def component_parameters(model: ModelConfig, component: str) -> list[Parameter]:
@@ -87,10 +95,13 @@ def matches(name: str, pattern: str) -> bool:
 def count_parameters(
     named: Mapping[str, Parameter], freeze: Sequence[str], component: str | None = None
 ) -> ParameterCount:
-    """How many numbers the parameters `named` have; of one component, or of all."""
+    """How many numbers the parameters `named` have; of one component, or of all.
+
+    A component is also a part of one, such as one of several encoders (`encoder_parts`).
+    """
     total = trainable = 0
     for name, row in named.items():
-        if component in (None, row.component):
+        if component is None or name.startswith(f"{component}."):
             total += row.size
             trainable += 0 if is_frozen(name, freeze) else row.size
     return ParameterCount(total, trainable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -68,8 +68,8 @@ class InternViTConfig(Section):
         return IMAGENET_MEAN, IMAGENET_STD
 
     @property
-    def stacks(self) -> Sequence[InternViTConfig]:
-        return [self]
+    def parts(self) -> Mapping[str, InternViTConfig]:
+        return {"": self}
 
     @property
     def num_computed_layers(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from nvlm.rows import Parameter
@@ -33,8 +33,9 @@ class EncoderSettings(Protocol):
         ...
 
     @property
-    def stacks(self) -> Sequence[EncoderStack]:
-        """The stacks of layers that a tile goes through, side by side."""
+    def parts(self) -> Mapping[str, EncoderPart]:
+        """The encoders that a tile goes through, side by side: how their parameters' names begin
+        -> settings. Of a single one, which is its own part, with nothing."""
         ...
 
     def problems(self) -> Iterator[str]:
@@ -90,3 +91,7 @@ class EncoderStack(Protocol):
     def is_split(self) -> bool:
         """Whether tensor-parallel ranks share its layers."""
         ...
+
+
+class EncoderPart(EncoderSettings, EncoderStack, Protocol):
+    """An encoder that is no others side by side."""

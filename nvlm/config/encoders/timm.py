@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -98,8 +98,8 @@ class TimmConfig(Section):
         return self.model.pixel_mean, self.model.pixel_std
 
     @property
-    def stacks(self) -> Sequence[TimmConfig]:
-        return [self]
+    def parts(self) -> Mapping[str, TimmConfig]:
+        return {"": self}
 
     @property
     def num_computed_layers(self) -> int:

@@ -258,7 +258,7 @@ def _provenance(config: RunConfig, progress: dict | None) -> str:
     language = language_architecture(model.language).removesuffix("ForCausalLM")
     return _paragraph(
         f"{'An ' if model.vision.kind == 'internvit' else ''}{_encoder(config)} of "
-        f"{model.vision.stacks[0].num_computed_layers} layers, a {language} of "
+        f"{next(iter(model.vision.parts.values())).num_computed_layers} layers, a {language} of "
         f"{model.language.num_layers}, tokenizer `{model.tokenizer}`.",
         "" if progress is None else f"Training started from `{config.checkpoint.load}`.",
     )

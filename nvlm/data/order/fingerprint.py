@@ -35,7 +35,7 @@ def data_fingerprint(config: RunConfig, indexes: list[SourceIndex]) -> dict:
         **({} if stage.tiling == "stretch" else {"stage.tiling": stage.tiling}),
         "stage.max_tiles_per_sequence": stage.max_tiles_per_sequence,
         "model.vision.image_size": vision.image_size,
-        "model.vision.patch_size": vision.stacks[0].patch_size,
+        "model.vision.patch_size": next(iter(vision.parts.values())).patch_size,
         "model.image_token": config.model.image_token,
         "cost_weights": list(astuple(step_flops(config))),
         **indexes[0].template,
