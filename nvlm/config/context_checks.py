@@ -21,6 +21,12 @@ def context_problems(config: RunConfig) -> Iterator[str]:
             f"parallel.context {context} does not go with train.fp8.recipe {recipe}: rows are "
             "padded document by document, not to the multiples that 8-bit products ask; use none"
         )
+    if config.train.attention_dropout:
+        yield (
+            f"parallel.context {context} does not go with train.attention_dropout "
+            f"{config.train.attention_dropout}: attention of shared rows has none; use 0, or "
+            "train.hidden_dropout"
+        )
     shortest = 2 * context
     if config.stage.sequence_length < shortest:
         yield (

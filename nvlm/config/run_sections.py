@@ -117,6 +117,11 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     recompute: RecomputeConfig = RecomputeConfig()
+    hidden_dropout: Decay = 0.0
+    """Share of the numbers that are zeroed of what enters the decoder, and of what each of its
+    attentions and MLPs adds. docs/training.md."""
+    attention_dropout: Decay = 0.0
+    """Share of the decoder's attention weights that are zeroed."""
     fp8: Fp8Config = Fp8Config()
     distill: DistillConfig | None = None
     """A teacher to learn from. null: none."""
@@ -124,6 +129,10 @@ class TrainConfig(Section):
     """About a step whose loss or gradient norm jumps: say so; leave out its update, as if its
     samples had not been drawn; or end the run before the update."""
     spike: SpikeConfig = SpikeConfig()
+
+    @property
+    def has_dropout(self) -> bool:
+        return bool(self.hidden_dropout or self.attention_dropout)
 
 
 class CheckpointConfig(Section):

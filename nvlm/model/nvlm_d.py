@@ -33,6 +33,7 @@ from nvlm.model.encoders.table import build_encoder
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
 from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
+from nvlm.model.parts.dropout import drop_entering
 from nvlm.model.parts.layers import LayerParts, layer_parts
 from nvlm.model.parts.router import RouterLosses
 from nvlm.model.parts.transformer_config import (
@@ -95,7 +96,12 @@ def build_model(config: RunConfig, parallel: Parallel, to_generate: bool = False
 def _layer_parts(config: RunConfig, layer_implementation: str, to_generate: bool) -> LayerParts:
     machine, precision = platform.current().machine(), config.train.precision
     attention = choose_attention(
-        machine, layer_implementation, precision, to_generate, config.model.sees_both_ways
+        machine,
+        layer_implementation,
+        precision,
+        to_generate,
+        config.model.sees_both_ways,
+        config.train.attention_dropout,
     )
     return layer_parts(layer_implementation, attention.implementation)
 
@@ -297,6 +303,7 @@ class NVLMD(MegatronModule):
         if self.config.sequence_parallel:
             row = self._own_part(row)
             row_beside = None if row_beside is None else self._own_part(row_beside)
+        row = drop_entering(row, self.language_model.config, self.training)
         return recomputable(row, self.config), row_beside
 
     def _own_part(self, row: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def choose_attention(
     precision: str,
     to_generate: bool = False,
     sees_both_ways: bool = False,
+    attention_dropout: float = 0.0,
 ) -> Attention:
     """The attention of the decoder's packed documents, and of the encoder with it.
 
@@ -43,6 +44,7 @@ def choose_attention(
         precision: `train.precision`.
         to_generate: for answering with a cache instead of training.
         sees_both_ways: `model.visual_attention` is bidirectional.
+        attention_dropout: `train.attention_dropout`.
     """
     if layers == "local":
         return Attention("torch", "torch, document by document")
@@ -55,6 +57,12 @@ def choose_attention(
             "torch",
             "torch, document by document",
             "no kernel of Transformer Engine is causal for text and not within images",
+        )
+    if attention_dropout:
+        return Attention(
+            "torch",
+            "torch, document by document",
+            "which kernels of Transformer Engine have dropout over packed documents is not known",
         )
     if not machine.has_gpu:  # its modules, without its kernels
         return Attention("transformer_engine", "Transformer Engine")

@@ -10,6 +10,7 @@ available.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import sys
@@ -235,3 +236,7 @@ def _patch_megatron() -> None:
         import megatron.core.tensor_parallel.random as random
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # It looks whether the CPU's generator is left alone: here that is the device's.
+    logging.getLogger(random.__name__).addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )

@@ -155,8 +155,13 @@ def _layers(where: Situation) -> Feature:
 
 def _attention(where: Situation) -> Feature:
     precision = where.config.train.precision
-    sees_both_ways = where.config.model.sees_both_ways
-    chosen = choose_attention(where.machine, where.layers, precision, sees_both_ways=sees_both_ways)
+    chosen = choose_attention(
+        where.machine,
+        where.layers,
+        precision,
+        sees_both_ways=where.config.model.sees_both_ways,
+        attention_dropout=where.config.train.attention_dropout,
+    )
     return Feature("attention", chosen.kernel, chosen.reason)
 
 

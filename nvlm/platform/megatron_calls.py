@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -21,3 +22,17 @@ def seed_random_numbers(value: int) -> None:
 
     torch.manual_seed(value)
     model_parallel_cuda_manual_seed(value, force_reset_rng=True)
+
+
+def drawing_apart() -> AbstractContextManager[None]:
+    """In which a tensor-parallel rank draws numbers that the others do not."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    return get_cuda_rng_tracker().fork()
+
+
+def draw_from(value: int) -> None:
+    """Let the device's random numbers, of the tracker's streams too, go on from `value`."""
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    model_parallel_cuda_manual_seed(value)

@@ -18,6 +18,8 @@ With context parallelism t are the tokens of this rank's part of the row.
                 document is joined to one more [t, heads x d], which is kept where the projection
                 trains, and so are cosine and sine of the rotation, twice.
     MLP         gate and up [t, 2 f]; their product [t, f] where the second matrix trains
+    dropout     with `train.hidden_dropout` a mask [n, h] of each addition to the residual, a byte
+                for each number as a GPU has it (a CPU keeps numbers); attention keeps none
     adapters    what comes of their A [t, rank]; a matrix with an adapter keeps its input like one
                 that trains
 
@@ -52,10 +54,11 @@ class LayerActivations:
     attention: int
     mlp: int
     adapters: int = 0
+    dropout: int = 0
 
     @property
     def total(self) -> int:
-        return self.norms + self.attention + self.mlp + self.adapters
+        return self.norms + self.attention + self.mlp + self.adapters + self.dropout
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ def layer_activations(
         product = width * tokens * language.ffn_hidden_size // tensor
         mlp = 2 * product + (keeps_all and trains["mlp.linear_fc2"]) * product
     adapters = _adapters(config, layer)
-    return LayerActivations(norm_inputs + norm_outputs, attention, mlp, adapters)
+    num_masks = 2 + (layer in config.model.cross_attention_layers)
+    dropout = num_masks * _mask_of_dropout(config)
+    return LayerActivations(norm_inputs + norm_outputs, attention, mlp, adapters, dropout)
 
 
 def stage_activations(
@@ -130,11 +135,19 @@ def stage_activations(
     if config.train.recompute.language.granularity == "full":
         # The table of angles, as long as the longest document may be; in fp32, and one for all.
         layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
+    if stage == 0:
+        layers += _mask_of_dropout(config)
     return StageActivations(
         layers + beside.row_bytes(config, num_tiles),
         projector=_projector(config, -(-num_tiles // parallel.context)) if stage == 0 else 0,
         head=_head(config) if stage == parallel.pipeline - 1 else 0,
     )
+
+
+def _mask_of_dropout(config: RunConfig) -> int:
+    if not config.train.hidden_dropout:
+        return 0
+    return _num_tokens(config)[1] * config.model.language.hidden_size
 
 
 def _num_tokens(config: RunConfig) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from nvlm.config.compose import validate
 from nvlm.config.schema import ParallelConfig, RunConfig
 from nvlm.data.loading.training_data import open_training_data
 from nvlm.errors import TrainingError
+from nvlm.model.parts.dropout import begin_step
 from nvlm.model.parts.names import named_modules, named_parameters
 from nvlm.parallel.broadcast import next_step_batch
 from nvlm.parallel.groups import Parallel, initialize, leaving_groups, world_size_from_environment
@@ -74,7 +75,7 @@ def replay(path: Path) -> None:
     with leaving_groups():
         parallel = initialize(config)
         batch = _batch(config, failed, parallel)
-        found = _take(config, batch, weights, parallel, console)
+        found = _take(config, batch, weights, parallel, failed.step, console)
     if not found:
         why = f"suspect the hardware, or what is special to {failed.layout}"
         if not are_of_step:
@@ -119,7 +120,12 @@ def _batch(config: RunConfig, failed: Failed, parallel: Parallel) -> StepBatch:
 
 
 def _take(
-    config: RunConfig, batch: StepBatch, weights: Path, parallel: Parallel, console: Console
+    config: RunConfig,
+    batch: StepBatch,
+    weights: Path,
+    parallel: Parallel,
+    step: int,
+    console: Console,
 ) -> str:
     """What is not finite, in words; empty: all is."""
     bare = build_with_weights(config, parallel, weights)
@@ -137,6 +143,7 @@ def _take(
     gradients: list[_Seen] = []
     with _looking(bare[0], outputs, gradients) as numbered:
         forward = numbered(partial(forward_step, num_sources=len(batch.epochs), teacher=teacher))
+        begin_step(config, parallel, step)
         reports = run_schedule(forward, chunks, micro_batches)
     losses = [float(loss_sum) for loss_sum, *_ in reports]
     bad_losses = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]

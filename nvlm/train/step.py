@@ -61,6 +61,7 @@ def train_step(
     step: int,
     is_wanted: Callable[[float, float], bool] = lambda _loss, _grad_norm: True,
     teacher: Teacher | None = None,
+    draw: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Forward and backward over the micro-batches, then the optimizer.
 
@@ -70,6 +71,7 @@ def train_step(
     Args:
         is_wanted: whether a (finite) loss and gradient norm update the weights; asked once, alike.
         teacher: whose distributions the gradient is of too; `loss` is without them.
+        draw: makes the next forward passes draw the step's random numbers from their beginning.
 
     Raises:
         TrainingError: the loss or the gradient norm is not finite; the same on every process, with
@@ -77,9 +79,7 @@ def train_step(
     """
     started = time.perf_counter()
     bare_chunks = bare(chunks)
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
+    _begin(chunks, optimizer, draw)
     micro_batches = _weighed(batch, bare_chunks, parallel)
     forward = partial(forward_step, num_sources=len(batch.epochs), teacher=teacher)
     reports = run_schedule(forward, chunks, micro_batches)
@@ -88,7 +88,7 @@ def train_step(
     computed = time.perf_counter()
     if not math.isfinite(result["loss_sum"]):
         losses = [float(loss_sum) for loss_sum, *_ in reports]
-        run_again = partial(_forward_again, chunks, micro_batches)
+        run_again = partial(_forward_again, chunks, micro_batches, draw)
         raise explain_loss(bare_chunks, micro_batches, losses, run_again, step, parallel)
     phases.enter(phases.UPDATING)
     num_trained = int(result["num_trained_tokens"])
@@ -113,6 +113,15 @@ def train_step(
         forward_backward_seconds=computed - started,
         optimizer_seconds=time.perf_counter() - computed,
     )
+
+
+def _begin(
+    chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, draw: Callable[[], None]
+) -> None:
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    draw()
 
 
 def _weighed(batch: StepBatch, chunks: list[NVLMD], parallel: Parallel) -> list[MicroBatch]:
@@ -148,8 +157,11 @@ def run_schedule(
     )
 
 
-def _forward_again(chunks: list, micro_batches: list[MicroBatch], begin) -> None:
+def _forward_again(
+    chunks: list, micro_batches: list[MicroBatch], draw: Callable[[], None], begin
+) -> None:
     """The step's forward passes; `begin(chunk, micro_batch)` is called before each of them."""
+    draw()
 
     def forward(data_iterator, model):
         number, micro_batch = next(data_iterator)

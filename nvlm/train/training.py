@@ -16,6 +16,7 @@ from nvlm.errors import TrainingError
 from nvlm.megatron.staged_state import Stage, bad_tensors
 from nvlm.model.nvlm_d import NVLMD, build_model_chunks
 from nvlm.model.parts.adapters import measure_rows
+from nvlm.model.parts.dropout import begin_step
 from nvlm.model.parts.initialize import initialize_weights
 from nvlm.model.parts.nf4 import pack_matrices, round_matrices
 from nvlm.model.tile_parallel import encode_shares
@@ -191,6 +192,7 @@ class Training:
     def _train_step(self, batch: StepBatch) -> StepResult:
         """`train_step`, and what is to be done where its numbers are strange."""
         spikes: list[Spike] = []
+        draw = partial(begin_step, self.config, self.parallel, self.step)
 
         def is_wanted(loss: float, grad_norm: float) -> bool:
             spikes.extend(self.spikes.look(loss, grad_norm))
@@ -205,6 +207,7 @@ class Training:
                 self.step,
                 is_wanted,
                 self.teacher,
+                draw,
             )
         except TrainingError as error:  # the same on every process
             self._keep_for_replay(batch, str(error), error.add_note)

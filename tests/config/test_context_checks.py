@@ -28,11 +28,19 @@ RUN = REPOSITORY / "configs/run/tiny/sft.yaml"
             beside_batches.SMALL["cross_attention"],
             "parallel.context 2 does not go with model.fusion cross_attention",
         ),
+        (
+            ["train.attention_dropout=0.1"],
+            "parallel.context 2 does not go with train.attention_dropout 0.1",
+        ),
     ],
 )
 def test_refused_with_the_reason(overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config(RUN, ["parallel.context=2", *overrides])
+
+
+def test_dropout_of_hidden_states_goes_with_it():
+    load_config(RUN, ["parallel.context=2", "train.hidden_dropout=0.1"])
 
 
 def test_processes_have_to_fit():

@@ -545,7 +545,7 @@ def test_what_is_left_behind_is_said():
         "auto_map": {"AutoModel": "modeling.Model"},
     }
     assert notes(_Folder(language), config) == [
-        "folder/config.json: attention_dropout 0.1 is for training, and nvlm trains without",
+        "folder/config.json: attention_dropout 0.1 is for training, and not taken over",
         "folder/config.json: max_position_embeddings is 131072, and "
         "model.language.max_position_embeddings 4096: exports will say the latter",
         "folder/config.json: auto_map names code of the folder's own, which is not run here",

@@ -80,6 +80,11 @@ def test_images_seen_both_ways_take_torch_and_say_why():
     assert not choose_attention(machine((9, 0)), "local", "bf16", sees_both_ways=True).reason
 
 
+def test_dropout_of_attention_takes_torch_and_says_why():
+    chosen = choose_attention(machine((9, 0)), ENGINE, "bf16", attention_dropout=0.1)
+    assert chosen.implementation == "torch" and "dropout" in chosen.reason
+
+
 def test_linear_layers_of_one_come_with_the_attention_of_the_other(monkeypatch):
     """Without Transformer Engine its wrappers can be named, not built."""
     import megatron.core.extensions.transformer_engine as wrappers

@@ -113,6 +113,25 @@ def test_bytes_are_those_that_autograd_keeps(name: str, measure):
         measure(what, "saved-tensor hooks", abs(reckoned - found) / found, 0.05)
 
 
+@pytest.mark.parametrize(
+    "case", ["one process, fp32", "tensor 2, sequence, frozen", "full recompute, 1 layer"]
+)
+def test_masks_of_dropout(case: str, measure):
+    """A GPU has a byte for each number; here each is as wide as what it is multiplied with."""
+    with_dropout, without = (
+        small_model.small_config(*SIZES, *CASES[case], *overrides)
+        for overrides in (["train.hidden_dropout=0.1"], [])
+    )
+    reckoned = (
+        stage_activations(with_dropout, 0, NUM_TILES).total
+        - stage_activations(without, 0, NUM_TILES).total
+    )
+    found = kept_of_stage(with_dropout, 0) - kept_of_stage(without, 0)
+    width = 2 if with_dropout.train.precision == "bf16" else 4
+    error = abs(width * reckoned - found) / found
+    measure(f"bytes of dropout's masks, {case}, relative", "saved-tensor hooks", error, 0.01)
+
+
 # What one layer kept before its norms and SwiGLU were functions of their own, per token and rank,
 # by the same hooks: two norms at 4 + 2 + 2 bytes, MLP 10, and a view that kept queries and keys
 # from before their rotation. (docs/experiments.md)

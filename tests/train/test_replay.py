@@ -81,7 +81,8 @@ def test_the_weights_of_that_moment_reproduce_it(spoil, parallel, tmp_path):
     assert (failed.checkpoint, failed.checkpoint_step) == (None, 0)
     printed = io.StringIO()
     console = Console(file=printed, width=200)
-    found = _take(training.config, batch, path.parent / path.stem, parallel, console)
+    weights = path.parent / path.stem
+    found = _take(training.config, batch, weights, parallel, failed.step, console)
     begins, *shown = CASES[spoil]
     assert found.startswith(begins)
     for words in shown:

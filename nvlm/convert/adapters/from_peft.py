@@ -97,7 +97,7 @@ def convert_from_peft(checkpoint: str | Path, peft: str | Path, out: str | Path)
     ]
     if folder.dropout:
         print_note(
-            f"{folder.path}: trained with dropout {folder.dropout:g}, which nvlm has none of"
+            f"{folder.path}: trained with dropout {folder.dropout:g}, which adapters have not here"
         )
     origins = {"base": {"folder": str(rewrite.checkpoint)}, "--peft": origin.as_fields()}
     return rewrite.write(chunks, run_parameter_table(config), config, "Adding adapters", origins)

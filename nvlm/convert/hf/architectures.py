@@ -165,7 +165,7 @@ def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
         return found
     keys = _LANGUAGE_KEYS.get(architecture or "", INTERN_VIT)
     found = [
-        f"{file}: {key} {shown(folder.config[key])} is for training, and nvlm trains without"
+        f"{file}: {key} {shown(folder.config[key])} is for training, and not taken over"
         for key, value in keys.training.items()
         if folder.config.get(key) is not None and not equal(folder.config[key], value)
     ]

@@ -22,7 +22,7 @@ class Keys:
     fixed: key -> the values that compute what we compute; an export writes the first.
     rules: keys that a function of their own checks, all together.
     training: key -> the value that does nothing. Of use only while a model is trained; another
-        value is reported, since nvlm trains without.
+        value is reported, and not taken over: `train` says.
     prompts: keys about tiles and prompts, compared with the run's stage; a difference is reported.
     no_effect: key -> why its value changes no output.
     """

@@ -28,6 +28,7 @@ from nvlm.model.decoders.cross_attention import with_cross_attention
 from nvlm.model.decoders.experts import mark_experts, with_experts
 from nvlm.model.decoders.visual_weights import with_visual_weights
 from nvlm.model.parts.attention import RotatedSelfAttention
+from nvlm.model.parts.dropout import leave_embedding_whole
 from nvlm.model.parts.layers import LayerParts, mlp_spec
 from nvlm.model.parts.norms import HeadNorm, RMSNorm
 from nvlm.model.parts.rotation import scale_rotation
@@ -82,6 +83,7 @@ def build_language_model(
     follow_gradient_mode(model.decoder)
     mark_experts(model.decoder)
     share_kinds(model.decoder, parallel.groups.tp)
+    leave_embedding_whole(model)
     model.router_losses = router_losses  # type: ignore[assignment]
     return model
 

@@ -25,6 +25,7 @@ from torch.nn import functional
 from nvlm.batch import MicroBatch, Run
 from nvlm.model.parts.cache import Decode, Prefill
 from nvlm.model.parts.context_attention import attend_in_context
+from nvlm.model.parts.dropout import HeadDropout
 from nvlm.model.parts.token_kinds import TokenKinds
 
 
@@ -121,10 +122,10 @@ class SdpaAttention(nn.Module):
     ):
         super().__init__()
         assert attention_type == "self", "only self-attention is built here"
-        assert config.attention_dropout == 0, "this attention has no dropout"
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
+        self._dropout = HeadDropout(config)
 
     def forward(
         self,
@@ -139,8 +140,19 @@ class SdpaAttention(nn.Module):
     ) -> Tensor:
         """query_sbhd, key_kbgd, value_kbgd -> [s, b, h*d]; packed: query_thd ... -> [t, h*d]."""
         assert attention_mask is None and attention_bias is None, "masks follow from the documents"
-        if packed_seq_params is not None:
-            return self._packed(query, key, value, packed_seq_params)
+        with self._dropout.drawing(self.training):
+            if packed_seq_params is not None:
+                return self._packed(query, key, value, packed_seq_params)
+            return self._whole(query, key, value, attn_mask_type, image_runs)
+
+    def _whole(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask_type: AttnMaskType | None,
+        image_runs: Sequence[Run],
+    ) -> Tensor:
         causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
         # With a cache, Megatron-core drops the mask: a single new token sees all that came before.
         assert not causal or query.shape[0] == key.shape[0]
@@ -202,6 +214,7 @@ class SdpaAttention(nn.Module):
             query,
             key,
             value,
+            dropout_p=self._dropout.share(self.training),
             is_causal=causal,
             scale=self.softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],

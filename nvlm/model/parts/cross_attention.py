@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvlm.batch import Sight
 from nvlm.model.parts.cache import Decode, Prefill
+from nvlm.model.parts.dropout import HeadDropout
 from nvlm.model.parts.layers import LayerParts
 from nvlm.model.splice import with_zero_gradient
 
@@ -80,6 +81,7 @@ class CrossAttention(MegatronModule):
             init_method=config.output_layer_init_method,
             **settings,
         )
+        self._dropout = HeadDropout(config)
         modules = config.recompute_modules or []
         self._recomputes = config.recompute_granularity == "selective" and "core_attn" in modules
 
@@ -126,7 +128,9 @@ class CrossAttention(MegatronModule):
             inference_context.keep_beside(self.layer_number, key_kgd, value_kgd)
 
         def attend(query_thd: Tensor, key_kgd: Tensor, value_kgd: Tensor) -> Tensor:
-            return attend_to_sights(query_thd, key_kgd, value_kgd, sights)
+            with self._dropout.drawing(self.training):
+                share = self._dropout.share(self.training)
+                return attend_to_sights(query_thd, key_kgd, value_kgd, sights, share)
 
         if self._recomputes and self.training:
             out: Any = tensor_parallel.checkpoint(attend, False, query_thd, key_kgd, value_kgd)
@@ -142,9 +146,13 @@ def _one_row(hidden: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def attend_to_sights(
-    query_thd: Tensor, key_kgd: Tensor, value_kgd: Tensor, sights: Sequence[Sight]
+    query_thd: Tensor,
+    key_kgd: Tensor,
+    value_kgd: Tensor,
+    sights: Sequence[Sight],
+    dropout: float = 0.0,
 ) -> Tensor:
-    """[t, h*d]; zeros for tokens in no sight.
+    """[t, h*d]; zeros for tokens in no sight. `dropout`: share of weights that are zeroed.
 
     One call for all stretches of one length that see as many tokens, as tags do: exact, without a
     mask of t x k, and without work for what is not seen.
@@ -162,6 +170,7 @@ def attend_to_sights(
                 queries,
                 _stacked(key_kgd, seen),
                 _stacked(value_kgd, seen),
+                dropout_p=dropout,
                 enable_gqa=query_thd.shape[1] != key_kgd.shape[1],
             )
         outputs = out_nhsd.transpose(1, 2).flatten(2).unbind()
@@ -207,11 +216,10 @@ class Gate(nn.Module):
         def add(
             branch_and_bias: tuple[Tensor | None, None], residual: Tensor, dropout: float
         ) -> Tensor:
-            assert dropout == 0, "the decoder is built without dropout"
             branch, _ = branch_and_bias
             if branch is None:
                 return residual
-            branch = torch.tanh(self.gate) * branch
+            branch = torch.tanh(self.gate) * functional.dropout(branch, dropout, training)
             if branch.shape != residual.shape:
                 return with_zero_gradient(residual, branch)
             return residual + branch

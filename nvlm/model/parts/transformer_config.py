@@ -6,6 +6,8 @@ Everything that Megatron-core would initialise is left untouched (`_leave_as_is`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -20,6 +22,9 @@ from nvlm.model.parts.rotation import softmax_scale
 from nvlm.platform.features import is_on
 from nvlm.sizes.expert_layers import expert_ffn_hidden_size
 from nvlm.sizes.layout import stage_layers
+
+# Megatron-core's own default is 0.1.
+_NO_DROPOUT: dict[str, Any] = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
 
 def parameter_dtype(config: RunConfig) -> torch.dtype:
@@ -68,6 +73,8 @@ def language_transformer_config(config: RunConfig, layer_implementation: str) ->
             layer_implementation,
         ),
         **_fp8(config, layer_implementation),
+        hidden_dropout=config.train.hidden_dropout,
+        attention_dropout=config.train.attention_dropout,
         **_common(config, layer_implementation),
     )
 
@@ -81,6 +88,7 @@ def vision_transformer_config(
     and exist so that any tensor-parallel size up to 8 divides their number.
     """
     return TransformerConfig(
+        **_NO_DROPOUT,
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,
         ffn_hidden_size=vision.ffn_hidden_size,
@@ -103,6 +111,7 @@ def connector_transformer_config(config: RunConfig, layer_implementation: str) -
     """What stands between encoder and decoder: GELU, no biases (paper section 4.5)."""
     language = config.model.language
     return TransformerConfig(
+        **_NO_DROPOUT,
         num_layers=1,
         hidden_size=language.hidden_size,
         # Required, and unused: there is no attention here, and widths are the connector's own.
@@ -182,8 +191,6 @@ def _common(config: RunConfig, layer_implementation: str, tensor_size: int | Non
     """`tensor_size`: None for the layout's."""
     dtype = parameter_dtype(config)
     return {
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
         "tensor_model_parallel_size": tensor_size or config.parallel.tensor,
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
