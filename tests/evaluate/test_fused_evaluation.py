@@ -44,7 +44,10 @@ def test_every_verb_answers_as_transformers_does(fusion, tmp_path, tmp_path_fact
     export = convert_to_hf(checkpoint, tmp_path / "export")
     samples = [
         make_sample(
-            key, f"What is {key}?", "A cat.", [draw_image(*size, n) for n, size in enumerate(sizes)]
+            key,
+            f"What is {key}?",
+            "A cat.",
+            [draw_image(width, height, n) for n, (width, height) in enumerate(sizes)],
         )
         for key, sizes in IMAGES.items()
     ]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from helpers import layout_steps, small_model, variants
-from helpers.layout_steps import with_images, without_images, wrapped
+from helpers import beside_batches, layout_steps, small_model, variants
+from helpers.layout_steps import FUSED, with_images, with_rows_beside, without_images, wrapped
 from nvlm import checkpoint_shares
 from nvlm.config import changed
 from nvlm.config.schema import RunSection
@@ -25,7 +25,9 @@ FROZEN = ["stage.freeze=['vision_model.*']"]
 # Heads that no tensor-parallel size divides: the encoder is whole everywhere.
 FIVE_HEADS = [*variants.INTERNVIT_300M, *variants.NO_ZERO_HEADS, *FROZEN]
 STEPS, RESUMED = "two steps", "second step from another placement's checkpoint"
-GRADIENTS = ["with images", "without images", "300M of 5 heads, projector only", "bf16"]
+GRADIENTS = [
+    "with images", "without images", "300M of 5 heads, projector only", "bf16", *FUSED.values(),
+]  # fmt: skip
 
 
 def all_cases(
@@ -51,6 +53,9 @@ def all_cases(
         _build(variant, parallel), with_images(config), parallel
     )
     results["bf16"] = _step(_build(half, parallel), with_images(config), parallel)
+    for fusion, name in FUSED.items():
+        fused = beside_batches.config_of(fusion, *overrides, *FROZEN)
+        results[name] = _step(_build(fused, parallel), with_rows_beside(fused), parallel)
     if save_to is None:
         return results
     saved = layout_steps.config_of(*overrides, *layout_steps.OPTIMIZER, *FROZEN)
