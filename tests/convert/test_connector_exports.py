@@ -35,6 +35,7 @@ def test_transformers_computes_the_same(name, tmp_path, tmp_path_factory, monkey
     # Measured: at most 2e-6 where logits reach 3.
     what = f"logits of the export, largest difference, connector {name}"
     measure(what, "our Megatron model", logits.largest_difference, 1e-4)
+    assert logits.answers == logits.transformers_answers
 
     connector = converted.config.model.connector
     assert config_of_export(HfFolder(converted.export)).model.connector == connector

@@ -48,6 +48,7 @@ def test_transformers_computes_the_same(name, tmp_path, tmp_path_factory, monkey
     assert torch.equal(logits.read_back, logits.checkpoint)
     what = f"logits of the export, largest difference, encoder {name}"
     measure(what, "our Megatron model", logits.largest_difference, 1e-4)
+    assert logits.answers == logits.transformers_answers
 
     # Processor, configuration and modelling files all have the encoder's own statistics.
     values = json.loads((converted.export / "config.json").read_text())["vision_config"]

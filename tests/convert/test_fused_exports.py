@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import export_runs, small_folders
+from helpers.connectors import CONNECTORS
+from helpers.encoders import SIGLIP
 from helpers.export_runs import Exported
+from helpers.timm_folders import make_timm_folder
 from torch import Tensor
 
 from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.config.changed import changed_section
-from nvlm.convert import convert_from_nvlm, convert_to_hf
+from nvlm.convert import convert_from_hf, convert_from_nvlm, convert_to_hf
 from nvlm.convert.export.config import serving_differences
 from nvlm.convert.export_config import config_of_export
 from nvlm.convert.hf.folder import HfFolder
@@ -60,18 +64,20 @@ _MODELS = [pytest.param("NVLM_X", marks=pytest.mark.slow), "NVLM_H"]
 
 @pytest.fixture(scope="module", params=_MODELS)
 def fused(request, tmp_path_factory: pytest.TempPathFactory) -> Fused:
+    export = export_runs.make_export(tmp_path_factory.mktemp("fused"), FUSIONS[request.param])
+    return _opened(request.param, export, tmp_path_factory.getbasetemp() / "modules")
+
+
+def _opened(name: str, export: Exported, modules: Path) -> Fused:
     from transformers import AutoModel, AutoTokenizer, dynamic_module_utils
 
-    folder = tmp_path_factory.mktemp("fused")
-    export = export_runs.make_export(folder, FUSIONS[request.param])
     _open_gates(export.export)
     with pytest.MonkeyPatch.context() as patch:
-        modules = tmp_path_factory.getbasetemp() / "modules"
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
         model = AutoModel.from_pretrained(export.export, trust_remote_code=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(export.export, trust_remote_code=True)
-    assert type(model).__name__ == f"{request.param}_Model"
-    return Fused(request.param, export, model, tokenizer)
+    assert type(model).__name__ == f"{name}_Model"
+    return Fused(name, export, model, tokenizer)
 
 
 def _open_gates(export: Path) -> None:
@@ -158,7 +164,12 @@ def _prompt(fused: Fused, question: str, num_tiles: list[int]) -> tuple[EncodedP
     )
     ids = fused.model.build_prompt_ids(fused.tokenizer, question, (), num_tiles)
     assert ids == tokens.tolist()
-    return EncodedPrompt(tokens, image_mask, tiles, beside), ids, export_runs.normalize(tiles)
+    values = json.loads((fused.export.export / "preprocessor_config.json").read_text())
+    mean, deviation = (
+        torch.tensor(values[key])[:, None, None] for key in ("image_mean", "image_std")
+    )
+    pixels = (torch.from_numpy(tiles) / 255 - mean) / deviation
+    return EncodedPrompt(tokens, image_mask, tiles, beside), ids, pixels
 
 
 QUESTIONS = {
@@ -170,10 +181,32 @@ QUESTIONS = {
 
 def test_logits_and_answers_equal_megatrons(fused: Fused, measure):
     """Of the export as Megatron-core reads it, token by token with both caches."""
+    what = f"logits of the export of {fused.name}, largest difference"
+    measure(what, "the export in Megatron-core", _largest_difference(fused, QUESTIONS), 1e-4)
+
+
+def test_another_encoder_and_connector(tmp_path: Path, tmp_path_factory, measure):
+    """SigLIP and Honeybee's C-Abstractor in an NVLM-H, whose files are those of three tables."""
+    overrides = [*FUSIONS["NVLM_H"], SIGLIP, *CONNECTORS["c_abstractor"]]
+    config = small_folders.convert_config(*overrides)
+    make_timm_folder(tmp_path / "vision", config.model.vision)
+    small_folders.make_language_folder(tmp_path / "language", config)
+    checkpoint = convert_from_hf(
+        tmp_path / "vision", tmp_path / "language", config, tmp_path / "checkpoint"
+    )
+    export = Exported(config, checkpoint, convert_to_hf(checkpoint, tmp_path / "export"))
+    fused = _opened("NVLM_H", export, tmp_path_factory.getbasetemp() / "modules")
+    question = {name: QUESTIONS[name] for name in ("several images",)}
+    what = "logits of the export of NVLM_H with SigLIP and a C-Abstractor, largest difference"
+    measure(what, "the export in Megatron-core", _largest_difference(fused, question), 1e-4)
+
+
+def _largest_difference(fused: Fused, questions: Mapping[str, tuple[str, list[int]]]) -> float:
+    """Of logits; answers are compared token by token."""
     engine = Engine(fused.export.export)
     engine.load()
     largest = 0.0
-    for question, num_tiles in QUESTIONS.values():
+    for question, num_tiles in questions.values():
         prompt, ids, pixels = _prompt(fused, question, num_tiles)
         with torch.no_grad():
             expected = engine.model(_micro_batch(engine, prompt), return_logits=True)
@@ -187,8 +220,7 @@ def test_logits_and_answers_equal_megatrons(fused: Fused, measure):
         )
         assert found[0].tolist() == answer
     engine.close()
-    what = f"logits of the export of {fused.name}, largest difference"
-    measure(what, "the export in Megatron-core", largest, 1e-4)
+    return largest
 
 
 def _micro_batch(engine: Engine, prompt: EncodedPrompt) -> MicroBatch:

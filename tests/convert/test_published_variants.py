@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from helpers import published_models, small_folders
+from helpers.export_logits import greedy_answers
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -195,7 +196,7 @@ def test_there_and_back_bit_for_bit(case, converted):
 
 
 def test_export_computes_what_megatron_computes(case, converted, measure):
-    """Logits of text around two tiles, by the modelling files from the export's folder."""
+    """Logits of text around two tiles and answers, by the modelling files of the export."""
     from nvlm.generate.engine import Engine
     from nvlm.model.encoders.internvit import normalize_tiles
 
@@ -222,7 +223,9 @@ def test_export_computes_what_megatron_computes(case, converted, measure):
     with torch.no_grad():
         expected = engine.model(batch, return_logits=True)
         result = published(pixel_values=normalize_tiles(tiles), input_ids=tokens).logits
+    answers, said = greedy_answers(engine, published, tokens, tiles, normalize_tiles(tiles))
     engine.close()
+    assert answers == said
     # Measured: at most 2e-6 where logits reach 3.
     error = float((result - expected).abs().max())
     what = f"logits of the export, largest difference, {case.name}"

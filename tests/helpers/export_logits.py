@@ -1,10 +1,10 @@
-"""Logits of text around two tiles: a checkpoint's, those of its export here and in transformers."""
+"""Logits and answers of a checkpoint, and of its export here and in transformers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -13,13 +13,21 @@ from torch import Tensor
 from helpers.export_runs import Exported
 from nvlm.batch import MicroBatch
 
+if TYPE_CHECKING:
+    from nvlm.generate.engine import Engine
+
+NUM_NEW_TOKENS = 6
+
 
 class Logits(NamedTuple):
-    """Each [1, t, vocabulary], of the same tokens and tiles."""
+    """Each [1, t, vocabulary], of the same tokens and tiles: text around two of them."""
 
     checkpoint: Tensor
     read_back: Tensor  # the export in Megatron-core
     transformers: Tensor  # by the files in the export's folder alone
+    # Token ids: of the checkpoint, of transformers.
+    answers: list[list[int]]
+    transformers_answers: list[list[int]]
 
     @property
     def largest_difference(self) -> float:
@@ -45,18 +53,49 @@ def export_logits(converted: Exported, monkeypatch: pytest.MonkeyPatch, modules:
         cu_seqlens=torch.tensor([0, tokens.shape[1]], dtype=torch.int32),
         tiles=tiles,
     )
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in _statistics(converted))
+    pixels, answers = (tiles / 255 - mean) / deviation, []
     for folder in (converted.checkpoint, converted.export):
         engine = Engine(folder)
         engine.load()
         with torch.no_grad():
             found.append(engine.model(batch, return_logits=True))
+        if folder == converted.checkpoint:
+            answers = greedy_answers(engine, published, tokens, tiles, pixels)
         engine.close()
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in _statistics(converted))
     with torch.no_grad():
-        pixels = (tiles / 255 - mean) / deviation
         logits = published(pixel_values=pixels, input_ids=tokens).logits
     checkpoint, read_back = found
-    return Logits(checkpoint, read_back, logits)
+    return Logits(checkpoint, read_back, logits, *answers)
+
+
+def greedy_answers(
+    engine: Engine, published: Any, tokens: Tensor, tiles: Tensor, pixels: Tensor
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids that the engine says, and transformers, with the tiles and to text alone.
+
+    Args:
+        tokens: [1, t], with the placeholders of all tiles; they end in text.
+        pixels: what `published` takes for the tiles.
+    """
+    text = tokens[:, -10:]
+    prompts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = [
+        (tokens, tiles, {"pixel_values": pixels}),
+        (text, tiles[:0], {}),
+    ]
+    ours = [
+        engine.generate(prompt[0].tolist(), some, NUM_NEW_TOKENS, stop_ids=())
+        for prompt, some, _ in prompts
+    ]
+    theirs = [
+        published.generate(
+            input_ids=prompt, max_new_tokens=NUM_NEW_TOKENS, eos_token_id=-1, **images
+        )[0].tolist()
+        for prompt, _, images in prompts
+    ]
+    # With shared embeddings a random model repeats what it has read.
+    assert len({token for answer in ours for token in answer}) > 1, "answers that vary"
+    return ours, theirs
 
 
 def _inputs(config, image_id: int) -> tuple[Tensor, Tensor]:
