@@ -13,7 +13,7 @@ import re
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 _DIGITS = r"(?:0|[1-9]\d*(?:_\d+)*)"
@@ -172,6 +172,8 @@ CountOrZero = Annotated[int, _whole(0)]
 NumLayers = Annotated[int, _whole(1, 10_000)]
 # Counted from the last, which is -1.
 FeatureLayer = Annotated[int, _whole(-10_000, -1)]
+# A list to all who read or write it; `model` is a key of caches, so that nothing of it may change.
+FeatureLayers = Annotated[tuple[FeatureLayer, ...], PlainSerializer(list)]
 # Patches along each side of what pixel shuffle merges.
 ShuffleFactor = Annotated[int, BeforeValidator(_read_shuffle_factor)]
 # Even, cut by cost, or decoder layers of each pipeline stage or of each stage's chunks.

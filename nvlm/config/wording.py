@@ -23,6 +23,7 @@ _EXPECTED = {
     "string_type": "must be a text",
     "string_unicode": "must be a text of whole Unicode characters",
     "list_type": "must be a list, such as [a, b]",
+    "tuple_type": "must be a list, such as [a, b]",
     "dict_type": "must be a mapping, such as {a: 1}",
     "model_type": "must be a mapping of settings, such as {a: 1}",
     "model_attributes_type": "must be a mapping of settings, such as {a: 1}",

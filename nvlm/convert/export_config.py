@@ -105,7 +105,8 @@ def _vision(folder: HfFolder, found: Mapping[str, Any]) -> Any:
     stored = found.get("num_stored_attention_heads")
     if stored is None:
         stored = _stored_heads(folder, vision)
-    return {**vision, "num_stored_attention_heads": stored}
+    layers = found.get("feature_layers")
+    return {**vision, "num_stored_attention_heads": stored, "feature_layers": layers}
 
 
 def _stored_heads(folder: HfFolder, vision: Mapping[str, Any]) -> Any:

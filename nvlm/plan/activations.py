@@ -70,6 +70,8 @@ def _encoding_bytes(config: RunConfig, stack: EncoderStack, num_tiles: float) ->
     tensor = config.parallel.tensor if stack.is_split and not config.parallel.shares_tiles else 1
     hidden = 2 * stack.hidden_size * (_WIDE + width)
     inner = 2 * stack.inner_widths[0] / tensor * width
+    # Of several layers: their hidden states, and these side by side.
+    hidden += 2 * (stack.feature_size - stack.hidden_size) * width
     return num_tiles * stack.num_positions * (hidden + inner)
 
 

@@ -19,6 +19,7 @@ from nvlm.parallel.groups import initialize, shut_down
 SWITCHES = {
     "visual attention": ["model.visual_attention=bidirectional"],
     "own norms, keys, values": ["model.language.visual_weights=norms_keys_values"],
+    "features of two layers": ["model.vision.feature_layers=[-2, -1]"],
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
 }
 

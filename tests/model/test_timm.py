@@ -12,7 +12,7 @@ from nvlm.config.encoders.timm import TimmConfig
 from nvlm.model.encoders.timm import Encoder
 
 SIZES = {"num_layers": 3, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 4}
-# Family -> name in timm, and the layer whose hidden states are taken.
+# Family -> name in timm, and the layer or layers whose hidden states are taken.
 FAMILIES = {
     "CLIP of OpenAI": ("vit_base_patch16_clip_quickgelu_224.openai", -2),
     "OpenCLIP": ("vit_large_patch14_clip_224.laion2b", -1),
@@ -23,6 +23,8 @@ FAMILIES = {
     "DINOv2, the largest": ("vit_giant_patch14_reg4_dinov2", -1),
     "AIMv2": ("aimv2_large_patch14_224", -1),
     "MAE, DINO, supervised": ("vit_base_patch16_224", -1),
+    "CLIP of OpenAI, two layers": ("vit_base_patch16_clip_quickgelu_224.openai", [-3, -2]),
+    "DINOv2 with registers, three layers": ("vit_small_patch14_reg4_dinov2", [-3, -2, -1]),
 }
 
 
@@ -32,9 +34,11 @@ def encoder_of(config: TimmConfig) -> Encoder:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_and_gradients_are_timms(family, measure):
-    name, layer = FAMILIES[family]
+    name, wanted = FAMILIES[family]
+    layers = wanted if isinstance(wanted, list) else [wanted]
+    chosen: dict = {"feature_layers" if isinstance(wanted, list) else "feature_layer": wanted}
     side = 84 if "patch14" in name else 96
-    config = TimmConfig(name=name, feature_layer=layer, image_size=side, **SIZES)
+    config = TimmConfig(name=name, image_size=side, **chosen, **SIZES)
     assert list(config.problems()) == []
     ratio = SIZES["ffn_hidden_size"] / SIZES["hidden_size"]
     torch.manual_seed(5)
@@ -58,12 +62,14 @@ def test_hidden_states_and_gradients_are_timms(family, measure):
     tiles = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in config.pixel_statistics)
     found = ours(tiles)
-    expected = theirs.forward_intermediates(
+    of_layers = theirs.forward_intermediates(
         ((tiles.float() / 255 - mean) / std).double(),
-        indices=[SIZES["num_layers"] + layer],
+        indices=[SIZES["num_layers"] + layer for layer in layers],
         output_fmt="NLC",
         intermediates_only=True,
-    )[0]
+    )
+    expected = torch.cat(of_layers, dim=-1)
+    assert found.shape[1:] == (config.num_patches, config.feature_size)
     direction = torch.randn_like(expected)
     (found * direction).sum().backward()
     (expected * direction).sum().backward()

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from nvlm.config.encoders.settings import IMAGENET_MEAN, IMAGENET_STD, NUM_COLOUR_CHANNELS
+from nvlm.config.encoders.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NUM_COLOUR_CHANNELS,
+    feature_layer_numbers,
+    feature_layer_problems,
+)
 from nvlm.config.section import Section
-from nvlm.config.values import Count, NumLayers, Positive, Switch
+from nvlm.config.values import Count, FeatureLayers, NumLayers, Positive, Switch
 from nvlm.rows import ONES, ZEROS, Constant, Normal, Parameter, ZeroHeads
 
 
@@ -39,6 +45,9 @@ class InternViTConfig(Section):
     """Norms of queries and keys, over all heads together."""
     qkv_bias: Switch = False
     """Bias of the query, key and value projections."""
+    feature_layers: FeatureLayers | None = None
+    """Layers whose hidden states are the features, channels side by side, such as [-24, -12, -1];
+    counted from the last, -1, which is one of them. null: the last alone. docs/encoders.md."""
     norm_epsilon: Positive = 1e-6
     """Added to the variance in every norm."""
     layer_scale_init: Positive = 0.1
@@ -52,7 +61,12 @@ class InternViTConfig(Section):
 
     @property
     def feature_size(self) -> int:
-        return self.hidden_size
+        return self.hidden_size * max(1, len(self.feature_layer_numbers))
+
+    @property
+    def feature_layer_numbers(self) -> tuple[int, ...]:
+        """Counted from the first layer, 1; empty where the last one's are the features."""
+        return feature_layer_numbers(self.feature_layers, self.num_layers)
 
     @property
     def num_patches(self) -> int:
@@ -97,6 +111,12 @@ class InternViTConfig(Section):
             )
         if self.image_size % self.patch_size:
             yield not_multiple(self, "image_size", "patch_size")
+        yield from feature_layer_problems(self.feature_layers, self.num_layers)
+        if self.feature_layers and self.feature_layers[-1] != -1:
+            yield (
+                f"model.vision.feature_layers {list(self.feature_layers)} ends before the last "
+                "layer: all layers of an InternViT are built, so that -1 has to be among them"
+            )
 
     def split_sizes(self) -> dict[str, int]:
         return {

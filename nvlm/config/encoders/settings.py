@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 from nvlm.rows import Parameter
@@ -11,6 +12,25 @@ NUM_COLOUR_CHANNELS = 3
 # Statistics of ImageNet's RGB values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def feature_layer_numbers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+    """`feature_layers`, which count from the last, counted from the first, 1; none for None."""
+    return tuple(num_layers + 1 + layer for layer in layers or ())
+
+
+def feature_layer_problems(layers: Sequence[int] | None, num_layers: int) -> Iterator[str]:
+    """Why hidden states of `layers`, of so many, cannot be laid side by side."""
+    if layers is None:
+        return
+    key = f"model.vision.feature_layers {list(layers)}"
+    if len(layers) < 2 or any(low >= high for low, high in pairwise(layers)):
+        yield (
+            f"{key}: name two layers or more, each once and from the first to the last, such as "
+            "[-12, -1]; of a single one leave it out"
+        )
+    elif layers[0] < -num_layers:
+        yield f"{key}: {layers[0]} is before the first of {num_layers} layers"
 
 
 class EncoderSettings(Protocol):
@@ -62,6 +82,12 @@ class EncoderStack(Protocol):
     """Layers of one width."""
 
     hidden_size: int
+
+    @property
+    def feature_size(self) -> int:
+        """Channels of a patch's features: of all the layers that they are taken from."""
+        ...
+
     patch_size: int
     # Of its norms of queries and keys.
     qk_layernorm: Any

@@ -8,10 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from nvlm.config.encoders.settings import NUM_COLOUR_CHANNELS
+from nvlm.config.encoders.settings import (
+    NUM_COLOUR_CHANNELS,
+    feature_layer_numbers,
+    feature_layer_problems,
+)
 from nvlm.config.encoders.timm_models import TimmModel, timm_model, why_unknown
 from nvlm.config.section import Section
-from nvlm.config.values import Count, FeatureLayer, Name, NumLayers, Positive
+from nvlm.config.values import Count, FeatureLayer, FeatureLayers, Name, NumLayers, Positive
 from nvlm.rows import ONES, ZEROS, Constant, Normal, Parameter
 
 # What a configuration may say otherwise than the model of its name.
@@ -33,6 +37,9 @@ class TimmConfig(Section):
     feature_layer: FeatureLayer = -1
     """Layer whose hidden states are the features, counted from the last, -1; those behind it are
     not built. LLaVA has -2."""
+    feature_layers: FeatureLayers | None = None
+    """Layers whose hidden states are the features, channels side by side, such as [-17, -9, -2], in
+    the place of `feature_layer`. null: that one's. docs/encoders.md."""
     image_size: Count = Field(default=_BY_NAME)
     """Width and height of a tile, in pixels. null, as with the keys below: the named model's. Other
     sizes are whole patches; conversion interpolates learned positions, as timm does."""
@@ -77,7 +84,12 @@ class TimmConfig(Section):
 
     @property
     def feature_size(self) -> int:
-        return self.hidden_size
+        return self.hidden_size * max(1, len(self.feature_layer_numbers))
+
+    @property
+    def feature_layer_numbers(self) -> tuple[int, ...]:
+        """Counted from the first layer, 1; empty where the last one's are the features."""
+        return feature_layer_numbers(self.feature_layers, self.num_layers)
 
     @property
     def num_patches(self) -> int:
@@ -103,7 +115,8 @@ class TimmConfig(Section):
 
     @property
     def num_computed_layers(self) -> int:
-        return self.num_layers + 1 + self.feature_layer
+        last = self.feature_layers[-1] if self.feature_layers else self.feature_layer
+        return self.num_layers + 1 + last
 
     @property
     def attention_width(self) -> int:
@@ -135,10 +148,16 @@ class TimmConfig(Section):
             "num_attention_heads": self.num_attention_heads,
             "num_layers": self.num_computed_layers,
             **{key: getattr(model, key) for key in names.split()},
+            **self._feature_layers(),
             "layer_scale": bool(model.layer_scale),
             "pixel_mean": list(mean),
             "pixel_std": list(std),
         }
+
+    def _feature_layers(self) -> dict[str, Any]:
+        """Nothing where the last built layer's are the features: so exports said it at first."""
+        numbers = self.feature_layer_numbers
+        return {"feature_layers": list(numbers)} if numbers else {}
 
     def problems(self) -> Iterator[str]:
         model = self.model
@@ -156,6 +175,12 @@ class TimmConfig(Section):
             yield (
                 f"model.vision.feature_layer {self.feature_layer} is before the first of "
                 f"{self.num_layers} layers"
+            )
+        yield from feature_layer_problems(self.feature_layers, self.num_layers)
+        if self.feature_layers and self.feature_layer != -1:
+            yield (
+                f"model.vision.feature_layer {self.feature_layer} beside feature_layers "
+                f"{list(self.feature_layers)}, which says all of them: give one of the two"
             )
 
     def split_sizes(self) -> dict[str, int]:

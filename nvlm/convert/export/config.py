@@ -220,6 +220,11 @@ def _load_differences(config: RunConfig) -> list[str]:
             f"heads, and vLLM's NVLM_D expects {expected_heads}, {RELEASED_NUM_DUMMY_HEADS} more "
             "than the real ones"
         )
+    if vision.feature_layers:
+        differences.append(
+            "vLLM cannot load it: the connector reads hidden states of several of the encoder's "
+            "layers, and vLLM's NVLM_D gives it those of the last"
+        )
     if not isinstance(projector, MLPConfig) or projector.pixel_shuffle != 2:
         shuffle = " with pixel_shuffle 1 or 4" if isinstance(projector, MLPConfig) else ""
         differences.append(

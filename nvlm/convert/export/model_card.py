@@ -260,8 +260,17 @@ def _provenance(config: RunConfig, progress: dict | None) -> str:
         f"{'An ' if model.vision.kind == 'internvit' else ''}{_encoder(config)} of "
         f"{next(iter(model.vision.parts.values())).num_computed_layers} layers, a {language} of "
         f"{model.language.num_layers}, tokenizer `{model.tokenizer}`.",
+        _feature_layers(config),
         "" if progress is None else f"Training started from `{config.checkpoint.load}`.",
     )
+
+
+def _feature_layers(config: RunConfig) -> str:
+    parts = config.model.vision.parts.values()
+    number = sum(part.feature_size // part.hidden_size for part in parts)
+    if number == len(parts):
+        return ""
+    return f"The projector reads hidden states of {number} of the encoder's layers, side by side."
 
 
 def _how_to(text: str, obstacle: str, differences: list[str]) -> tuple[str, list[str]]:

@@ -96,7 +96,7 @@ def check_vision(folder: ModelFolder, vision: EncoderSettings, option: str = "--
         check_timm(folder, vision, option)
         return
     _check_architecture(folder, vision_architecture(vision), option)
-    _raise(folder, "model.vision", vision_problems(folder.config, vision))
+    _raise(folder, "model.vision", vision_problems(_stated(folder, vision), vision))
 
 
 def check_language(
@@ -202,7 +202,7 @@ def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
             *language_problems(language.config, model.language),
         ]
     if architecture == "InternVisionModel":
-        return vision_problems(folder.config, model.vision)
+        return vision_problems(_stated(folder, model.vision), model.vision)
     return language_problems(folder.config, model.language)
 
 
@@ -233,6 +233,10 @@ def _parts_differ(
     x, y = (with_defaults(side, names, architecture) for side in (left, right))
     if "rope_theta" in keys.rules:
         x["rotary embeddings"], y["rotary embeddings"] = read_rope(left), read_rope(right)
+    if "feature_layers" in keys.rules:
+        x["feature_layers"], y["feature_layers"] = (
+            side.get("feature_layers") for side in (left, right)
+        )
     if "connector" in keys.rules:
         x |= {key: left.get(key, default) for key, default in CONNECTOR_KEYS.items()}
         y |= {key: right.get(key, default) for key, default in CONNECTOR_KEYS.items()}
@@ -259,7 +263,20 @@ def vision_problems(found: Mapping[str, Any], vision: EncoderSettings) -> list[s
     values = with_defaults(found, [*keys.settings, *keys.fixed], "InternVisionModel")
     ours = vision_values(vision)
     wanted = {key: ours[key] for key in keys.settings}
+    values["feature_layers"], wanted["feature_layers"] = (
+        side.get("feature_layers") for side in (found, ours)
+    )
     return [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
+
+
+def _stated(folder: ModelFolder, vision: EncoderSettings) -> Mapping[str, Any]:
+    """What `folder` says of its encoder; an InternViT alone leaves the layers that the connector
+    reads to the configuration."""
+    found = folder.config
+    is_alone = isinstance(folder, HfFolder) and found.get("feature_layers") is None
+    if is_alone and isinstance(vision, InternViTConfig):
+        return {**found, "feature_layers": vision_values(vision).get("feature_layers")}
+    return found
 
 
 def language_problems(found: Mapping[str, Any], language: LanguageConfig) -> list[str]:

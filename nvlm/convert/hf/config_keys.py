@@ -201,6 +201,7 @@ INTERN_VIT = Keys(
         "qkv_bias": "qkv_bias",
     },
     fixed={**_COMMON_FIXED, "hidden_act": ("gelu",), "num_channels": (3,)},
+    rules=frozenset({"feature_layers"}),
     training={"attention_dropout": 0.0, "dropout": 0.0, "drop_path_rate": 0.0},
     no_effect={
         **_COMMON_NO_EFFECT,

@@ -19,7 +19,10 @@ NORM_TYPES = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}
 def vision_values(vision: InternViTConfig) -> dict[str, Any]:
     """What InternViT's `config.json` says of a model like `vision`."""
     values = {key: getattr(vision, setting) for key, setting in INTERN_VIT.settings.items()}
-    return {**values, "norm_type": NORM_TYPES[vision.normalization], "hidden_act": "gelu"}
+    values |= {"norm_type": NORM_TYPES[vision.normalization], "hidden_act": "gelu"}
+    if vision.feature_layers:
+        values["feature_layers"] = list(vision.feature_layers)
+    return values
 
 
 def plain_vision_values(vision: EncoderSettings) -> dict[str, Any]:

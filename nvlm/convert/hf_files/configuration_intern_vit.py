@@ -14,6 +14,9 @@ class InternVisionConfig(PretrainedConfig):
     weights: the real ones, then heads of zeros that change nothing. NVLM-D stores 25 heads as 32,
     so that more tensor-parallel sizes divide them. The default stores the real heads only, as
     OpenGVLab does.
+
+    `feature_layers`: layers, counted from the last, -1, whose hidden states NVLM-D's connector
+    reads side by side; None: the last one's.
     """
 
     model_type = "intern_vit_6b"
@@ -38,6 +41,7 @@ class InternVisionConfig(PretrainedConfig):
         drop_path_rate=0.0,
         initializer_range=0.02,
         initializer_factor=0.1,
+        feature_layers=None,
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -58,12 +62,13 @@ class InternVisionConfig(PretrainedConfig):
         self.drop_path_rate = drop_path_rate
         self.initializer_range = initializer_range
         self.initializer_factor = initializer_factor
+        self.feature_layers = feature_layers
         super().__init__(**kwargs)
 
     @property
     def feature_size(self):
         """Channels of a patch, as the connector reads it."""
-        return self.hidden_size
+        return self.hidden_size * len(self.feature_layers or [-1])
 
     @property
     def num_patches(self):

@@ -179,7 +179,14 @@ class InternVisionModel(PreTrainedModel):
 
     def patches(self, pixel_values):
         """[n, 3, image_size, image_size] -> features of the patches [n, p, c]."""
-        return self(pixel_values=pixel_values).last_hidden_state[:, 1:]
+        if self.config.feature_layers is None:
+            return self(pixel_values=pixel_values).last_hidden_state[:, 1:]
+        states = [self.embeddings(pixel_values)]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1]))
+        features = [states[layer][:, 1:] for layer in self.config.feature_layers]
+        # Layers may be on several devices.
+        return torch.cat([one.to(states[-1].device) for one in features], dim=-1)
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -97,6 +98,7 @@ class InternViT(MegatronModule):
     ):
         super().__init__(config)
         self.tp_group = groups.tp
+        self.feature_layers = vision.feature_layer_numbers
         self.embeddings = PatchEmbedding(vision, config.params_dtype)
         spec = _layer_spec(vision, config, parts, groups)
         self.decoder = TransformerBlock(
@@ -108,14 +110,44 @@ class InternViT(MegatronModule):
         follow_gradient_mode(self.decoder)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size] uint8 -> [n, p, c], patches row by row."""
+        """tiles [n, 3, size, size] uint8 -> [n, p, c], patches row by row.
+
+        With `feature_layers` c is so many times the encoder's width.
+        """
         # A frozen encoder keeps no activations.
         with torch.no_grad() if is_frozen(self) else nullcontext():
             pixels = normalize_tiles(tiles).to(self.config.params_dtype)
             embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
             embedded_snc = recomputable(embedded_snc, self.config)
-            encoded_snc = self.decoder(embedded_snc, attention_mask=None)
+            if self.feature_layers:
+                encoded_snc = torch.cat(self._hidden_states(embedded_snc), dim=-1)
+            else:
+                encoded_snc = self.decoder(embedded_snc, attention_mask=None)
             return encoded_snc[1:].transpose(0, 1)
+
+    def _hidden_states(self, hidden_snc: Tensor) -> list[Tensor]:
+        """Behind each of `feature_layers`, [s, n, c].
+
+        Megatron-core's block gives the last layer's alone; its layers are called as it calls them,
+        those that are recomputed one by one.
+        """
+        config, found = self.config, []
+        is_recomputed = config.recompute_granularity == "full" and self.training
+        num_recomputed = (config.recompute_num_layers or 0) if is_recomputed else 0
+        for number, layer in enumerate(self.decoder.layers, start=1):
+            run = functools.partial(_through, layer)
+            if number <= num_recomputed:
+                hidden_snc = tensor_parallel.checkpoint(run, False, hidden_snc)
+            else:
+                hidden_snc = run(hidden_snc)
+            if number in self.feature_layers:
+                found.append(hidden_snc)
+        return found
+
+
+def _through(layer: nn.Module, hidden_snc: Tensor) -> Tensor:
+    hidden_snc, _ = layer(hidden_states=hidden_snc, attention_mask=None)
+    return hidden_snc
 
 
 def normalize_tiles(tiles: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """timm's plain ViTs in torch alone, with timm's names of parameters.
 
-timm's `VisionTransformer` (CLIP, SigLIP, DINOv2, AIMv2 and others) as far as the layer whose hidden
-states are wanted: neither the last norm nor what pools and classifies. An export takes this file
-along.
+timm's `VisionTransformer` (CLIP, SigLIP, DINOv2, AIMv2 and others) as far as the last layer whose
+hidden states are wanted: neither the last norm nor what pools and classifies. An export takes this
+file along.
 
 Shape suffixes: n tiles, p patches of a tile, s tokens of a tile (class token, registers, patches),
 c channels, a attention heads, d channels of a head.
@@ -122,6 +122,8 @@ class Encoder(nn.Module):
         width, model_norm = settings.hidden_size, getattr(nn, settings.norm)
         norm = partial(model_norm, width, eps=settings.norm_epsilon)
         side = settings.image_size // settings.patch_size
+        # Counted from 1; exports that say none have the last one's.
+        self.feature_layers = getattr(settings, "feature_layers", None) or [settings.num_layers]
         num_prefix = settings.class_token + settings.num_registers
         self.statistics = tuple(settings.pixel_mean), tuple(settings.pixel_std)
         self.num_prefix, self.positions = num_prefix, settings.positions
@@ -138,11 +140,19 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(settings, norm) for _ in range(settings.num_layers)))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size], uint8 or normalised -> patches' hidden states [n, p, c]."""
+        """tiles [n, 3, size, size], uint8 or normalised -> patches' hidden states [n, p, c].
+
+        Those of several layers side by side: c is then so many times the encoder's width.
+        """
         if tiles.dtype == torch.uint8:
             tiles = normalize_pixels(tiles, *self.statistics)
         hidden_nsc = self._embed(tiles.to(self.patch_embed.proj.weight.dtype))
-        return self.blocks(self.norm_pre(hidden_nsc))[:, self.num_prefix :]
+        hidden_nsc, features = self.norm_pre(hidden_nsc), []
+        for number, block in enumerate(self.blocks, start=1):
+            hidden_nsc = block(hidden_nsc)
+            if number in self.feature_layers:
+                features.append(hidden_nsc[:, self.num_prefix :])
+        return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         hidden = self.patch_embed(pixels)
