@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.encoders import CLIP
 from helpers.paths import REPOSITORY
 
 from nvlm.config import RunConfig, load_config, load_runs, save_config
@@ -369,6 +370,15 @@ def test_binary_file(content: bytes, tmp_path: Path):
         (["model.vision.hidden_size=161"], "model.vision.num_attention_heads 5"),
         (["model.vision.num_stored_attention_heads=4"], "is less than"),
         (["model.vision.image_size=98"], "2 must divide 7"),
+        (["model.vision.feature_layers=[-1]"], "name two layers or more"),
+        (["model.vision.feature_layers=[-1, -3]"], "from the first to the last"),
+        (["model.vision.feature_layers=[-9, -1]"], "-9 is before the first of 4 layers"),
+        (["model.vision.feature_layers=[-3, -2]"], "-1 has to be among them"),
+        (["model.vision.feature_layers=-1"], "must be a list, such as"),
+        (
+            [CLIP.replace("feature_layer: -2", "feature_layer: -2, feature_layers: [-3, -1]")],
+            "give one of the two",
+        ),
         (["model.language.hidden_size=190"], "model.language.num_attention_heads 8"),
         (["model.language.num_query_groups=3"], "model.language.num_query_groups 3"),
         (

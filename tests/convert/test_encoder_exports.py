@@ -64,6 +64,26 @@ def test_transformers_computes_the_same(name, tmp_path, tmp_path_factory, monkey
     assert any("vLLM cannot load it" in text for text in serving_differences(converted.config))
 
 
+def test_several_layers_of_an_internvit(tmp_path, tmp_path_factory, monkeypatch, measure):
+    """Its folder says nothing of them; an export does, and is read back with them alone."""
+    converted = export_runs.make_export(tmp_path, ["model.vision.feature_layers=[-2, -1]"])
+    logits = export_logits(converted, monkeypatch, tmp_path_factory.getbasetemp() / "modules")
+    assert torch.equal(logits.read_back, logits.checkpoint)
+    what = "logits of the export, largest difference, two layers of an InternViT"
+    measure(what, "our Megatron model", logits.largest_difference, 1e-4)
+    assert logits.answers == logits.transformers_answers
+    assert config_of_export(HfFolder(converted.export)).model.vision.feature_size == 2 * 160
+    again = convert_from_nvlm(converted.export, converted.config, tmp_path / "again")
+    assert verify(converted.checkpoint, again).differences == []
+    assert verify(converted.checkpoint, converted.export).differences == []
+    said = " ".join(serving_differences(converted.config))
+    assert "vLLM cannot load it: the connector reads hidden states of several" in said
+
+    plain = small_folders.convert_config()
+    with pytest.raises(ConvertError, match=r"feature_layers is \[-2, -1\], expected None"):
+        convert_from_nvlm(converted.export, plain, tmp_path / "plain")
+
+
 def test_a_folder_has_timms_weights(tmp_path, parallel, measure):
     """Of another image size: positions are interpolated as timm interpolates them."""
     converted = make_export(tmp_path, [CLIP], image_size=168)

@@ -14,4 +14,7 @@ DINOV2 = (
     f"model.vision={{kind: timm, name: vit_large_patch14_reg4_dinov2, image_size: 112, {_SIZES}}}"
 )
 AIMV2 = f"model.vision={{kind: timm, name: aimv2_large_patch14_224, image_size: 112, {_SIZES}}}"
+# Of its three layers the last is not built; with the other two's hidden states side by side.
+CLIP_LAYERS = CLIP.replace("feature_layer: -2", "feature_layers: [-3, -2]")
 ENCODERS = {"SigLIP": [SIGLIP], "CLIP": [CLIP], "DINOv2": [DINOV2], "AIMv2": [AIMV2]}
+ENCODERS["CLIP, two layers"] = [CLIP_LAYERS]

@@ -60,6 +60,7 @@ CASES = {
     "images seen both ways, NVLM-H, tensor 2, sequence": [BF16, *H, TP2, SP, BOTH_WAYS],
     "images seen both ways, selective recompute": [BF16, SELECTIVE, BOTH_WAYS],
     "own norms, keys, values, tensor 2, sequence": [BF16, TP2, SP, OWN_KEYS],
+    "features of two layers": [BF16, "model.vision.feature_layers=[-2, -1]"],
     "all weights own": [BF16, OWN_WEIGHTS],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],

@@ -6,6 +6,7 @@ import pytest
 
 from nvlm.config import load_config
 from nvlm.sizes.flops import ForwardFlops, StepFlops, forward_flops, step_flops
+from nvlm.sizes.parameters import parameter_table
 
 # A decoder layer: query, key and value; output; gate and up; down.
 # 72B:   8192 x 10240 = 83,886,080 + 8192 x 8192 = 67,108,864
@@ -91,6 +92,20 @@ def test_training(name):
 def test_an_encoder_that_trains_runs_three_times():
     config = load_config("nvlm_d_72b/sft", ["stage.freeze=[]"])
     assert step_flops(config).per_tile == 3 * 13_168_281_600_000 + 953_382_076_416
+
+
+def test_features_of_three_layers():
+    """The projector reads 4 patches of 3 x 1024 channels for each of 256 tokens: 12,288 x 4864
+    and 4864 x 896 weights in the place of 4096 x 4864 and these; its norm is three times as wide.
+    """
+    layers = "model.vision.feature_layers=[-24, -12, -1]"
+    before = load_config("internvit_300m_qwen2_0_5b/sft").model
+    model = load_config("internvit_300m_qwen2_0_5b/sft", [layers]).model
+    found = forward_flops(model)
+    assert found.projector_per_tile == 256 * 2 * (12_288 * 4864 + 4864 * 896)
+    assert found.encoder_per_tile == forward_flops(before).encoder_per_tile
+    counts = [sum(row.size for row in parameter_table(one)) for one in (before, model)]
+    assert counts[1] - counts[0] == 8192 * (4864 + 2)
 
 
 def test_cross_attention_of_the_72b():
