@@ -1,13 +1,18 @@
-"""What every test shares: the demo data, built once, measured errors, faults and their outcomes."""
+"""What every test shares: the demo data, built once, measured errors, faults and their outcomes.
+
+And the order of files: the longest begin; those whose tests start several processes, which wait for
+each other, come between those that compute.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,29 @@ from helpers.paths import REPOSITORY
 
 from nvlm import ending
 
+# Of half a minute and more: what begins last decides when the others' cores fall idle. A name that
+# is not there any more costs nothing.
+LONGEST = (
+    "model/test_model_layouts.py",
+    "parallel/test_layouts.py",
+    "parallel/test_resume.py",
+    "data/loading/test_loader.py",
+    "parallel/test_kills.py",
+    "docs/test_convert_walkthrough.py",
+    "model/test_adapter_layouts.py",
+    "model/test_tile_parallel.py",
+    "parallel/test_bad_samples.py",
+    "convert/test_fused_exports.py",
+    "model/test_transformer_engine.py",
+    "parallel/test_stops.py",
+    "train/test_stages.py",
+    "train/test_overlap.py",
+    "cli/test_bad_input.py",
+    "convert/test_vllm_prompts.py",
+)
+
 pytest_plugins = ["helpers.data_fixtures", "helpers.model_fixtures"]
+gc.disable()  # until all is imported: see `pytest_collection`
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +61,15 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if not (root / "train").is_dir():
+        if not root.is_dir():
+            begun = root.with_suffix(".begun")
             subprocess.run(
-                [sys.executable, "-m", "nvlm", "data", "build-demo", str(root)],
+                [sys.executable, "-m", "nvlm", "data", "build-demo", str(begun)],
                 check=True,
                 cwd=REPOSITORY,
-                timeout=300,
+                timeout=500,
             )
+            begun.rename(root)
     return root
 
 
@@ -105,6 +134,23 @@ def _note(variable: str, request: pytest.FixtureRequest, name: str, row: dict) -
         Path(folder, f"{file_name[:200]}.json").write_text(json.dumps(row))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What was imported is not searched for garbage, as `nvlm.loading` has it for programs."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage() -> None:
+    """Nor after tests whose loaders have undone that, as they do when they are closed."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that measure carry the mark `parity`, those of a fault's outcome `fault`."""
     for item in items:
@@ -113,3 +159,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.parity)
         if "fault" in names:
             item.add_marker(pytest.mark.fault)
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        _order_files(items)
+
+
+def _order_files(items: list[pytest.Item]) -> None:
+    """The longest first, then those that start processes evenly among the others."""
+    files = {item.path: False for item in items}
+    for item in items:
+        files[item.path] |= item.get_closest_marker("parallel") is not None
+    places = {}
+    for starts_processes in (True, False):
+        same = [path for path, has in files.items() if has == starts_processes]
+        places |= {path: (number + 0.5) / len(same) for number, path in enumerate(same)}
+    tests = Path(__file__).parent
+    places |= {tests / name: number - len(LONGEST) for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places[item.path])
