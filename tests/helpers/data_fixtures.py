@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,20 +88,18 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("index")
 
 
-@pytest.fixture
-def make_config(
-    tokenizer_folder: Path, shards: Path, index_folder: Path, tmp_path: Path
-) -> Callable[..., RunConfig]:
-    """The tiny SFT run over `shards`; arguments are overrides `key=value`."""
+@pytest.fixture(scope="session")
+def config_in(tokenizer_folder: Path, shards: Path, index_folder: Path) -> Callable[..., RunConfig]:
+    """The tiny SFT run over `shards`; arguments are its folder and overrides `key=value`."""
 
-    def make(*overrides: str) -> RunConfig:
+    def make(folder: Path, *overrides: str) -> RunConfig:
         return load_config(
             REPOSITORY / "configs" / "run" / "tiny" / "sft.yaml",
             [
                 f"model.tokenizer={tokenizer_folder}",
                 f"data.root={shards}",
                 f"data.index_dir={index_folder}",
-                f"run.dir={tmp_path / 'run'}",
+                f"run.dir={folder}",
                 "data.num_workers=0",
                 "data.packing_window=32",
                 "train.global_batch_size=4",
@@ -109,3 +108,9 @@ def make_config(
         )
 
     return make
+
+
+@pytest.fixture
+def make_config(config_in: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
+    """`config_in` a folder of the test's."""
+    return partial(config_in, tmp_path / "run")

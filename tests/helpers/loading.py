@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from nvlm.config import RunConfig
 from nvlm.data.index.source_index import SourceIndex
 from nvlm.data.loading.loader import Loader
@@ -20,6 +22,9 @@ def build_loader(
     Raises:
         DataError: no usable sample, or `state` belongs to other data or settings.
     """
+    # Workers are forked after a search for garbage: in a program's process not among its modules,
+    # and here neither, which the loader before this one has undone.
+    gc.freeze()
     planner = Planner(config, indexes)
     if state is not None:
         planner.load_state(state)

@@ -51,6 +51,12 @@ def read_steps(
     return steps, states, skipped
 
 
+@pytest.fixture(scope="module")
+def whole(config_in, tmp_path_factory) -> tuple[list, list, list]:
+    """What one process reads, without workers."""
+    return read_steps(config_in(tmp_path_factory.mktemp("whole")), 1)
+
+
 def assert_same(first: list[list[MicroBatch]], second: list[list[MicroBatch]]) -> None:
     assert len(first) == len(second)
     for one, other in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
@@ -75,11 +81,12 @@ def test_batches_keep_the_contract(make_config):
             assert {len(m.sample_keys) for m in itertools.chain(*steps)} == {1}
 
 
-@pytest.mark.parametrize("data_size", [1, 2, 4])
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_order_is_independent_of_the_cluster(make_config, data_size: int, num_workers: int):
+@pytest.mark.parametrize(
+    ("data_size", "num_workers"), [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 2)]
+)
+def test_order_is_independent_of_the_cluster(make_config, whole, data_size: int, num_workers: int):
     steps, states, _ = read_steps(make_config(f"data.num_workers={num_workers}"), data_size)
-    reference, reference_states, _ = read_steps(make_config(), 1)
+    reference, reference_states, _ = whole
     assert_same(steps, reference)
     assert states == reference_states
     planned = [packs for _, packs in iterate_order(make_config(), NUM_STEPS)]
@@ -89,9 +96,11 @@ def test_order_is_independent_of_the_cluster(make_config, data_size: int, num_wo
 @pytest.mark.parametrize(
     ("before", "after"), [((1, 0), (4, 1)), ((4, 2), (2, 0)), ((2, 1), (1, 2))]
 )
-def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: tuple[int, int]):
+def test_resume_on_another_cluster(
+    make_config, whole, before: tuple[int, int], after: tuple[int, int]
+):
     """(data size, workers) before and after an interruption."""
-    whole, _, _ = read_steps(make_config(), 1)
+    whole, _, _ = whole
     first, states, _ = read_steps(make_config(f"data.num_workers={before[1]}"), before[0])
     assert_same(first, whole)
     config = make_config(f"data.num_workers={after[1]}")
@@ -101,9 +110,9 @@ def test_resume_on_another_cluster(make_config, before: tuple[int, int], after: 
         assert rest_states == states[step:]
 
 
-def test_cluster_that_changes_all_the_time(make_config):
+def test_cluster_that_changes_all_the_time(make_config, whole):
     """Every step another number of ranks and workers, from the position of the step before."""
-    whole, _, _ = read_steps(make_config(), 1)
+    whole, _, _ = whole
     state = None
     for step, (data_size, num_workers) in enumerate([(1, 2), (4, 0), (2, 1), (1, 0), (4, 2)]):
         config = make_config(f"data.num_workers={num_workers}")
@@ -283,6 +292,7 @@ def test_workers_end_with_the_loader(make_config):
     config = make_config("data.num_workers=2")
     before = child_processes()
     steps = iter(build_loader(config, open_indexes(config), 0, 1))
+    gc.unfreeze()
     next(steps)
     workers = child_processes() - before
     assert len(workers) >= 2
