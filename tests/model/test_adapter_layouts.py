@@ -12,7 +12,6 @@ from helpers.adapter_steps import RESUMED, STEPS
 
 LAYOUTS = {
     2: {
-        "TP2": ["parallel.tensor=2"],
         "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
         "PP2": ["parallel.pipeline=2"],
     },

@@ -1,17 +1,19 @@
 """The same losses, gradients and weights at every layout, with the vision encoder trained too.
 
 One process is the truth. Four others go through the layouts; where a layout leaves two data ranks,
-the second of them has no image in any micro-batch.
+the second of them has no image in any micro-batch. `LONG_LAYOUTS` have more ranks of a kind than
+the others, or another division of layers.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import layout_steps, spawn
+from helpers import layout_runs, layout_steps
+from helpers.layout_runs import Layouts, short_and_long
 from helpers.layout_steps import FUSED, FUSED_WITHOUT_IMAGES, QWEN3, RESUMED, STEPS
 
 from nvlm.parallel.groups import initialize
@@ -19,16 +21,8 @@ from nvlm.parallel.groups import initialize
 NUM_PROCESSES = 4
 LAYOUTS = {
     "TP2 x DP2": ["parallel.tensor=2"],
-    "TP4": ["parallel.tensor=4"],
-    "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
     "PP2 x DP2": ["parallel.pipeline=2"],
-    "PP2 x VPP2 x DP2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
-    # The first stage has the encoder alone, or a first chunk of nothing else.
-    "PP4, layers 0 2 1 1, recomputed": [
-        "parallel.pipeline=4",
-        "parallel.layout=[0, 2, 1, 1]",
-        "train.recompute.language.granularity=full",
-    ],
+    # The first stage has a first chunk of the encoder alone.
     "PP2 x VPP2 x DP2, layers 0+1 2+1": [
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
@@ -44,6 +38,17 @@ LAYOUTS = {
         "train.recompute.language.granularity=full",
     ],
 }
+LONG_LAYOUTS = {
+    "TP4": ["parallel.tensor=4"],
+    "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
+    "PP2 x VPP2 x DP2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    # The first stage has the encoder alone.
+    "PP4, layers 0 2 1 1, recomputed": [
+        "parallel.pipeline=4",
+        "parallel.layout=[0, 2, 1, 1]",
+        "train.recompute.language.granularity=full",
+    ],
+}
 GRADIENTS = [
     "with images",
     "without images",
@@ -54,13 +59,8 @@ GRADIENTS = [
     FUSED_WITHOUT_IMAGES,
 ]
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
-CHECKPOINTING = [
-    "TP4 + SP",
-    "PP2 x VPP2 x DP2",
-    "PP4, layers 0 2 1 1, recomputed",
-    "PP2 x VPP2 x DP2, layers 0+1 2+1",
-    "TP2 + SP x PP2 x VPP2, recomputed",
-]
+CHECKPOINTING = ["PP2 x VPP2 x DP2, layers 0+1 2+1", "TP2 + SP x PP2 x VPP2, recomputed"]
+LONG_CHECKPOINTING = ["TP4 + SP", "PP2 x VPP2 x DP2", "PP4, layers 0 2 1 1, recomputed"]
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +74,17 @@ def single(parallel, folder) -> dict:
 
 
 @pytest.fixture(scope="module")
-def by_layout(single, folder) -> dict[str, list[dict]]:
+def results_of(single, folder) -> Callable[[str], list[dict]]:
     """Layout -> the results of each rank."""
-    program = (layout_steps.__file__, folder, json.dumps(LAYOUTS), json.dumps(CHECKPOINTING))
-    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
-    return {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)
-            for rank in range(NUM_PROCESSES)
-        ]
-        for name in LAYOUTS
-    }
+    jobs = Layouts(LAYOUTS, CHECKPOINTING), Layouts(LONG_LAYOUTS, LONG_CHECKPOINTING)
+    return layout_runs.reader(layout_steps.__file__, NUM_PROCESSES, folder, *jobs)
 
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("case", [*GRADIENTS, STEPS])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_one_process(layout, case, single, by_layout, measure):
-    results = [result[case] for result in by_layout[layout]]
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+def test_layout_equals_one_process(layout, case, single, results_of, measure):
+    results = [result[case] for result in results_of(layout)]
     tensors, expected = layout_steps.assemble(results), layout_steps.assemble([single[case]])
     assert tensors.keys() == expected.keys()
     errors = {key: relative_error(tensors[key], expected[key]) for key in expected}
@@ -104,14 +97,17 @@ def test_layout_equals_one_process(layout, case, single, by_layout, measure):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", [*CHECKPOINTING, "one process"])
-def test_checkpoint_of_another_layout_goes_on(layout, single, by_layout, folder, measure):
+@pytest.mark.parametrize(
+    "layout", short_and_long([*CHECKPOINTING, "one process"], LONG_CHECKPOINTING)
+)
+def test_checkpoint_of_another_layout_goes_on(layout, single, results_of, folder, measure):
     if layout == "one process":
+        results_of(CHECKPOINTING[-1])
         config = layout_steps.config_of(*layout_steps.SMALL, *layout_steps.OPTIMIZER)
         parallel = initialize(config, world_size=1)
         results = [layout_steps.second_step(config, parallel, folder / CHECKPOINTING[-1])]
     else:
-        results = [result[RESUMED] for result in by_layout[layout]]
+        results = [result[RESUMED] for result in results_of(layout)]
     change, expected = layout_steps.assemble(results), layout_steps.assemble([single[STEPS]])
     assert change.keys() == expected.keys()
     worst = max(relative_error(change[key], expected[key]) for key in expected)
@@ -125,13 +121,13 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_equal_those_of_one_process(layout, single, by_layout, measure):
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+def test_losses_equal_those_of_one_process(layout, single, results_of, measure):
     worst = 0.0
     for case in [*GRADIENTS, STEPS]:
         expected = single[case]["losses"]
         found = {}
-        for result in by_layout[layout]:
+        for result in results_of(layout):
             found.update(result[case]["losses"])
         assert found.keys() == expected.keys()
         worst = max(worst, *(relative_error(found[key], expected[key]) for key in expected))

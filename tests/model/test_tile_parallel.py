@@ -6,14 +6,15 @@ One process with `parallel.vision: tensor` is the truth. Four others go through 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import layout_steps, small_model, spawn, tile_steps
+from helpers import layout_runs, layout_steps, small_model, tile_steps
 from helpers.checkpoint_tensors import checkpoint_tensors
+from helpers.layout_runs import Layouts, short_and_long
 from helpers.tile_steps import GRADIENTS, RESUMED, STEPS
 
 from nvlm.model import visual
@@ -21,10 +22,7 @@ from nvlm.parallel.groups import initialize
 
 NUM_PROCESSES = 4
 LAYOUTS = {
-    "DP4": [],
     "TP2 x DP2": ["parallel.tensor=2"],
-    "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
-    "PP2 x DP2": ["parallel.pipeline=2"],
     "TP2 x PP2": ["parallel.tensor=2", "parallel.pipeline=2"],
     "TP2 + SP x PP2 x VPP2, recomputed": [
         "parallel.tensor=2",
@@ -34,8 +32,15 @@ LAYOUTS = {
         "train.recompute.language.granularity=full",
     ],
 }
+# More ranks of one kind.
+LONG_LAYOUTS = {
+    "DP4": [],
+    "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
+    "PP2 x DP2": ["parallel.pipeline=2"],
+}
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
-CHECKPOINTING = ["TP4 + SP", "TP2 x PP2", "TP2 + SP x PP2 x VPP2, recomputed"]
+CHECKPOINTING = ["TP2 x PP2", "TP2 + SP x PP2 x VPP2, recomputed"]
+LONG_CHECKPOINTING = ["TP4 + SP"]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +54,10 @@ def single(parallel, folder) -> dict:
 
 
 @pytest.fixture(scope="module")
-def by_layout(single, folder) -> dict[str, list[dict]]:
+def results_of(single, folder) -> Callable[[str], list[dict]]:
     """Layout -> the results of each rank."""
-    program = (tile_steps.__file__, folder, json.dumps(LAYOUTS), json.dumps(CHECKPOINTING))
-    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
-    return {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)
-            for rank in range(NUM_PROCESSES)
-        ]
-        for name in LAYOUTS
-    }
+    jobs = Layouts(LAYOUTS, CHECKPOINTING), Layouts(LONG_LAYOUTS, LONG_CHECKPOINTING)
+    return layout_runs.reader(tile_steps.__file__, NUM_PROCESSES, folder, *jobs)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -85,16 +83,17 @@ def worst_errors(results: list[dict], expected: dict) -> tuple[float, float]:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_shared_tiles_change_nothing(layout, single, by_layout, measure):
-    results = by_layout[layout]
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+def test_shared_tiles_change_nothing(layout, single, results_of, measure):
+    results = results_of(layout)
     # What is compared -> its largest error and bound. Sums over tensor ranks are rounded to bf16; a
     # step moves a norm's weight, which is about 1, by 1e-3.
     bounds = {"losses": 1e-5, "gradients": 1e-5, "losses, bf16": 1e-3, "gradients, bf16": 5e-2}
-    if layout in CHECKPOINTING:
+    checkpoints = layout in [*CHECKPOINTING, *LONG_CHECKPOINTING]
+    if checkpoints:
         bounds |= {"changes of weights": 1e-4}
     worst = dict.fromkeys(bounds, 0.0)
-    for case in [*GRADIENTS, *([STEPS, RESUMED] if layout in CHECKPOINTING else [])]:
+    for case in [*GRADIENTS, *([STEPS, RESUMED] if checkpoints else [])]:
         expected = single[STEPS if case == RESUMED else case]
         loss, tensor = worst_errors([result[case] for result in results], expected)
         half = ", bf16" if case == "bf16" else ""
@@ -106,7 +105,8 @@ def test_shared_tiles_change_nothing(layout, single, by_layout, measure):
 
 
 @pytest.mark.parallel
-def test_tensor_placement_goes_on_from_shared_tiles(single, by_layout, folder, measure):
+def test_tensor_placement_goes_on_from_shared_tiles(single, results_of, folder, measure):
+    results_of(CHECKPOINTING[-1])
     config = layout_steps.config_of(*layout_steps.OPTIMIZER, *tile_steps.FROZEN)
     parallel = initialize(config, world_size=1)
     resumed = layout_steps.second_step(config, parallel, folder / CHECKPOINTING[-1])
@@ -115,7 +115,8 @@ def test_tensor_placement_goes_on_from_shared_tiles(single, by_layout, folder, m
 
 
 @pytest.mark.parallel
-def test_the_encoder_is_saved_once_and_whole(single, by_layout, folder):
+def test_the_encoder_is_saved_once_and_whole(single, results_of, folder):
+    results_of(CHECKPOINTING[-1])
     theirs = checkpoint_tensors(folder / CHECKPOINTING[-1] / "checkpoints" / "latest")
     ours = checkpoint_tensors(folder / layout_steps.SINGLE / "checkpoints" / "latest")
     assert {key: value.shape for key, value in theirs.items()} == {
@@ -127,12 +128,12 @@ def test_the_encoder_is_saved_once_and_whole(single, by_layout, folder):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", CHECKPOINTING)
-def test_the_encoder_is_read_once_by_all_together(layout, by_layout):
+@pytest.mark.parametrize("layout", short_and_long(CHECKPOINTING, LONG_CHECKPOINTING))
+def test_the_encoder_is_read_once_by_all_together(layout, results_of):
     """And sent to all: each had values that are no numbers before, and is compared above."""
     read = [
         [place for place in result[RESUMED]["read"] if place[0].startswith("vision_model.")]
-        for result in by_layout[layout]
+        for result in results_of(layout)
     ]
     times = Counter(place for of_rank in read for place in of_rank)
     assert set(times.values()) == {1}
