@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from helpers import small_runs
 from helpers.paths import REPOSITORY
 from helpers.spawn import metrics, run_or_fail
 
@@ -32,7 +33,7 @@ def train_tiny(
         num_processes,
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         f"train.steps={num_steps}",
         "train.precision=fp32",

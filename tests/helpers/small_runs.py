@@ -25,6 +25,11 @@ def small_stages(demo_data: Path, folder: Path, *more: str) -> dict[str, RunConf
     return {str(name): config for name, config in runs.items()}
 
 
+def over(demo_data: Path) -> list[str]:
+    """The demo's data, with one index for all runs that read all of it."""
+    return [f"data.root={demo_data}", f"data.index_dir={demo_data.parent / 'demo-index'}"]
+
+
 def settings_of(demo_data: Path, folder: Path) -> list[str]:
     return [
         f"data.root={demo_data}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from helpers import small_runs
 from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.spawn import kill, metrics, start_warm
 from helpers.warm import Job
@@ -21,9 +22,8 @@ def arguments(folder: Path, demo_data: Path, steps: int, *overrides: str) -> lis
     return [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         "data.blend={digits: 1, text: 1}",
-        f"data.index_dir={folder.parent / 'index'}",
         "data.num_workers=1",
         f"run.dir={folder}",
         "checkpoint.load=random",

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from helpers import small_runs
 from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.spawn import kill, metrics, run_or_fail, start_warm
 from helpers.warm import Job
@@ -22,11 +23,12 @@ def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
     return [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         f"train.steps={STEPS}",
         "train.global_batch_size=4",
         "train.precision=fp32",
+        "model.vision.num_layers=1",
         "checkpoint.every=3",
         "log.tensorboard=false",
         *overrides,
