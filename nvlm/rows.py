@@ -39,6 +39,8 @@ ONES, ZEROS = Constant(1.0), Constant(0.0)
 
 # What adapters' modules are called within the linear layers that have them.
 ADAPTER = "adapter"
+# An fnmatch pattern of all their parameters' names.
+EVERY_ADAPTER = f"*.{ADAPTER}.*"
 
 
 def is_adapter(name: str) -> bool:

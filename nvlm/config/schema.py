@@ -273,7 +273,9 @@ class StageConfig(Section):
     rest padding. `pad_skip`: tiles of padding alone left out (SPHINX-X). docs/data.md."""
     tile_tags: TileTags = "1d"
     """The paper's designs (section 4.2): 1-D `<tile_1>`, 2-D grid `<tile_x0_y0>`, 2-D bounding
-    box."""
+    box. `soft`: vectors that are learned, beside the projector (Tag-LLM). docs/switches.md."""
+    num_soft_tag_tokens: Count = 1
+    """Of `tile_tags: soft`: vectors of each tag."""
     image_boundary: Literal["block", "merged", "separate"] = "block"
     """How text around an image is tokenised. `block`: the image on a line of its own, its block
     `<Image>...</Image>`, the newline and the text after it each by themselves, as vLLM does from
@@ -286,6 +288,10 @@ class StageConfig(Section):
     """Several samples per sequence, with document masks and restarted positions."""
     max_tiles_per_sequence: Count | None = None
     """Tile budget of a sequence. null: as many as fit in its length."""
+
+    @property
+    def has_soft_tags(self) -> bool:
+        return self.tile_tags == "soft"
 
 
 class ParallelConfig(Section):
@@ -351,6 +357,8 @@ class RunConfig(Section):
     def num_tag_tokens(self) -> int:
         """Tokens of the longest tag that a tile may have."""
         stage, image_size = self.stage, self.model.vision.image_size
+        if stage.has_soft_tags:
+            return stage.num_soft_tag_tokens
         return max_tag_tokens(stage.tile_tags, stage.max_num_tiles, image_size)
 
     @property

@@ -11,6 +11,7 @@ def switch_problems(config: RunConfig) -> Iterator[str]:
     """Every rule that is broken, each in one line."""
     yield from _attention_problems(config)
     yield from _weight_problems(config)
+    yield from _tag_problems(config)
 
 
 def _attention_problems(config: RunConfig) -> Iterator[str]:
@@ -60,4 +61,25 @@ def _weight_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"stage.adapters does not go with {key}: an adapter would be that of text and images "
             "alike; train the visual weights themselves (stage.freeze, '!*.visual_*')"
+        )
+
+
+def _tag_problems(config: RunConfig) -> Iterator[str]:
+    stage, key = config.stage, "stage.tile_tags soft"
+    if not stage.has_soft_tags:
+        if stage.num_soft_tag_tokens != 1:
+            yield (
+                f"stage.num_soft_tag_tokens {stage.num_soft_tag_tokens} is of {key}, and "
+                f"stage.tile_tags is {stage.tile_tags}: leave it out"
+            )
+        return
+    if config.model.fusion != "decoder_only":
+        yield (
+            f"{key} does not go with model.fusion {config.model.fusion}, whose tags say in text "
+            "which tile is read by cross-attention; use 1d"
+        )
+    if config.train.distill is not None:
+        yield (
+            f"train.distill does not go with {key}: the teacher reads the same tokens, and has "
+            "learned no such tags, or others; use 1d"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-TileTags = Literal["none", "1d", "2d_grid", "2d_box"]
+TileTags = Literal["none", "1d", "2d_grid", "2d_box", "soft"]
 Tiling = Literal["stretch", "pad", "pad_skip"]
 
 
@@ -17,14 +17,14 @@ def with_thumbnail(num_cells, use_thumbnail: bool):
 
 
 def max_tag_tokens(tile_tags: TileTags, max_num_tiles: int, image_size: int) -> int:
-    """Tokens of the longest tile tag with Qwen2's vocabulary, where a digit is a token.
+    """Tokens of the longest text tag with Qwen2's vocabulary, where a digit is a token.
 
     Known before a tokenizer is loaded, to check sequence lengths (golden values in tests/data).
     Those of the run's own are counted when it is read (`SampleEncoder.check_room`).
     """
     tiles = max_num_tiles
     match tile_tags:
-        case "none":
+        case "none" | "soft":
             return 0
         case "1d":  # `<tile_6>`; `<tile_global_thumbnail>` is as long
             return 4 + len(str(tiles))

@@ -25,7 +25,7 @@ from nvlm.convert.hf.sources import (
 )
 from nvlm.convert.megatron.entries import Entry, in_file_order, is_stack, source_rows
 from nvlm.convert.megatron.writer import Chunk, write_chunks
-from nvlm.convert.rules import Rule, num_parameters, to_megatron
+from nvlm.convert.rules import COPY, Rule, num_parameters, to_megatron
 from nvlm.convert.session import (
     Stopwatch,
     check_free_space,
@@ -40,6 +40,7 @@ from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.rows import Parameter, Place
 from nvlm.sizes.parameters import PROJECTOR
+from nvlm.sizes.tile_tags import tile_tag_rows
 
 
 def convert_from_hf(
@@ -47,10 +48,10 @@ def convert_from_hf(
 ) -> Path:
     """Write checkpoint folder `out` from two Hugging Face folders; returns `out`.
 
-    The projector is new, and so is the cross-attention of NVLM-X and NVLM-H: random with their
-    `init_std`, a function of `train.seed`. Under torchrun every process calls this and each
-    converts its share; the checkpoint does not depend on the number of processes, nor on
-    `config.parallel`.
+    The projector is new, and so are the cross-attention of NVLM-X and NVLM-H and learned tile tags:
+    random with their `init_std`, a function of `train.seed`. Under torchrun every process calls
+    this and each converts its share; the checkpoint does not depend on the number of processes, nor
+    on `config.parallel`.
 
     Args:
         vision: folder of an InternViT (`InternVisionModel`), heads padded or not. This and the
@@ -103,6 +104,9 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
             for place in rule.parameter.places()
         ]
         rules += new
+    for row in tile_tag_rows(config):
+        chunks.append(random_chunk(row, Place(), config, dtype))
+        rules.append(Rule(row, {}, COPY))
     num_bytes = sum(chunk.num_bytes for chunk in chunks)
     assert num_bytes == num_parameters(rules) * dtype.itemsize, "chunks do not cover the tensors"
     check_free_space(out, num_bytes)

@@ -36,6 +36,7 @@ from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.dropout import drop_entering
 from nvlm.model.parts.layers import LayerParts, layer_parts
 from nvlm.model.parts.router import RouterLosses
+from nvlm.model.parts.soft_tags import add_soft_tags, soft_tags_of
 from nvlm.model.parts.transformer_config import (
     connector_transformer_config,
     language_transformer_config,
@@ -161,6 +162,7 @@ class NVLMD(MegatronModule):
                 parts,
                 groups,
             )
+            add_soft_tags(self.vision_projection, config)
         self.visual = Visual(config, parallel, self.vision_model, self.vision_projection)
         self.language_model: GPTModel = build_language_model(
             config.model, language_config, parts, parallel, vp_stage
@@ -267,15 +269,24 @@ class NVLMD(MegatronModule):
         )
 
     def _embed_prompt(self, tokens: Tensor, images: PromptImages | None) -> Rows:
-        embedding, num_tokens = self.language_model.embedding, tokens.shape[1]
+        num_tokens = tokens.shape[1]
         if images is None:
-            return embedding(tokens, None), None
-        embedded = embedding(all_tokens(tokens, images.beside), None)
+            return self._embed_tokens(tokens), None
+        embedded = self._embed_tokens(all_tokens(tokens, images.beside))
         visual = self.visual.project(self.visual.encode(images.tiles))
         if images.beside is None:
             visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
         places = visual_tokens(images.positions, images.beside, num_tokens, visual)
         return split_rows(splice(embedded, *places), num_tokens)
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        """tokens [b, t] -> [t, b, h]"""
+
+        def embed(tokens: Tensor) -> Tensor:
+            return self.language_model.embedding(tokens, None)
+
+        soft_tags = soft_tags_of(self.vision_projection)
+        return embed(tokens) if soft_tags is None else soft_tags(tokens, embed)
 
     def cached_layers(self) -> list[LayerShape]:
         """What this stage's layers keep of each token that they have seen."""
@@ -288,7 +299,7 @@ class NVLMD(MegatronModule):
         """
         # Rotation alone says where a token stands: embeddings have no positions.
         tokens, beside = micro_batch.tokens, micro_batch.beside
-        embeddings = self.language_model.embedding(all_tokens(tokens, beside), None)
+        embeddings = self._embed_tokens(all_tokens(tokens, beside))
         # Without tiles the encoder does not run at all. Its gradient buffers keep the zeros that
         # they start a step with, and no process waits for it: the tensor-parallel group shares one
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.

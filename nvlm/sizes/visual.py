@@ -15,6 +15,7 @@ Whoever counts tiles or image tokens asks here. Tags tell the language model whi
     1d         <tile_1> <tile_2> ...                      the design of the released model
     2d_grid    <tile_x0_y0> <tile_x1_y0> ...              column and row of the tile
     2d_box     <box> (0, 0), (448, 448) </box> ...        its pixels in the resized image
+    soft       no text: some learned vectors for each     numbers as of 1d, and the thumbnail
 
 The thumbnail, and the tile of an image that is one tile, have `<tile_global_thumbnail>`. Numbers
 of tiles have as many digits as the stage's largest, and the thumbnail's tag of 1-D grows with them
@@ -29,12 +30,13 @@ of those that are left out stand where the tiles would, without tokens behind th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nvlm.config.schema import Fusion, RunConfig
 from nvlm.config.tiles import TileTags, Tiling, with_thumbnail
+from nvlm.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +64,9 @@ class VisualLayout:
     num_tokens_per_tile: int
     fusion: Fusion = "decoder_only"
     tiling: Tiling = "stretch"
+    # With `tile_tags: soft`: vectors of each tag, and the first one's number among all tokens.
+    num_soft_tag_tokens: int = 0
+    first_soft_id: int = 0
 
     @classmethod
     def from_config(cls, config: RunConfig) -> VisualLayout:
@@ -74,6 +79,8 @@ class VisualLayout:
             num_tokens_per_tile=config.model.num_tokens_per_tile,
             fusion=config.model.fusion,
             tiling=stage.tiling,
+            num_soft_tag_tokens=stage.num_soft_tag_tokens if stage.has_soft_tags else 0,
+            first_soft_id=config.model.language.vocab_size,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens
@@ -144,28 +151,63 @@ class VisualLayout:
         return len(str(largest))
 
     def tags(self, grid: Grid) -> list[str]:
-        """One tag per tile, row by row, the thumbnail's last."""
-        if self.tile_tags == "none":
+        """The text of one tag per tile, row by row, the thumbnail's last."""
+        if self.tile_tags in ("none", "soft"):
             return [""] * self.num_tiles(grid)
+        return self._in_tiles(grid, self._tile_tag, self._thumbnail_tag(), "")
+
+    @property
+    def has_text_tags(self) -> bool:
+        return self.tile_tags not in ("none", "soft")
+
+    def soft_tags(self, grid: Grid) -> list[tuple[int, ...]]:
+        """The tokens of one learned tag per tile, in the order of `tags`; none without."""
+        if not self.num_soft_tag_tokens:
+            return [()] * self.num_tiles(grid)
+        return self._in_tiles(grid, self._soft_tile_tag, self._soft_tag(0), ())
+
+    def check_soft_tags(self, grid: Grid) -> None:
+        """Raise `DataError` for a grid with tiles whose tag was not learned."""
+        last = max((token for tag in self.soft_tags(grid) for token in tag), default=0)
+        if self.num_soft_tag_tokens and last >= self.first_soft_id + self.num_soft_tag_tokens * (
+            self.max_num_tiles + 1
+        ):
+            raise DataError(
+                f"an image in {grid[0]} x {grid[1]} tiles: tags were learned for "
+                f"stage.max_num_tiles {self.max_num_tiles}; cut it into fewer"
+            )
+
+    def soft_tag_name(self, token: int) -> str:
+        """How a token of a learned tag is shown."""
+        number, place = divmod(token - self.first_soft_id, self.num_soft_tag_tokens)
+        tag = f"soft_tile_{number}" if number else "soft_thumbnail"
+        return f"<{tag}>" if self.num_soft_tag_tokens == 1 else f"<{tag}_{place + 1}>"
+
+    def _in_tiles(
+        self, grid: Grid, tag_of: Callable[[int, int, int], Any], thumbnail: Any, nothing: Any
+    ) -> list[Any]:
+        """As texts or as tokens; those of tiles that are left out stand before the next one's."""
         if grid == (1, 1):
-            return [self._thumbnail_tag()]
-        tags, before = [], ""
-        for tag, is_left_out in self._cells(grid):
+            return [thumbnail]
+        tags, before = [], nothing
+        for tag, is_left_out in self._cells(grid, tag_of):
             if is_left_out:
                 before += tag
             else:
                 tags.append(before + tag)
-                before = ""
-        return [*tags, before + self._thumbnail_tag()] if self.has_thumbnail(grid) else tags
+                before = nothing
+        return [*tags, before + thumbnail] if self.has_thumbnail(grid) else tags
 
-    def _cells(self, grid: Grid) -> Iterator[tuple[str, bool]]:
+    def _cells(
+        self, grid: Grid, tag_of: Callable[[int, int, int], Any]
+    ) -> Iterator[tuple[Any, bool]]:
         """The tag of each tile that the grid is cut into, and whether that tile is left out."""
         columns, rows = grid
         is_square = self.tiling == "pad_skip"
         all_columns, all_rows = (max(grid), max(grid)) if is_square else grid
         for y in range(all_rows):
             for x in range(all_columns):
-                yield self._tile_tag(x, y, all_columns), x >= columns or y >= rows
+                yield tag_of(x, y, all_columns), x >= columns or y >= rows
 
     def may_be(self, grid: Grid, max_num_tiles: int) -> bool:
         """Whether an image cut into at most so many tiles can have this grid."""
@@ -185,7 +227,7 @@ class VisualLayout:
     def _tile_tag(self, x: int, y: int, columns: int) -> str:
         """The tag of the tile in column `x` and row `y`, from 0, of a grid with `columns`."""
         match self.tile_tags:
-            case "none":
+            case "none" | "soft":
                 return ""
             case "1d":
                 return f"<tile_{y * columns + x + 1:0{self.num_tag_digits}}>"
@@ -195,6 +237,15 @@ class VisualLayout:
             case "2d_box":
                 left, top, size = x * self.image_size, y * self.image_size, self.image_size
                 return f"<box> ({left}, {top}), ({left + size}, {top + size}) </box>"
+
+    def _soft_tile_tag(self, x: int, y: int, columns: int) -> tuple[int, ...]:
+        return self._soft_tag(y * columns + x + 1)
+
+    def _soft_tag(self, number: int) -> tuple[int, ...]:
+        """Of tile `number`, from 1; 0 is the thumbnail, or the tile that shows all of an image."""
+        size = self.num_soft_tag_tokens
+        first = self.first_soft_id + number * size
+        return (*range(first, first + size),)
 
     def _thumbnail_tag(self) -> str:
         """The tag of a tile that shows all of an image."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from nvlm.megatron.uncollected_state import nothing_collected
 from nvlm.parallel.agreement import MAIN_CHANNEL, Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.printing import say
-from nvlm.rows import is_adapter
+from nvlm.rows import EVERY_ADAPTER, is_adapter
 from nvlm.run_checkpoints import (
     BEST_LINK,
     CHECKPOINTS_FOLDER,
@@ -42,6 +43,7 @@ from nvlm.run_checkpoints import (
 )
 from nvlm.safe_loading import check_readable, read_metadata
 from nvlm.sizes.adapters import adapters_of, have_same_tensors
+from nvlm.sizes.tile_tags import KEY as TILE_TAGS_KEY
 from nvlm.train.optim import bare
 from nvlm.train.retention import remove_older
 from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
@@ -83,6 +85,8 @@ def find_resume_point(config: RunConfig, excluded: Mapping[Path, str] | None = N
             f"{checkpoint}: was trained with stage.freeze {saved.stage.freeze}, this run says "
             f"{config.stage.freeze}: use another run.dir, with checkpoint.load={checkpoint}"
         )
+    if problem := _other_tile_tags(config, saved):
+        raise CheckpointError(f"{checkpoint}: {problem}")
     if saved.stage.adapters != config.stage.adapters:
         raise CheckpointError(
             f"{checkpoint}: was trained with other stage.adapters: use another run.dir, with "
@@ -116,6 +120,10 @@ def find_initial_weights(config: RunConfig) -> Path | None:
     checkpoint = resolve_checkpoint(wanted)
     check_same_model(config, checkpoint)
     _check_adapters(config, checkpoint)
+    saved = read_config(checkpoint)
+    # None there is no mistake: they begin anew.
+    if saved.stage.has_soft_tags and (problem := _other_tile_tags(config, saved)):
+        raise CheckpointError(f"{checkpoint}: {problem}")
     check_readable(checkpoint)
     return checkpoint
 
@@ -124,6 +132,22 @@ def check_same_model(config: RunConfig, checkpoint: Path) -> None:
     """Raise `CheckpointError` naming the first model size that differs."""
     for key, ours, theirs in model_differences(config.model, read_config(checkpoint).model):
         raise CheckpointError(f"{checkpoint}: {key} is {theirs} there and {ours} in this run")
+
+
+def _other_tile_tags(config: RunConfig, saved: RunConfig) -> str | None:
+    """Why this run cannot go on with the tile tags that were learned, or were not, up to here."""
+    keys = ("tile_tags", "max_num_tiles", "num_soft_tag_tokens")
+    theirs, ours = ({key: getattr(c.stage, key) for key in keys} for c in (saved, config))
+    if theirs == ours or not (saved.stage.has_soft_tags or config.stage.has_soft_tags):
+        return None
+    (key, was), *_ = [(key, was) for key, was in theirs.items() if was != ours[key]]
+    return (
+        f"its tile tags are learned vectors of stage.{key} {was}, and this run says {ours[key]}: "
+        "tags that were learned for one do not stand for another; give the same, or start from a "
+        "checkpoint before them"
+        if saved.stage.has_soft_tags
+        else f"was trained with stage.{key} {was}, this run says {ours[key]}: use another run.dir"
+    )
 
 
 def _check_adapters(config: RunConfig, checkpoint: Path) -> None:
@@ -255,22 +279,23 @@ def load_training_state(
     return progress
 
 
-def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> bool:
+def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> list[str]:
     """Read only the model's weights into the bare `chunks`.
 
     Returns:
-        whether it has the model's adapters, of which all were read then; else they are left unset.
+        patterns of the keys that it has none of, and that are left unset: adapters, learned tags.
 
     Raises:
         CheckpointError: a file has other bytes than were written, or does not fit the model.
     """
     check_contents(checkpoint)
     tensors = [t for chunk in chunks for t in sharded_tensors(chunk.sharded_state_dict())]
-    has_adapters = any(map(is_adapter, read_metadata(checkpoint).state_dict_metadata))
-    if not has_adapters:
-        tensors = [tensor for tensor in tensors if not is_adapter(tensor.key)]
+    saved = read_metadata(checkpoint).state_dict_metadata
+    unset = [] if any(map(is_adapter, saved)) else [EVERY_ADAPTER]
+    unset += [] if TILE_TAGS_KEY in saved else [TILE_TAGS_KEY]
+    tensors = [t for t in tensors if not any(fnmatchcase(t.key, pattern) for pattern in unset)]
     read_shared(checkpoint, tensors, parallel.alike, is_everywhere=chunks[0].is_everywhere)
-    return has_adapters
+    return unset
 
 
 def _sharded_state(

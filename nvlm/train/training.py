@@ -24,7 +24,7 @@ from nvlm.parallel.agreement import Channel
 from nvlm.parallel.groups import Parallel
 from nvlm.platform.base import Copies
 from nvlm.platform.features import is_on
-from nvlm.rows import ADAPTER
+from nvlm.rows import EVERY_ADAPTER
 from nvlm.sizes.adapters import quantized
 from nvlm.sizes.flops import step_flops
 from nvlm.train.checkpoint import (
@@ -335,16 +335,16 @@ def build_with_weights(
 ) -> list[NVLMD]:
     """This process's bare chunks with random weights, or with those of `checkpoint`.
 
-    Adapters that the checkpoint does not have begin anew.
+    Adapters and learned tile tags that the checkpoint does not have begin anew.
     """
-    chunks, unset = build_model_chunks(config, parallel), "*"
+    chunks, unset = build_model_chunks(config, parallel), ["*"]
     if checkpoint is not None:
-        has_adapters = load_weights(checkpoint, chunks, parallel)
-        unset = "" if has_adapters else f"*.{ADAPTER}.*"
+        unset = load_weights(checkpoint, chunks, parallel)
     for chunk in chunks:
-        initialize_weights(chunk, config, unset)
+        for pattern in unset:
+            initialize_weights(chunk, config, pattern)
         if quantized(config):
             round_matrices(chunk, config)
-            if unset:  # DoRA's lengths are those of the rounded rows
+            if {"*", EVERY_ADAPTER} & {*unset}:  # DoRA's lengths are those of the rounded rows
                 measure_rows(chunk)
     return chunks

@@ -16,6 +16,7 @@ X = [
 ]
 BOTH_WAYS = "model.visual_attention=bidirectional"
 OWN = "model.language.visual_weights=norms_keys_values"
+SOFT = "stage.tile_tags=soft"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,12 @@ OWN = "model.language.visual_weights=norms_keys_values"
             [OWN, "stage.adapters={'*.linear_qkv.weight': {rank: 4}}"],
             "stage.adapters does not go with model.language.visual_weights",
         ),
+        ([*X, SOFT], "tile_tags soft does not go with model.fusion cross_attention"),
+        (
+            [SOFT, "train.distill={teacher: runs/x, weight: 1}"],
+            "train.distill does not go with stage.tile_tags soft",
+        ),
+        (["stage.num_soft_tag_tokens=2"], "num_soft_tag_tokens 2 is of stage.tile_tags soft"),
     ],
 )
 def test_refused_with_the_reason(overrides, said):

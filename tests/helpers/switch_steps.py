@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.parallel.groups import initialize, shut_down
 
+VOCABULARY = small_model.small_config().model.language.vocab_size
 SWITCHES = {
     "visual attention": ["model.visual_attention=bidirectional"],
     "own norms, keys, values": ["model.language.visual_weights=norms_keys_values"],
     "features of two layers": ["model.vision.feature_layers=[-2, -1]"],
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
+    "soft tags": ["stage.tile_tags=soft", "stage.num_soft_tag_tokens=2"],
 }
 
 
@@ -30,7 +33,19 @@ def config_of(switch: str, *overrides: str) -> RunConfig:
 
 def micro_batches(config: RunConfig) -> list[MicroBatch]:
     """With images and without: with two data ranks, the second one has none at all."""
-    return layout_steps.with_images(config)
+    found = layout_steps.with_images(config)
+    return [with_soft_tags(batch) for batch in found] if config.stage.has_soft_tags else found
+
+
+def with_soft_tags(batch: MicroBatch) -> MicroBatch:
+    """Of the first tile before the images, and of the thumbnail and the third among the text."""
+    if not batch.num_tiles:
+        return batch
+    tokens = batch.tokens.clone()
+    for place, number in ((0, 1), (-4, 0), (-9, 3)):
+        first = VOCABULARY + 2 * number
+        tokens[0, [place, place + 1]] = torch.tensor([first, first + 1])
+    return replace(batch, tokens=tokens)
 
 
 def all_cases(overrides: list[str]) -> dict[str, dict]:

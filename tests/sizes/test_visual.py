@@ -14,6 +14,7 @@ from helpers.paths import REPOSITORY
 from nvlm.config import load_config
 from nvlm.config.schema import Fusion
 from nvlm.data.images.tiling import candidate_grids
+from nvlm.errors import DataError
 from nvlm.sizes.visual import Grid, TileTags, VisualLayout
 
 THUMBNAIL = "<tile_global_thumbnail>"
@@ -39,6 +40,22 @@ def test_tiles_of_an_image_and_of_many(use_thumbnail: bool, expected: dict):
     ]  # fmt: skip
     assert visual.max_tiles_per_image == expected[3, 2]
     assert layout(use_thumbnail=use_thumbnail, max_num_tiles=1).max_tiles_per_image == 1
+
+
+def test_learned_tags_of_tiles_that_are_left_out_stand_before_the_next_one():
+    visual = replace(
+        layout("soft", max_num_tiles=9), tiling="pad_skip", num_soft_tag_tokens=1, first_soft_id=100
+    )
+    # Of a square of 2 x 2, and of 3 x 3.
+    assert visual.soft_tags((2, 1)) == [(101,), (102,), (103, 104, 100)]
+    assert visual.soft_tags((2, 3)) == [
+        (101,), (102,), (103, 104), (105,), (106, 107), (108,), (109, 100)
+    ]  # fmt: skip
+    assert visual.tags((2, 1)) == ["", "", ""]
+    assert [visual.soft_tag_name(n) for n in (100, 103)] == ["<soft_thumbnail>", "<soft_tile_3>"]
+    visual.check_soft_tags((3, 3))
+    with pytest.raises(DataError, match=r"in 10 x 1 tiles: .* stage\.max_num_tiles 9"):
+        replace(visual, tiling="stretch").check_soft_tags((10, 1))
 
 
 # Images of 7, 3 and 1 tiles, and what of them is where.

@@ -100,6 +100,11 @@ def _trained_whole(checkpoint: Path, config: RunConfig, rules: dict[str, Rule]) 
         for place in rule.parameter.places()
         if not is_frozen(rule.parameter.name(place), frozen)
     ]
+    if config.stage.has_soft_tags:
+        raise ConvertError(
+            f"{checkpoint}: has learned tile tags (stage.tile_tags soft), which adapters alone do "
+            "not hold: put the adapters into the model with `nvlm convert merge`"
+        )
     others = {rule.parameter.component for rule in trained} - {PROJECTOR}
     if others:
         raise ConvertError(

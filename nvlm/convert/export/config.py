@@ -166,6 +166,11 @@ def check_tiles(config: RunConfig) -> None:
             "an image to its grid and pad nothing; use this checkpoint with `nvlm generate`, "
             "`nvlm serve` and `nvlm evaluate`"
         )
+    if config.stage.has_soft_tags:
+        raise ConvertError(
+            "stage.tile_tags soft: exported models, and servers of NVLM-D, write tags as text; use "
+            "this checkpoint with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
+        )
     if config.stage.tile_tags not in ("none", "1d"):
         raise ConvertError(
             f"stage.tile_tags {config.stage.tile_tags}: exported models know `none` and `1d`, "

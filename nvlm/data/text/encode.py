@@ -131,13 +131,14 @@ class SampleEncoder:
             "layout_version": LAYOUT_VERSION,
             "tokenizer": self.tokenizer.fingerprint,
             "stage.tile_tags": visual.tile_tags,
-            "digits of a tile tag": visual.num_tag_digits if visual.tile_tags != "none" else None,
+            "digits of a tile tag": visual.num_tag_digits if visual.has_text_tags else None,
             "image size in tile tags": visual.image_size if visual.tile_tags == "2d_box" else None,
             "stage.image_boundary": self.image_boundary,
             "stage.system_message": self.system_message,
             # Earlier indexes are of this format and this fusion, and say nothing of them.
             **({} if chat == CHATML else {"chat format": hash_json(asdict(chat))}),
             **({} if visual.fusion == "decoder_only" else {"model.fusion": visual.fusion}),
+            **({"tokens of a soft tag": n} if (n := visual.num_soft_tag_tokens) else {}),
             **({"stage.tiling": visual.tiling} if visual.tiling == "pad_skip" else {}),
         }
 
@@ -235,7 +236,10 @@ class SampleEncoder:
         texts = sorted({tag for tags in tags_of.values() for tag in tags})
         goes_on = visual.fusion == "cross_attention"  # no placeholders stand between tags
         counts = dict(zip(texts, self.tokenizer.count(texts, goes_on), strict=True))
-        return {grid: sum(counts[tag] for tag in tags) for grid, tags in tags_of.items()}
+        return {
+            grid: sum(counts[tag] for tag in tags) + sum(map(len, visual.soft_tags(grid)[1:]))
+            for grid, tags in tags_of.items()
+        }
 
     def _tokenize(
         self, pieces: list[Piece], grids: Sequence[Grid]

@@ -15,6 +15,8 @@ A document has no roles: what begins a sequence, its parts one after another, an
 document, `<|im_end|>`. Each part is a string of its
 own, and so is what surrounds its images, because of the two only the text is trained.
 
+With `stage.tile_tags: soft` a tag has no text, and ids of its own instead.
+
 With `model.fusion: hybrid` that block has the thumbnail alone; with `cross_attention` it has tags
 without placeholders, `<Image>` and each tag strings of their own, because a tag sees another tile
 than the one before it does. What the decoder reads beside its tokens is in beside.py.
@@ -165,14 +167,16 @@ class SampleLayout:
             for tile, tag in enumerate(later_tags, start=1):
                 pieces.append(Piece(text=tag, turn=turn, tile=tile))
             return [*pieces[:-1], replace(pieces[-1], ends_image=True)]
-        if self.image_boundary == "separate":
+        if self.image_boundary == "separate" and self.visual.has_text_tags:
             leads = [before + IMAGE_START, first_tag]
         else:
             leads = [before + IMAGE_START + first_tag]
         pieces = [Piece(text=lead, turn=turn, lead_of=image) for lead in leads]
+        self.visual.check_soft_tags(grid)
         ids = (self.tokenizer.image_id,) * self.visual.num_tokens_per_tile
         tile = Piece(ids=ids, turn=turn, is_image=True)
-        pieces.append(tile)
-        for tag in later_tags:
-            pieces += [Piece(text=tag, turn=turn), tile]
+        soft = [[Piece(ids=tag, turn=turn)] if tag else [] for tag in self.visual.soft_tags(grid)]
+        pieces += [*soft[0], tile]
+        for tag, own in zip(later_tags, soft[1:], strict=True):
+            pieces += [Piece(text=tag, turn=turn), *own, tile]
         return [*pieces[:-1], replace(pieces[-1], ends_image=True)]

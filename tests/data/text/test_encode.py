@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,8 +24,11 @@ def make_encoder(
     max_num_tiles: int = 6,
     **settings,
 ) -> SampleEncoder:
+    visual = VisualLayout(tile_tags, use_thumbnail, max_num_tiles, 112, num_tokens_per_tile=4)
+    if tile_tags == "soft":
+        visual = replace(visual, num_soft_tag_tokens=2, first_soft_id=1024)
     defaults = {
-        "visual": VisualLayout(tile_tags, use_thumbnail, max_num_tiles, 112, num_tokens_per_tile=4),
+        "visual": visual,
         "image_boundary": "merged",
         "system_message": "Answer the questions.",
     }
@@ -116,7 +121,7 @@ def test_answers_of_untrained_turns_are_context(tiny_tokenizer: ChatTokenizer):
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
-@pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box"])
+@pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_grid", "2d_box", "soft"])
 @pytest.mark.parametrize(("use_thumbnail", "max_num_tiles"), [(True, 6), (False, 6), (True, 12)])
 def test_measured_length_is_the_encoded_length(
     tiny_tokenizer: ChatTokenizer,
@@ -192,6 +197,28 @@ def test_documents_have_no_roles_and_train_all_their_text(tiny_tokenizer: ChatTo
     assert encoded.tokens.tolist() == tokens
     expected = [t if is_trained else IGNORED_LABEL for t, is_trained in zip(tokens, trained)]
     assert encoded.labels.tolist() == [*expected[1:], IGNORED_LABEL]
+
+
+@pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
+def test_learned_tags_are_tokens_behind_the_vocabulary(
+    tiny_tokenizer: ChatTokenizer, image_boundary: str
+):
+    """In the place of text tags, and never asked for."""
+    messages, grids = CONVERSATIONS["several images"]
+    without, soft = (
+        make_encoder(tiny_tokenizer, tags, image_boundary=image_boundary).encode(messages, grids)
+        for tags in ("none", "soft")
+    )
+    is_tag = soft.tokens >= 1024
+    assert np.array_equal(soft.tokens[~is_tag], without.tokens)
+    assert (soft.labels < 1024).all() and not soft.image_mask[is_tag].any()
+    # Grids of one tile, of 4 x 1 and of 2 x 3, both with a thumbnail.
+    numbers = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0]
+    expected = [1024 + 2 * number + place for number in numbers for place in (0, 1)]
+    assert soft.tokens[is_tag].tolist() == expected
+    # Right before a tile's four tokens each.
+    for place in np.flatnonzero(is_tag)[1::2]:
+        assert soft.image_mask[place + 1 : place + 5].all()
 
 
 def test_measuring_nothing(tiny_tokenizer: ChatTokenizer):
