@@ -72,6 +72,8 @@ LOADED_BY_VLLM = {
     "internvit_300m_qwen3_4b": False,
     "internvit_300m_qwen3_4b_moe": False,
     "internvit_300m_qwen2_5_7b_128k": False,
+    "internvit_300m_qwen2_5_7b_x": False,
+    "internvit_300m_qwen2_5_7b_h": False,
     "siglip_so400m_qwen3_4b": False,
     "tiny": False,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import small_model
+from helpers import beside_batches, layout_steps, small_model
 from helpers.published_vision import as_megatron, published_vision_model
 from helpers.small_model import mean_loss_gradients
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,6 +15,7 @@ from nvlm.model.encoders.internvit import LayerScale
 from nvlm.model.parts import norms
 from nvlm.model.parts.names import named_parameters
 from nvlm.model.parts.transformer_config import vision_transformer_config
+from nvlm.train.training import Training
 
 TRUTH = "transformers InternVL, bf16"
 TRAINING = [
@@ -166,11 +167,45 @@ def test_vision_encoder_is_as_exact_as_the_published_one(parallel, measure):
     )
 
 
+@pytest.mark.parametrize("fusion", beside_batches.FUSIONS)
+def test_fused_steps_in_bf16_follow_those_in_fp32(fusion, parallel, measure):
+    """Of NVLM-X and NVLM-H, from the same weights, which bf16 holds exactly."""
+    runs: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
+    weights: dict[str, Tensor] = {}
+    for precision in ("bf16", "fp32"):
+        config = beside_batches.config_of(
+            fusion, *TRAINING, "model.language.num_layers=4", f"train.precision={precision}"
+        )
+        chunks = small_model.build_chunks(config, parallel)
+        with torch.no_grad():
+            for name, parameter in named_parameters(chunks):
+                parameter.copy_(weights.setdefault(name, parameter.detach().to(torch.bfloat16)))
+        training = Training(config, parallel, chunks)
+        rows = layout_steps.with_rows_beside(config)
+        losses = [
+            training.take_step(StepBatch(rows, [], {})).result.loss,
+        ]
+        # What the step has left in the buffers: sums over the micro-batches, in fp32.
+        gradients = {name: p.main_grad.clone() for name, p in named_parameters(chunks)}
+        losses += [training.take_step(StepBatch(rows, [], {})).result.loss for _ in range(2)]
+        runs[precision] = losses, gradients
+    (half, found), (whole, expected) = runs["bf16"], runs["fp32"]
+    assert whole[2] < whole[0]
+    worst = max(abs(a - b) / b for a, b in zip(half, whole, strict=True))
+    measure(f"losses of 3 steps in bf16, {fusion}", "fp32", worst, 1e-3)
+    errors = {
+        name: float((found[name] - expected[name]).norm() / expected[name].norm())
+        for name in expected
+    }
+    assert any("cross_attn_bda.gate" in name for name in errors)
+    measure(f"gradients in bf16, {fusion}, worst tensor", "fp32", max(errors.values()), 0.1)
+
+
 class Run:
     """A training on the same two micro-batches."""
 
     def __init__(self, parallel, *overrides: str):
-        from nvlm.train.training import Training, build_with_weights
+        from nvlm.train.training import build_with_weights
 
         self.config = small_model.small_config(*TRAINING, *overrides)
         (self.model,) = chunks = build_with_weights(self.config, parallel, None)

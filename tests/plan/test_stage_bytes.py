@@ -113,6 +113,8 @@ def test_the_large_models_say_what_they_take():
         "internvit_6b_qwen2_7b",
         "internvit_300m_qwen3_4b_moe",
         "internvit_300m_qwen2_5_7b_128k",
+        "internvit_300m_qwen2_5_7b_x",
+        "internvit_300m_qwen2_5_7b_h",
     }
     for model in models:
         runs = {path for path in RUNS.glob(f"{model}/*.yaml") if path.stem != "stages"}

@@ -23,6 +23,14 @@ from nvlm.sizes.parameters import parameter_table
 # 7B:    3584 x 4608 = 16,515,072 + 3584 x 3584 = 12,845,056 + 3584 x 37888 = 135,790,592
 #        + 18944 x 3584 = 67,895,296: 233,046,016, 28 times; with the output layer of
 #        3584 x 152064 = 544,997,376: 7,070,285,824.
+# 34B:   7168 x 9216 = 66,060,288 + 7168 x 7168 = 51,380,224 + 7168 x 40960 = 293,601,280
+#        + 20480 x 7168 = 146,800,640: 557,842,432, 60 times; with the output layer of
+#        7168 x 64000 = 458,752,000: 33,929,297,920.
+# Cross-attention: queries and output of all heads for each token of the decoder, keys and values
+# for each of a tile's 256 tokens.
+# 72B:   10 x 2 x 67,108,864 = 1,342,177,280 more for a token; 8192 x 2048 = 16,777,216, 10 times.
+# 34B:   10 x 2 x 51,380,224 = 1,027,604,480 more; 7168 x 2048 = 14,680,064, 10 times.
+# 7B:    7 x 2 x 12,845,056 = 179,830,784 more; 3584 x 1024 = 3,670,016, 7 times.
 # An encoder layer: query, key and value of the stored heads; output; two matrices of the MLP.
 # 6B:    3200 x 12288 = 39,321,600 + 4096 x 3200 = 13,107,200 + 2 x 3200 x 12800 = 81,920,000:
 #        134,348,800, 45 times; 1025 positions, 1,050,625 pairs of them, 32 heads of 128.
@@ -36,6 +44,34 @@ FORWARD = {
         per_token_pair=1_310_720,  # 2 x 80 x 8192
         encoder_per_tile=12_393_676_800_000 + 774_604_800_000,
         projector_per_tile=256 * 1_241_382_912,  # 256 tokens: 2 x (12800 x 29568 + 29568 x 8192)
+    ),
+    "nvlm_x_72b/sft": ForwardFlops(
+        per_token=142_916_714_496 + 2_684_354_560,
+        per_token_pair=1_310_720,
+        encoder_per_tile=12_393_676_800_000 + 774_604_800_000,
+        projector_per_tile=256 * 209_715_200,  # 256 tokens: 2 x 12800 x 8192
+        beside_per_tile=256 * 335_544_320,
+    ),
+    "nvlm_h_34b/sft": ForwardFlops(
+        per_token=67_858_595_840 + 2_055_208_960,
+        per_token_pair=860_160,  # 2 x 60 x 7168
+        encoder_per_tile=12_393_676_800_000 + 774_604_800_000,
+        projector_per_tile=256 * 817_889_280,  # 256 tokens: 2 x (12800 x 20480 + 20480 x 7168)
+        beside_per_tile=256 * 293_601_280,
+    ),
+    "internvit_300m_qwen2_5_7b_x/sft": ForwardFlops(
+        per_token=14_140_571_648 + 359_661_568,
+        per_token_pair=200_704,
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 29_360_128,  # 256 tokens: 2 x 4096 x 3584
+        beside_per_tile=256 * 51_380_224,
+    ),
+    "internvit_300m_qwen2_5_7b_h/sft": ForwardFlops(
+        per_token=14_140_571_648 + 359_661_568,
+        per_token_pair=200_704,
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 290_979_840,
+        beside_per_tile=256 * 51_380_224,
     ),
     "internvit_300m_qwen2_0_5b/sft": ForwardFlops(
         per_token=987_922_432,
@@ -75,6 +111,13 @@ STEP = {
     # A frozen decoder passes gradients on: 2 x a token's forward pass.
     "nvlm_d_72b/pretrain": StepFlops(285_833_428_992, 3_932_160, 14_121_663_676_416),
     "nvlm_d_72b/sft": StepFlops(428_750_143_488, 3_932_160, 14_121_663_676_416),
+    # All of the decoder trains, cross-attention among it: three passes.
+    "nvlm_x_72b/sft": StepFlops(
+        436_803_207_168, 3_932_160, 13_168_281_600_000 + 161_061_273_600 + 257_698_037_760
+    ),
+    "nvlm_h_34b/sft": StepFlops(
+        209_741_414_400, 2_580_480, 13_168_281_600_000 + 628_138_967_040 + 225_485_783_040
+    ),
     "internvit_300m_qwen2_0_5b/sft": StepFlops(2_963_767_296, 129_024, 759_655_661_568),
 }
 

@@ -92,6 +92,20 @@ COUNTS = {
         "total": 13_978_693_248,
         "without zero heads": 13_462_516_608,
     },
+    "internvit_300m_qwen2_5_7b_x": {
+        "vision_model": 304_012_288,
+        "vision_projection": 14_688_256,
+        "language_model": 7_821_162_503,
+        "total": 8_139_863_047,
+        "without zero heads": 8_139_863_047,
+    },
+    "internvit_300m_qwen2_5_7b_h": {
+        "vision_model": 304_012_288,
+        "vision_projection": 145_498_112,
+        "language_model": 7_821_162_503,
+        "total": 8_270_672_903,
+        "without zero heads": 8_270_672_903,
+    },
     "siglip_so400m_qwen3_4b": {
         "vision_model": 413_532_144,
         "vision_projection": 69_739_520,
@@ -128,8 +142,10 @@ def test_the_counts_by_hand_are_calculated_right():
     def projector(vision_width, ffn, language_width):
         return 8 * vision_width + (4 * vision_width + language_width) * ffn
 
-    def crossing(width, heads, groups, channels):
-        return 10 * (2 * heads * channels * width + 2 * groups * channels * width + width + 1)
+    def crossing(width, heads, groups, channels, num_layers=10):
+        return num_layers * (
+            2 * heads * channels * width + 2 * groups * channels * width + width + 1
+        )
 
     padded = vision(3200, 12800, 32, 128, 45, 2 * 3200 + 2 * 4096)
     real = vision(3200, 12800, 25, 128, 45, 2 * 3200 + 2 * 3200)
@@ -154,6 +170,15 @@ def test_the_counts_by_hand_are_calculated_right():
         },
         "internvit_6b_qwen2_7b": (padded, projector(3200, 18944, 3584),
                                   language(152064, 3584, 18944, 28, 4, 128, 28, 1, 2)),
+        **{
+            f"internvit_300m_qwen2_5_7b_{fusion}": (
+                small, connector,
+                language(152064, 3584, 18944, 28, 4, 128, 28, 1, 2) + crossing(3584, 28, 4, 128, 7),
+            )
+            for fusion, connector in {
+                "x": 8 * 1024 + 4 * 1024 * 3584, "h": projector(1024, 18944, 3584)
+            }.items()
+        },
         # Qwen3-4B: see docs/models.md.
         "siglip_so400m_qwen3_4b": (siglip(1152, 4304, 27), projector(1152, 9728, 2560),
                                    4_022_468_096),
@@ -261,7 +286,9 @@ def _count(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COUNTS if name[:7] not in ("nvlm_x_", "nvlm_h_")]
+    # It has no NVLM-X and NVLM-H.
+    "name",
+    [name for name in COUNTS if not {"x", "h"} & set(name.split("_"))],
 )
 def test_transformers_builds_language_models_of_the_same_size(name):
     with torch.device("meta"):
