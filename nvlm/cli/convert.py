@@ -27,12 +27,13 @@ def convert_from_hf_command(
     ],
     config: Annotated[Path, typer.Option(metavar="CONFIG", help=CONFIG_HELP)],
     vision: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[list[Path]],  # noqa: UP045
         typer.Option(
             parser=path_of_user,
             metavar="DIR",
             help="Hugging Face folder of an InternViT or of a timm model, or a hub id "
-            "(OWNER/NAME@REVISION); goes with --language.",
+            "(OWNER/NAME@REVISION); goes with --language. Of encoders side by side one for each, "
+            "in their order.",
         ),
     ] = None,
     language: Annotated[
@@ -63,9 +64,9 @@ def convert_from_hf_command(
     check_beside(out)
     from nvlm.convert import convert_from_hf, convert_from_nvlm
 
-    if nvlm is not None and vision is None and language is None:
+    if nvlm is not None and not vision and language is None:
         convert_from_nvlm(nvlm, checked, out)
-    elif nvlm is None and vision is not None and language is not None:
+    elif nvlm is None and vision and language is not None:
         convert_from_hf(vision, language, checked, out)
     else:
         raise ConvertError("give either --vision and --language, or --nvlm")

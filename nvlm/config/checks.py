@@ -63,9 +63,6 @@ def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[
     """Keys of what makes the shapes of weights, with both values where they differ."""
     for part in ("vision", "connector", "language"):
         sizes, others = getattr(ours, part).model_dump(), getattr(theirs, part).model_dump()
-        if sizes.get("kind") != others.get("kind"):
-            yield f"model.{part}.kind", sizes["kind"], others["kind"]
-            continue
         yield from _differing(sizes, others, f"model.{part}")
     for key in ("fusion", "cross_attention"):
         if getattr(ours, key) != getattr(theirs, key):
@@ -73,10 +70,16 @@ def model_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[tuple[
 
 
 def _differing(ours: dict, theirs: dict, section: str) -> Iterator[tuple[str, Any, Any]]:
+    if ours.get("kind") != theirs.get("kind"):
+        yield f"{section}.kind", ours["kind"], theirs["kind"]
+        return
     for key, value in ours.items():
         other = theirs[key]
         if isinstance(value, dict) and isinstance(other, dict):
             yield from _differing(value, other, f"{section}.{key}")
+        elif key == "encoders" and len(value) == len(other):
+            for number, (one, another) in enumerate(zip(value, other, strict=True)):
+                yield from _differing(one, another, f"{section}.{key}.{number}")
         # How random weights were drawn, or what was added to the loss, does not matter once there
         # are weights.
         elif value != other and not key.endswith(("init_std", "scale_init", "_loss")):

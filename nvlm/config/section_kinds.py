@@ -49,10 +49,21 @@ def kinds_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     hints = [field.annotation, *get_args(field.annotation)]
     if any(isinstance(mark, _Kind) for mark in field.metadata):
         return _tagged(field.annotation)
+    if get_origin(field.annotation) is tuple:  # see `item_kinds`
+        return {}
     for hint in hints:  # of a key that may also be null
         if get_origin(hint) is Annotated and any(isinstance(m, _Kind) for m in get_args(hint)):
             return _tagged(get_args(hint)[0])
     return {}
+
+
+def item_kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    """The same of a key that holds a list of such sections."""
+    if field is None or get_origin(field.annotation) is not tuple:
+        return {}
+    item = get_args(field.annotation)[0]
+    marks = get_args(item)[1:] if get_origin(item) is Annotated else ()
+    return _tagged(get_args(item)[0]) if any(isinstance(m, _Kind) for m in marks) else {}
 
 
 def sections_of(field: FieldInfo) -> list[type[BaseModel]]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from nvlm.config.section_kinds import kinds_of, sections_of
+from nvlm.config.section_kinds import item_kinds, kinds_of, sections_of
 
 # Longer values and names are cut in messages.
 MAX_LENGTH = 60
@@ -67,7 +67,8 @@ def _describe(problem: Any, schema: type[BaseModel], origin_of: Any) -> str:
     if kind == "missing":
         return f"missing key '{key}'"
     if kind == "unknown_kind":
-        kinds = kinds_of(_field_of(location, schema))
+        field = _field_of(location, schema) or _field_of(location[:-1], schema)
+        kinds = kinds_of(field) or item_kinds(field)
         found = problem["input"]
         found = found.get("kind") if isinstance(found, dict) else found
         return f"{key}.kind: must be one of {', '.join(kinds)}, found {shorten(found)}{origin}"
@@ -93,7 +94,7 @@ def _without_tags(location: list[str], schema: type[BaseModel]) -> list[str]:
         if part == "blend":
             kept += itertools.islice(parts, 1)
             next(parts, None)
-        elif kinds_of(_field_of(kept, schema)):
+        elif kinds_of(_field_of(kept, schema)) or item_kinds(_field_of(kept[:-1], schema)):
             next(parts, None)
     return kept
 
@@ -122,6 +123,10 @@ def _did_you_mean(location: list[str], tagged: list[str], schema: type[BaseModel
     for part in parts:
         field = section.model_fields.get(part)
         below = sections_of(field) if field else []
+        if kinds := item_kinds(field):  # behind the number of the item
+            next(parts, None)
+            section = kinds[next(parts)]
+            continue
         if part == "blend" and next(parts, None) is not None:
             below = [SourceConfig]
             next(parts, None)

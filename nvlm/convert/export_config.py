@@ -91,6 +91,14 @@ def stop_ids_of_export(folder: HfFolder) -> list[int]:
 
 
 def _vision(folder: HfFolder, found: Mapping[str, Any]) -> Any:
+    encoders = found.get("encoders")
+    if architecture_of(found) == "SideBySideVisionModel" and isinstance(encoders, list):
+        return {
+            "kind": "side_by_side",
+            "encoders": [
+                _vision(folder, one) if isinstance(one, dict) else one for one in encoders
+            ],
+        }
     if architecture_of(found) == "TimmVisionModel":
         return found.get("encoder")  # what else it says follows from this, and is compared later
     values = with_defaults(found, [*INTERN_VIT.settings], "InternVisionModel")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +44,10 @@ from nvlm.sizes.tile_tags import tile_tag_rows
 
 
 def convert_from_hf(
-    vision: str | Path, language: str | Path, config: RunConfig, out: str | Path
+    vision: str | Path | Sequence[str | Path],
+    language: str | Path,
+    config: RunConfig,
+    out: str | Path,
 ) -> Path:
     """Write checkpoint folder `out` from two Hugging Face folders; returns `out`.
 
@@ -54,8 +57,9 @@ def convert_from_hf(
     on `config.parallel`.
 
     Args:
-        vision: folder of an InternViT (`InternVisionModel`), heads padded or not. This and the
-            next may be ids of the hub (`nvlm.hub`); the checkpoint says which commit it was.
+        vision: folder of an InternViT (`InternVisionModel`), heads padded or not, or of timm's
+            model; of encoders side by side one for each, in their order. This and the next may be
+            ids of the hub (`nvlm.hub`); the checkpoint says which commit it was.
         language: folder of a Qwen2 or Qwen3, a Llama or Mistral (`...ForCausalLM`).
         config: its `model` section must describe both; weights get `train.precision`.
         out: a new folder, or a checkpoint to be replaced once the new one is whole.
@@ -127,7 +131,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
         num_tensors = sum(rule.parameter.num_tensors for rule in rules)
         watch.print_summary(f"Wrote {out}", num_tensors, num_bytes, processes)
     for source in sources:
-        for note in notes(source.folder, config):
+        for note in notes(source.folder, config, source.part):
             print_note(note)
     return out
 

@@ -136,7 +136,7 @@ def adapter_flops(config: RunConfig) -> dict[str, int]:
         PROJECTOR: model.connector.num_tokens(model.connector_sizes),
         LANGUAGE: 1,
     }
-    found = dict.fromkeys((VISION, PROJECTOR, LANGUAGE), 0)
+    found: dict[str, int] = dict.fromkeys((VISION, PROJECTOR, LANGUAGE), 0)
     for adapter in adapters_of(config):
         sizes = [row.size for row in adapter.parameters() if len(row.shape) == 2]
         (times,) = (n for part, n in rows.items() if adapter.module.startswith(f"{part}."))

@@ -58,6 +58,12 @@ def component_parameters(model: ModelConfig, component: str) -> list[Parameter]:
     return [replace(row, key=f"{component}.{row.key}") for row in COMPONENTS[component](model)]
 
 
+def part_parameters(model: ModelConfig, part: str) -> list[Parameter]:
+    """The rows of one encoder, a key of `model.vision.parts`."""
+    name = f"{VISION}.{part}".removesuffix(".")
+    return [row for row in component_parameters(model, VISION) if row.key.startswith(f"{name}.")]
+
+
 def parameter_table(model: ModelConfig) -> list[Parameter]:
     """The rows of all components."""
     return [row for component in COMPONENTS for row in component_parameters(model, component)]

@@ -76,6 +76,8 @@ def part_of(name: str) -> str:
     parts = name.split(".")
     if is_adapter(name):
         return f"{parts[0]} adapters"
+    if parts[:2] == [VISION, "encoders"]:  # one of several
+        return ".".join(parts[:3])
     return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]
 
 

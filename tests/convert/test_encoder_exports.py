@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import export_runs, small_folders
-from helpers.encoders import CLIP, ENCODERS
+from helpers.encoders import CLIP, ENCODERS, SIDE_BY_SIDE
 from helpers.export_logits import export_logits
 from helpers.timm_folders import make_model, make_timm_folder, timm_config
 from helpers.timm_reference import timm
@@ -16,6 +17,7 @@ from helpers.timm_reference import timm
 from nvlm.config.encoders.timm import TimmConfig
 from nvlm.convert import convert_from_hf, convert_from_nvlm, convert_to_hf
 from nvlm.convert.export.config import serving_differences
+from nvlm.convert.export.files import _write_modeling_files
 from nvlm.convert.export_config import config_of_export
 from nvlm.convert.hf.folder import HfFolder
 from nvlm.convert.hf.timm_folder import interpolation_note
@@ -108,6 +110,64 @@ def test_a_folder_has_timms_weights(tmp_path, parallel, measure):
         )
     difference = float((found - expected).norm() / expected.norm())
     measure("features of converted weights, positions interpolated", "timm", difference, 1e-5)
+
+
+def make_side_by_side(folder, config) -> list:
+    """The folder of each encoder of SIDE_BY_SIDE, as it is published."""
+    internvit, siglip = config.model.vision.parts.values()
+    alone = SimpleNamespace(model=SimpleNamespace(vision=internvit))
+    small_folders.make_vision_folder(folder / "internvit", alone)
+    make_timm_folder(folder / "siglip", siglip)
+    small_folders.make_language_folder(folder / "language", config)
+    return [folder / "internvit", folder / "siglip"]
+
+
+def test_side_by_side_transformers_computes_the_same(
+    tmp_path, tmp_path_factory, monkeypatch, measure
+):
+    """Each from its own folder; the export resizes a tile for the second as training does."""
+    config = small_folders.convert_config(SIDE_BY_SIDE)
+    folders = make_side_by_side(tmp_path, config)
+    language = tmp_path / "language"
+    checkpoint = convert_from_hf(folders, language, config, tmp_path / "checkpoint")
+    export = convert_to_hf(checkpoint, tmp_path / "export")
+    converted = export_runs.Exported(config, checkpoint, export)
+    modules = tmp_path_factory.getbasetemp() / "modules"
+    logits = export_logits(converted, monkeypatch, modules)
+    assert logits.answers == logits.transformers_answers
+    assert torch.equal(logits.read_back, logits.checkpoint)
+    what = "logits of the export, largest difference, encoders side by side"
+    measure(what, "our Megatron model", logits.largest_difference, 1e-4)
+
+    vision = config_of_export(HfFolder(export)).model.vision
+    assert list(vision.parts) == ["encoders.0", "encoders.1"]
+    again = convert_from_nvlm(export, config, tmp_path / "again")
+    assert verify(checkpoint, again).differences == []
+    assert verify(folders[0], checkpoint).differences == []  # it finds its part
+    assert any("encoders side by side" in text for text in serving_differences(config))
+
+    with pytest.raises(ConvertError, match=r"--vision is given 1 times.*has 2 encoders: give"):
+        convert_from_hf(folders[0], language, config, tmp_path / "out")
+    with pytest.raises(ConvertError, match=r"siglip/config.json.*--vision 0 needs \['InternVision"):
+        convert_from_hf(folders[::-1], language, config, tmp_path / "out")
+    alone = small_folders.convert_config(CLIP)
+    with pytest.raises(ConvertError, match=r"given 2 times, and model\.vision of kind timm has 1"):
+        convert_from_hf(folders, language, alone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoder", [CLIP, SIDE_BY_SIDE], ids=["CLIP", "side by side"])
+def test_files_are_named_where_transformers_4_looks(encoder, tmp_path):
+    """It brings along what the file of a class names, and nothing that those name in turn."""
+    _write_modeling_files(tmp_path, small_folders.convert_config(encoder).model)
+
+    def named(file: str) -> set[str]:
+        found = re.findall(r"^\s*from \.(\w+) import", (tmp_path / f"{file}.py").read_text(), re.M)
+        return set(found)
+
+    brought = {"configuration_nvlm_d", "modeling_nvlm_d"}
+    brought |= named("configuration_nvlm_d") | named("modeling_nvlm_d")
+    assert {needed for file in brought for needed in named(file)} <= brought
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1])

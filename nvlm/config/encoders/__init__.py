@@ -15,6 +15,7 @@ from nvlm.config.section_kinds import section_of_kinds
 KINDS = {
     "internvit": "InternViTConfig",
     "timm": "TimmConfig",
+    "side_by_side": "SideBySideConfig",
 }
 
 if TYPE_CHECKING:

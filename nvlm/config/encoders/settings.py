@@ -35,7 +35,11 @@ def feature_layer_problems(layers: Sequence[int] | None, num_layers: int) -> Ite
 
 class EncoderSettings(Protocol):
     kind: Any
-    image_size: int
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of a tile, in pixels."""
+        ...
 
     @property
     def feature_size(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from nvlm.config.connectors.mlp import MLPConfig
 from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.encoders.settings import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
+from nvlm.config.encoders.side_by_side import SideBySideConfig
 from nvlm.config.schema import RunConfig
 from nvlm.convert.hf.architectures import MODEL_TYPES, nvlm_architecture
 from nvlm.convert.hf.values import (
@@ -18,6 +19,7 @@ from nvlm.convert.hf.values import (
     language_values,
     plain_vision_values,
     prompt_values,
+    side_by_side_values,
     vision_architecture,
     vision_values,
 )
@@ -113,6 +115,14 @@ def model_config(
 
 
 def _vision_config(vision: EncoderSettings, dtypes: dict[str, str]) -> dict[str, Any]:
+    if isinstance(vision, SideBySideConfig):
+        return {
+            "architectures": [vision_architecture(vision)],
+            "model_type": "nvlm_side_by_side",
+            **dtypes,
+            "encoders": [_vision_config(one, dtypes) for one in vision.encoders],
+            **side_by_side_values(vision),
+        }
     if not isinstance(vision, InternViTConfig):
         return {
             "architectures": [vision_architecture(vision)],
@@ -216,6 +226,10 @@ def _load_differences(config: RunConfig) -> list[str]:
     vision, projector = config.model.vision, config.model.connector
     width = config.model.language.ffn_hidden_size
     differences = []
+    if isinstance(vision, SideBySideConfig):
+        return [
+            "vLLM cannot load it: its NVLM-D has one InternViT, this model encoders side by side"
+        ]
     if not isinstance(vision, InternViTConfig):
         return ["vLLM cannot load it: its NVLM-D has an InternViT, this model another encoder"]
     expected_heads = vision.num_attention_heads + RELEASED_NUM_DUMMY_HEADS
@@ -274,7 +288,12 @@ def _prompt_differences(config: RunConfig) -> list[str]:
         )
     if stage.image_boundary != "block":
         differences.append(VLLM_BOUNDARIES[stage.image_boundary])
-    if config.model.vision.pixel_statistics != (IMAGENET_MEAN, IMAGENET_STD):
+    if isinstance(config.model.vision, SideBySideConfig):
+        differences.append(
+            "VLMEvalKit cannot feed it: it normalises pixels with ImageNet's mean and deviation, "
+            "and each of this model's encoders normalises them by itself"
+        )
+    elif config.model.vision.pixel_statistics != (IMAGENET_MEAN, IMAGENET_STD):
         differences.append(
             "VLMEvalKit cannot feed it: it normalises pixels with ImageNet's mean and deviation, "
             "this model's encoder was trained with others"

@@ -34,7 +34,10 @@ _MODULES = Path(nvlm.__file__).parent / "model"
 # Of encoders in plain torch, in the place of InternViT's; and what files call these.
 PLAIN_ENCODER_FILES = ("configuration_timm.py", "modeling_timm.py")
 _OF_INTERNVIT = ("configuration_intern_vit.py", "modeling_intern_vit.py")
-_RENAMED = {
+_IMPORT = "from .modeling_intern_vit import InternVisionModel\n"
+_RENAMED_TIMM = {
+    # transformers 4 brings along what the model's own file names.
+    _IMPORT: f"from .encoder_timm import Encoder\n{_IMPORT}",
     "configuration_intern_vit": "configuration_timm",
     "modeling_intern_vit": "modeling_timm",
     "InternVisionConfig": "TimmVisionConfig",
@@ -43,6 +46,30 @@ _RENAMED = {
     "InternVisionEncoderLayer": "Block",
     "NVLM-D: InternViT, a projector": "NVLM-D: a ViT, a projector",
 }
+
+# Of several encoders, beside those of each kind.
+SIDE_BY_SIDE_FILES = ("configuration_side_by_side.py", "modeling_side_by_side.py")
+_RENAMED_SIDE_BY_SIDE = {
+    "configuration_intern_vit import InternVisionConfig": (
+        "configuration_side_by_side import SideBySideVisionConfig"
+    ),
+    '"vision_config": InternVisionConfig': '"vision_config": SideBySideVisionConfig',
+    "(vision_config, InternVisionConfig)": "(vision_config, SideBySideVisionConfig)",
+    "= InternVisionConfig(": "= SideBySideVisionConfig(",
+    _IMPORT: (
+        "from .configuration_intern_vit import InternVisionConfig\n"
+        "from .configuration_timm import TimmVisionConfig\n"
+        "from .encoder_side_by_side import read_side_by_side\n"
+        f"from .encoder_timm import Encoder\n{_IMPORT}"
+        "from .modeling_side_by_side import SideBySideVisionModel\n"
+        "from .modeling_timm import TimmVisionModel\n"
+    ),
+    "= InternVisionModel(": "= SideBySideVisionModel(",
+    '"InternVisionEncoderLayer",': '"InternVisionEncoderLayer", "PatchEmbedding", "Block",',
+    "NVLM-D: InternViT, a projector": "NVLM-D: encoders side by side, a projector",
+}
+
+_RENAMED = {"timm": _RENAMED_TIMM, "side_by_side": _RENAMED_SIDE_BY_SIDE}
 
 # Of NVLM-X and NVLM-H, besides.
 FUSED_MODELING_FILES = (
@@ -83,6 +110,18 @@ def write_export_files(
     (folder / "README.md").write_text(model_card(config, chat.format, progress, sizes, dtype_name))
 
 
+def _encoder_files(kind: str, of_internvit: dict[str, Path]) -> dict[str, Path]:
+    """Name in an export -> the file that is copied. Side by side may be both kinds."""
+    if kind == "internvit":
+        return of_internvit
+    found = {name: _HERE / name for name in PLAIN_ENCODER_FILES}
+    found["encoder_timm.py"] = _MODULES / "encoders" / "timm.py"
+    if kind == "side_by_side":
+        found |= {**of_internvit, **{name: _HERE / name for name in SIDE_BY_SIDE_FILES}}
+        found["encoder_side_by_side.py"] = _MODULES / "encoders" / "side_by_side.py"
+    return found
+
+
 def _write_modeling_files(folder: Path, model: ModelConfig) -> None:
     """The MLP's module here is Megatron-core's; of other connectors the export has the very file,
     and so of encoders that are not InternViT.
@@ -97,11 +136,10 @@ def _write_modeling_files(folder: Path, model: ModelConfig) -> None:
     if connector != "mlp":
         sources["connector_mlp.py"] = _MODULES / "connectors" / f"{connector}.py"
     if encoder != "internvit":
-        renamed |= _RENAMED
-        for name in _OF_INTERNVIT:
-            del sources[name]
-        sources |= {name: _HERE / name for name in PLAIN_ENCODER_FILES}
-        sources[f"encoder_{encoder}.py"] = _MODULES / "encoders" / f"{encoder}.py"
+        renamed |= _RENAMED[encoder]
+    of_encoders = {name: sources.pop(name) for name in _OF_INTERNVIT}
+    for name, source in _encoder_files(encoder, of_encoders).items():
+        (folder / name).write_text(source.read_text())
     for name, source in sources.items():
         text = source.read_text()
         for old, new in renamed.items():

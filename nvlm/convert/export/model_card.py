@@ -188,16 +188,24 @@ def _introduction(config: RunConfig, progress: dict | None) -> str:
 
 
 def _encoder(config: RunConfig) -> str:
-    vision = config.model.vision
-    return f"timm's `{vision.name}`" if isinstance(vision, TimmConfig) else "InternViT"
+    """In words; of several the one beside the other."""
+    parts = config.model.vision.parts.values()
+    return " beside ".join(
+        f"timm's `{part.name}`" if isinstance(part, TimmConfig) else "InternViT" for part in parts
+    )
 
 
 def _weights(config: RunConfig, dtype: str) -> str:
-    vision, num_zero_heads = config.model.vision, 0
-    if isinstance(vision, InternViTConfig):
-        num_zero_heads = vision.num_stored_attention_heads - vision.num_attention_heads
-    if not isinstance(vision, InternViTConfig) or not num_zero_heads:
+    padded = [
+        vision
+        for vision in config.model.vision.parts.values()
+        if isinstance(vision, InternViTConfig)
+        and vision.num_stored_attention_heads > vision.num_attention_heads
+    ]
+    if not padded:
         return f"Weights are {dtype}."
+    vision = padded[0]
+    num_zero_heads = vision.num_stored_attention_heads - vision.num_attention_heads
     return _paragraph(
         f"Weights are {dtype}. The vision encoder stores {num_zero_heads} heads of zeros behind",
         f"its {vision.num_attention_heads} real ones; they are counted.",
@@ -254,11 +262,11 @@ def _differences(differences: list[str]) -> str:
 
 
 def _provenance(config: RunConfig, progress: dict | None) -> str:
-    model = config.model
+    model, parts = config.model, config.model.vision.parts.values()
     language = language_architecture(model.language).removesuffix("ForCausalLM")
     return _paragraph(
         f"{'An ' if model.vision.kind == 'internvit' else ''}{_encoder(config)} of "
-        f"{next(iter(model.vision.parts.values())).num_computed_layers} layers, a {language} of "
+        f"{' and '.join(str(part.num_computed_layers) for part in parts)} layers, a {language} of "
         f"{model.language.num_layers}, tokenizer `{model.tokenizer}`.",
         _feature_layers(config),
         "" if progress is None else f"Training started from `{config.checkpoint.load}`.",

@@ -36,15 +36,16 @@ from nvlm.convert.hf.config_keys import (
     PLAIN_VISION,
     QWEN2,
     QWEN3,
+    SIDE_BY_SIDE,
     Keys,
 )
+from nvlm.convert.hf.encoders import architecture_of, vision_problems
 from nvlm.convert.hf.expert_keys import EXPERT_KEYS, setting_of, with_num_experts
 from nvlm.convert.hf.folder import CONFIG_FILE, FolderPart, HfFolder
 from nvlm.convert.hf.timm_folder import check_timm, interpolation_note, is_timm_folder
 from nvlm.convert.hf.values import (
     connector_values,
     language_architecture,
-    plain_vision_values,
     prompt_values,
     rope_scaling_values,
     vision_architecture,
@@ -72,6 +73,7 @@ _ALL_KEYS = {
     **_LANGUAGE_KEYS,
     "InternVisionModel": INTERN_VIT,
     "TimmVisionModel": PLAIN_VISION,
+    "SideBySideVisionModel": SIDE_BY_SIDE,
     **_NVLM_KEYS,
 }
 MODEL_TYPES = {
@@ -132,15 +134,18 @@ def check_released(folder: HfFolder, model: ModelConfig) -> None:
     check_language(language, model.language, "--nvlm (llm_config)")
 
 
-def notes(folder: ModelFolder, config: RunConfig) -> list[str]:
-    """What of a fitting folder is not carried, though its model computes the same; clauses."""
+def notes(folder: ModelFolder, config: RunConfig, part: str = "") -> list[str]:
+    """What of a fitting folder is not carried, though its model computes the same; clauses.
+
+    `part`: of a folder of one of several encoders which one (`model.vision.parts`).
+    """
     file = folder.path / CONFIG_FILE
     architecture = architecture_of(folder.config)
     if is_timm_folder(folder.config):
         assert isinstance(folder, HfFolder)
-        note = interpolation_note(folder, config.model)
+        note = interpolation_note(folder, config.model, part)
         return [] if note is None else [note]
-    if architecture == "TimmVisionModel":
+    if architecture in ("TimmVisionModel", "SideBySideVisionModel"):
         return []
     if architecture in FUSIONS:
         assert isinstance(folder, HfFolder)
@@ -202,8 +207,23 @@ def folder_problems(folder: HfFolder, model: ModelConfig) -> list[str]:
             *language_problems(language.config, model.language),
         ]
     if architecture == "InternVisionModel":
-        return vision_problems(_stated(folder, model.vision), model.vision)
+        vision = model.vision.parts[part_of_folder(folder, model)]
+        return vision_problems(_stated(folder, vision), vision)
     return language_problems(folder.config, model.language)
+
+
+def part_of_folder(folder: HfFolder, model: ModelConfig) -> str:
+    """Which of the encoders in `model.vision.parts` a folder is of: the first that it fits, or else
+    the first of its kind."""
+    kind = TimmConfig if is_timm_folder(folder.config) else InternViTConfig
+    fitting = [part for part, one in model.vision.parts.items() if isinstance(one, kind)]
+    for part in fitting:
+        try:
+            check_vision(folder, model.vision.parts[part])
+        except ConvertError:
+            continue
+        return part
+    return next(iter(fitting or model.vision.parts))
 
 
 def folders_differ(left: HfFolder, right: HfFolder) -> list[str]:
@@ -237,6 +257,8 @@ def _parts_differ(
         x["feature_layers"], y["feature_layers"] = (
             side.get("feature_layers") for side in (left, right)
         )
+    if "encoders" in keys.rules:
+        x["encoders"], y["encoders"] = left.get("encoders"), right.get("encoders")
     if "connector" in keys.rules:
         x |= {key: left.get(key, default) for key, default in CONNECTOR_KEYS.items()}
         y |= {key: right.get(key, default) for key, default in CONNECTOR_KEYS.items()}
@@ -248,25 +270,6 @@ def _parts_differ(
 
 
 # ----------------------------------------------------------------------------------- the problems
-
-
-def vision_problems(found: Mapping[str, Any], vision: EncoderSettings) -> list[str]:
-    """What of an encoder's `config.json` does not fit `vision`, a clause each."""
-    if not isinstance(vision, InternViTConfig):
-        wanted = plain_vision_values(vision)
-        keys = PLAIN_VISION
-        values = {key: found.get(key) for key in wanted} | {
-            key: found.get(key, accepted[0]) for key, accepted in keys.fixed.items()
-        }
-        return [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
-    keys = INTERN_VIT
-    values = with_defaults(found, [*keys.settings, *keys.fixed], "InternVisionModel")
-    ours = vision_values(vision)
-    wanted = {key: ours[key] for key in keys.settings}
-    values["feature_layers"], wanted["feature_layers"] = (
-        side.get("feature_layers") for side in (found, ours)
-    )
-    return [*unknown_keys(found, keys), *value_differences(values, wanted, keys)]
 
 
 def _stated(folder: ModelFolder, vision: EncoderSettings) -> Mapping[str, Any]:
@@ -345,14 +348,6 @@ def _connector_problems(found: Mapping[str, Any], model: ModelConfig) -> list[st
 def nvlm_architecture(model: ModelConfig) -> str:
     """What an export of `model` calls itself."""
     return next(name for name, fusion in FUSIONS.items() if fusion == model.fusion)
-
-
-def architecture_of(found: Mapping[str, Any]) -> str | None:
-    """The one architecture that a `config.json` names."""
-    named = found.get("architectures")
-    if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str):
-        return named[0]
-    return None
 
 
 def _parts(folder: HfFolder) -> tuple[FolderPart, FolderPart]:

@@ -220,6 +220,10 @@ PLAIN_VISION = Keys(
     rules=frozenset({"encoder", "module", "image_size", "num_patches", "hidden_size"}),
     no_effect={**_COMMON_NO_EFFECT, "tie_word_embeddings": "there are no word embeddings"},
 )
+# Several of them, and of InternViTs.
+SIDE_BY_SIDE = replace(
+    PLAIN_VISION, rules=frozenset({"encoders", "image_size", "num_patches", "hidden_size"})
+)
 # Architecture of an export -> `model.fusion`.
 FUSIONS: dict[str, Fusion] = {
     "NVLM_D": "decoder_only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nvlm.convert.hf.architectures import (
     check_language,
     check_released,
     check_vision,
+    part_of_folder,
 )
 from nvlm.convert.hf.config_keys import FUSIONS
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
@@ -26,7 +28,7 @@ from nvlm.convert.hf.timm_folder import (
 )
 from nvlm.convert.rules import Rule, expected_tensors
 from nvlm.convert.tables.internvit import vision_rules
-from nvlm.convert.tables.nvlm_d import VISION_PREFIX, nvlm_d_rules
+from nvlm.convert.tables.nvlm_d import nvlm_d_rules, vision_prefix
 from nvlm.convert.tables.qwen2 import language_rules
 from nvlm.errors import ConvertError
 from nvlm.hub import Folder, folder_of
@@ -40,27 +42,44 @@ class Source:
     rules: list[Rule]
     option: str  # what it was given as: `--vision`
     origin: Folder
+    part: str = ""  # of several encoders the one that it is of (`model.vision.parts`)
 
 
-def open_parts(vision: str | Path, language: str | Path, model: ModelConfig) -> list[Source]:
+def open_parts(
+    vision: str | Path | Sequence[str | Path], language: str | Path, model: ModelConfig
+) -> list[Source]:
     """Open a vision encoder and a language model. Reads names and shapes, no weights.
 
     Args:
-        vision, language: folders, or ids of the hub; see `nvlm.hub`.
+        vision, language: folders, or ids of the hub; see `nvlm.hub`. Of encoders side by side one
+            for each, in their order.
 
     Raises:
         ConvertError: a folder is missing, not whole, or of another architecture or size; tensors
             are missing, extra, or of another shape.
         DataError: it cannot be had from the hub.
     """
-    origins = {
-        option: folder_of(name, option)
-        for option, name in {"--vision": vision, "--language": language}.items()
-    }
+    parts = model.vision.parts
+    given = [vision] if isinstance(vision, str | Path) else [*vision]
+    if len(given) != len(parts):
+        number = "1 encoder" if len(parts) == 1 else f"{len(parts)} encoders"
+        raise ConvertError(
+            f"--vision is given {len(given)} times, and model.vision of kind {model.vision.kind} "
+            f"has {number}: give one folder for each, in their order"
+        )
+    several = len(parts) > 1
+    options = {part: f"--vision {n}" if several else "--vision" for n, part in enumerate(parts)}
+    names = {**dict(zip(options.values(), given, strict=True)), "--language": language}
+    origins = {option: folder_of(name, option) for option, name in names.items()}
     folders = {option: HfFolder(origin.path) for option, origin in origins.items()}
-    check_vision(folders["--vision"], model.vision)
+    for part, option in options.items():
+        check_vision(folders[option], parts[part], option)
     check_language(folders["--language"], model.language)
-    return [_fitting(folders[option], model, option, origins[option]) for option in folders]
+    place = {option: part for part, option in options.items()}
+    return [
+        _fitting(folders[option], model, option, origins[option], place.get(option, ""))
+        for option in folders
+    ]
 
 
 def open_released(nvlm: str | Path, model: ModelConfig) -> list[Source]:
@@ -75,21 +94,32 @@ def open_released(nvlm: str | Path, model: ModelConfig) -> list[Source]:
     return [_fitting(folder, model, "--nvlm", origin)]
 
 
-def folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
+def folder_rules(folder: HfFolder, model: ModelConfig, part: str | None = None) -> list[Rule]:
     """The rules that read `folder`, by the architecture that it says it has.
+
+    `part`: of several encoders the one that it is of; None: the one that it fits.
 
     Raises:
         ConvertError: none of ours.
     """
     architecture = architecture_of(folder.config)
-    if is_timm_folder(folder.config) and isinstance(model.vision, TimmConfig):
-        return timm_folder_rules(folder, model)
-    if architecture == "InternVisionModel":
-        return vision_rules(model, _num_heads(folder, "", model))
+    part = part_of_folder(folder, model) if part is None else part
+    encoder = model.vision.parts.get(part)
+    if is_timm_folder(folder.config) and isinstance(encoder, TimmConfig):
+        return timm_folder_rules(folder, model, part)
+    if architecture == "InternVisionModel" and isinstance(encoder, InternViTConfig):
+        return vision_rules(model, _num_heads(folder, "", encoder), part=part)
     if architecture in LANGUAGE_ARCHITECTURES:
         return language_rules(model, with_cross_attention=False)
     if architecture in FUSIONS:
-        return nvlm_d_rules(model, _num_heads(folder, VISION_PREFIX, model))
+        return nvlm_d_rules(
+            model,
+            {
+                name: _num_heads(folder, vision_prefix(name), one)
+                for name, one in model.vision.parts.items()
+                if isinstance(one, InternViTConfig)
+            },
+        )
     raise ConvertError(
         f"{folder.path / CONFIG_FILE}: architecture {architecture!a} is none of InternVisionModel, "
         f"{', '.join([*LANGUAGE_ARCHITECTURES, *FUSIONS])}"
@@ -113,20 +143,19 @@ def projector_epsilon_difference(folder: HfFolder, model: ModelConfig) -> str | 
     )
 
 
-def _fitting(folder: HfFolder, model: ModelConfig, option: str, origin: Folder) -> Source:
-    rules = folder_rules(folder, model)
+def _fitting(
+    folder: HfFolder, model: ModelConfig, option: str, origin: Folder, part: str = ""
+) -> Source:
+    rules = folder_rules(folder, model, part)
     if is_timm_folder(folder.config):
-        check_timm_tensors(folder, model, rules)
+        check_timm_tensors(folder, model, rules, part)
     else:
         folder.check_tensors(expected_tensors(rules))
-    return Source(folder, rules, option, origin)
+    return Source(folder, rules, option, origin, part)
 
 
-def _num_heads(folder: HfFolder, prefix: str, model: ModelConfig) -> int:
+def _num_heads(folder: HfFolder, prefix: str, vision: InternViTConfig) -> int:
     """Heads in an InternViT's tensors: the real ones, or zero ones after them."""
-    vision = model.vision
-    if not isinstance(vision, InternViTConfig):
-        return 0
     name = f"{prefix}encoder.layers.0.attn.qkv.weight"
     if name not in folder.names():
         return vision.num_attention_heads  # the missing tensor is reported with all others

@@ -55,20 +55,25 @@ def _problems(found: Mapping[str, Any], vision: TimmConfig):
             yield f"{key} is {shown(weights[key])}, and that of {vision.name} {list(wanted)}{hint}"
 
 
-def timm_folder_rules(folder: HfFolder, model: ModelConfig) -> list[Rule]:
-    """The rules that read `folder`, learned positions interpolated where its grid is another."""
-    rules, found = timm_rules(model), _other_positions(folder, model)
-    vision = model.vision
+def timm_folder_rules(folder: HfFolder, model: ModelConfig, part: str = "") -> list[Rule]:
+    """The rules that read `folder`, learned positions interpolated where its grid is another.
+
+    `part`: of several encoders which one, as `model.vision.parts` has it; so below.
+    """
+    rules, found = timm_rules(model, part=part), _other_positions(folder, model, part)
+    vision = model.vision.parts[part]
     assert isinstance(vision, TimmConfig)
     if found is None:
         return rules
     return with_interpolated_positions(rules, found, vision.num_prefix_positions)
 
 
-def check_timm_tensors(folder: HfFolder, model: ModelConfig, rules: list[Rule]) -> None:
+def check_timm_tensors(
+    folder: HfFolder, model: ModelConfig, rules: list[Rule], part: str = ""
+) -> None:
     """Raise `ConvertError` unless the folder has what `rules` read; what is behind the features
     may be there too."""
-    vision = model.vision
+    vision = model.vision.parts[part]
     assert isinstance(vision, TimmConfig)
     built = range(vision.num_computed_layers)
     behind = {f"blocks.{n}" for n in range(vision.num_layers) if n not in built}
@@ -80,26 +85,27 @@ def check_timm_tensors(folder: HfFolder, model: ModelConfig, rules: list[Rule]) 
     folder.check_tensors(expected_tensors(rules), unused)
 
 
-def interpolation_note(folder: HfFolder, model: ModelConfig) -> str | None:
+def interpolation_note(folder: HfFolder, model: ModelConfig, part: str = "") -> str | None:
     """What to know where learned positions were interpolated."""
-    found = _other_positions(folder, model)
+    found = _other_positions(folder, model, part)
     if found is None:
         return None
-    vision = model.vision
+    vision = model.vision.parts[part]
     assert isinstance(vision, TimmConfig)
     sides = [
         round((number - vision.num_prefix_positions) ** 0.5)
         for number in (found[1], vision.num_prefix_positions + vision.num_patches)
     ]
     old, new = (f"{side} x {side}" for side in sides)
+    key = f"model.vision.{part}.image_size" if part else "model.vision.image_size"
     return (
         f"{folder.path}: learned positions of {old} patches were interpolated to {new} "
-        f"(model.vision.image_size {vision.image_size}), bicubic as timm does it"
+        f"({key} {vision.image_size}), bicubic as timm does it"
     )
 
 
-def _other_positions(folder: HfFolder, model: ModelConfig) -> tuple[int, ...] | None:
-    vision = model.vision
+def _other_positions(folder: HfFolder, model: ModelConfig, part: str) -> tuple[int, ...] | None:
+    vision = model.vision.parts[part]
     assert isinstance(vision, TimmConfig)
     if POSITIONS not in folder.names() or vision.model.positions == "none":
         return None

@@ -37,8 +37,21 @@ def plain_vision_values(vision: EncoderSettings) -> dict[str, Any]:
     }
 
 
+def side_by_side_values(vision: EncoderSettings) -> dict[str, Any]:
+    """What an export's `vision_config` says of several encoders, besides what each is."""
+    return {
+        "image_size": vision.image_size,
+        "num_patches": vision.num_patches,
+        "hidden_size": vision.feature_size,
+    }
+
+
 def vision_architecture(vision: EncoderSettings) -> str:
-    return "InternVisionModel" if vision.kind == "internvit" else "TimmVisionModel"
+    return {
+        "internvit": "InternVisionModel",
+        "timm": "TimmVisionModel",
+        "side_by_side": "SideBySideVisionModel",
+    }[vision.kind]
 
 
 def cross_attention_values(model: ModelConfig) -> dict[str, Any]:

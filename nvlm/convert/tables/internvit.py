@@ -6,7 +6,7 @@ from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Layout, Rule, rules_of
 from nvlm.convert.tables.layouts import interleaved_heads, padded_heads
-from nvlm.sizes.parameters import VISION, component_parameters
+from nvlm.sizes.parameters import part_parameters
 
 # Key of the parameter -> Hugging Face name; `{layer}` goes into the names of layers.
 _EMBEDDINGS = {
@@ -35,15 +35,21 @@ _LAYER = {
 }
 
 
-def vision_rules(model: ModelConfig, num_hf_heads: int, hf_prefix: str = "") -> list[Rule]:
-    """`num_hf_heads` heads are in the Hugging Face tensors: the real ones, or zero ones after."""
-    names = {key: [hf_prefix + name] for key, name in _EMBEDDINGS.items()}
+def vision_rules(
+    model: ModelConfig, num_hf_heads: int, hf_prefix: str = "", part: str = ""
+) -> list[Rule]:
+    """`num_hf_heads` heads are in the Hugging Face tensors: the real ones, or zero ones after.
+
+    `part`: of several encoders which one, as `model.vision.parts` has it.
+    """
+    at = f"{part}." if part else ""
+    names = {at + key: [hf_prefix + name] for key, name in _EMBEDDINGS.items()}
     names |= {
-        f"decoder.layers.{key}": [f"{hf_prefix}encoder.layers.{{layer}}.{name}"]
+        f"{at}decoder.layers.{key}": [f"{hf_prefix}encoder.layers.{{layer}}.{name}"]
         for key, name in _LAYER.items()
     }
-    parameters = component_parameters(model, VISION)
-    vision = model.vision
+    parameters = part_parameters(model, part)
+    vision = model.vision.parts[part]
     assert isinstance(vision, InternViTConfig)
     num_stored = vision.num_stored_attention_heads
     layouts: dict[str, Layout] = {}

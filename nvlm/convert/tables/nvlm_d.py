@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from nvlm.config.encoders.internvit import InternViTConfig
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Rule
@@ -13,8 +15,8 @@ from nvlm.convert.tables.timm import timm_rules
 VISION_PREFIX, LANGUAGE_PREFIX = "vision_model.", "language_model."
 
 
-def nvlm_d_rules(model: ModelConfig, num_hf_heads: int) -> list[Rule]:
-    """`num_hf_heads` heads are in the tensors of an InternViT."""
+def nvlm_d_rules(model: ModelConfig, num_hf_heads: Mapping[str, int]) -> list[Rule]:
+    """`num_hf_heads`: heads in the tensors of an InternViT, of each in `model.vision.parts`."""
     return [
         *_vision_rules(model, num_hf_heads),
         *projector_rules(model),
@@ -24,12 +26,22 @@ def nvlm_d_rules(model: ModelConfig, num_hf_heads: int) -> list[Rule]:
 
 def export_rules(model: ModelConfig) -> list[Rule]:
     """The tensors of an export: with all stored heads, as NVLM-D was released."""
-    vision = model.vision
-    is_padded = isinstance(vision, InternViTConfig)
-    return nvlm_d_rules(model, vision.num_stored_attention_heads if is_padded else 0)
+    stored = {
+        part: encoder.num_stored_attention_heads
+        for part, encoder in model.vision.parts.items()
+        if isinstance(encoder, InternViTConfig)
+    }
+    return nvlm_d_rules(model, stored)
 
 
-def _vision_rules(model: ModelConfig, num_hf_heads: int) -> list[Rule]:
-    if isinstance(model.vision, InternViTConfig):
-        return vision_rules(model, num_hf_heads, VISION_PREFIX)
-    return timm_rules(model, VISION_PREFIX)
+def vision_prefix(part: str) -> str:
+    """What begins the names of an encoder's tensors, of a key of `model.vision.parts`."""
+    return f"{VISION_PREFIX}{part}." if part else VISION_PREFIX
+
+
+def _vision_rules(model: ModelConfig, num_hf_heads: Mapping[str, int]) -> Iterator[Rule]:
+    for part, encoder in model.vision.parts.items():
+        if isinstance(encoder, InternViTConfig):
+            yield from vision_rules(model, num_hf_heads[part], vision_prefix(part), part)
+        else:
+            yield from timm_rules(model, vision_prefix(part), part)

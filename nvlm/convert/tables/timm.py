@@ -13,15 +13,16 @@ from torch.nn import functional
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.rules import Layout, Rule, rules_of
 from nvlm.rows import Shape
-from nvlm.sizes.parameters import VISION, component_parameters
+from nvlm.sizes.parameters import VISION, part_parameters
 
 POSITIONS = "pos_embed"
 
 
-def timm_rules(model: ModelConfig, prefix: str = "") -> list[Rule]:
-    rows = component_parameters(model, VISION)
+def timm_rules(model: ModelConfig, prefix: str = "", part: str = "") -> list[Rule]:
+    """`part`: of several encoders which one, as `model.vision.parts` has it."""
+    rows, at = part_parameters(model, part), f"{part}." if part else ""
     keys = [row.key.removeprefix(f"{VISION}.") for row in rows]
-    return rules_of(rows, {key: [prefix + key] for key in keys}, {})
+    return rules_of(rows, {key: [prefix + key.removeprefix(at)] for key in keys}, {})
 
 
 def with_interpolated_positions(rules: list[Rule], found: Shape, num_prefix: int) -> list[Rule]:
@@ -31,7 +32,7 @@ def with_interpolated_positions(rules: list[Rule], found: Shape, num_prefix: int
         num_prefix: positions in front of those of patches, which are taken as they are.
     """
     return [
-        _interpolated(rule, found, num_prefix) if rule.key == f"{VISION}.{POSITIONS}" else rule
+        _interpolated(rule, found, num_prefix) if rule.key.endswith(f".{POSITIONS}") else rule
         for rule in rules
     ]
 

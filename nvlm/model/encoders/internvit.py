@@ -110,13 +110,14 @@ class InternViT(MegatronModule):
         follow_gradient_mode(self.decoder)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """tiles [n, 3, size, size] uint8 -> [n, p, c], patches row by row.
+        """tiles [n, 3, size, size], uint8 or normalised -> [n, p, c], patches row by row.
 
         With `feature_layers` c is so many times the encoder's width.
         """
         # A frozen encoder keeps no activations.
         with torch.no_grad() if is_frozen(self) else nullcontext():
-            pixels = normalize_tiles(tiles).to(self.config.params_dtype)
+            pixels = normalize_tiles(tiles) if tiles.dtype == torch.uint8 else tiles
+            pixels = pixels.to(self.config.params_dtype)
             embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
             embedded_snc = recomputable(embedded_snc, self.config)
             if self.feature_layers:
