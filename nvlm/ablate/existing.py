@@ -11,8 +11,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nvlm.ablate.cells import CELLS_FOLDER, DIFFERENCE_FILE, Cell, Run, difference_of
-from nvlm.checkpoint_files import read_progress
+from nvlm.ablate.cells import (
+    CELLS_FOLDER,
+    DIFFERENCE_FILE,
+    Cell,
+    Initial,
+    Run,
+    difference_of,
+)
+from nvlm.checkpoint_files import CONFIG_FILE, read_progress
 from nvlm.config import RunConfig, save_config
 from nvlm.config.changed import differences
 from nvlm.config.compose import to_yaml, validate
@@ -72,6 +79,20 @@ def all_runs(cells: Sequence[Cell]) -> list[Run]:
     return list({run.folder: run for run in chains}.values())
 
 
+def all_initial(cells: Sequence[Cell]) -> list[Initial]:
+    """First weights that the grid makes, each once."""
+    found = [run.initial for run in all_runs(cells) if run.initial is not None]
+    return list({initial.folder: initial for initial in found}.values())
+
+
+def is_made(initial: Initial, cells: Sequence[Cell]) -> bool:
+    """Whether it is there, whole, or every run that starts from it is done."""
+    if (initial.folder / CONFIG_FILE).is_file():
+        return True
+    starting = [run for run in all_runs(cells) if run.initial == initial]
+    return all(state_of(run).is_done for run in starting)
+
+
 def check_unchanged(cells: Sequence[Cell]) -> None:
     """Raise `ConfigError` that names every run that has begun with other settings than it has now.
 
@@ -97,8 +118,8 @@ def _changed(run: Run) -> Iterator[str]:
         return
     saved = validate(read_yaml(path), str(path))
     for key, theirs, ours in differences(saved, run.config):
-        if key == "checkpoint.load" and run.before:
-            # Stages are the same where their names are, wherever the grid's folder lies.
+        if key == "checkpoint.load" and (run.before or run.initial):
+            # What the grid makes is the same where names are, wherever its folder lies.
             theirs, ours = Path(str(theirs)).name, Path(str(ours)).name
         if theirs != ours and not f"{key}.".startswith(_WITHOUT_EFFECT):
             yield f"{key} {_short(theirs)} (now {_short(ours)})"
@@ -117,6 +138,10 @@ def write_cells(cells: Sequence[Cell]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _is_saved(path, run.config):
             save_config(run.config, path)
+    for initial in all_initial(cells):
+        initial.folder.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_saved(initial.config_file, initial.config):
+            save_config(initial.config, initial.config_file)
     for cell in cells:
         values: Mapping[str, Any] = {
             key: {"base": old, "cell": new} for key, (old, new) in difference_of(cell, base).items()

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ GRIDS = RUNS.parent / "ablation"
 MOST_FIELDS = 3
 # Names of axes and of their values are parts of folders' names.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# Of an axis: not the run's, but what its first weights are made from.
+FIRST_WEIGHTS = "first_weights."
 
 Delta = dict[str, Any]  # key with dots, as in an override -> its value, as YAML has it
 
@@ -56,6 +60,13 @@ class Scaling(Section):
     """Size to predict. null: the largest by the ratio of the two largest."""
 
 
+class FirstWeights(Section):
+    """Folders or hub ids that first weights are made from, as `nvlm convert from-hf` takes them."""
+
+    vision: PathText
+    language: PathText
+
+
 class Grid(Section):
     """A grid, as its file says it."""
 
@@ -67,6 +78,10 @@ class Grid(Section):
     """What tables call the base."""
     set: dict[Name, Any] = Field(default={})
     """Overrides of the base, for every cell and for the base itself."""
+    first_weights: FirstWeights | None = None
+    """What each model of the grid is converted from before its first stage, in place of the base's
+    `checkpoint.load`. An axis may have `first_weights.language` among its fields. null: nothing is
+    converted, runs start from what their `checkpoint.load` names."""
     seeds: list[Seed] = Field(default=[1234], min_length=1)
     """Each cell is run with each: `train.seed` of all stages."""
     axes: dict[Name, dict[Name, dict[Name, Any]]] = Field(min_length=1)
@@ -135,8 +150,25 @@ def read_grid(path: Path) -> Grid:
 
 
 def overrides_of(delta: Delta) -> list[str]:
-    """`KEY=VALUE` of each field, as `nvlm train` takes them."""
-    return [f"{key}={_as_override(value)}" for key, value in delta.items()]
+    """`KEY=VALUE` of each field of a run, as `nvlm train` takes them."""
+    return [
+        f"{key}={_as_override(value)}"
+        for key, value in delta.items()
+        if not key.startswith(FIRST_WEIGHTS)
+    ]
+
+
+def first_weights_of(grid: Grid, choices: Mapping[str, str]) -> FirstWeights | None:
+    """What the models of the cell of `choices` (axis -> value) are converted from."""
+    if grid.first_weights is None:
+        return None
+    own = {
+        key.removeprefix(FIRST_WEIGHTS): value
+        for axis, name in choices.items()
+        for key, value in grid.axes[axis][name].items()
+        if key.startswith(FIRST_WEIGHTS)
+    }
+    return grid.first_weights.model_copy(update=own)
 
 
 def _as_override(value: Any) -> str:
@@ -170,7 +202,29 @@ def _axis_problems(grid: Grid) -> list[str]:
         problems.append(f"seeds: {grid.seeds}: one is given twice")
     if grid.scaling is not None and grid.scaling.axis not in grid.axes:
         problems.append(f"scaling.axis: no axis {shorten(grid.scaling.axis)}")
-    return [*problems, *_reserved(grid.set, "set")]
+    return [*problems, *_reserved(grid.set, "set"), *_first_weights_problems(grid)]
+
+
+def _first_weights_problems(grid: Grid) -> Iterator[str]:
+    deltas = {"set": grid.set}
+    for axis, values in grid.axes.items():
+        deltas |= {f"axes.{axis}.{name}": delta for name, delta in values.items()}
+    for where, delta in deltas.items():
+        for key, value in delta.items():
+            if key.endswith("checkpoint.load") and grid.first_weights is not None:
+                yield (
+                    f"{where}.{key}: runs start from what first_weights is converted to: remove "
+                    "one of the two"
+                )
+            if not key.startswith(FIRST_WEIGHTS):
+                continue
+            field = key.removeprefix(FIRST_WEIGHTS)
+            if where == "set" or grid.first_weights is None:
+                yield f"{where}.{key}: give the grid's own first_weights, which an axis may change"
+            elif field not in FirstWeights.model_fields:
+                yield f"{where}.{key}: has {', '.join(FirstWeights.model_fields)}"
+            elif not isinstance(value, str):
+                yield f"{where}.{key}: should be a folder or a hub id"
 
 
 def _reserved(delta: Delta, where: str) -> list[str]:
@@ -210,7 +264,19 @@ def _with_paths(grid: Grid, path: Path) -> Grid:
     for key in ("data_root", "data"):
         asked[key] = _placed(asked[key], path)
     changes["dir"] = _placed(changes["dir"], path)
+    if grid.first_weights is not None:
+        sources = grid.first_weights.model_dump()
+        changes["first_weights"] = {key: _placed(text, path) for key, text in sources.items()}
+    changes["axes"] = {
+        axis: {name: _with_first_weights(delta, path) for name, delta in values.items()}
+        for axis, values in grid.axes.items()
+    }
     return Grid.model_validate(grid.model_dump() | changes | {"evaluate": asked})
+
+
+def _with_first_weights(delta: Delta, path: Path) -> Delta:
+    own = {key: _placed(delta[key], path) for key in delta if key.startswith(FIRST_WEIGHTS)}
+    return delta | own
 
 
 def _placed(text: str | None, path: Path) -> str | None:

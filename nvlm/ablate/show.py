@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from nvlm.ablate.cells import Cell, Run, difference_of
-from nvlm.ablate.existing import all_runs, state_of
+from nvlm.ablate.existing import all_initial, all_runs, is_made, state_of
 from nvlm.ablate.grid_file import Grid
 from nvlm.ablate.grid_results import CellResult, Compared, Results
 from nvlm.ablate.significance import CONFIDENCE
@@ -50,6 +50,11 @@ def print_cells(grid: Grid, cells: Sequence[Cell], unnamed: Sequence[str]) -> No
         rows.append([f"stage {run.folder.name}", f"{int(done)} of 1"])
         if card:
             rows[-1].append(f"{hours[run.folder]:,.1f}")
+    made = all_initial(cells)
+    for initial in made:
+        rows.append([f"weights {initial.folder.name}", f"{int(is_made(initial, cells))} of 1"])
+        if card:
+            rows[-1].append("")
     headings = ["cell", "seeds\ndone"] + ([f"GPU hours\non {card.name}"] if card else [])
     print_table(console, f"{len(cells)} cells x {len(grid.seeds)} seeds", headings, rows)
     for cell in cells:
@@ -58,6 +63,12 @@ def print_cells(grid: Grid, cells: Sequence[Cell], unnamed: Sequence[str]) -> No
         console.print(
             f"{len(earlier)} runs of earlier stages are trained once each, whoever begins from "
             "them: stage-HASH above, in the folder `stages`.",
+            markup=False,
+        )
+    if made:
+        console.print(
+            f"{len(made)} first weights are converted, one for each model and seed: weights HASH "
+            "above, in the folder `initial`.",
             markup=False,
         )
     if card:

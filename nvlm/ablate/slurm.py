@@ -2,21 +2,22 @@
 
 DIR/slurm/submit.sh         submits all of it, each array after the one that it needs
 DIR/slurm/train.sbatch      a task: the run of its line in stages.tsv or cells.tsv
-DIR/slurm/questions.sbatch  a task: all that is asked of the run of its number
+DIR/slurm/commands.sbatch   a task: all commands of its number: what is asked of a run, or the
+                            conversion of first weights
 DIR/slurm/*.tsv             a line for each run, or for each command
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nvlm
 from nvlm.ablate.cells import Cell, Run
-from nvlm.ablate.existing import all_runs, state_of
+from nvlm.ablate.existing import all_initial, all_runs, is_made, state_of
 from nvlm.ablate.grid_file import Grid
-from nvlm.ablate.tasks import make_tasks
+from nvlm.ablate.tasks import conversion_arguments, make_tasks
 from nvlm.errors import ConfigError
 from nvlm.files import write_text
 
@@ -37,7 +38,7 @@ tasks="$1"
 IFS=$'\\t' read -r run_dir config < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$tasks")
 exec bash {script} "$run_dir" "$config"
 """
-_QUESTIONS = """#!/usr/bin/env bash
+_COMMANDS = """#!/usr/bin/env bash
 # Written by `nvlm ablate`. A task of this array gives all commands of the file TASKS whose lines
 # begin with its number, on one node. What is answered already is not asked again.
 #SBATCH --nodes=1
@@ -78,13 +79,21 @@ def write_slurm(grid: Grid, name: str, place: Path, cells: Sequence[Cell]) -> Pa
     last = [run for cell in cells for run in cell.runs.values()]
     to_run = [run for run in last if run.folder in asked or not state_of(run).is_done]
     stages = [run for run in all_runs(cells) if run not in last and not state_of(run).is_done]
+    initial = [one for one in all_initial(cells) if not is_made(one, cells)]
     if not to_run and not stages:
         return None
     folder = place / SLURM_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     script = shlex.quote(str(_TRAIN_SCRIPT))
     write_text(folder / "train.sbatch", _TRAIN.format(script=script))
-    write_text(folder / "questions.sbatch", _QUESTIONS.format())
+    write_text(folder / "commands.sbatch", _COMMANDS.format())
+    write_text(
+        folder / "weights.tsv",
+        _lines(
+            [str(number), str(one.folder), *conversion_arguments(one)]
+            for number, one in enumerate(initial)
+        ),
+    )
     write_text(folder / "stages.tsv", _lines(_run_line(run) for run in stages))
     write_text(folder / "cells.tsv", _lines(_run_line(run) for run in to_run))
     numbers = {run.folder: number for number, run in enumerate(to_run)}
@@ -94,7 +103,8 @@ def write_slurm(grid: Grid, name: str, place: Path, cells: Sequence[Cell]) -> Pa
         _lines([str(numbers[t.folder]), str(t.out), *t.arguments] for t in left),
     )
     submit = folder / "submit.sh"
-    write_text(submit, _submit(name, folder, nodes, gpus, len(stages), len(to_run), bool(left)))
+    counts = {"weights": len(initial), "stages": len(stages), "cells": len(to_run)}
+    write_text(submit, _submit(name, folder, nodes, gpus, counts, bool(left)))
     submit.chmod(0o755)
     return submit
 
@@ -119,8 +129,10 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _submit(
-    name: str, folder: Path, nodes: int, gpus: int, num_stages: int, num_cells: int, asks: bool
+    name: str, folder: Path, nodes: int, gpus: int, counts: Mapping[str, int], asks: bool
 ) -> str:
+    """counts: name of each array that trains, or converts first weights, in their order -> its
+    tasks."""
     place = shlex.quote(str(folder))
     lines = [
         "#!/usr/bin/env bash",
@@ -135,22 +147,23 @@ def _submit(
         '    "--output=$folder/%x-%A_%a.log" "$@")',
     ]
     after = ""
-    if num_stages:
+    for array, count in counts.items():
+        if not count:
+            continue
+        size = "" if array == "weights" else f"--nodes={nodes} "
+        script = "commands" if array == "weights" else "train"
         lines += [
-            f'stages="$(sbatch --nodes={nodes} --array=0-{num_stages - 1} "${{options[@]}}" \\',
-            '    "$folder/train.sbatch" "$folder/stages.tsv")"',
+            f'{array}="$(sbatch {size}--array=0-{count - 1} {after}"${{options[@]}}" \\',
+            f'    "$folder/{script}.sbatch" "$folder/{array}.tsv")"',
         ]
-        after = '"--dependency=afterok:${stages%%;*}" '
-    lines += [
-        f'cells="$(sbatch --nodes={nodes} --array=0-{num_cells - 1} {after}"${{options[@]}}" \\',
-        '    "$folder/train.sbatch" "$folder/cells.tsv")"',
-        'echo "cells: job $cells"',
-    ]
+        after = f'"--dependency=afterok:${{{array}%%;*}}" '
+    if counts["cells"]:
+        lines.append('echo "cells: job $cells"')
     if asks:
         lines += [
-            f'questions="$(sbatch --array=0-{num_cells - 1} \\',
+            f'questions="$(sbatch --array=0-{counts["cells"] - 1} \\',
             '    "--dependency=aftercorr:${cells%%;*}" "${options[@]}" \\',
-            '    "$folder/questions.sbatch" "$folder/questions.tsv")"',
+            '    "$folder/commands.sbatch" "$folder/questions.tsv")"',
             'echo "questions: job $questions"',
         ]
     return "\n".join(lines) + "\n"

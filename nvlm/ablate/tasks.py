@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nvlm.ablate.cells import Cell, Run
-from nvlm.ablate.existing import all_runs, state_of
+from nvlm.ablate.cells import Cell, Initial, Run
+from nvlm.ablate.existing import all_initial, all_runs, is_made, state_of
 from nvlm.ablate.grid_file import Evaluation
 from nvlm.evaluate.suite.folder import SCORES_FILE
 from nvlm.hashes import hash_json
@@ -39,7 +39,8 @@ def training_name(run: Run) -> str:
 def make_tasks(cells: Sequence[Cell], asked: Evaluation) -> list[Task]:
     """Every run's training and what is asked of the finished ones, in the order to begin them."""
     trainings: dict[Path, Task] = {}
-    tasks: list[Task] = []
+    conversions = {one.folder: _conversion(one, cells) for one in all_initial(cells)}
+    tasks = [*conversions.values()]
     last = {run.folder for cell in cells for run in cell.runs.values()}
     for run in all_runs(cells):
         training = Task(
@@ -48,13 +49,34 @@ def make_tasks(cells: Sequence[Cell], asked: Evaluation) -> list[Task]:
             folder=run.folder,
             log=run.beside(".log"),
             is_done=lambda run=run: state_of(run).is_done,
-            needs=[trainings[run.before.folder]] if run.before else [],
+            needs=[
+                *([trainings[run.before.folder]] if run.before else []),
+                *([conversions[run.initial.folder]] if run.initial else []),
+            ],
         )
         trainings[run.folder] = training
         tasks.append(training)
         if run.folder in last:
             tasks += _questions(run, asked, training)
     return tasks
+
+
+def conversion_arguments(initial: Initial) -> list[str]:
+    """Of the `nvlm` command that makes these first weights."""
+    given = ["--vision", initial.sources.vision, "--language", initial.sources.language]
+    config = ["--config", str(initial.config_file)]
+    return ["convert", "from-hf", *given, *config, str(initial.folder)]
+
+
+def _conversion(initial: Initial, cells: Sequence[Cell]) -> Task:
+    folder = initial.folder
+    return Task(
+        name=f"{folder.parent.name}/{folder.name}",
+        arguments=conversion_arguments(initial),
+        folder=folder,
+        log=folder.with_name(f"{folder.name}.log"),
+        is_done=lambda: is_made(initial, cells),
+    )
 
 
 def answers_file(run: Run, asked: Evaluation) -> Path:

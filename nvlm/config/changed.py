@@ -61,7 +61,7 @@ def changed_section(
         raise ConfigError(*(f"{where}: {problem}" for problem in problems)) from None
 
 
-def differences(before: RunConfig, now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Section, now: Section) -> Iterator[tuple[str, Any, Any]]:
     """Key with dots, value in `before`, value in `now`, where they differ; a blend is one value."""
     yield from _differences(before.model_dump(mode="json"), now.model_dump(mode="json"), "")
 

@@ -9,12 +9,13 @@ import yaml
 from helpers.paths import REPOSITORY
 
 from nvlm.ablate.cells import difference_of, make_cells
-from nvlm.ablate.existing import all_runs
+from nvlm.ablate.existing import all_initial, all_runs
 from nvlm.ablate.grid_file import read_grid
 from nvlm.config import load_config, load_runs
 from nvlm.errors import ConfigError
 
 TINY = REPOSITORY / "configs" / "run" / "tiny"
+WEIGHTS = {"vision": "a", "language": "b"}
 TAGS = {"none": {"stage.tile_tags": "none"}, "2d_grid": {"stage.tile_tags": "2d_grid"}}
 LENGTHS = {"long": {"stage.sequence_length": 640}}
 
@@ -77,6 +78,30 @@ def test_cells_that_begin_alike_share_their_first_stage(tmp_path):
     assert elsewhere[0].runs[1].before.folder.name == run.before.folder.name
 
 
+def test_first_weights_are_made_for_each_model_and_seed(tmp_path):
+    axes = {
+        "tags": {"none": {"stages.sft.stage.tile_tags": "none"}},
+        "connector": {"linear": {"model.connector": {"kind": "linear"}}},
+        "language": {"other": {"first_weights.language": "./other"}},
+    }
+    base = str(TINY / "stages.yaml")
+    cells = cells_of(tmp_path, base=base, axes=axes, seeds=[1, 2], first_weights=WEIGHTS)
+    base, tags, connector, language = (cell.runs[1] for cell in cells)
+    first = base.chain[0]
+    assert first.config.checkpoint.load == str(first.initial.folder)
+    assert base.initial is None and base.config.checkpoint.load == str(first.folder)
+    assert tags.before == first
+    assert language.chain[0].initial.sources.language == str(tmp_path / "other")
+    others = [connector, language, cells[0].runs[2]]
+    assert len({first.initial.folder, *(run.chain[0].initial.folder for run in others)}) == 4
+    assert len(all_initial(cells)) == 2 * 3
+    assert difference_of(cells[2], cells[0])["stages.pretrain.model.connector.kind"]
+    assert not any("load" in key for key in difference_of(cells[2], cells[0]))
+    assert difference_of(cells[3], cells[0]) == {
+        "first_weights.language": ["b", str(tmp_path / "other")]
+    }
+
+
 def test_all_problems_of_all_cells_are_found_at_once(tmp_path):
     axes = {
         "tags": TAGS,
@@ -117,6 +142,12 @@ def test_cells_with_the_same_configuration_are_named(tmp_path):
         ({"scaling": {"axis": "size"}}, "scaling.axis: no axis 'size'"),
         ({"evaluate": {"suite": ["chartqa"]}}, "evaluate.suite: needs evaluate.data"),
         ({"evaluate": {"suite": ["chart"], "data": "d"}}, "no benchmark 'chart'"),
+        ({"set": {"checkpoint.load": "a"}, "first_weights": WEIGHTS}, "set.checkpoint.load: runs"),
+        ({"set": {"first_weights.language": "a"}}, "set.first_weights.language: give the grid's"),
+        ({"axes": {"t": {"x": {"first_weights.language": "a"}}}}, ".first_weights.language: give"),
+        ({"axes": {"t": {"x": {"first_weights.l": "a"}}}, "first_weights": WEIGHTS},
+         "t.x.first_weights.l: has vision, language"),
+        ({"first_weights": {"vision": "a"}}, "missing key 'first_weights.language'"),
         ({"evaluate": {"mir": 10}}, "evaluate.mir: needs evaluate.data_root"),
     ],
 )  # fmt: skip

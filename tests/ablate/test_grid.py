@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.grids import start_soon, table, write_grid
+from helpers.paths import REPOSITORY
 from helpers.spawn import metrics
 
-from nvlm.ablate.grid import ablate, dry_run
+from nvlm.ablate.grid import ablate, dry_run, open_grid
+from nvlm.convert import convert_from_hf
 from nvlm.errors import ConfigError, TrainingError
 
 FAILING = {
@@ -82,4 +87,32 @@ def test_what_exists_is_not_run_again_and_what_changed_is_refused(grid: Path, ca
     said = capsys.readouterr().out
     assert "1 of 1: weights=shallow/seed_1" in said
     assert {path: path.read_bytes() for path in before} == before
+    assert sorted(cell["rank"] for cell in table(folder)["cells"]) == [1, 2, 3]
+
+
+def test_first_weights_are_converted_once_and_trained_from(demo_data: Path, tmp_path: Path, capsys):
+    """As `nvlm convert from-hf` makes them of the same model, whose encoder stays frozen."""
+    assets = REPOSITORY / "assets/tiny"
+    sources = {"vision": str(assets / "internvit"), "language": str(assets / "qwen2")}
+    path = write_grid(
+        tmp_path / "g.yaml", demo_data, first_weights=sources, rank_by="train/loss",
+        axes={"tags": {"none": {"stage.tile_tags": "none"}},
+              "tokens": {"4": {"model.connector.pixel_shuffle": 4}}},
+    )  # fmt: skip
+    short = ["train.steps=1", "validation.every=null"]
+    run(path, *short)
+    said = capsys.readouterr().out
+    assert said.count(": initial/") == 2 * 2 and "5 of 5" in said
+    folder = tmp_path / "cells_of_g"
+    base, tags, tokens = open_grid(str(path), None, short)[3]
+    made, other = base.runs[1].initial, tokens.runs[1].initial
+    assert tags.runs[1].initial == made != other
+    by_hand = tmp_path / "by_hand"
+    convert_from_hf(sources["vision"], sources["language"], made.config, by_hand)
+    ours, theirs = checkpoint_tensors(made.folder), checkpoint_tensors(by_hand)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    # Done cells need no weights any more, and are not run again without.
+    shutil.rmtree(made.folder)
+    run(path, *short)
+    assert not made.folder.exists()
     assert sorted(cell["rank"] for cell in table(folder)["cells"]) == [1, 2, 3]

@@ -17,6 +17,10 @@ from nvlm.errors import ConfigError
 
 STAGES = str(REPOSITORY / "configs/run/tiny/stages.yaml")
 AXES = {"tags": {"none": {"stages.sft.stage.tile_tags": "none"}}}
+FIRST_WEIGHTS = {
+    "vision": str(REPOSITORY / "assets/tiny/internvit"),
+    "language": str(REPOSITORY / "assets/tiny/qwen2"),
+}
 # Numbers its jobs, and notes how it was called.
 SBATCH = """#!/usr/bin/env bash
 echo "$@" >> "$NOTES"
@@ -40,8 +44,9 @@ def place(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     folder.mkdir()
     questions = {"data_root": str(demo_data), "limit_per_task": 1, "max_new_tokens": 2}
     path = write_grid(
-        folder / "g.yaml", demo_data, base=STAGES, axes=AXES, seeds=[1, 2], evaluate=questions
-    )
+        folder / "g.yaml", demo_data, base=STAGES, axes=AXES, seeds=[1, 2], evaluate=questions,
+        first_weights=FIRST_WEIGHTS,
+    )  # fmt: skip
     monkeypatch.chdir(folder)
     prepare_slurm(str(path), folder / "cells", [])
     programs = tmp_path / "programs"
@@ -56,7 +61,7 @@ def place(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_passes(place: Path):
-    scripts = [place / name for name in ("train.sbatch", "questions.sbatch", "submit.sh")]
+    scripts = [place / name for name in ("train.sbatch", "commands.sbatch", "submit.sh")]
     found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
@@ -66,10 +71,12 @@ def test_arrays_wait_for_what_they_need(place: Path, tmp_path: Path):
         [place / "submit.sh", "--account=a b"], capture_output=True, text=True, cwd=tmp_path
     )
     assert ran.returncode == 0, ran.stderr
-    stages, cells, questions = (tmp_path / "notes").read_text().splitlines()
-    assert "--nodes=1 --array=0-1 --parsable" in stages and "--account=a b" in stages
-    assert "--array=0-3 --dependency=afterok:1 --parsable" in cells
-    assert "--array=0-3 --dependency=aftercorr:2 --parsable" in questions
+    weights, stages, cells, questions = (tmp_path / "notes").read_text().splitlines()
+    assert "--array=0-1 --parsable" in weights and weights.endswith("weights.tsv")
+    assert "--nodes=1 --array=0-1 --dependency=afterok:1 --parsable" in stages
+    assert "--account=a b" in stages
+    assert "--array=0-3 --dependency=afterok:2 --parsable" in cells
+    assert "--array=0-3 --dependency=aftercorr:3 --parsable" in questions
     folder = place.parent
     runs = [line.split("\t") for line in (place / "cells.tsv").read_text().splitlines()]
     assert [Path(run).relative_to(folder / "cells") for run, _ in runs] == [
@@ -95,14 +102,15 @@ def test_processes_are_whole_nodes(demo_data: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_tasks_train_and_ask(place: Path, tmp_path: Path):
-    tasks = [("train.sbatch", "stages.tsv", 0), ("train.sbatch", "cells.tsv", 0)]
-    for script, file, number in [*tasks, ("questions.sbatch", "questions.tsv", 0)]:
+    commands, train = "commands.sbatch", "train.sbatch"
+    tasks = [(commands, "weights.tsv"), (train, "stages.tsv"), (train, "cells.tsv")]
+    for script, file in [*tasks, (commands, "questions.tsv")]:
         environment = spawn.environment() | {
             "SLURM_JOB_ID": str(os.getpid()),
             "SLURM_JOB_NODELIST": "localhost",
             "SLURM_NNODES": "1",
             "SLURM_GPUS_ON_NODE": "1",
-            "SLURM_ARRAY_TASK_ID": str(number),
+            "SLURM_ARRAY_TASK_ID": "0",
         }
         log = tmp_path / f"{file}.log"
         with log.open("w") as output:

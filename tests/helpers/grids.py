@@ -20,10 +20,14 @@ def write_grid(path: Path, demo_data: Path, **changes: Any) -> Path:
     folder = path.parent / f"cells_of_{path.stem}"
     settings = [*settings_of(demo_data, folder), "validation.every=1", "validation.samples=2"]
     settings += ["checkpoint.every=1", "data.blend={digits: 1}"]
+    # First weights are of whole models.
+    without = ("data.index_dir", *(("model.",) if "first_weights" in changes else ()))
     values = {
         "base": str(REPOSITORY / "configs/run/tiny/sft.yaml"),
         "dir": str(folder),
-        "set": dict(setting.split("=", 1) for setting in settings if "index_dir" not in setting),
+        "set": dict(
+            setting.split("=", 1) for setting in settings if not setting.startswith(without)
+        ),
         "axes": {"tags": {"none": {"stage.tile_tags": "none"}}},
         "seeds": [1],
     } | changes
