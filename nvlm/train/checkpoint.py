@@ -256,7 +256,7 @@ def load_training_state(
     """Restore all that `save_training_state` wrote; returns its progress record.
 
     Random-number states are per process and restored when the layout is the one that wrote them;
-    NVLM-D has no dropout, so nothing random happens in a step.
+    a step does not depend on them (`nvlm.model.parts.dropout.begin_step`).
     """
     progress = read_progress(checkpoint)
     assert progress is not None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers import layout_steps, small_model
+from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig
 from nvlm.model.parts.attention import SdpaAttention
 from nvlm.model.parts.dropout import begin_step
@@ -27,7 +28,7 @@ FULL = "train.recompute.language.granularity=full"
 SELECTIVE = "train.recompute.language.granularity=selective"
 # Where gradients come back through what is zeroed before the layers, and in attention.
 DIRECTIONS = {"embeddings": "word_embeddings", "queries, keys, values": "language_model*linear_qkv"}
-MOVED = 0.01  # of the mean loss, at most, along a direction
+MOVED = 0.01
 
 
 def config_of(*overrides: str) -> RunConfig:
@@ -38,35 +39,46 @@ def wrapped(config: RunConfig, parallel: Parallel) -> list:
     return layout_steps.wrapped(small_model.build_chunks(config, parallel))
 
 
+def micro_batches(config: RunConfig) -> list[MicroBatch]:
+    if config.model.fusion == "decoder_only":
+        return layout_steps.with_images(config)
+    return layout_steps.with_rows_beside(config)
+
+
 def step(chunks: list, config: RunConfig, parallel: Parallel, number: int = 3) -> dict:
     """Losses and gradients of step `number`, which draws its numbers anew."""
     begin_step(config, parallel, number)
-    return layout_steps.losses_and_gradients(chunks, layout_steps.with_images(config), parallel)
+    return layout_steps.losses_and_gradients(chunks, micro_batches(config), parallel)
 
 
-def losses_along(chunks: list, config: RunConfig, parallel: Parallel, part: str) -> dict:
+def losses_along(
+    chunks: list, config: RunConfig, parallel: Parallel, part: str, moved: float = MOVED
+) -> dict:
     """Losses a bit up and down the gradient of the parameters that have `part` in their names.
 
     The distance follows from all ranks' gradients; the same numbers are drawn both times.
+
+    Args:
+        moved: how much the mean loss would change along a line.
     """
     pieces = part.split("*")
-    moved = [
+    parameters = [
         parameter
         for name, parameter in named_parameters([chunk.module for chunk in chunks])
         if all(piece in name for piece in pieces)
     ]
-    gradients = [parameter.main_grad.clone() for parameter in moved]
+    gradients = [parameter.main_grad.clone() for parameter in parameters]
     square = torch.tensor([float(sum(g.square().sum() for g in gradients))])
     torch.distributed.all_reduce(square)  # of alike ones several times: the distance is less then
-    distance = MOVED / float(square)
+    distance = moved / float(square)
     losses = {}
     with torch.no_grad():
         for sign in (1, -1):
-            for parameter, gradient in zip(moved, gradients, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add_(sign * distance * gradient)
             with torch.enable_grad():
                 losses[sign] = step(chunks, config, parallel)["losses"]
-            for parameter, gradient in zip(moved, gradients, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(sign * distance * gradient)
     return {"distance": distance, "losses": losses}
 
@@ -110,8 +122,9 @@ def weights_dropped(config: RunConfig, parallel: Parallel, chunks: list) -> Tens
 
 
 def all_cases(overrides: list[str], save_to: Path) -> dict:
-    """Every result of one layout on this process."""
-    config = config_of(*overrides, HIDDEN, ATTENTION)
+    """Every result of one layout on this process; with context parallelism attention has none."""
+    both_kinds = [HIDDEN] if any("context" in key for key in overrides) else [HIDDEN, ATTENTION]
+    config = config_of(*overrides, *both_kinds)
     parallel = initialize(config)
     chunks = wrapped(config, parallel)
     with seen(chunks) as found:
@@ -121,7 +134,7 @@ def all_cases(overrides: list[str], save_to: Path) -> dict:
     }
     recomputed = {}
     for name, setting in (("full", FULL), ("selective", SELECTIVE)):
-        other = config_of(*overrides, HIDDEN, ATTENTION, setting)
+        other = config_of(*overrides, *both_kinds, setting)
         recomputed[name] = step(wrapped(other, parallel), other, parallel)
     only_hidden = config_of(*overrides, HIDDEN)
     return {
@@ -131,14 +144,14 @@ def all_cases(overrides: list[str], save_to: Path) -> dict:
         "along": along,
         "recomputed": recomputed,
         "hidden": step(wrapped(only_hidden, parallel), only_hidden, parallel),
-        "resumed": resumed(overrides, parallel, save_to),
+        "resumed": resumed([*overrides, *both_kinds], parallel, save_to),
     }
 
 
 def resumed(overrides: list[str], parallel: Parallel, save_to: Path) -> dict[str, dict]:
     """The second of two steps by itself, after much that draws numbers, and in one go."""
     folder = [f"run.dir={save_to}", *layout_steps.OPTIMIZER]
-    config = config_of(*overrides, HIDDEN, ATTENTION, *folder)
+    config = config_of(*overrides, *folder)
     in_one_go = layout_steps.two_steps(config, parallel, save=True)
     torch.manual_seed(99 + parallel.rank)
     torch.rand(parallel.rank + 1)

@@ -19,6 +19,7 @@ LAYOUTS = {
     "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
     "DP2": [],
     "PP2": ["parallel.pipeline=2"],
+    "CP2": ["parallel.context=2"],
 }
 
 
@@ -154,7 +155,7 @@ def test_ranks_zero_apart_what_each_has_a_part_of(by_layout):
     for layout in ("TP2", "TP2 + SP", "DP2"):
         first, second = (result["heads"] for result in by_layout[layout])
         assert not torch.equal(first, second), layout
-    for layout in ("TP2 + SP", "DP2"):
+    for layout in ("TP2 + SP", "DP2", "CP2"):
         first, second = (zeroed(result)[0] for result in by_layout[layout])
         shared = min(len(first), len(second))
         agree = (first[:shared] == second[:shared]).float().mean()
@@ -173,27 +174,54 @@ def test_gradients_are_those_of_what_was_drawn(layout, direction, single, by_lay
     Zeros that are others on the way back, on some rank or in a recomputed pass, make it another.
     """
     results = [single] if layout == "one process" else by_layout[layout]
-    gradients = layout_steps.assemble([result["both"] for result in results])
-    pieces = DIRECTIONS[direction].split("*")
+    batches = dropout_steps.micro_batches(dropout_steps.config_of())
+    along = [result["along"][direction] for result in results]
+    both = [result["both"] for result in results]
+    error = slope_error(both, along, DIRECTIONS[direction], batches)
+    what = f"slope along the gradient of {direction} with dropout, {layout}, relative"
+    measure(what, "differences of losses", error, 0.01)
+
+
+def slope_error(both: list[dict], along: list[dict], part: str, batches: list) -> float:
+    """Of the slope that the ranks' losses have, relative to the square of their gradients."""
     square = sum(
-        float(g.double().square().sum())
-        for (key, _), g in gradients.items()
-        if all(piece in key for piece in pieces)
+        float(gradient.double().square().sum())
+        for (key, _), gradient in layout_steps.assemble(both).items()
+        if all(piece in key for piece in part.split("*"))
     )
-    config = dropout_steps.config_of()
-    num_trained = sum(int(b.loss_mask().sum()) for b in layout_steps.with_images(config))
+    num_trained = sum(int(batch.loss_mask().sum()) for batch in batches)
     totals = dict.fromkeys((1, -1), 0.0)
     for sign in totals:
         losses: dict[int, Tensor] = {}
-        for result in results:
-            losses.update(result["along"][direction]["losses"][sign])
-        assert len(losses) == 4
+        for one in along:
+            losses.update(one["losses"][sign])
+        assert len(losses) == len(batches)
         totals[sign] = sum(float(loss.double().sum()) for loss in losses.values()) / num_trained
-    distance = results[0]["along"][direction]["distance"]
-    slope = (totals[1] - totals[-1]) / (2 * distance)
-    error = abs(slope / square - 1)
-    what = f"slope along the gradient of {direction} with dropout, {layout}, relative"
+    slope = (totals[1] - totals[-1]) / (2 * along[0]["distance"])
+    return abs(slope / square - 1)
+
+
+def test_cross_attention_has_the_gradients_of_what_was_drawn(parallel, measure):
+    """Its gates, and its matrices, also where its core is computed again."""
+    from helpers import beside_batches
+
+    plain, selective = (
+        beside_batches.config_of("cross_attention", "stage.freeze=[]", HIDDEN, ATTENTION, *more)
+        for more in ([], [dropout_steps.SELECTIVE])
+    )
+    chunks = dropout_steps.wrapped(plain, parallel)
+    both = dropout_steps.step(chunks, plain, parallel)
+    part = "cross_att"
+    # Its gradients are small, and the loss bends on a longer way.
+    along = dropout_steps.losses_along(chunks, plain, parallel, part, moved=0.001)
+    error = slope_error([both], [along], part, dropout_steps.micro_batches(plain))
+    what = "slope along the gradient of cross-attention with dropout, relative"
     measure(what, "differences of losses", error, 0.01)
+    again = dropout_steps.step(dropout_steps.wrapped(selective, parallel), selective, parallel)
+    found, expected = layout_steps.assemble([again]), layout_steps.assemble([both])
+    worst = max(float((found[k] - g).norm() / g.norm()) for k, g in expected.items())
+    what = "gradients of NVLM-X with dropout, selective recomputation, worst tensor"
+    measure(what, "without recomputation", worst, 1e-6)
 
 
 @pytest.mark.parallel
