@@ -21,6 +21,8 @@ import re
 from tokenizers import Tokenizer
 from transformers.utils import cached_file
 
+# Parts of a tokenizer's definition.
+_BEFORE_MODEL = ("normalizer", "pre_tokenizer")
 CHATML = {
     "controls": ["<|im_start|>", "<|im_end|>"],
     "system": ["<|im_start|>system\n", "<|im_end|>\n"],
@@ -97,7 +99,8 @@ def plain_tokenizers(tokenizer):
     for step in _steps(definition):
         if step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
-    within = copy.deepcopy(definition)
+    # A vocabulary takes seconds to copy, and is the same.
+    within = definition | {name: copy.deepcopy(definition[name]) for name in _BEFORE_MODEL}
     for step in _steps(within):
         if step["type"] == "Metaspace":
             step["prepend_scheme"] = "never"
@@ -114,7 +117,7 @@ def plain_tokenizers(tokenizer):
 def _steps(definition):
     """What is done to a text before the model."""
     steps = []
-    for name in ("normalizer", "pre_tokenizer"):
+    for name in _BEFORE_MODEL:
         whole = definition[name] or {}
         steps += whole.get("normalizers") or whole.get("pretokenizers") or [whole]
     return [step for step in steps if step]

@@ -32,6 +32,8 @@ from nvlm.hashes import hash_json
 # Counting is batched: the tokenizer's own threads work on this many texts at a time.
 _NUM_TEXTS_PER_BATCH = 4096
 _NUM_TOKENS_SHOWN = 12
+# Parts of a tokenizer's definition.
+_BEFORE_MODEL = ("normalizer", "pre_tokenizer")
 # What the tokens of are compared with the tokenizer's own.
 _PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
 
@@ -226,12 +228,12 @@ def plain_definitions(definition: dict[str, Any]) -> tuple[dict[str, Any], dict[
     Sentencepiece's models put a space before text, most of them after each control token. No text
     begins a sequence.
     """
-    definition = copy.deepcopy(definition)
-    definition |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    definition = _with_own_steps(definition | plain)
     for step in _steps(definition):
         if step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
-    within = copy.deepcopy(definition)
+    within = _with_own_steps(definition)
     for step in _steps(within):
         if step["type"] == "Metaspace":
             step["prepend_scheme"] = "never"
@@ -242,10 +244,15 @@ def plain_definitions(definition: dict[str, Any]) -> tuple[dict[str, Any], dict[
     return definition, within
 
 
+def _with_own_steps(definition: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose `_steps` can be changed; a vocabulary takes seconds to copy, and is the same."""
+    return definition | {name: copy.deepcopy(definition[name]) for name in _BEFORE_MODEL}
+
+
 def _steps(definition: dict[str, Any]) -> list[dict[str, Any]]:
     """What is done to a text before the model."""
     steps = []
-    for name in ("normalizer", "pre_tokenizer"):
+    for name in _BEFORE_MODEL:
         whole = definition[name] or {}
         steps += whole.get("normalizers") or whole.get("pretokenizers") or [whole]
     return [step for step in steps if step]
