@@ -129,7 +129,15 @@ def plain(parallel) -> dict:
 
 @no_gpu
 @needs_sources
-@pytest.mark.parametrize("version", VERSIONS)
+# The first and the last that are supported; those between come with the slow tests.
+@pytest.mark.parametrize(
+    "version",
+    [
+        VERSIONS[0],
+        *(pytest.param(version, marks=pytest.mark.slow) for version in VERSIONS[1:-1]),
+        NEWEST,
+    ],
+)
 def test_python_of_transformer_engine_computes_what_local_layers_do(
     version, plain, tmp_path, measure
 ):
