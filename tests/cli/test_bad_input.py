@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from helpers import small_runs
 from helpers.paths import REPOSITORY
-from helpers.spawn import environment
+from helpers.spawn import run_or_fail
 
 from nvlm import cli
 
@@ -119,7 +119,7 @@ def test_empty_shard_folder(tmp_path: Path):
 
 
 def test_no_initial_weights(demo_data: Path, tmp_path: Path):
-    options = [f"data.root={demo_data}", f"run.dir={tmp_path}/run"]
+    options = [*small_runs.over(demo_data), f"run.dir={tmp_path}/run"]
     assert "checkpoint.load is not set" in fail("train", SFT, *options, "checkpoint.load=null")
     missing = fail("train", SFT, *options, f"checkpoint.load={tmp_path}/none")
     assert "no such checkpoint" in missing
@@ -128,9 +128,8 @@ def test_no_initial_weights(demo_data: Path, tmp_path: Path):
 @pytest.mark.parametrize("key", ["stage.freeze", "train.optimizer.lr_multipliers"])
 def test_pattern_without_match(key: str, demo_data: Path, tmp_path: Path):
     value = "[vision_tower.*]" if key == "stage.freeze" else '{"vision_tower.*":0.1}'
-    message = fail(
-        "train", SFT, f"data.root={demo_data}", f"run.dir={tmp_path}/run", f"{key}={value}"
-    )
+    options = [*small_runs.over(demo_data), f"run.dir={tmp_path}/run"]
+    message = fail("train", SFT, *options, f"{key}={value}")
     assert key in message
     assert "'vision_tower.*' matches no parameter" in message
     assert "vision_model.*" in message
@@ -139,18 +138,12 @@ def test_pattern_without_match(key: str, demo_data: Path, tmp_path: Path):
 @pytest.mark.parallel
 def test_resume_with_other_data_order(demo_data: Path, tmp_path: Path):
     options = [
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={tmp_path}/run",
         "train.global_batch_size=2",
         "log.tensorboard=false",
     ]
-    subprocess.run(
-        [sys.executable, "-m", "nvlm", "train", SFT, *options, "train.steps=1"],
-        cwd=REPOSITORY,
-        env=environment(),
-        check=True,
-        timeout=240,
-    )
+    run_or_fail(1, "train", SFT, *options, "train.steps=1", log=tmp_path / "log")
     message = fail("train", SFT, *options, "train.steps=2", "train.seed=99")
     assert "seed" in message
     assert "99" in message

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.paths import REPOSITORY
-from helpers.walkthrough import blocks_of, prepare, run
+from helpers.walkthrough import blocks_of, prepare, run_block
 from PIL import Image
 
 PAGE = REPOSITORY / "docs" / "convert.md"
@@ -35,12 +34,11 @@ def test_every_command_runs(demo_data: Path, tmp_path: Path):
             text = "".join(
                 line for line in text.splitlines(keepends=True) if "build-demo" not in line
             )
-            script = f"set -euo pipefail\n{text}"
-            outputs.append(run(["bash", "-c", script], cwd=tmp_path, env=environment))
+            outputs.append(run_block(language, text, tmp_path, environment))
         elif language == "python":
             pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "runs" / "walkthrough" / "picture.png")
-            outputs.append(run([sys.executable, "-c", text], cwd=tmp_path, env=environment))
+            outputs.append(run_block(language, text, tmp_path, environment))
     folder = tmp_path / "runs" / "walkthrough"
     assert (folder / "export" / "model.safetensors.index.json").is_file()
     assert (folder / "sft" / "checkpoints" / "latest").is_symlink()

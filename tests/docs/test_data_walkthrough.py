@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.paths import REPOSITORY
-from helpers.walkthrough import blocks_of, prepare, run
+from helpers.walkthrough import blocks_of, prepare, run_block
 
 from nvlm.config.schema import DataConfig, SourceConfig, StageConfig, TrainConfig
 from nvlm.data.samples.kinds import KINDS
@@ -37,8 +36,7 @@ def test_every_command_runs(tmp_path: Path):
     outputs = {}
     for language, text in blocks():
         if language in ("bash", "python"):
-            start = ["bash", "-euo", "pipefail"] if language == "bash" else [sys.executable]
-            printed = run([*start, "-c", text], cwd=tmp_path, env=environment)
+            printed = run_block(language, text, tmp_path, environment)
             outputs.setdefault(text.split(" runs/")[0], printed)
 
     folder = tmp_path / "runs" / "my-data"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.paths import REPOSITORY
-from helpers.walkthrough import blocks_of, prepare, run
+from helpers.walkthrough import blocks_of, prepare, run_block
 
 from nvlm.evaluate.benchmarks.table import BENCHMARKS
 
@@ -29,8 +28,7 @@ def test_every_command_runs(tmp_path: Path):
     printed: dict[str, str] = {}
     for language, text in blocks_of(PAGE):
         if language in ("bash", "python"):
-            start = ["bash", "-euo", "pipefail"] if language == "bash" else [sys.executable]
-            said = run([*start, "-c", text], cwd=tmp_path, env=environment)
+            said = run_block(language, text, tmp_path, environment)
             printed[text.splitlines()[-1].strip()] = said
     texts = [text for language, text in blocks_of(PAGE) if language == "text"]
     for said, command in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,33 @@ def start_warm(num_processes: int, *program: str | Path, log: Path) -> warm.Job:
     """Start `python PROGRAM…`, under torchrun for several processes, with everything imported."""
     words = [str(word) for word in program]
     return _server().start(words, environment(), REPOSITORY, log, num_processes)
+
+
+def run_commands(text: str, folder: Path, environment: dict[str, str]) -> str | None:
+    """Run `nvlm` and torchrun as lines for a shell name them, in `folder`, each to its end.
+
+    Returns:
+        what they wrote to stdout; None, and nothing is run: these are not all lines.
+    """
+    commands = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+    if not all(words[:1] in (["nvlm"], ["torchrun"]) for words in commands):
+        return None
+    output, errors = folder / "stdout", folder / "stderr"
+    output.write_text("")
+    for words in commands:
+        num_processes, program = 1, ["-m", *words]
+        if words[0] == "torchrun":
+            option, number, *program = words[1:]
+            assert option == "--nproc-per-node"
+            num_processes = int(number)
+        errors.write_text("")
+        job = _server().start(program, environment, folder, output, num_processes, errors)
+        try:
+            code = job.wait(300)
+        finally:
+            kill(job)
+        assert code == 0, f"{words}\n{output.read_text()[-3000:]}\n{errors.read_text()[-3000:]}"
+    return output.read_text()
 
 
 def run_program(

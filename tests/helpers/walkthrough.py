@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers import spawn
 from helpers.paths import REPOSITORY
 
 
@@ -27,6 +28,16 @@ def prepare(folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
     }
+
+
+def run_block(language: str, text: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a block of commands or of Python prints; commands of ours alone start warm."""
+    if language == "bash":
+        printed = spawn.run_commands(text, folder, environment)
+        if printed is not None:
+            return printed
+    start = ["bash", "-euo", "pipefail"] if language == "bash" else [sys.executable]
+    return run([*start, "-c", text], cwd=folder, env=environment)
 
 
 def run(command: list[str], **settings) -> str:

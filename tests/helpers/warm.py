@@ -94,16 +94,18 @@ class Server:
         folder: Path,
         output: Path,
         num_processes: int = 1,
+        errors: Path | None = None,
     ) -> Job:
         """`python PROGRAM…`, under torchrun where `num_processes` is more than one.
 
-        Its output is added to the file `output`.
+        Its output is added to the file `output`, that of stderr to `errors` where it is given.
         """
         job = {
             "program": program,
             "environment": environment,
             "folder": str(folder),
             "output": str(output),
+            "errors": str(errors or output),
             "num_processes": num_processes,
         }
         return Job(self, self.ask({"start": job}))
@@ -131,7 +133,12 @@ def _exit_code(pid: int) -> int | None:
 
 
 def _start(
-    program: list[str], environment: dict[str, str], folder: str, output: str, num_processes: int
+    program: list[str],
+    environment: dict[str, str],
+    folder: str,
+    output: str,
+    errors: str,
+    num_processes: int,
 ) -> NoReturn:
     os.setsid()
     # Tests in the background of a script have inherited that it is ignored.
@@ -139,10 +146,10 @@ def _start(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    os.close(stream)
+    for number, path in ((1, output), (2, errors)):
+        stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(stream, number)
+        os.close(stream)
     if num_processes == 1:
         _run(program)
     _fork_ranks()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers import background_saves, slow_writes, spawn
+from helpers import background_saves, slow_writes, small_runs, spawn
 from helpers.background_saves import COPY_SECONDS, LAYOUTS, STEPS
 from helpers.checkpoint_tensors import checkpoint_tensors
 
@@ -76,7 +76,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_the_checkpoint_before(
     folder, log = tmp_path / "run", tmp_path / "log"
     options = [
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         "model.vision.num_layers=1",
         "model.language.num_layers=1",

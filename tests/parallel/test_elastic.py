@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import spawn
+from helpers import small_runs, spawn
 from helpers.paths import REPOSITORY
 
 STEPS = 24
@@ -25,7 +25,7 @@ def arguments(folder: Path, demo_data: Path) -> list[str]:
     return [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         f"train.steps={STEPS}",
         "train.global_batch_size=2",

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import hanging_ranks, spawn
+from helpers import hanging_ranks, small_runs, spawn
 
 from nvlm.train.events import read_events
 
@@ -22,7 +22,7 @@ def run_hanging(
     arguments = [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         "data.blend={digits: 1}",
         "data.num_workers=0",
         "checkpoint.load=random",

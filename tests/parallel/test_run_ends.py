@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import small_runs
 from helpers.spawn import kill, metrics, start
 
 from nvlm.stop_requests import STOPPED
@@ -21,7 +22,7 @@ def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
     return [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         f"train.steps={STEPS}",
         "train.global_batch_size=2",

@@ -7,7 +7,7 @@ import math
 import shutil
 
 import pytest
-from helpers import spawn
+from helpers import small_runs, spawn
 
 from nvlm.train.events import read_events
 
@@ -16,7 +16,7 @@ def run_arguments(demo_data, folder, *overrides: str) -> list[str]:
     return [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         f"run.dir={folder}",
         "train.global_batch_size=4",
         "train.schedule.warmup_steps=0",

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers import hanging_ranks, spawn
+from helpers import hanging_ranks, small_runs, spawn
 
 from nvlm.train.events import read_events
 from nvlm.train.slow_ranks import Pace, describe, find_slow
@@ -37,7 +37,7 @@ def test_a_slow_rank_of_a_run(demo_data: Path, tmp_path: Path, fault):
     arguments = [
         "train",
         "configs/run/tiny/sft.yaml",
-        f"data.root={demo_data}",
+        *small_runs.over(demo_data),
         "data.blend={digits: 1}",
         "data.num_workers=0",
         "checkpoint.load=random",

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import small_runs
 from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.spawn import metrics, run_or_fail
 
@@ -49,7 +50,7 @@ LAYOUTS = {
 
 
 def train(folder: Path, demo_data: Path, num_processes: int, *more: str) -> Path:
-    settings = [f"data.root={demo_data}", f"run.dir={folder}", *SETTINGS, *more]
+    settings = [*small_runs.over(demo_data), f"run.dir={folder}", *SETTINGS, *more]
     log = folder.with_suffix(".log")
     run_or_fail(num_processes, "train", "configs/run/tiny/sft.yaml", *settings, log=log)
     return folder
