@@ -63,7 +63,8 @@ class Scaling(Section):
 class FirstWeights(Section):
     """Folders or hub ids that first weights are made from, as `nvlm convert from-hf` takes them."""
 
-    vision: PathText
+    vision: PathText | list[PathText]
+    """Of encoders side by side a list, in their order."""
     language: PathText
 
 
@@ -223,8 +224,8 @@ def _first_weights_problems(grid: Grid) -> Iterator[str]:
                 yield f"{where}.{key}: give the grid's own first_weights, which an axis may change"
             elif field not in FirstWeights.model_fields:
                 yield f"{where}.{key}: has {', '.join(FirstWeights.model_fields)}"
-            elif not isinstance(value, str):
-                yield f"{where}.{key}: should be a folder or a hub id"
+            else:
+                yield from _source_problems(f"{where}.{key}", field, value)
 
 
 def _reserved(delta: Delta, where: str) -> list[str]:
@@ -238,6 +239,14 @@ def _reserved(delta: Delta, where: str) -> list[str]:
         if own in ("train", "train.seed"):
             found.append(f"{where}.{key}: seeds are the grid's (`seeds`)")
     return found
+
+
+def _source_problems(where: str, field: str, value: Any) -> Iterator[str]:
+    try:
+        FirstWeights.model_validate({"vision": "a", "language": "a"} | {field: value})
+    except ValidationError:
+        several = " or, of encoders side by side, a list of them" if field == "vision" else ""
+        yield f"{where}: {shorten(value)}: should be a folder or a hub id{several}"
 
 
 def _evaluation_problems(grid: Grid) -> list[str]:
@@ -266,7 +275,7 @@ def _with_paths(grid: Grid, path: Path) -> Grid:
     changes["dir"] = _placed(changes["dir"], path)
     if grid.first_weights is not None:
         sources = grid.first_weights.model_dump()
-        changes["first_weights"] = {key: _placed(text, path) for key, text in sources.items()}
+        changes["first_weights"] = {key: _all_placed(some, path) for key, some in sources.items()}
     changes["axes"] = {
         axis: {name: _with_first_weights(delta, path) for name, delta in values.items()}
         for axis, values in grid.axes.items()
@@ -275,8 +284,14 @@ def _with_paths(grid: Grid, path: Path) -> Grid:
 
 
 def _with_first_weights(delta: Delta, path: Path) -> Delta:
-    own = {key: _placed(delta[key], path) for key in delta if key.startswith(FIRST_WEIGHTS)}
+    own = {key: _all_placed(delta[key], path) for key in delta if key.startswith(FIRST_WEIGHTS)}
     return delta | own
+
+
+def _all_placed(given: str | list[str], path: Path) -> Any:
+    return (
+        [_placed(one, path) for one in given] if isinstance(given, list) else _placed(given, path)
+    )
 
 
 def _placed(text: str | None, path: Path) -> str | None:

@@ -63,9 +63,11 @@ def make_tasks(cells: Sequence[Cell], asked: Evaluation) -> list[Task]:
 
 def conversion_arguments(initial: Initial) -> list[str]:
     """Of the `nvlm` command that makes these first weights."""
-    given = ["--vision", initial.sources.vision, "--language", initial.sources.language]
+    vision, language = initial.sources.vision, initial.sources.language
+    folders = [vision] if isinstance(vision, str) else vision
+    encoders = [word for folder in folders for word in ("--vision", folder)]
     config = ["--config", str(initial.config_file)]
-    return ["convert", "from-hf", *given, *config, str(initial.folder)]
+    return ["convert", "from-hf", *encoders, "--language", language, *config, str(initial.folder)]
 
 
 def _conversion(initial: Initial, cells: Sequence[Cell]) -> Task:

@@ -11,6 +11,7 @@ from helpers.paths import REPOSITORY
 from nvlm.ablate.cells import difference_of, make_cells
 from nvlm.ablate.existing import all_initial, all_runs
 from nvlm.ablate.grid_file import read_grid
+from nvlm.ablate.tasks import conversion_arguments
 from nvlm.config import load_config, load_runs
 from nvlm.errors import ConfigError
 
@@ -88,10 +89,12 @@ def test_first_weights_are_made_for_each_model_and_seed(tmp_path):
     cells = cells_of(tmp_path, base=base, axes=axes, seeds=[1, 2], first_weights=WEIGHTS)
     base, tags, connector, language = (cell.runs[1] for cell in cells)
     first = base.chain[0]
+    assert first.initial is not None
     assert first.config.checkpoint.load == str(first.initial.folder)
     assert base.initial is None and base.config.checkpoint.load == str(first.folder)
     assert tags.before == first
     assert language.chain[0].initial.sources.language == str(tmp_path / "other")
+    assert conversion_arguments(first.initial)[2:6] == ["--vision", "a", "--language", "b"]
     others = [connector, language, cells[0].runs[2]]
     assert len({first.initial.folder, *(run.chain[0].initial.folder for run in others)}) == 4
     assert len(all_initial(cells)) == 2 * 3
@@ -147,6 +150,8 @@ def test_cells_with_the_same_configuration_are_named(tmp_path):
         ({"axes": {"t": {"x": {"first_weights.language": "a"}}}}, ".first_weights.language: give"),
         ({"axes": {"t": {"x": {"first_weights.l": "a"}}}, "first_weights": WEIGHTS},
          "t.x.first_weights.l: has vision, language"),
+        ({"axes": {"t": {"x": {"first_weights.vision": None}}}, "first_weights": WEIGHTS},
+         "t.x.first_weights.vision: nothing (null): should be a folder or a hub id or, of e"),
         ({"first_weights": {"vision": "a"}}, "missing key 'first_weights.language'"),
         ({"evaluate": {"mir": 10}}, "evaluate.mir: needs evaluate.data_root"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -179,6 +180,30 @@ def test_positions_are_interpolated_as_timm_does(num_prefix):
             positions, [side, side], num_prefix_tokens=num_prefix
         )
         assert torch.equal(found, expected)
+
+
+def test_clips_weights_are_found_where_timm_has_them(tmp_path):
+    """Under the name without the activation that they were trained with; not of other weights."""
+    config = small_folders.convert_config(CLIP)
+    vision = config.model.vision
+    make_timm_folder(tmp_path / "vision", vision)
+    small_folders.make_language_folder(tmp_path / "language", config)
+    owner, _, name = timm().get_pretrained_cfg(vision.name).hf_hub_id.partition("/")
+    architecture, _, tag = name.partition(".")
+    assert (owner, tag) == ("timm", "openai") and "quickgelu" not in architecture
+    cfg = timm_config(vision)["pretrained_cfg"]
+    for tag in ("openai", "laion2b_ft_in1k"):
+        there = {"architecture": architecture, "pretrained_cfg": cfg | {"tag": tag}}
+        file = tmp_path / "vision/config.json"
+        file.write_text(json.dumps(timm_config(vision) | there))
+        if tag == "openai":
+            convert_from_hf(tmp_path / "vision", tmp_path / "language", config, tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+        else:
+            with pytest.raises(ConvertError, match="architecture is 'vit_large_patch14_clip_336'"):
+                convert_from_hf(
+                    tmp_path / "vision", tmp_path / "language", config, tmp_path / "out"
+                )
 
 
 def test_another_model_or_other_statistics_are_refused(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvlm.config.encoders.timm import TimmConfig
+from nvlm.config.encoders.timm_models import timm_model
 from nvlm.config.schema import ModelConfig
 from nvlm.convert.hf.comparison import shown
 from nvlm.convert.hf.folder import CONFIG_FILE, HfFolder
@@ -41,7 +42,7 @@ def check_timm(folder: HfFolder, vision: TimmConfig, option: str) -> None:
 
 def _problems(found: Mapping[str, Any], vision: TimmConfig):
     name = vision.name.partition(".")[0]
-    if found["architecture"] != name:
+    if found["architecture"] != name and not _is_quickgelu_of(name, found):
         yield f"architecture is {shown(found['architecture'])}, and model.vision.name {vision.name}"
         return
     arguments = found.get("model_args") or {}
@@ -53,6 +54,14 @@ def _problems(found: Mapping[str, Any], vision: TimmConfig):
         if key in weights and list(weights[key]) != list(wanted):
             hint = f"; model.vision.name={name}.{tag} has them" if isinstance(tag, str) else ""
             yield f"{key} is {shown(weights[key])}, and that of {vision.name} {list(wanted)}{hint}"
+
+
+def _is_quickgelu_of(name: str, found: Mapping[str, Any]) -> bool:
+    """Whether `name` is how timm calls the folder's model with the activation that these weights
+    were trained with: the hub has them under the name without it alone."""
+    tag = (found.get("pretrained_cfg") or {}).get("tag")
+    is_plain = found["architecture"] == name.replace("_clip_quickgelu_", "_clip_")
+    return bool(tag) and is_plain and timm_model(f"{name}.{tag}") is not None
 
 
 def timm_folder_rules(folder: HfFolder, model: ModelConfig, part: str = "") -> list[Rule]:
