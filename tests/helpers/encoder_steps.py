@@ -15,15 +15,14 @@ from nvlm.parallel.groups import initialize
 
 FROZEN = "stage.freeze=['vision_model.*']"
 BESIDE = "InternViT beside SigLIP, both train"
-TRAINED, FROZEN_CLIP, SHARED = "DINOv2 that trains", "CLIP, frozen", "CLIP, tile_parallel"
+TRAINED, FROZEN_CLIP = "DINOv2 that trains", "CLIP, frozen"
+SHARED = "InternViT beside SigLIP, tile_parallel"
 CASES = {
     TRAINED: [DINOV2, "stage.freeze=[]"],
     BESIDE: [SIDE_BY_SIDE, "stage.freeze=[]"],
     FROZEN_CLIP: [CLIP, FROZEN],
-    SHARED: [CLIP, FROZEN, "parallel.vision=tile_parallel"],
+    SHARED: [SIDE_BY_SIDE, FROZEN, "parallel.vision=tile_parallel"],
 }
-
-
 # Layouts that go on from the checkpoint of the one before them, the first from one process's.
 CHECKPOINTING = ["TP2", "PP2"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import small_model
+from helpers import layout_steps, small_model
 from helpers.encoders import SIDE_BY_SIDE
 from helpers.paths import REPOSITORY
 from helpers.published_vision import as_megatron, published_vision_model
@@ -109,6 +109,31 @@ def test_each_is_frozen_by_itself(parallel):
     with_gradient = {n for n, p in model.vision_model.named_parameters() if p.grad is not None}
     second = {n for n, _ in model.vision_model.named_parameters() if n.startswith("encoders.1.")}
     assert with_gradient == second != set()
+
+
+def gradients(parallel, *overrides: str) -> dict:
+    """Of a step with images, by key and layer."""
+    config = small_model.small_config(SIDE_BY_SIDE, *overrides)
+    chunks = small_model.build_chunks(config, parallel)
+    layout_steps.freeze(chunks, config, parallel)
+    chunks = layout_steps.wrapped(chunks)
+    micro_batches = layout_steps.with_images(config)[:1]
+    return layout_steps.assemble(
+        [layout_steps.losses_and_gradients(chunks, micro_batches, parallel)]
+    )
+
+
+def test_what_an_internvit_among_them_can_have(parallel):
+    """Recomputation changes no gradient; a pattern for all puts adapters beside its matrices."""
+    whole = gradients(parallel, "stage.freeze=[]")
+    again = gradients(parallel, "stage.freeze=[]", "train.recompute.vision.granularity=full")
+    assert whole.keys() == again.keys()
+    for key, expected in whole.items():
+        torch.testing.assert_close(again[key], expected, rtol=1e-6, atol=1e-8)
+    adapted = gradients(parallel, "stage.adapters={'vision_model.*.linear_*.weight': {rank: 2}}")
+    trained = {key for key, _ in adapted if key.startswith("vision_model.")}
+    assert len(trained) == 2 * 4 * 2  # layers, matrices, factors
+    assert all(key.startswith("vision_model.encoders.0.") for key in trained)
 
 
 def test_parameters_of_the_documented_pair_by_hand(tmp_path):
