@@ -158,7 +158,7 @@ class SampleLayout:
 
     def _image(self, before: str, grid: Grid, image: int, turn: int) -> list[Piece]:
         """From the text `before` an image to its last placeholder."""
-        first_tag, *later_tags = self.visual.tags_inside(grid)
+        first_tag, *later_tags = tags = self.visual.tags_inside(grid)
         if self.visual.fusion == "cross_attention":
             pieces = [
                 Piece(text=before + IMAGE_START, turn=turn, lead_of=image),
@@ -175,7 +175,9 @@ class SampleLayout:
         self.visual.check_soft_tags(grid)
         ids = (self.tokenizer.image_id,) * self.visual.num_tokens_per_tile
         tile = Piece(ids=ids, turn=turn, is_image=True)
-        soft = [[Piece(ids=tag, turn=turn)] if tag else [] for tag in self.visual.soft_tags(grid)]
+        # What stands inside of a hybrid is its last tile.
+        inside = self.visual.soft_tags(grid)[-len(tags) :]
+        soft = [[Piece(ids=tag, turn=turn)] if tag else [] for tag in inside]
         pieces += [*soft[0], tile]
         for tag, own in zip(later_tags, soft[1:], strict=True):
             pieces += [Piece(text=tag, turn=turn), *own, tile]
