@@ -120,8 +120,14 @@ class Plan:
         return len(forever.union(newest))
 
 
-def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Work) -> Plan:
-    """Reckon everything.
+def make_plan(
+    config: RunConfig,
+    num_gpus: int,
+    assumptions: Assumptions,
+    work: Work,
+    teacher: RunConfig | None = None,
+) -> Plan:
+    """Reckon everything; of a teacher, given as its checkpoint's configuration, its memory.
 
     Raises:
         ConfigError: the layout or the batch does not fit so many GPUs.
@@ -141,10 +147,7 @@ def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: 
     message = neighbours.send_seconds(hidden_bytes(config, device))
     simulated = run(stages, num_micro_batches, message)
     encoded = encoded_before(config, work, device, neighbours, num_sequences)
-    memory = [
-        stage_bytes(config, stage, data_size, work, assumptions)
-        for stage in range(parallel.pipeline)
-    ]
+    memory = _memory(config, data_size, assumptions, work, teacher)
     data, updated = _after_backward(memory, stages, data_group, device)
     exposed = data.seconds * (1 - data.hidden)
     uneven = (simulated.seconds + encoded.total) * (work.imbalance_of(data_size) - 1)
@@ -162,8 +165,8 @@ def make_plan(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: 
         work=work,
         assumptions=assumptions,
         stages=[
-            _stage_plan(config, stage, stages[stage], parts, memory[stage], simulated)
-            for stage in range(parallel.pipeline)
+            _stage_plan(config, stage, chunks, parts, held, simulated)
+            for stage, (chunks, held) in enumerate(zip(stages, memory, strict=True))
         ],
         flops=flops,
         step_seconds=step,
@@ -190,6 +193,19 @@ def least_seconds(config: RunConfig, num_gpus: int, assumptions: Assumptions, wo
     )
     encoded = encoded_before(config, work, device, neighbours, num_sequences)
     return slowest * num_sequences / config.train.micro_batch_size + encoded.share.total
+
+
+def _memory(
+    config: RunConfig,
+    data_size: int,
+    assumptions: Assumptions,
+    work: Work,
+    teacher: RunConfig | None,
+) -> list[StageBytes]:
+    return [
+        stage_bytes(config, stage, data_size, work, assumptions, teacher=teacher)
+        for stage in range(config.parallel.pipeline)
+    ]
 
 
 def _stage_plan(

@@ -14,11 +14,14 @@ from nvlm.plan.stage_bytes import StageBytes, stage_bytes
 from nvlm.plan.work import largest_work
 
 
-def check_fit(config: RunConfig, world_size: int, memory_bytes: int) -> None:
+def check_fit(
+    config: RunConfig, world_size: int, memory_bytes: int, teacher: RunConfig | None = None
+) -> None:
     """Refuse a run that by the plan's arithmetic takes more than a GPU has.
 
     Args:
         memory_bytes: of each GPU, in all.
+        teacher: the configuration of the checkpoint that `train.distill` names.
 
     Raises:
         ConfigError: a pipeline stage does not fit.
@@ -27,7 +30,7 @@ def check_fit(config: RunConfig, world_size: int, memory_bytes: int) -> None:
     card = replace(CARDS[DEFAULT_CARD], memory_bytes=memory_bytes)
     assumptions, work = assumptions_for(card), largest_work(config)
     for stage in range(config.parallel.pipeline):
-        needed = stage_bytes(config, stage, data_size, work, assumptions)
+        needed = stage_bytes(config, stage, data_size, work, assumptions, teacher=teacher)
         if needed.peak > memory_bytes:
             raise ConfigError(
                 f"a GPU of pipeline stage {stage} would need {_gigabytes(needed.peak)} and has "
@@ -45,6 +48,8 @@ def _describe(needed: StageBytes) -> str:
         "other tensors": needed.tiles + needed.logits + needed.buffers,
         "libraries": needed.overhead,
     }
+    if needed.teacher:
+        parts["the teacher's weights"] = needed.teacher
     return ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
 
 

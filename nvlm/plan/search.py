@@ -43,8 +43,17 @@ class Found:
     least_bytes: int  # the smallest peak of all
 
 
-def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Work) -> Found:
+def search(
+    config: RunConfig,
+    num_gpus: int,
+    assumptions: Assumptions,
+    work: Work,
+    teacher: RunConfig | None = None,
+) -> Found:
     """Try every legal layout, and plan the best.
+
+    Args:
+        teacher: see `make_plan`.
 
     Raises:
         ConfigError: none is legal on so many GPUs.
@@ -56,13 +65,13 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
         kept: list[MemoryBytes] = []
         for micro_batch in _MICRO_BATCHES:
             candidate = _with(config, parallel, micro_batch)
-            if not _is_legal(candidate, num_gpus):
+            if not _is_legal(candidate, num_gpus, teacher):
                 continue
             num_legal += 1
             fixed = with_stage_layers(candidate)
             data_size = num_gpus // parallel.model_parallel_size
             kept = kept or _kept(fixed, data_size * parallel.context)
-            recomputed, peak = _least_recomputed(fixed, data_size, assumptions, work, kept)
+            recomputed, peak = _least_recomputed(fixed, data_size, assumptions, work, kept, teacher)
             least = min(least or peak, peak)
             if recomputed is None:
                 break  # a larger micro-batch takes more
@@ -75,7 +84,8 @@ def search(config: RunConfig, num_gpus: int, assumptions: Assumptions, work: Wor
         )
     fitting.sort(key=lambda one: one[0])
     plans = [
-        make_plan(candidate, num_gpus, assumptions, work) for _, candidate in fitting[:_NUM_PLANNED]
+        make_plan(candidate, num_gpus, assumptions, work, teacher)
+        for _, candidate in fitting[:_NUM_PLANNED]
     ]
     plans.sort(key=lambda plan: plan.step_seconds)
     return Found(plans, len(fitting), num_legal, least)
@@ -139,12 +149,15 @@ def _with(config: RunConfig, parallel: ParallelConfig, micro_batch: int) -> RunC
     return config.model_copy(update={"parallel": parallel, "train": train})
 
 
-def _is_legal(config: RunConfig, num_gpus: int) -> bool:
+def _is_legal(config: RunConfig, num_gpus: int, teacher: RunConfig | None) -> bool:
     try:
         check_world_size(config, num_gpus)
     except ConfigError:
         return False
-    return next(contradictions(config), None) is None
+    configs = [config]
+    if teacher is not None:  # it is split as the run is
+        configs.append(config.model_copy(update={"model": teacher.model}))
+    return all(next(contradictions(one), None) is None for one in configs)
 
 
 def _kept(config: RunConfig, num_copies: int) -> list[MemoryBytes]:
@@ -168,6 +181,7 @@ def _least_recomputed(
     assumptions: Assumptions,
     work: Work,
     kept: list[MemoryBytes],
+    teacher: RunConfig | None,
 ) -> tuple[Recomputed | None, int]:
     """The least recomputation that fits, None where all is not enough; and the peak with it."""
     peak = max(one.total for one in kept)
@@ -176,7 +190,7 @@ def _least_recomputed(
     for recomputed in _RECOMPUTED:
         candidate = _recomputing(config, recomputed)
         peak = max(
-            stage_bytes(candidate, stage, data_size, work, assumptions, of).peak
+            stage_bytes(candidate, stage, data_size, work, assumptions, of, teacher).peak
             for stage, of in enumerate(kept)
         )
         if peak <= assumptions["memory_bytes"]:

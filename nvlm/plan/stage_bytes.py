@@ -21,6 +21,7 @@ from nvlm.plan.activations import (
 )
 from nvlm.plan.assumptions import Assumptions
 from nvlm.plan.schedule import most_kept, stage_order
+from nvlm.plan.teacher import divergence_bytes, teacher_weight_bytes
 from nvlm.plan.work import Work
 from nvlm.sizes.adapters import frozen_patterns, run_parameters_by_name
 from nvlm.sizes.memory import MemoryBytes, feature_bytes, stage_memory, unpacked_bytes
@@ -41,6 +42,7 @@ class StageBytes:
         copies both moments once while it takes them over, and matrices that are held in 4 bits are
         read in 16.
     overhead: what libraries take, and what the allocator cannot use.
+    teacher: weights of the model that a run learns from (`train.distill`).
     """
 
     parameters: int
@@ -52,11 +54,12 @@ class StageBytes:
     buffers: int
     copied: int
     overhead: int
+    teacher: int = 0
 
     @property
     def kept(self) -> int:
         """What stays between steps."""
-        return self.parameters + self.gradients + self.optimizer
+        return self.parameters + self.gradients + self.optimizer + self.teacher
 
     @property
     def coming(self) -> int:
@@ -83,6 +86,7 @@ def stage_bytes(
     work: Work,
     assumptions: Assumptions,
     kept: MemoryBytes | None = None,
+    teacher: RunConfig | None = None,
 ) -> StageBytes:
     """Of each process of pipeline stage `stage`, with `data_size` data-parallel ranks.
 
@@ -90,6 +94,7 @@ def stage_bytes(
 
     Args:
         kept: what `stage_memory` says, where that is known.
+        teacher: the configuration of the checkpoint that `train.distill` names.
     """
     parallel, train = config.parallel, config.train
     is_first = stage == 0
@@ -101,6 +106,8 @@ def stage_bytes(
     order = stage_order(stage, parallel.pipeline, parallel.virtual_pipeline, num_micro_batches)
     activations = most_kept(order, chunks)
     logits = head_bytes(config, stage)
+    if teacher is not None:
+        logits += divergence_bytes(config, teacher)
     buffers = backward_bytes(config, stage)
     if is_first and not parallel.shares_tiles:
         buffers = max(buffers, encoding_bytes(config, -(-most_tiles // parallel.context)))
@@ -118,6 +125,7 @@ def stage_bytes(
         buffers=round(buffers),
         copied=copied,
         overhead=round(assumptions["memory_overhead"] + assumptions["fragmentation"] * coming),
+        teacher=0 if teacher is None else teacher_weight_bytes(config, teacher),
     )
 
 

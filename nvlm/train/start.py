@@ -41,7 +41,7 @@ from nvlm.train.module_table import print_module_table
 from nvlm.train.patterns import check_patterns
 from nvlm.train.rates import rate_changes
 from nvlm.train.stage_table import print_stage_table
-from nvlm.train.teacher import Teacher, find_teacher
+from nvlm.train.teacher import Teacher, find_teacher, stored_teacher
 from nvlm.train.throughput import device_card, explain_peak
 from nvlm.train.training import Training, build_with_weights
 
@@ -65,6 +65,7 @@ def check_memory(config: RunConfig, world_size: int) -> None:
 
     Raises:
         ConfigError: see `nvlm.plan.refuse.check_fit`.
+        CheckpointError: there is no teacher where `train.distill` names one.
     """
     here = platform.current()
     if memory_bytes := here.machine().memory_bytes:
@@ -72,7 +73,7 @@ def check_memory(config: RunConfig, world_size: int) -> None:
             config.model.layer_implementation, config.train.precision
         )
         resolved = changed_config(config, {"model.layer_implementation": layers})
-        check_fit(resolved, world_size, memory_bytes)
+        check_fit(resolved, world_size, memory_bytes, stored_teacher(config))
 
 
 def check_at_once(config: RunConfig, has_weights: bool = True) -> None:

@@ -62,6 +62,16 @@ def find_teacher(config: RunConfig, resumed: Path | None = None) -> Path | None:
     return checkpoint
 
 
+def stored_teacher(config: RunConfig) -> RunConfig | None:
+    """The configuration of the checkpoint that `train.distill` names; None without a teacher.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    settings = config.train.distill
+    return None if settings is None else read_config(resolve_checkpoint(settings.teacher))
+
+
 def _misfits(student: ModelConfig, teacher: ModelConfig) -> Iterator[str]:
     for key, ours, theirs in (
         ("model.fusion", student.fusion, teacher.fusion),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from nvlm.config import RunConfig
-from nvlm.errors import ConfigError
+from nvlm.errors import CheckpointError, ConfigError
 from nvlm.plan.assumptions import assumptions_for
 from nvlm.plan.estimate import Plan, StagePlan, make_plan
 from nvlm.plan.hardware import Card
@@ -64,6 +65,19 @@ def _indexed(config: RunConfig) -> Work | None:
     return contents(config)
 
 
+def _teacher(config: RunConfig) -> RunConfig | None:
+    """What `train.distill` names, where it is on this machine; else that it is not counted."""
+    if config.train.distill is None:
+        return None
+    from nvlm.train.teacher import stored_teacher  # loads torch
+
+    try:
+        return stored_teacher(config)
+    except CheckpointError as error:
+        say(f"the teacher's memory is not counted: {error}", sys.stderr)
+        return None
+
+
 def print_plan(
     config: RunConfig,
     num_gpus: int,
@@ -77,9 +91,8 @@ def print_plan(
     Raises:
         ConfigError: the layout or the batch does not fit them, or an override is wrong.
     """
-    plan = make_plan(
-        config, num_gpus, assumptions_for(card, overrides, kernels_on(config, card)), work
-    )
+    assumptions = assumptions_for(card, overrides, kernels_on(config, card))
+    plan = make_plan(config, num_gpus, assumptions, work, _teacher(config))
     if as_json:
         say(json.dumps(plan_as_json(plan, card), indent=2))
         return
@@ -106,7 +119,7 @@ def print_search(
         ConfigError: no layout is legal, none fits, or an override is wrong.
     """
     assumptions = assumptions_for(card, overrides, kernels_on(config, card))
-    found = search(config, num_gpus, assumptions, work)
+    found = search(config, num_gpus, assumptions, work, _teacher(config))
     if not found.plans:
         raise ConfigError(
             f"--search: none of {found.num_legal} layouts fits {num_gpus} x {card.name}: the "
@@ -273,6 +286,8 @@ def _print_memory(console: Console, plan: Plan) -> None:
         ("buffers", "buffers"), ("over-\nhead", "overhead"), ("at a\nstep", "at_step"),
         ("at a\nload", "at_checkpoint"),
     ]  # fmt: skip
+    if plan.config.train.distill is not None:
+        columns.insert(1, ("teacher", "teacher"))
     rows = [
         [f"{number}: {_layers(stage.layers)}"]
         + [f"{getattr(stage.bytes, name) / _GB:.1f}" for _, name in columns]

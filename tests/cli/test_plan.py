@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,12 @@ def test_outside_a_clone_and_without_torch(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["gpus"] == 128
+
+
+def test_a_teacher_that_is_elsewhere_is_said(tmp_path: Path):
+    """Its memory is in tests/train/test_teacher.py."""
+    teacher = f"train.distill={{teacher: {tmp_path / 'gone'}}}"
+    result = CliRunner().invoke(app, ["plan", "tiny/sft", "--gpus", "1", teacher])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"the teacher's memory is not counted: .*gone", result.output)
+    assert "teacher" in result.output.partition("GB of a GPU")[2]

@@ -1,7 +1,8 @@
 """Two steps of a small model with a teacher of another size and more rows of padding.
 
-As a script under torchrun: folder, and layouts by name. Each goes on with the checkpoint of the
-one before it, the first with one process's, and leaves each rank's results.
+As a script under torchrun: folder, layouts by name, and the kind of student. Each layout goes on
+with the checkpoint of the one before it, the first with one process's, and leaves each rank's
+results.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from helpers import layout_steps, small_model
+from helpers import beside_batches, layout_steps, small_model
+from nvlm.batch import MicroBatch
 from nvlm.checkpoint_io import write_checkpoint
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
@@ -25,6 +27,14 @@ TEACHER_SIZES = [
     "model.language.vocab_size=1088",
 ]
 SINGLE = layout_steps.SINGLE
+# Kind of student -> its overrides; and its teacher's. NVLM-D's teacher also teaches adapters.
+STUDENTS = {
+    "NVLM-D": [],
+    "NVLM-X": beside_batches.SMALL["cross_attention"],
+    "NVLM-H": beside_batches.SMALL["hybrid"],
+    "adapters": ["stage.adapters={'language_model.*.linear_*.weight': {rank: 4}}"],
+}
+TEACHERS = {kind: [*STUDENTS[kind], "model.language.num_layers=2"] for kind in ("NVLM-X", "NVLM-H")}
 
 
 def write_teacher(folder: Path, parallel: Parallel, *overrides: str) -> Path:
@@ -41,8 +51,15 @@ def config_of(folder: Path, run: str, *overrides: str) -> RunConfig:
     return changed(config, {"run": RunSection(name="student", dir=str(folder / run))})
 
 
+def micro_batches_of(config: RunConfig) -> list[MicroBatch]:
+    is_fused = config.model.fusion != "decoder_only"
+    return (layout_steps.with_rows_beside if is_fused else layout_steps.with_images)(config)
+
+
 class DistilledSteps(layout_steps.TwoSteps):
     """`losses` has the distillation's besides."""
+
+    batches = (micro_batches_of, micro_batches_of)
 
     def __init__(self, config: RunConfig, parallel: Parallel):
         from nvlm.train.teacher import Teacher, find_teacher
@@ -60,10 +77,10 @@ class DistilledSteps(layout_steps.TwoSteps):
 
 
 def main() -> None:
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
+    folder, layouts, kind = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
     resume_from = folder / SINGLE
     for name, overrides in layouts.items():
-        config = config_of(folder, name, *overrides)
+        config = config_of(folder, name, *STUDENTS[kind], *overrides)
         parallel = initialize(config)
         results = {
             layout_steps.STEPS: layout_steps.two_steps(config, parallel, True, DistilledSteps),

@@ -47,6 +47,8 @@ QWEN3 = "Qwen3's heads, each with norms"
 # Fusion -> the case of its gradients; where a step has images in some micro-batches, and in none.
 FUSED = {"cross_attention": "NVLM-X", "hybrid": "NVLM-H"}
 FUSED_WITHOUT_IMAGES = "NVLM-X, without images"
+# Distance of 1, where weights of norms begin, to the next number of fp32.
+ROUNDING = torch.finfo(torch.float32).eps
 # Run folder of the one process that is the truth.
 SINGLE = "single"
 
@@ -314,6 +316,23 @@ def assemble(results: list[dict]) -> dict[tuple[str, int | None], Tensor]:
                 torch.testing.assert_close(target[slices], values, rtol=1e-5, atol=1e-7, msg=key)
             target[slices] = values
     return whole
+
+
+def worst_change(found: dict, expected: dict) -> float:
+    """Largest relative error of a tensor's change.
+
+    A step moves a norm's weight by so little that one rounding of the weight, not of the change, is
+    1e-3 of it: differences of one rounding do not count there.
+    """
+    assert found.keys() == expected.keys()
+    errors = []
+    for key, change in expected.items():
+        difference, size = found[key] - change, float(change.norm())
+        if key[0].endswith("norm.weight"):
+            difference = torch.where(difference.abs() <= ROUNDING, 0, difference)
+        error = float(difference.norm()) / size if size else float(difference.abs().max())
+        errors.append(error)
+    return max(errors)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Steps of the small model with each switch of its decoder (docs/switches.md), at some layouts.
 
-As a script under torchrun: folder, layouts by name; each rank writes its results to a file.
+As a script under torchrun: folder, layouts by name; each rank writes its results to a file. With
+weights of image tokens' own each layout goes on with the checkpoint of the one before it, the first
+with one process's.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 
 from helpers import layout_steps, small_model, variants
 from nvlm.batch import MicroBatch
-from nvlm.config import RunConfig
+from nvlm.config import RunConfig, changed
+from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import initialize, shut_down
 
 VOCABULARY = small_model.small_config().model.language.vocab_size
@@ -25,6 +28,8 @@ SWITCHES = {
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
     "soft tags": ["stage.tile_tags=soft", "stage.num_soft_tag_tokens=2"],
 }
+# Whose checkpoints have weights that no other model has.
+SAVED = ["own norms, keys, values", "all weights own"]
 
 
 def config_of(switch: str, *overrides: str) -> RunConfig:
@@ -48,7 +53,18 @@ def with_soft_tags(batch: MicroBatch) -> MicroBatch:
     return replace(batch, tokens=tokens)
 
 
-def all_cases(overrides: list[str]) -> dict[str, dict]:
+class StepsWithImages(layout_steps.TwoSteps):
+    """Images in both, so that image tokens' own weights move in both."""
+
+    batches = (layout_steps.with_images, layout_steps.with_images)
+
+
+def saved_config(switch: str, run: Path, *overrides: str) -> RunConfig:
+    config = config_of(switch, *layout_steps.OPTIMIZER, *overrides)
+    return changed(config, {"run": RunSection(name="switch", dir=str(run / switch))})
+
+
+def all_cases(overrides: list[str]) -> dict:
     """Switch -> losses and gradients of this process."""
     results = {}
     for switch in SWITCHES:
@@ -61,8 +77,19 @@ def all_cases(overrides: list[str]) -> dict[str, dict]:
 
 def main() -> None:
     folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
+    resume_from = folder / layout_steps.SINGLE
     for name, overrides in layouts.items():
         results = all_cases(overrides)
+        for switch in SAVED:
+            config = saved_config(switch, folder / name, *overrides)
+            parallel = initialize(config)
+            results[switch, layout_steps.STEPS] = layout_steps.two_steps(
+                config, parallel, True, StepsWithImages
+            )
+            results[switch, layout_steps.RESUMED] = layout_steps.second_step(
+                config, parallel, resume_from / switch, StepsWithImages
+            )
+        resume_from = folder / name
         torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
     shut_down()
 

@@ -29,27 +29,6 @@ LAYOUTS = {
 }
 
 
-# Distance of 1, where weights of norms begin, to the next number of fp32.
-ROUNDING = torch.finfo(torch.float32).eps
-
-
-def worst_error(found: dict, expected: dict) -> float:
-    """Largest relative error of a tensor's change.
-
-    A step moves a norm's weight by so little that one rounding of the weight, not of the change, is
-    1e-3 of it: differences of one rounding do not count there.
-    """
-    assert found.keys() == expected.keys()
-    errors = []
-    for key, change in expected.items():
-        difference, size = found[key] - change, float(change.norm())
-        if key[0].endswith("norm.weight"):
-            difference = torch.where(difference.abs() <= ROUNDING, 0, difference)
-        error = float(difference.norm()) / size if size else float(difference.abs().max())
-        errors.append(error)
-    return max(errors)
-
-
 @pytest.mark.slow
 @pytest.mark.parallel
 @pytest.mark.parametrize("fusion", beside_batches.FUSIONS)
@@ -67,8 +46,8 @@ def test_steps_and_checkpoints_are_those_of_one_process(fusion, parallel, tmp_pa
         for case in (STEPS, RESUMED):
             found = layout_steps.assemble([result[case] for result in ranks])
             what = f"change of weights in two steps, {fusion}, {layout}, {case}"
-            measure(what, "one process", worst_error(found, expected), 1e-4)
+            measure(what, "one process", layout_steps.worst_change(found, expected), 1e-4)
     alone = layout_steps.second_step(config, parallel, tmp_path / list(LAYOUTS)[-1], TwoFusedSteps)
     found = layout_steps.assemble([alone])
     what = f"change of weights, {fusion}, resumed by one process"
-    measure(what, "one process", worst_error(found, expected), 1e-4)
+    measure(what, "one process", layout_steps.worst_change(found, expected), 1e-4)

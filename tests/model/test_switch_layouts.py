@@ -1,13 +1,18 @@
-"""Each switch of the decoder has the losses and gradients of one process at every layout."""
+"""Each switch of the decoder has the losses and gradients of one process at every layout.
+
+Weights of image tokens' own also step alike, and go on from the checkpoints of other layouts.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import layout_steps, spawn, switch_steps
-from helpers.switch_steps import SWITCHES
+from helpers.layout_steps import RESUMED, STEPS
+from helpers.switch_steps import SAVED, SWITCHES, StepsWithImages
 from torch import Tensor
 
 NUM_PROCESSES = 4
@@ -28,8 +33,22 @@ def single(parallel) -> dict:
 
 
 @pytest.fixture(scope="module")
-def by_layout(single, tmp_path_factory) -> dict[str, list[dict]]:
-    folder = tmp_path_factory.mktemp("switches")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("switches")
+
+
+@pytest.fixture(scope="module")
+def single_steps(parallel, folder) -> dict[str, dict]:
+    """Two steps of one process, whose checkpoints the first layout goes on with."""
+    run, found = folder / layout_steps.SINGLE, {}
+    for switch in SAVED:
+        config = switch_steps.saved_config(switch, run)
+        found[switch] = layout_steps.two_steps(config, parallel, True, StepsWithImages)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_layout(single, single_steps, folder) -> dict[str, list[dict]]:
     program = (switch_steps.__file__, folder, json.dumps(LAYOUTS))
     spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
     return {
@@ -62,6 +81,24 @@ def test_layout_equals_one_process(layout, switch, single, by_layout, measure):
     assert losses.keys() == wanted.keys()
     worst = max(relative_error(losses[key], wanted[key]) for key in wanted)
     measure(f"losses per token, {switch}, {layout}", "one process", worst, 1e-5)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("switch", SAVED)
+def test_checkpoints_of_other_layouts_go_on(
+    switch, single_steps, by_layout, parallel, folder, measure
+):
+    expected = layout_steps.assemble([single_steps[switch]])
+    assert any(".visual_" in key and bool(change.any()) for (key, _), change in expected.items())
+    for layout, ranks in by_layout.items():
+        for case in (STEPS, RESUMED):
+            found = layout_steps.assemble([rank[switch, case] for rank in ranks])
+            worst = layout_steps.worst_change(found, expected)
+            measure(f"change of weights, {switch}, {layout}, {case}", "one process", worst, 1e-4)
+    run, config = folder / list(LAYOUTS)[-1], switch_steps.saved_config(switch, folder / "again")
+    alone = layout_steps.second_step(config, parallel, run / switch, StepsWithImages)
+    worst = layout_steps.worst_change(layout_steps.assemble([alone]), expected)
+    measure(f"change of weights, {switch}, resumed by one process", "one process", worst, 1e-4)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)

@@ -10,20 +10,30 @@ import pytest
 import torch
 from helpers import distilled_steps, layout_steps, small_model, spawn
 from helpers.checkpoint_tensors import checkpoint_tensors
+from helpers.distilled_steps import STUDENTS, TEACHERS
 from helpers.small_runs import stage_config
 from helpers.spawn import metrics
 from torch.nn import functional
 
 from nvlm.batch import StepBatch
 from nvlm.errors import CheckpointError, ConfigError
+from nvlm.plan.assumptions import assumptions_for
+from nvlm.plan.hardware import CARDS
+from nvlm.plan.refuse import check_fit
+from nvlm.plan.stage_bytes import stage_bytes
+from nvlm.plan.work import largest_work
 from nvlm.train.step import run_schedule, train_step
-from nvlm.train.teacher import Teacher, find_teacher
+from nvlm.train.teacher import Teacher, find_teacher, stored_teacher
 
 LAYOUTS = {
     "TP2": ["parallel.tensor=2"],
     "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
     "DP2": [],
 }
+# Losses of the others are of the same divergence, on one process above.
+KINDS = [
+    kind if kind == "NVLM-D" else pytest.param(kind, marks=pytest.mark.slow) for kind in STUDENTS
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +44,17 @@ def folder(parallel, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_step_is_of_the_loss_and_the_divergence(parallel, folder, measure):
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_step_is_of_the_loss_and_the_divergence(kind, parallel, tmp_path, measure):
     """Against torch's own losses of both models' logits, sent through the same schedule."""
     from nvlm.model.parts.names import named_parameters
 
-    config = distilled_steps.config_of(folder, "one step")
+    distilled_steps.write_teacher(tmp_path, parallel, *TEACHERS.get(kind, []))
+    config = distilled_steps.config_of(tmp_path, "one step", *STUDENTS[kind])
     run = distilled_steps.DistilledSteps(config, parallel)
     training, teacher = run.training, run.training.teacher
     assert isinstance(teacher, Teacher)
-    micro_batches = layout_steps.with_images(config)
+    micro_batches = distilled_steps.micro_batches_of(config)
     num_trained = sum(int(batch.loss_mask().sum()) for batch in micro_batches)
     sums = {"own": 0.0, "apart": 0.0}
 
@@ -71,7 +83,9 @@ def test_a_step_is_of_the_loss_and_the_divergence(parallel, folder, measure):
     for chunk in training.chunks:
         chunk.zero_grad_buffer()
     run_schedule(forward, training.chunks, micro_batches)
-    expected = {n: p.main_grad.clone() for n, p in named_parameters(run.training.chunks)}
+    trained = [(n, p) for n, p in named_parameters(run.training.chunks) if p.requires_grad]
+    expected = {name: p.main_grad.clone() for name, p in trained}
+    assert any("lora" in name for name in expected) == (kind == "adapters")
     # A step that changes no weight leaves its gradients.
     result = train_step(
         training.chunks, training.optimizer, StepBatch(micro_batches, [], {}), parallel, 1,
@@ -79,20 +93,47 @@ def test_a_step_is_of_the_loss_and_the_divergence(parallel, folder, measure):
     )  # fmt: skip
     assert result.loss == pytest.approx(sums["own"] / num_trained, rel=1e-5)
     assert result.distillation_loss == pytest.approx(sums["apart"] / num_trained, rel=1e-5)
-    found = {n: p.main_grad for n, p in named_parameters(run.training.chunks)}
+    # Of adapters A has none as long as B is zero.
     worst = max(
-        float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected
+        float((p.main_grad - expected[name]).norm() / expected[name].norm())
+        for name, p in trained
+        if expected[name].any()
     )
-    measure("gradients of a distilled step", "torch's cross entropy and kl_div", worst, 1e-4)
+    measure(
+        f"gradients of a distilled step, {kind}", "torch's cross entropy and kl_div", worst, 1e-4
+    )
     assert not any(p.requires_grad for p in teacher._model.parameters())
 
 
+def test_plans_have_the_teachers_memory(parallel, folder):
+    """Its weights as they are built, and the logits of both by hand."""
+    config = distilled_steps.config_of(folder, "planned")
+    checkpoint = find_teacher(config)
+    assert checkpoint is not None
+    teacher = Teacher(config, parallel, checkpoint)
+    held = sum(p.numel() * p.element_size() for p in teacher._model.parameters())
+    settings = config, 0, 1, largest_work(config), assumptions_for(CARDS["h100-80gb"])
+    alone, taught = stage_bytes(*settings), stage_bytes(*settings, teacher=stored_teacher(config))
+    assert taught.teacher == taught.kept - alone.kept == held > 0
+    num_tokens = config.train.micro_batch_size * config.stage.sequence_length
+    # 1088 rows of the teacher; 1024 of what the divergence makes of both.
+    assert taught.logits - alone.logits == num_tokens * (1088 + 3 * 1024) * 4
+    assert taught.peak > alone.peak + held
+    memory = alone.peak + held // 2
+    check_fit(config, 1, memory)
+    with pytest.raises(ConfigError, match="the teacher's weights"):
+        check_fit(config, 1, memory, stored_teacher(config))
+
+
 @pytest.mark.parallel
-def test_layouts_and_resumed_steps_are_those_of_one_process(parallel, folder, measure):
-    config = distilled_steps.config_of(folder, distilled_steps.SINGLE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layouts_and_resumed_steps_are_those_of_one_process(kind, parallel, tmp_path, measure):
+    folder = tmp_path
+    distilled_steps.write_teacher(folder, parallel, *TEACHERS.get(kind, []))
+    config = distilled_steps.config_of(folder, distilled_steps.SINGLE, *STUDENTS[kind])
     truth = layout_steps.two_steps(config, parallel, True, distilled_steps.DistilledSteps)
     expected = layout_steps.assemble([truth])
-    program = (distilled_steps.__file__, folder, json.dumps(LAYOUTS))
+    program = (distilled_steps.__file__, folder, json.dumps(LAYOUTS), kind)
     spawn.run_program_or_fail(2, *program, log=folder / "log")
     for layout in LAYOUTS:
         ranks = [
@@ -101,11 +142,8 @@ def test_layouts_and_resumed_steps_are_those_of_one_process(parallel, folder, me
         for case in (layout_steps.STEPS, layout_steps.RESUMED):
             results = [rank[case] for rank in ranks]
             found = layout_steps.assemble(results)
-            worst = max(
-                float((found[key] - expected[key]).norm() / expected[key].norm())
-                for key in expected
-            )
-            what = f"change of weights in distilled steps, {layout}, {case}"
+            worst = layout_steps.worst_change(found, expected)
+            what = f"change of weights in distilled steps, {kind}, {layout}, {case}"
             measure(what, "one process", worst, 1e-4)
             for step, losses in results[0]["losses"].items():
                 torch.testing.assert_close(losses, truth["losses"][step], rtol=1e-5, atol=0)
