@@ -136,6 +136,10 @@ class ModelConfig(Section):
     """How the decoder's image tokens see each other. `bidirectional`: those with no other token
     between them (a tile's; with `stage.tile_tags: none` an image's) both ways, text causally
     (Croc)."""
+    deepstack: Switch = False
+    """The connector reads the last of `vision.feature_layers` alone; the others go each through a
+    connector of its own and are added to the image tokens' hidden states, the first's behind the
+    decoder's first layer and so on (DeepStack, as in Qwen3-VL). docs/switches.md."""
     tokenizer: PathText
     """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how
     conversations are written."""
@@ -160,8 +164,17 @@ class ModelConfig(Section):
 
     @property
     def connector_sizes(self) -> ConnectorSizes:
-        vision = self.vision
-        return ConnectorSizes(vision.num_patches, vision.feature_size, self.language.hidden_size)
+        vision, hidden_size = self.vision, self.language.hidden_size
+        channels = vision.feature_size // (1 + self.num_deepstack)
+        return ConnectorSizes(vision.num_patches, channels, hidden_size)
+
+    @property
+    def num_deepstack(self) -> int:
+        """Encoder layers that decoder layers are given; as many decoder layers, the first ones."""
+        first, *others = self.vision.parts.values()
+        if not self.deepstack or others:
+            return 0
+        return max(0, len(first.feature_layer_numbers) - 1)
 
     @property
     def cross_attention_layers(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ def switch_problems(config: RunConfig) -> Iterator[str]:
     yield from _attention_problems(config)
     yield from _weight_problems(config)
     yield from _tag_problems(config)
+    yield from _deepstack_problems(config)
 
 
 def _attention_problems(config: RunConfig) -> Iterator[str]:
@@ -83,3 +84,48 @@ def _tag_problems(config: RunConfig) -> Iterator[str]:
             f"train.distill does not go with {key}: the teacher reads the same tokens, and has "
             "learned no such tags, or others; use 1d"
         )
+def _deepstack_problems(config: RunConfig) -> Iterator[str]:
+    model, parallel, key = config.model, config.parallel, "model.deepstack"
+    if not model.deepstack:
+        return
+    number = model.num_deepstack
+    if not number:
+        yield (
+            f"{key} needs one encoder with model.vision.feature_layers, such as [-17, -9, -1]: what"
+            " is added behind decoder layers, and last what the connector reads"
+        )
+        return
+    if model.fusion != "decoder_only":
+        yield (
+            f"{key} does not go with model.fusion {model.fusion}: it adds to image tokens of the "
+            "decoder's sequence; use decoder_only"
+        )
+    if model.language.visual_weights != "none":
+        yield (
+            f"{key} does not go with model.language.visual_weights {model.language.visual_weights},"
+            " whose layers are of a class of their own; use none"
+        )
+    if parallel.context > 1:
+        yield (
+            f"parallel.context {parallel.context} does not go with {key}: what is added is not "
+            "shared out; use parallel.context 1"
+        )
+    if parallel.layout == "auto":
+        yield f"parallel.layout auto does not go with {key}: name the layers of each stage, or even"
+        return
+    num_layers = _layers_of_first_chunk(config)
+    if number > num_layers:
+        yield (
+            f"{key} adds behind the first {number} decoder layers, and the first pipeline stage's "
+            f"first chunk has {num_layers} (parallel.pipeline, virtual_pipeline, layout): what is "
+            "added does not travel"
+        )
+
+
+def _layers_of_first_chunk(config: RunConfig) -> int:
+    parallel = config.parallel
+    if isinstance(parallel.layout, str):
+        num_chunks = parallel.pipeline * parallel.virtual_pipeline
+        return config.model.language.num_layers // num_chunks
+    first = parallel.layout[0]
+    return first if isinstance(first, int) else first[0]

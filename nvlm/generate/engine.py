@@ -121,6 +121,11 @@ class Engine:
                 f"{self.checkpoint}: a share of visual tokens to keep is for models that read them "
                 f"in their sequence, and model.fusion is {self.config.model.fusion}; keep all"
             )
+        if self.thrift.visual_tokens != 1 and self.config.model.deepstack:
+            raise DataError(
+                f"{self.checkpoint}: which visual tokens are merged is chosen by their embeddings, "
+                "and model.deepstack adds to each behind later layers; keep all"
+            )
         if self.thrift.cache != 1 and self.config.model.sees_both_ways:
             raise DataError(
                 f"{self.checkpoint}: a share of the cache to keep is chosen by causal attention, "

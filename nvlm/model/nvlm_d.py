@@ -27,6 +27,7 @@ from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.merging import merge_tokens
 from nvlm.model.connectors.table import build_connector
 from nvlm.model.decoders.cached import layer_shapes
+from nvlm.model.decoders.deepstack import added_rows
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.decoders.stacking import stacked_without_holes, uneven_rows
 from nvlm.model.encoders.table import build_encoder
@@ -133,6 +134,7 @@ class NVLMD(MegatronModule):
         self.shares_tiles = config.parallel.shares_tiles
         self.sees_both_ways = config.model.sees_both_ways
         self.has_visual_weights = config.model.language.visual_weights != "none"
+        self.has_deepstack = config.model.deepstack
         parts = _layer_parts(config, layer_implementation, to_generate)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
@@ -213,7 +215,8 @@ class NVLMD(MegatronModule):
     ) -> Tensor:
         """What the decoder makes of `rows`, on later stages of those that they have received.
 
-        On all stages but the last with the row beside it behind, for the next.
+        On all stages but the last with the row beside it behind, for the next. What deepstack adds
+        is such a row, and goes no further than this stage.
         """
         row, beside = rows or (None, None)
         if rows is None:
@@ -228,7 +231,9 @@ class NVLMD(MegatronModule):
             extra_block_kwargs={"context": beside, "context_mask": sights},
             **arguments,
         )
-        return output if self.post_process or beside is None else torch.cat([output, beside])
+        if self.post_process or self.has_deepstack or beside is None:
+            return output
+        return torch.cat([output, beside])
 
     def _padding_mask(self, micro_batch: MicroBatch) -> Tensor | None:
         """[1, t], with sequence parallelism this rank's part: what routers do not count."""
@@ -274,6 +279,8 @@ class NVLMD(MegatronModule):
             return self._embed_tokens(tokens), None
         embedded = self._embed_tokens(all_tokens(tokens, images.beside))
         visual = self.visual.project(self.visual.encode(images.tiles))
+        if self.has_deepstack:
+            return self._spliced(embedded, images.positions, visual)
         if images.beside is None:
             visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
         places = visual_tokens(images.positions, images.beside, num_tokens, visual)
@@ -306,11 +313,23 @@ class NVLMD(MegatronModule):
         # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
             visual = self.visual.embeddings(micro_batch, embeddings)
+            if self.has_deepstack:
+                rows = self._spliced(embeddings, micro_batch.image_positions, visual)
+                return self._as_input(*rows)
             places = micro_batch.image_positions, beside, tokens.shape[1]
             embeddings = splice(embeddings, *visual_tokens(*places, visual))
         elif self.overlaps_data_parallelism:
             embeddings = with_zero_gradient(embeddings, self.visual.blank_tile(embeddings))
-        row, row_beside = split_rows(embeddings, tokens.shape[1])
+        return self._as_input(*split_rows(embeddings, tokens.shape[1]))
+
+    def _spliced(self, embeddings: Tensor, positions: Tensor, visual: Tensor) -> Rows:
+        """Of deepstack: the row with its image tokens, and what `added_rows` makes."""
+        visual, *levels = visual.split(embeddings.shape[-1], dim=-1)
+        added = added_rows(embeddings, positions, levels)
+        return splice(embeddings, positions, visual), added
+
+    def _as_input(self, row: Tensor, row_beside: Tensor | None) -> Rows:
+        """Both as the first layer takes them."""
         if self.config.sequence_parallel:
             row = self._own_part(row)
             row_beside = None if row_beside is None else self._own_part(row_beside)

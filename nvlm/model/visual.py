@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nvlm.batch import MicroBatch
 from nvlm.config.schema import RunConfig
 from nvlm.dtypes import DTYPES
+from nvlm.model.connectors.table import all_connectors
 from nvlm.model.parts.device_time import DeviceTime
 from nvlm.model.parts.names import is_frozen
 from nvlm.parallel.context import gather_images
@@ -47,9 +48,18 @@ class Visual:
         self._encoder_time = DeviceTime()
 
     def project(self, features: Tensor) -> Tensor:
-        """What the encoder gives, [n, p, channels] -> language-model embeddings [n, q, h]."""
+        """What the encoder gives, [n, p, channels] -> language-model embeddings [n, q, h].
+
+        With `model.deepstack` [n, q, (1 + k) h]: beside them what is added behind k layers.
+        """
         assert self._connector is not None
-        return self._connector(features)
+        connectors = all_connectors(self._connector)
+        if len(connectors) == 1:
+            return self._connector(features)
+        # The last layer's is the first connector's.
+        *others, last = features.chunk(len(connectors), dim=-1)
+        pairs = zip(connectors, [last, *others], strict=True)
+        return torch.cat([connector(level) for connector, level in pairs], dim=-1)
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """tiles [n, 3, size, size] uint8 -> language-model embeddings [n, q, h]."""

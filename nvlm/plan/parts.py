@@ -220,6 +220,7 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     rows = num_tiles * model.num_tokens_per_tile
     products, moved_numbers = 0.0, num_tiles * model.connector_sizes.num_patches * _SHUFFLE_BYTES
     moved_numbers *= model.connector_sizes.channels
+    number = 1 + model.num_deepstack
     *inner, last = model.connector.products(model.connector_sizes)
     for product in inner:  # its output is split and goes through the activation
         width = product.outputs / (tensor if product.is_split else 1)
@@ -229,8 +230,8 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     products += device.product(num_tiles * last.rows, columns, last.outputs)
     scale = device.number / 2
     splice = num_tokens(config) * language.hidden_size * numbers["splice_bytes"]
-    moved = device.moving(scale * (moved_numbers + splice))
-    summed = _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
+    products, moved = number * products, device.moving(scale * number * (moved_numbers + splice))
+    summed = number * _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
     gathered = _image_tokens_seconds(config, rows, device)
     forward = Seconds(matmul=products, elementwise=moved, messages=summed + gathered)
     if not (trains(config, PROJECTOR) or trains(config, VISION)):

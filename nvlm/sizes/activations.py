@@ -135,6 +135,8 @@ def stage_activations(
     if config.train.recompute.language.granularity == "full":
         # The table of angles, as long as the longest document may be; in fp32, and one for all.
         layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
+        # What is added behind the first layers, which each of them has as an input.
+        layers += (stage == 0) * config.model.num_deepstack * only_input
     if stage == 0:
         layers += _mask_of_dropout(config)
     return StageActivations(
@@ -227,7 +229,8 @@ def _projector(config: RunConfig, num_tiles: int) -> int:
         return 0
     kept = model.connector.kept_numbers(model.connector_sizes, config.parallel.tensor)
     width = DTYPES[config.train.precision].num_bytes
-    return num_tiles * (width * kept.in_precision + _FP32 * kept.in_fp32)
+    of_tile = width * kept.in_precision + _FP32 * kept.in_fp32
+    return num_tiles * (1 + model.num_deepstack) * of_tile
 
 
 def _head(config: RunConfig) -> int:

@@ -26,9 +26,21 @@ TRAINS = "!"
 # Component, which its parameters' names begin with -> its rows, in the order of the forward pass.
 COMPONENTS: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {
     VISION: lambda model: model.vision.parameters(),
-    PROJECTOR: lambda model: model.connector.parameters(model.connector_sizes),
+    PROJECTOR: lambda model: _connectors(model),
     LANGUAGE: qwen2.parameters,
 }
+
+
+# Before the number of a connector beside the first: of `model.deepstack`.
+DEEPSTACK = "deepstack_"
+
+
+def _connectors(model: ModelConfig) -> Iterator[Parameter]:
+    rows = list(model.connector.parameters(model.connector_sizes))
+    yield from rows
+    for number in range(model.num_deepstack):
+        for row in rows:
+            yield replace(row, key=f"{DEEPSTACK}{number}.{row.key}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ SWITCHES = {
     "visual attention": ["model.visual_attention=bidirectional"],
     "own norms, keys, values": ["model.language.visual_weights=norms_keys_values"],
     "features of two layers": ["model.vision.feature_layers=[-2, -1]"],
+    # Behind two decoder layers, of four: where a stage or chunk has one, behind that.
+    "deepstack": ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"],
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
     "soft tags": ["stage.tile_tags=soft", "stage.num_soft_tag_tokens=2"],
 }

@@ -92,6 +92,12 @@ class EncoderStack(Protocol):
         """Channels of a patch's features: of all the layers that they are taken from."""
         ...
 
+    @property
+    def feature_layer_numbers(self) -> tuple[int, ...]:
+        """Layers whose hidden states are the features, side by side, counted from the first, 1;
+        empty where that is the last built one alone."""
+        ...
+
     patch_size: int
     # Of its norms of queries and keys.
     qk_layernorm: Any

@@ -198,6 +198,11 @@ def check_switches(config: RunConfig) -> None:
             f"model.language.visual_weights {weights}: exported models have one set of weights for "
             f"text and images; {use}"
         )
+    if config.model.deepstack:
+        raise ConvertError(
+            "model.deepstack: exported models give features to the decoder's first layer alone; "
+            f"{use}"
+        )
     if config.model.sees_both_ways:
         raise ConvertError(
             f"model.visual_attention bidirectional: exported models are causal; {use}"

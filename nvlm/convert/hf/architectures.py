@@ -327,6 +327,7 @@ def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]
         **found,
     }
     return [
+        *(["is no model with model.deepstack true"] if model.deepstack else []),
         *unknown_keys(found, keys),
         *value_differences(values, stated, keys),
         *_connector_problems(found, model),

@@ -23,4 +23,7 @@ def projector_rules(model: ModelConfig) -> list[Rule]:
     names = {
         key: [f"mlp1.{key}"] for key in (row.key.removeprefix(f"{PROJECTOR}.") for row in rows)
     }
-    return rules_of(rows, _OF_MLP if model.connector.kind == "mlp" else names, {})
+    if model.connector.kind == "mlp":
+        # Those of `model.deepstack` are in no folder, and keep their names.
+        names |= _OF_MLP
+    return rules_of(rows, names, {})

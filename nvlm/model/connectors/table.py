@@ -19,6 +19,7 @@ from torch import nn
 from nvlm.config.schema import ModelConfig
 from nvlm.model.parts.layers import LayerParts
 from nvlm.model.parts.whole import whole
+from nvlm.sizes.parameters import DEEPSTACK
 
 
 def build_connector(
@@ -27,7 +28,28 @@ def build_connector(
     parts: LayerParts,
     groups: ProcessGroupCollection,
 ) -> nn.Module:
-    """[n, p, c] -> [n, q, hidden size]"""
+    """[n, p, c] -> [n, q, hidden size]
+
+    With `model.deepstack` the others are below it, called like their rows: `deepstack_0`, ...
+    """
+    first = _connector(model, config, parts, groups)
+    for number in range(model.num_deepstack):
+        first.add_module(f"{DEEPSTACK}{number}", _connector(model, config, parts, groups))
+    return first
+
+
+def all_connectors(first: nn.Module) -> list[nn.Module]:
+    """What `build_connector` made: the first, and those of `model.deepstack` in their order."""
+    numbered = [one for name, one in first.named_children() if name.startswith(DEEPSTACK)]
+    return [first, *numbered]
+
+
+def _connector(
+    model: ModelConfig,
+    config: TransformerConfig,
+    parts: LayerParts,
+    groups: ProcessGroupCollection,
+) -> nn.Module:
     connector, sizes = model.connector, model.connector_sizes
     module: Any = import_module(f"nvlm.model.connectors.{connector.kind}")
     if issubclass(module.Connector, MegatronModule):

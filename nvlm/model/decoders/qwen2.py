@@ -25,6 +25,7 @@ from nvlm.config.schema import LanguageConfig, ModelConfig
 from nvlm.megatron.packed_rotary import use_rows_from_device
 from nvlm.megatron.residual_gradients import follow_gradient_mode
 from nvlm.model.decoders.cross_attention import with_cross_attention
+from nvlm.model.decoders.deepstack import with_deepstack
 from nvlm.model.decoders.experts import mark_experts, with_experts
 from nvlm.model.decoders.visual_weights import with_visual_weights
 from nvlm.model.parts.attention import RotatedSelfAttention
@@ -59,6 +60,7 @@ def build_language_model(
         specs = with_experts(specs, first, language, parts, router_losses)
     specs = with_cross_attention(specs, first, model_config, parts)
     specs = with_visual_weights(specs, language)
+    specs = with_deepstack(specs, first, model_config.num_deepstack)
     layers = TransformerBlockSubmodules(
         layer_specs=specs,
         layer_norm=RMSNorm,  # type: ignore[arg-type]
