@@ -15,6 +15,8 @@ X = [
     "stage.max_tiles_per_sequence=24",
 ]
 BOTH_WAYS = "model.visual_attention=bidirectional"
+LEVELS = "model.vision.feature_layers=[-3, -2, -1]"
+DEEP = ["model.deepstack=true", LEVELS]
 OWN = "model.language.visual_weights=norms_keys_values"
 SOFT = "stage.tile_tags=soft"
 
@@ -45,6 +47,19 @@ SOFT = "stage.tile_tags=soft"
             "train.distill does not go with stage.tile_tags soft",
         ),
         (["stage.num_soft_tag_tokens=2"], "num_soft_tag_tokens 2 is of stage.tile_tags soft"),
+        (["model.deepstack=true"], "model.deepstack needs one encoder with model.vision.feature_l"),
+        ([*DEEP, *X], "model.deepstack does not go with model.fusion cross_attention"),
+        ([*DEEP, OWN], "model.deepstack does not go with model.language.visual_weights"),
+        ([*DEEP, "parallel.context=2"], "parallel.context 2 does not go with model.deepstack"),
+        ([*DEEP, "parallel.layout=auto"], "parallel.layout auto does not go with model.deepstack"),
+        (
+            [*DEEP, "parallel.pipeline=4"],
+            "behind the first 2 decoder layers, and the first pipeline stage's first chunk has 1",
+        ),
+        (
+            [*DEEP, "parallel.pipeline=2", "parallel.layout=[1,3]"],
+            "behind the first 2 decoder layers, and the first pipeline stage's first chunk has 1",
+        ),
     ],
 )
 def test_refused_with_the_reason(overrides, said):

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from nvlm.checkpoint_io import read_config
 from nvlm.config import changed, save_config
 from nvlm.convert import convert_from_hf, convert_to_hf
+from nvlm.convert.megatron.tensors import CheckpointTensors
+from nvlm.convert.tables.projector import projector_rules
 from nvlm.errors import CheckpointError, ConvertError, NvlmError
 
 NORM = "encoder.layers.1.norm1.weight"
@@ -334,6 +336,26 @@ def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str
     config = changed(read_config(checkpoint), {key: value})
     save_config(config, checkpoint / "config.yaml")
     with pytest.raises(ConvertError, match=f"{key} {value}: exported models"):
+        convert_to_hf(checkpoint, out)
+
+
+def test_connectors_of_deepstack_are_drawn_and_have_no_export(tmp_path, out):
+    """Each at random for itself; a folder of a whole NVLM has none of them."""
+    config = small_folders.convert_config(
+        "model.deepstack=true", "model.vision.feature_layers=[-2, -1]"
+    )
+    small_folders.make_vision_folder(tmp_path / "vision", config)
+    small_folders.make_language_folder(tmp_path / "language", config)
+    folders = tmp_path / "vision", tmp_path / "language"
+    checkpoint = convert_from_hf(*folders, config, tmp_path / "checkpoint")
+    tensors = CheckpointTensors(checkpoint, projector_rules(config.model))
+    names = "mlp1.1.weight", "mlp1.deepstack_0.mlp.linear_fc1.weight"
+    # What is read is there until the next is.
+    first, second = (tensors.read_rows(name, 0, tensors.shape(name)[0]).clone() for name in names)
+    std = config.model.connector.init_std
+    assert not torch.equal(first, second)
+    assert abs(float(second.std()) / std - 1) < 0.1
+    with pytest.raises(ConvertError, match=r"model\.deepstack: exported models give"):
         convert_to_hf(checkpoint, out)
 
 

@@ -55,6 +55,9 @@ def test_answers_with_a_cache_are_those_by_recomputation(engine):
 
 
 def test_a_share_of_the_cache_is_refused(engine):
+    if engine.config.model.deepstack:
+        with pytest.raises(DataError, match=r"which visual tokens are merged .*deepstack"):
+            Engine(engine.checkpoint, thrift=Thrift(visual_tokens=0.5))
     if not engine.config.model.sees_both_ways:
         return
     with pytest.raises(DataError, match="share of the cache to keep"):

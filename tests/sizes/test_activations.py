@@ -34,6 +34,7 @@ FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
 BOTH_WAYS = "model.visual_attention=bidirectional"
+DEEPSTACK = ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"]
 OWN_KEYS = "model.language.visual_weights=norms_keys_values"
 OWN_WEIGHTS = "model.language.visual_weights=all"
 X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
@@ -61,6 +62,8 @@ CASES = {
     "images seen both ways, selective recompute": [BF16, SELECTIVE, BOTH_WAYS],
     "own norms, keys, values, tensor 2, sequence": [BF16, TP2, SP, OWN_KEYS],
     "features of two layers": [BF16, "model.vision.feature_layers=[-2, -1]"],
+    "deepstack, tensor 2, sequence": [BF16, *DEEPSTACK, TP2, SP],
+    "deepstack, full recompute": [BF16, *DEEPSTACK, FULL],
     "all weights own": [BF16, OWN_WEIGHTS],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],

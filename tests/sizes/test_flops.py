@@ -151,6 +151,18 @@ def test_features_of_three_layers():
     assert counts[1] - counts[0] == 8192 * (4864 + 2)
 
 
+def test_deepstack_has_connectors_of_its_own():
+    """Three connectors as before in the place of one: 4096 x (4864 + 2) + 4864 x 896 weights."""
+    keys = ["model.deepstack=true", "model.vision.feature_layers=[-17, -9, -1]"]
+    before = load_config("internvit_300m_qwen2_0_5b/sft").model
+    model = load_config("internvit_300m_qwen2_0_5b/sft", keys).model
+    found, expected = forward_flops(model), forward_flops(before)
+    assert found.projector_per_tile == 3 * expected.projector_per_tile
+    assert found.per_token == expected.per_token
+    counts = [sum(row.size for row in parameter_table(one)) for one in (before, model)]
+    assert counts[1] - counts[0] == 2 * (4096 * (4864 + 2) + 4864 * 896)
+
+
 def test_cross_attention_of_the_72b():
     """Ten layers: queries and output 8192 x 8192 each, for every token of the decoder; keys and
     values of 8 heads, 8192 x 2048 = 16,777,216, for each of a tile's 256 tokens."""
