@@ -164,17 +164,15 @@ class ModelConfig(Section):
 
     @property
     def connector_sizes(self) -> ConnectorSizes:
-        vision, hidden_size = self.vision, self.language.hidden_size
-        channels = vision.feature_size // (1 + self.num_deepstack)
-        return ConnectorSizes(vision.num_patches, channels, hidden_size)
+        channels = self.vision.feature_size // (1 + self.num_deepstack)
+        return ConnectorSizes(self.vision.num_patches, channels, self.language.hidden_size)
 
     @property
     def num_deepstack(self) -> int:
         """Encoder layers that decoder layers are given; as many decoder layers, the first ones."""
         first, *others = self.vision.parts.values()
-        if not self.deepstack or others:
-            return 0
-        return max(0, len(first.feature_layer_numbers) - 1)
+        fits = self.deepstack and not others
+        return max(0, len(first.feature_layer_numbers) - 1) if fits else 0
 
     @property
     def cross_attention_layers(self) -> tuple[int, ...]:

@@ -84,6 +84,8 @@ def _tag_problems(config: RunConfig) -> Iterator[str]:
             f"train.distill does not go with {key}: the teacher reads the same tokens, and has "
             "learned no such tags, or others; use 1d"
         )
+
+
 def _deepstack_problems(config: RunConfig) -> Iterator[str]:
     model, parallel, key = config.model, config.parallel, "model.deepstack"
     if not model.deepstack:
