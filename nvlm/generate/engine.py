@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvlm import platform
-from nvlm.config.schema import ParallelConfig
+from nvlm.config.schema import ModelConfig, ParallelConfig
 from nvlm.data.samples.sample import Messages
 from nvlm.data.text.chat import ChatTokenizer, open_tokenizer
 from nvlm.data.text.encode import EncodedPrompt, SampleEncoder
@@ -116,21 +116,7 @@ class Engine:
             self.tokenizer, self.config.model.image_token, name=f"model.tokenizer {name}"
         )
         self.thrift = thrift or Thrift()
-        if self.thrift.visual_tokens != 1 and self.config.model.fusion != "decoder_only":
-            raise DataError(
-                f"{self.checkpoint}: a share of visual tokens to keep is for models that read them "
-                f"in their sequence, and model.fusion is {self.config.model.fusion}; keep all"
-            )
-        if self.thrift.visual_tokens != 1 and self.config.model.deepstack:
-            raise DataError(
-                f"{self.checkpoint}: which visual tokens are merged is chosen by their embeddings, "
-                "and model.deepstack adds to each behind later layers; keep all"
-            )
-        if self.thrift.cache != 1 and self.config.model.sees_both_ways:
-            raise DataError(
-                f"{self.checkpoint}: a share of the cache to keep is chosen by causal attention, "
-                "and model.visual_attention is bidirectional; keep all"
-            )
+        _check_thrift(self.thrift, self.config.model, self.checkpoint)
         self.encoder = SampleEncoder.from_config(self.config, chat)
         visual = self.encoder.visual
         num_kept = self.thrift.num_tokens_per_tile(visual.num_tokens_per_tile)
@@ -234,6 +220,25 @@ class Engine:
             stop_ids,
             self.thrift,
             beside,
+        )
+
+
+def _check_thrift(thrift: Thrift, model: ModelConfig, checkpoint: Path) -> None:
+    """Raise `DataError` where `model` cannot answer with a share of its prompts."""
+    if thrift.visual_tokens != 1 and model.fusion != "decoder_only":
+        raise DataError(
+            f"{checkpoint}: a share of visual tokens to keep is for models that read them in their "
+            f"sequence, and model.fusion is {model.fusion}; keep all"
+        )
+    if thrift.visual_tokens != 1 and model.deepstack:
+        raise DataError(
+            f"{checkpoint}: which visual tokens are merged is chosen by their embeddings, and "
+            "model.deepstack adds to each behind later layers; keep all"
+        )
+    if thrift.cache != 1 and model.sees_both_ways:
+        raise DataError(
+            f"{checkpoint}: a share of the cache to keep is chosen by causal attention, and "
+            "model.visual_attention is bidirectional; keep all"
         )
 
 
