@@ -26,7 +26,8 @@ class DeepStackLayer(TransformerLayer):
     """`context` is what `added_rows` makes, or None where a micro-batch has no images."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        hidden_t1h, added_tkh = super().forward(*arguments, **named)
+        output: Any = super().forward(*arguments, **named)
+        hidden_t1h, added_tkh = output
         if added_tkh is not None:
             index = self.layer_number - 1
             hidden_t1h = hidden_t1h + added_tkh[:, index : index + 1]
