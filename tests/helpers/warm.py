@@ -153,6 +153,7 @@ def _start(
     if num_processes == 1:
         _run(program)
     _fork_ranks()
+    _name_methods_at_once()
     torchrun = ["-m", "torch.distributed.run", "--standalone"]
     _run([*torchrun, f"--nproc-per-node={num_processes}", *program])
 
@@ -199,6 +200,14 @@ class _Rank:
 
     def wait(self, timeout: float | None = None) -> int:
         return Job.wait(self, timeout)  # type: ignore[arg-type]
+
+
+def _name_methods_at_once() -> None:
+    """torchrun's rendezvous names the method that it is in at each of its steps, for a log. For
+    that it looks for the sources of all that is imported: here, over a second of each job."""
+    rendezvous = importlib.import_module("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
+    assert rendezvous.get_method_name
+    rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def _fork_ranks() -> None:
