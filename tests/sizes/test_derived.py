@@ -26,7 +26,7 @@ CROSS_ATTENTION = {
     f"nvlm_{fusion}_{size}": count
     for fusion in "xh"
     for size, count in {"72b": 1_510_031_370, "34b": 1_174_476_810}.items()
-}
+} | {f"internvit_300m_qwen2_5_7b_{fusion}": 205_545_991 for fusion in "xh"}
 TRAINED = {"pretrain": {"vision_projection"}, "sft": {"vision_projection", "language_model"}}
 # Some begin after another's first stage.
 RUNS = sorted(
