@@ -74,6 +74,9 @@ LOADED_BY_VLLM = {
     "internvit_300m_qwen2_5_7b_128k": False,
     "internvit_300m_qwen2_5_7b_x": False,
     "internvit_300m_qwen2_5_7b_h": False,
+    "internvit_300m_llama_3_2_1b": False,
+    "internvit_300m_mistral_7b": False,
+    "internvit_300m_yi_6b": False,
     "siglip_so400m_qwen3_4b": False,
     "tiny": False,
 }

@@ -26,6 +26,13 @@ from nvlm.sizes.parameters import parameter_table
 # 34B:   7168 x 9216 = 66,060,288 + 7168 x 7168 = 51,380,224 + 7168 x 40960 = 293,601,280
 #        + 20480 x 7168 = 146,800,640: 557,842,432, 60 times; with the output layer of
 #        7168 x 64000 = 458,752,000: 33,929,297,920.
+# Llama 1B: 2048 x 3072 = 6,291,456 + 2048 x 2048 = 4,194,304 + 3 x 2048 x 8192 = 50,331,648:
+#        60,817,408, 16 times; the embedding's matrix once more, 2048 x 128256 = 262,668,288:
+#        1,235,746,816.
+# Mistral 7B: 4096 x 6144 = 25,165,824 + 4096 x 4096 = 16,777,216 + 3 x 4096 x 14336 = 176,160,768:
+#        218,103,808, 32 times; with the output layer of 4096 x 32768 = 134,217,728: 7,113,539,584.
+# Yi 6B: 4096 x 5120 = 20,971,520 + 16,777,216 + 3 x 4096 x 11008 = 135,266,304: 173,015,040, 32
+#        times; with the output layer of 4096 x 64000 = 262,144,000: 5,798,625,280.
 # Cross-attention: queries and output of all heads for each token of the decoder, keys and values
 # for each of a tile's 256 tokens.
 # 72B:   10 x 2 x 67,108,864 = 1,342,177,280 more for a token; 8192 x 2048 = 16,777,216, 10 times.
@@ -97,6 +104,24 @@ FORWARD = {
         per_token_pair=200_704,  # 2 x 28 x 3584
         encoder_per_tile=619_079_270_400 + 103_280_640_000,
         projector_per_tile=256 * 290_979_840,  # 256 tokens: 2 x (4096 x 18944 + 18944 x 3584)
+    ),
+    "internvit_300m_llama_3_2_1b/sft": ForwardFlops(
+        per_token=2_471_493_632,
+        per_token_pair=65_536,  # 2 x 16 x 2048
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 100_663_296,  # 256 tokens: 2 x (4096 x 8192 + 8192 x 2048)
+    ),
+    "internvit_300m_mistral_7b/sft": ForwardFlops(
+        per_token=14_227_079_168,
+        per_token_pair=262_144,  # 2 x 32 x 4096
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 234_881_024,  # 256 tokens: 2 x 2 x 4096 x 14336
+    ),
+    "internvit_300m_yi_6b/sft": ForwardFlops(
+        per_token=11_597_250_560,
+        per_token_pair=262_144,
+        encoder_per_tile=619_079_270_400 + 103_280_640_000,
+        projector_per_tile=256 * 180_355_072,  # 256 tokens: 2 x 2 x 4096 x 11008
     ),
     "siglip_so400m_qwen3_4b/sft": ForwardFlops(
         per_token=8_044_544_000,

@@ -106,6 +106,27 @@ COUNTS = {
         "total": 8_270_672_903,
         "without zero heads": 8_270_672_903,
     },
+    "internvit_300m_llama_3_2_1b": {
+        "vision_model": 304_012_288,
+        "vision_projection": 50_339_840,
+        "language_model": 1_235_814_400,
+        "total": 1_590_166_528,
+        "without zero heads": 1_590_166_528,
+    },
+    "internvit_300m_mistral_7b": {
+        "vision_model": 304_012_288,
+        "vision_projection": 117_448_704,
+        "language_model": 7_248_023_552,
+        "total": 7_669_484_544,
+        "without zero heads": 7_669_484_544,
+    },
+    "internvit_300m_yi_6b": {
+        "vision_model": 304_012_288,
+        "vision_projection": 90_185_728,
+        "language_model": 6_061_035_520,
+        "total": 6_455_233_536,
+        "without zero heads": 6_455_233_536,
+    },
     "siglip_so400m_qwen3_4b": {
         "vision_model": 413_532_144,
         "vision_projection": 69_739_520,
@@ -179,6 +200,12 @@ def test_the_counts_by_hand_are_calculated_right():
                 "x": 8 * 1024 + 4 * 1024 * 3584, "h": projector(1024, 18944, 3584)
             }.items()
         },
+        "internvit_300m_llama_3_2_1b": (small, projector(1024, 8192, 2048),
+                                        language(128256, 2048, 8192, 32, 8, 64, 16, 0, 1)),
+        "internvit_300m_mistral_7b": (small, projector(1024, 14336, 4096),
+                                      language(32768, 4096, 14336, 32, 8, 128, 32, 0, 2)),
+        "internvit_300m_yi_6b": (small, projector(1024, 11008, 4096),
+                                 language(64000, 4096, 11008, 32, 4, 128, 32, 0, 2)),
         # Qwen3-4B: see docs/models.md.
         "siglip_so400m_qwen3_4b": (siglip(1152, 4304, 27), projector(1152, 9728, 2560),
                                    4_022_468_096),
