@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from nvlm.config.section import Section
 from nvlm.config.values import Count
 
@@ -16,7 +18,19 @@ class CrossAttentionConfig(Section):
     every 8th of the 72B)."""
     num_query_groups: Count | None = None
     """Key and value heads. null: as many as the decoder's self-attention has."""
+    levels: Literal["together", "in_turn"] = "together"
+    """What each of these layers reads of `vision.feature_layers`. `together`: all, side by side
+    through one connector. `in_turn`: one, the first layers the first and so on, each encoder layer
+    through a connector of its own (EVLM). docs/switches.md."""
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Which of a decoder's layers, from 0."""
         return tuple(range(self.layer_interval - 1, num_layers, self.layer_interval))
+
+    def level(self, layer: int, num_layers: int, num_levels: int) -> int:
+        """Which of so many levels a layer reads, one of `layers`; equal shares of them, in order.
+
+        Of `levels: together` there is one.
+        """
+        layers = self.layers(num_layers)
+        return layers.index(layer) * num_levels // len(layers)

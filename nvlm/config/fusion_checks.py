@@ -46,3 +46,30 @@ def fusion_problems(config: RunConfig) -> Iterator[str]:
             f"{model.fusion}: the row that cross-attention reads has any length, and 8-bit "
             "products ask for multiples of 16; use none"
         )
+    yield from _level_problems(config)
+
+
+def _level_problems(config: RunConfig) -> Iterator[str]:
+    """Of encoder layers that cross-attention reads in turn."""
+    model, key = config.model, "model.cross_attention.levels in_turn"
+    if not model.reads_levels_in_turn:
+        return
+    if model.fusion == "hybrid":
+        yield (
+            f"{key} does not go with model.fusion hybrid, whose thumbnails stand in the decoder's "
+            "sequence, where there is one level; use cross_attention, or together"
+        )
+    number, num_layers = model.num_connectors, len(model.cross_attention_layers)
+    interval = model.cross_attention and model.cross_attention.layer_interval
+    if number == 1:
+        yield (
+            f"{key} needs one encoder with model.vision.feature_layers, such as [-17, -9, -1]: the "
+            "levels that layers of cross-attention read one after another"
+        )
+    elif number > num_layers:
+        yield (
+            f"{key} gives the {num_layers} layers with cross-attention (layer_interval "
+            f"{interval}) one "
+            f"level each, and model.vision.feature_layers names {number}: some would be read by "
+            "none; name fewer"
+        )

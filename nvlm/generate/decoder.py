@@ -77,7 +77,7 @@ class _Inputs:
 
     tokens: Tensor
     positions: Tensor
-    num_beside: int  # tokens in the row beside, which travels from stage to stage with the other
+    num_beside: int  # rows beside, which travel from stage to stage with those of the tokens
     sights: Tensor | None
     images: PromptImages | None = None
 
@@ -157,7 +157,8 @@ class Decoder:
             places = _on_device(torch.from_numpy(places))
             images = PromptImages(places, _on_device(begun.tiles), beside)
         positions = torch.arange(num_tokens, device=device)[None]
-        inputs = _Inputs(tokens, positions, num_beside, sights_of(beside), images)
+        num_rows = self.model.num_levels * num_beside
+        inputs = _Inputs(tokens, positions, num_rows, sights_of(beside), images)
         return question, self._chosen(context, inputs, [question])
 
     def _decode(

@@ -48,9 +48,11 @@ from nvlm.model.rows import (
     PromptImages,
     Rows,
     all_tokens,
+    one_after_another,
     sights_of,
     split_rows,
     visual_tokens,
+    with_levels,
 )
 from nvlm.model.splice import splice, with_zero_gradient
 from nvlm.model.visual import Visual
@@ -135,6 +137,7 @@ class NVLMD(MegatronModule):
         self.sees_both_ways = config.model.sees_both_ways
         self.has_visual_weights = config.model.language.visual_weights != "none"
         self.has_deepstack = config.model.deepstack
+        self.num_levels = config.model.num_levels_beside
         parts = _layer_parts(config, layer_implementation, to_generate)
         self.tp_group = groups.tp
         # What Megatron-core's schedules and gradient finalisation ask a model for.
@@ -283,6 +286,9 @@ class NVLMD(MegatronModule):
             return self._spliced(embedded, images.positions, visual)
         if images.beside is None:
             visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
+        if self.num_levels > 1:
+            row, levels = with_levels(embedded, images.beside, num_tokens, visual)
+            return row, one_after_another(levels)
         places = visual_tokens(images.positions, images.beside, num_tokens, visual)
         return split_rows(splice(embedded, *places), num_tokens)
 
@@ -316,6 +322,9 @@ class NVLMD(MegatronModule):
             if self.has_deepstack:
                 rows = self._spliced(embeddings, micro_batch.image_positions, visual)
                 return self._as_input(*rows)
+            if self.num_levels > 1:
+                rows = with_levels(embeddings, beside, tokens.shape[1], visual)
+                return self._as_input(*rows)
             places = micro_batch.image_positions, beside, tokens.shape[1]
             embeddings = splice(embeddings, *visual_tokens(*places, visual))
         elif self.overlaps_data_parallelism:
@@ -333,6 +342,9 @@ class NVLMD(MegatronModule):
         if self.config.sequence_parallel:
             row = self._own_part(row)
             row_beside = None if row_beside is None else self._own_part(row_beside)
+        if self.num_levels > 1 and row_beside is not None:
+            # Without images what nobody sees is the same in all.
+            row_beside = one_after_another(row_beside.expand(-1, self.num_levels, -1))
         row = drop_entering(row, self.language_model.config, self.training)
         return recomputable(row, self.config), row_beside
 

@@ -2,10 +2,12 @@
 
 Both are embedded as one, and travel as one from pipeline stage to pipeline stage: first the
 decoder's row, then what is beside it. So the projector stays on the first stage, where its gradient
-is whole, and stages exchange one tensor, whose shape is known before the schedule.
+is whole, and stages exchange one tensor, whose shape is known before the schedule. Where layers
+of cross-attention read several levels in turn (EVLM, arXiv 2407.14177), the row beside is there
+once for each level, one after another, and all of them travel.
 
-Shape suffixes: t tokens of the decoder's row, k tokens beside it, n tiles, q tokens of a tile,
-h language hidden size.
+Shape suffixes: t tokens of the decoder's row, k tokens beside it, l levels, n tiles, q tokens of a
+tile, h language hidden size, x channels of all levels' embeddings.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvlm.batch import Beside, MicroBatch
+from nvlm.model.splice import splice_levels
 
-# The decoder's row [t, 1, h], and the row beside it [k, 1, h]; None where there is none.
+# The decoder's row [t, 1, h], and the row beside it [k, 1, h], of levels in turn [l * k, 1, h];
+# None where there is none.
 Rows = tuple[Tensor, Tensor | None]
 
 
@@ -97,6 +101,26 @@ def split_rows(rows: Tensor, num_tokens: int) -> Rows:
     if len(rows) == num_tokens:
         return rows, None
     return rows[:num_tokens], rows[num_tokens:]
+
+
+def with_levels(
+    embeddings: Tensor, beside: Beside | None, num_tokens: int, visual_nqx: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The decoder's row [t, 1, h], and the row beside it once for each level [k, l, h].
+
+    Args:
+        embeddings: [t + k, 1, h], of `all_tokens`.
+        visual_nqx: of all tiles, which all stand beside; the last level's first.
+    """
+    assert beside is not None
+    last, *others = visual_nqx.split(embeddings.shape[-1], dim=-1)
+    row, row_beside = embeddings[:num_tokens], embeddings[num_tokens:]
+    return row, splice_levels(row_beside, beside.image_positions, [*others, last])
+
+
+def one_after_another(levels_klh: Tensor) -> Tensor:
+    """[l * k, 1, h], which `CrossAttention` takes apart."""
+    return levels_klh.transpose(0, 1).reshape(-1, 1, levels_klh.shape[-1])
 
 
 def sights_of(beside: Beside | None, comes_by_all: bool = False) -> Tensor | None:

@@ -1,10 +1,11 @@
 """Image embeddings in the place of their placeholders.
 
-Shape suffixes: t tokens, n tiles, q tokens of a tile, h language hidden size.
+Shape suffixes: t tokens, n tiles, q tokens of a tile, l levels, h language hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def splice(embeddings_t1h: Tensor, positions: Tensor, visual_nqh: Tensor) -> Ten
     visual_x1h = visual_nqh.reshape(-1, 1, visual_nqh.shape[-1]).to(embeddings_t1h.dtype)
     assert len(positions) == len(visual_x1h), "placeholders and image tokens differ"
     return embeddings_t1h.index_copy(0, positions, visual_x1h)
+
+
+def splice_levels(
+    embeddings_t1h: Tensor, positions: Tensor, levels_nqh: Sequence[Tensor]
+) -> Tensor:
+    """[t, l, h]: `embeddings_t1h` with each of l levels' image embeddings in their places."""
+    return torch.cat([splice(embeddings_t1h, positions, level) for level in levels_nqh], dim=1)
 
 
 def with_zero_gradient(embeddings: Tensor, visual: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Visual:
         connector: nn.Module | None,
     ):
         """`encoder`, `connector`: None where this part of the model has none."""
-        vision = config.model.vision
+        vision, self._model = config.model.vision, config.model
         self.image_size = vision.image_size
         self.feature_shape = (vision.num_patches, vision.feature_size)
         self._encoder, self._connector = encoder, connector
@@ -50,10 +50,11 @@ class Visual:
     def project(self, features: Tensor) -> Tensor:
         """What the encoder gives, [n, p, channels] -> language-model embeddings [n, q, h].
 
-        With `model.deepstack` [n, q, (1 + k) h]: beside them what is added behind k layers.
+        Where k earlier encoder layers have connectors of their own [n, q, (1 + k) h], theirs
+        behind the last one's.
         """
         assert self._connector is not None
-        connectors = all_connectors(self._connector)
+        connectors = all_connectors(self._connector, self._model)
         if len(connectors) == 1:
             return self._connector(features)
         # The last layer's is the first connector's.

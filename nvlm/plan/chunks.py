@@ -113,11 +113,15 @@ def encoded_before(
     return Encoded(passes.forward, messages)
 
 
-def hidden_bytes(config: RunConfig, device: Device) -> float:
-    """Of the hidden states that one rank sends to the next stage."""
-    numbers = num_tokens(config) * config.model.language.hidden_size
+def hidden_bytes(config: RunConfig, work: Work, device: Device) -> float:
+    """Of what one rank sends to the next stage: hidden states, and of NVLM-X and NVLM-H the row
+    beside them, of levels in turn all of these."""
+    model, rows = config.model, num_tokens(config)
+    if model.fusion != "decoder_only":
+        tiles = work.num_tiles * config.train.micro_batch_size
+        rows += round(tiles * model.num_tokens_per_tile) * model.num_levels_beside
     split = config.parallel.tensor if config.parallel.sequence else 1
-    return numbers / split * device.number
+    return rows * model.language.hidden_size / split * device.number
 
 
 def total(seconds: list[Seconds]) -> Seconds:

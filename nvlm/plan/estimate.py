@@ -144,7 +144,7 @@ def make_plan(
 
     parts = parts_of(config, work, device)
     stages = [chunks_of(config, stage, parts) for stage in range(parallel.pipeline)]
-    message = neighbours.send_seconds(hidden_bytes(config, device))
+    message = neighbours.send_seconds(hidden_bytes(config, work, device))
     simulated = run(stages, num_micro_batches, message)
     encoded = encoded_before(config, work, device, neighbours, num_sequences)
     memory = _memory(config, data_size, assumptions, work, teacher)
@@ -173,7 +173,9 @@ def make_plan(
         losses={what: one / step for what, one in seconds.items()},
         messages={
             "tensor": _tensor_messages(found, device),
-            "pipeline": _pipeline_messages(found, sent, message, hidden_bytes(config, device)),
+            "pipeline": _pipeline_messages(
+                found, sent, message, hidden_bytes(config, work, device)
+            ),
             "data": data,
         },
         checkpoint=checkpoint_bytes(config),

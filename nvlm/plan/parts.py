@@ -220,7 +220,7 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     rows = num_tiles * model.num_tokens_per_tile
     products, moved_numbers = 0.0, num_tiles * model.connector_sizes.num_patches * _SHUFFLE_BYTES
     moved_numbers *= model.connector_sizes.channels
-    number = 1 + model.num_deepstack
+    number = model.num_connectors
     *inner, last = model.connector.products(model.connector_sizes)
     for product in inner:  # its output is split and goes through the activation
         width = product.outputs / (tensor if product.is_split else 1)

@@ -230,7 +230,7 @@ def _projector(config: RunConfig, num_tiles: int) -> int:
     kept = model.connector.kept_numbers(model.connector_sizes, config.parallel.tensor)
     width = DTYPES[config.train.precision].num_bytes
     of_tile = width * kept.in_precision + _FP32 * kept.in_fp32
-    return num_tiles * (1 + model.num_deepstack) * of_tile
+    return num_tiles * model.num_connectors * of_tile
 
 
 def _head(config: RunConfig) -> int:

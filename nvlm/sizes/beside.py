@@ -10,7 +10,8 @@ tokens beside (those of all tiles: of a hybrid's thumbnails, too, and without it
                 projection trains
     gate        what it multiplies [n, h], where it trains
 
-and once for a pipeline stage the row beside [k, h], its part with sequence parallelism.
+and once for a pipeline stage the row beside [k, h], its part with sequence parallelism, of levels
+that are read in turn as often as there are levels.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def row_bytes(config: RunConfig, num_tiles: int) -> int:
         return 0
     num_ranks = config.parallel.tensor if config.parallel.sequence else 1
     num_beside = num_tiles * config.model.num_tokens_per_tile // num_ranks
+    num_beside *= config.model.num_levels_beside
     return num_beside * config.model.language.hidden_size * _width(config)
 
 

@@ -85,7 +85,7 @@ def forward_flops(model: ModelConfig) -> ForwardFlops:
         per_token=2 * (layers - beside + language.hidden_size * language.vocab_size),
         per_token_pair=2 * language.num_layers * heads_width,
         encoder_per_tile=sum(map(stack_flops, model.vision.parts.values())),
-        projector_per_tile=(1 + model.num_deepstack)
+        projector_per_tile=model.num_connectors
         * sum(product.flops for product in model.connector.products(model.connector_sizes)),
         beside_per_tile=2 * beside * model.num_tokens_per_tile,
     )

@@ -31,16 +31,18 @@ COMPONENTS: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {
 }
 
 
-# Before the number of a connector beside the first: of `model.deepstack`.
-DEEPSTACK = "deepstack_"
+def other_connectors(model: ModelConfig) -> list[str]:
+    """Names, below the first connector, of those of earlier encoder layers, in their order."""
+    kind = "level" if model.reads_levels_in_turn else "deepstack"
+    return [f"{kind}_{number}" for number in range(model.num_connectors - 1)]
 
 
 def _connectors(model: ModelConfig) -> Iterator[Parameter]:
     rows = list(model.connector.parameters(model.connector_sizes))
     yield from rows
-    for number in range(model.num_deepstack):
+    for name in other_connectors(model):
         for row in rows:
-            yield replace(row, key=f"{DEEPSTACK}{number}.{row.key}")
+            yield replace(row, key=f"{name}.{row.key}")
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def run_schedule(
 
     # Of each, the tokens that are this context-parallel rank's.
     micro_batches = [micro_batch.on_this_rank() for micro_batch in micro_batches]
-    layout = chunks[0].config
+    layout, num_levels = chunks[0].config, bare(chunks)[0].num_levels
     micro_batches = with_rows_alike(
         micro_batches,
         multiple=layout.tensor_model_parallel_size if layout.sequence_parallel else 1,
@@ -151,7 +151,7 @@ def run_schedule(
         data_iterator=[enumerate(micro_batches) for _ in chunks],
         model=chunks,
         num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].row_length + num_beside(micro_batches[0].beside),
+        seq_length=micro_batches[0].row_length + num_levels * num_beside(micro_batches[0].beside),
         micro_batch_size=1,
         forward_only=forward_only,
     )

@@ -339,23 +339,36 @@ def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str
         convert_to_hf(checkpoint, out)
 
 
-def test_connectors_of_deepstack_are_drawn_and_have_no_export(tmp_path, out):
+@pytest.mark.parametrize(
+    ("overrides", "name", "said"),
+    [
+        (["model.deepstack=true"], "deepstack_0", r"model\.deepstack: exported models give"),
+        (
+            [
+                "model.fusion=cross_attention",
+                "model.cross_attention={layer_interval: 1, levels: in_turn}",
+                "stage.max_tiles_per_sequence=24",
+            ],
+            "level_0",
+            r"model\.cross_attention\.levels in_turn: layers of exported models",
+        ),
+    ],
+)
+def test_connectors_of_levels_are_drawn_and_have_no_export(tmp_path, out, overrides, name, said):
     """Each at random for itself; a folder of a whole NVLM has none of them."""
-    config = small_folders.convert_config(
-        "model.deepstack=true", "model.vision.feature_layers=[-2, -1]"
-    )
+    config = small_folders.convert_config("model.vision.feature_layers=[-2, -1]", *overrides)
     small_folders.make_vision_folder(tmp_path / "vision", config)
     small_folders.make_language_folder(tmp_path / "language", config)
     folders = tmp_path / "vision", tmp_path / "language"
     checkpoint = convert_from_hf(*folders, config, tmp_path / "checkpoint")
     tensors = CheckpointTensors(checkpoint, projector_rules(config.model))
-    names = "mlp1.1.weight", "mlp1.deepstack_0.mlp.linear_fc1.weight"
+    names = "mlp1.1.weight", f"mlp1.{name}.mlp.linear_fc1.weight"
     # What is read is there until the next is.
     first, second = (tensors.read_rows(name, 0, tensors.shape(name)[0]).clone() for name in names)
     std = config.model.connector.init_std
     assert not torch.equal(first, second)
     assert abs(float(second.std()) / std - 1) < 0.1
-    with pytest.raises(ConvertError, match=r"model\.deepstack: exported models give"):
+    with pytest.raises(ConvertError, match=said):
         convert_to_hf(checkpoint, out)
 
 

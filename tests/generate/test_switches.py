@@ -36,7 +36,8 @@ def recomputed(engine: Engine, prompt: EncodedPrompt) -> list[int]:
     while len(answer) < beside_answers.GREEDY.max_new_tokens and end not in answer:
         tokens = np.concatenate([prompt.tokens, np.array(answer, np.int64)])
         image_mask = np.concatenate([prompt.image_mask, np.zeros(len(answer), np.bool_)])
-        sample = EncodedSample(tokens, np.zeros_like(tokens), image_mask, prompt.beside)
+        beside = prompt.beside and prompt.beside.followed_by(len(answer))
+        sample = EncodedSample(tokens, np.zeros_like(tokens), image_mask, beside)
         size = engine.config.model.vision.image_size
         row = [[PackedSample("", sample, prompt.tiles)]]
         has_beside = prompt.beside is not None

@@ -87,7 +87,10 @@ def random_language_model(language: LanguageConfig):
 
 
 def copy_weights(source, target, language: LanguageConfig) -> None:
-    """The weights of a `language_model` into Megatron-core's of one process."""
+    """The weights of a `language_model` into Megatron-core's of one process.
+
+    Its layers' cross-attention, which the other has not, stays as it is.
+    """
     groups = language.num_query_groups
 
     def interleaved(attention, kind: str):
@@ -119,8 +122,24 @@ def copy_weights(source, target, language: LanguageConfig) -> None:
             for name in "qk":
                 norm = getattr(layer.self_attn, f"{name}_norm")
                 weights[f"{prefix}self_attention.{name}_layernorm.weight"] = norm.weight
-    parameters = dict(target.named_parameters())
+    named = target.named_parameters()
+    parameters = {name: parameter for name, parameter in named if "cross_att" not in name}
     assert parameters.keys() == weights.keys()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+def worst_gradient(source, target, language: LanguageConfig) -> float:
+    """Largest relative difference of a tensor's gradient in `target` from that in `source`.
+
+    Both models' weights are `source`'s gradients afterwards: these are copied as the weights were.
+    """
+    gradients = {name: parameter.grad.clone() for name, parameter in target.named_parameters()}
+    for parameter in source.parameters():
+        parameter.data = parameter.grad
+    copy_weights(source, target, language)
+    return max(
+        float((gradients[name] - parameter).norm() / parameter.norm())
+        for name, parameter in target.named_parameters()
+    )

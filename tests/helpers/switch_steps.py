@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from helpers import layout_steps, small_model, variants
+from helpers import beside_batches, layout_steps, small_model, variants
 from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
@@ -29,6 +29,12 @@ SWITCHES = {
     "deepstack": ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"],
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
     "soft tags": ["stage.tile_tags=soft", "stage.num_soft_tag_tokens=2"],
+    # Layers 1 and 3 of four read each another encoder layer: so do the stages of a pipeline.
+    "levels in turn": [
+        *beside_batches.SMALL["cross_attention"],
+        "model.cross_attention.levels=in_turn",
+        "model.vision.feature_layers=[-2, -1]",
+    ],
 }
 # Whose checkpoints have weights that no other model has.
 SAVED = ["own norms, keys, values", "all weights own"]
@@ -40,6 +46,8 @@ def config_of(switch: str, *overrides: str) -> RunConfig:
 
 def micro_batches(config: RunConfig) -> list[MicroBatch]:
     """With images and without: with two data ranks, the second one has none at all."""
+    if config.model.fusion != "decoder_only":
+        return layout_steps.with_rows_beside(config)
     found = layout_steps.with_images(config)
     return [with_soft_tags(batch) for batch in found] if config.stage.has_soft_tags else found
 

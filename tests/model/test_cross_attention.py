@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import beside_batches, layout_steps, small_model
+from helpers import beside_batches, layout_steps, plain_parts, small_model
 from helpers.beside_batches import FUSIONS, Image
 from torch import Tensor
 from torch.nn import functional
@@ -28,24 +28,6 @@ def first_layer(model):
 def logits(model, micro_batch) -> Tensor:
     with torch.no_grad():
         return model(micro_batch, return_logits=True)[0]
-
-
-def reference(hidden_th: Tensor, beside_kh: Tensor, weights: dict[str, Tensor], sights, sizes):
-    """The layer in plain torch: one softmax over all that is beside, with a mask."""
-    num_heads, num_groups, head_dim, epsilon = sizes
-    mean_square = hidden_th.square().mean(-1, keepdim=True)
-    normed = hidden_th * (mean_square + epsilon).rsqrt() * weights["norm"]
-    query = (normed @ weights["q"].t()).unflatten(-1, (num_heads, head_dim))
-    keys_values = (beside_kh @ weights["kv"].t()).unflatten(-1, (num_groups, 2 * head_dim))
-    keys_values = keys_values.repeat_interleave(num_heads // num_groups, dim=1)
-    key, value = keys_values.split(head_dim, dim=-1)
-    scores = torch.einsum("thd,khd->htk", query, key) / head_dim**0.5
-    mask = torch.zeros(len(hidden_th), len(beside_kh), dtype=torch.bool)
-    for start, end, first, last in sights:
-        mask[start:end, first:last] = True
-    share = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num()
-    out = torch.einsum("htk,khd->thd", share, value).flatten(1)
-    return hidden_th + weights["gate"].tanh() * (out @ weights["proj"].t())
 
 
 @pytest.mark.parametrize("num_query_groups", [None, 1, 8])
@@ -87,7 +69,7 @@ def test_layer_equals_plain_torch(num_query_groups, parallel: Parallel, measure)
     sizes = (language.num_attention_heads, groups, language.head_dim, language.norm_epsilon)
     exact = [tensor.detach().double().requires_grad_() for tensor in [*inputs, *modules.values()]]
     weights = dict(zip(modules, exact[2:], strict=True))
-    expected = reference(exact[0], exact[1], weights, beside.sights, sizes)
+    expected = plain_parts.cross_attended(exact[0], exact[1], weights, beside.sights, sizes)
     wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
     for name, one, other in zip(
         ("output", "hidden", "beside", *modules),

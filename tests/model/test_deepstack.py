@@ -6,10 +6,8 @@ from functools import partial
 
 import torch
 from helpers import published_models, small_model
+from helpers.plain_parts import below, connected
 from torch import Tensor
-from torch.nn import functional
-
-from nvlm.model.parts.pixel_shuffle import pixel_shuffle
 
 # Layers 1 and 2 of the encoder behind layers 1 and 2 of the decoder, 3 in the decoder's row.
 DEEPSTACK = [
@@ -18,17 +16,6 @@ DEEPSTACK = [
     "model.vision.feature_layers=[-3, -2, -1]",
     "stage.freeze=[]",
 ]
-
-
-def connected(level: Tensor, weights: dict[str, Tensor], epsilon: float) -> Tensor:
-    """A projector in plain torch: [n, p, c] -> [n * q, h]."""
-    shuffled = pixel_shuffle(level, 2)
-    size = shuffled.shape[-1:]
-    normed = functional.layer_norm(
-        shuffled, size, weights["norm.weight"], weights["norm.bias"], epsilon
-    )
-    inner = functional.gelu(functional.linear(normed, weights["mlp.linear_fc1.weight"]))
-    return functional.linear(inner, weights["mlp.linear_fc2.weight"]).flatten(0, 1)
 
 
 def test_logits_and_gradients_are_those_of_hooks_in_transformers(parallel, measure):
@@ -45,20 +32,13 @@ def test_logits_and_gradients_are_those_of_hooks_in_transformers(parallel, measu
         for name, parameter in model.vision_projection.named_parameters()
     }
 
-    def of(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): weight
-            for name, weight in weights.items()
-            if name.startswith(prefix)
-        }
-
     first, second, last = model.vision_model(micro_batch.tiles).chunk(3, dim=-1)
     row = published.get_input_embeddings()(micro_batch.tokens)[0]
     places = micro_batch.image_positions
-    row = row.index_copy(0, places, connected(last, of(""), epsilon))
+    row = row.index_copy(0, places, connected(last, weights, epsilon))
 
     def add(level: Tensor, prefix: str, _module, _inputs, output: Tensor) -> Tensor:
-        return output.index_add(1, places, connected(level, of(prefix), epsilon)[None])
+        return output.index_add(1, places, connected(level, below(weights, prefix), epsilon)[None])
 
     for number, level in enumerate((first, second)):
         hook = partial(add, level, f"deepstack_{number}.")

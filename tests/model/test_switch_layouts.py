@@ -5,12 +5,10 @@ Weights of image tokens' own also step alike, and go on from the checkpoints of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import layout_steps, spawn, switch_steps
+from helpers import layout_runs, layout_steps, switch_steps
 from helpers.layout_steps import RESUMED, STEPS
 from helpers.switch_steps import SAVED, SWITCHES, StepsWithImages
 from torch import Tensor
@@ -49,15 +47,7 @@ def single_steps(parallel, folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def by_layout(single, single_steps, folder) -> dict[str, list[dict]]:
-    program = (switch_steps.__file__, folder, json.dumps(LAYOUTS))
-    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
-    return {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)
-            for rank in range(NUM_PROCESSES)
-        ]
-        for name in LAYOUTS
-    }
+    return layout_runs.by_layout(switch_steps.__file__, NUM_PROCESSES, folder, LAYOUTS)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -38,6 +38,7 @@ DEEPSTACK = ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"]
 OWN_KEYS = "model.language.visual_weights=norms_keys_values"
 OWN_WEIGHTS = "model.language.visual_weights=all"
 X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
+IN_TURN = [*X, "model.cross_attention.levels=in_turn", "model.vision.feature_layers=[-2, -1]"]
 CASES = {
     "one process, fp32": [],
     "one process": [BF16],
@@ -56,6 +57,14 @@ CASES = {
     "NVLM-X, pipeline 2, tensor 2, sequence": [BF16, *X, TP2, SP, "parallel.pipeline=2"],
     "NVLM-X, selective recompute": [BF16, *X, SELECTIVE],
     "NVLM-X, full recompute": [BF16, *X, FULL],
+    "levels in turn, pipeline 2, tensor 2, sequence": [
+        BF16,
+        *IN_TURN,
+        TP2,
+        SP,
+        "parallel.pipeline=2",
+    ],
+    "levels in turn, full recompute": [BF16, *IN_TURN, FULL],
     "NVLM-H": [BF16, *H],
     "images seen both ways": [BF16, BOTH_WAYS],
     "images seen both ways, NVLM-H, tensor 2, sequence": [BF16, *H, TP2, SP, BOTH_WAYS],
@@ -97,7 +106,7 @@ def kept_of_stage(config: RunConfig, stage: int) -> int:
         length = config.stage.sequence_length
         shards = config.parallel.tensor if config.parallel.sequence else 1
         batch = batch_of(config)
-        length += num_beside(batch.beside)
+        length += model.num_levels * num_beside(batch.beside)
         if stage > 0:
             shape = (length // shards, 1, config.model.language.hidden_size)
             dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32

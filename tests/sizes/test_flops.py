@@ -188,6 +188,18 @@ def test_deepstack_has_connectors_of_its_own():
     assert counts[1] - counts[0] == 2 * (4096 * (4864 + 2) + 4864 * 896)
 
 
+def test_levels_in_turn_have_connectors_of_their_own():
+    """Of 4096 x 3584 weights and a norm of 4096; keys and values are of as many tokens."""
+    run, levels = "internvit_300m_qwen2_5_7b_x/sft", "model.vision.feature_layers=[-13, -1]"
+    before = load_config(run).model
+    model = load_config(run, [levels, "model.cross_attention.levels=in_turn"]).model
+    found, expected = forward_flops(model), forward_flops(before)
+    assert found.projector_per_tile == 2 * expected.projector_per_tile
+    assert found.beside_per_tile == expected.beside_per_tile
+    counts = [sum(row.size for row in parameter_table(one)) for one in (before, model)]
+    assert counts[1] - counts[0] == 4096 * 3584 + 2 * 4096
+
+
 def test_cross_attention_of_the_72b():
     """Ten layers: queries and output 8192 x 8192 each, for every token of the decoder; keys and
     values of 8 heads, 8192 x 2048 = 16,777,216, for each of a tile's 256 tokens."""

@@ -203,6 +203,11 @@ def check_switches(config: RunConfig) -> None:
             "model.deepstack: exported models give features to the decoder's first layer alone; "
             f"{use}"
         )
+    if config.model.reads_levels_in_turn:
+        raise ConvertError(
+            "model.cross_attention.levels in_turn: layers of exported models read one level of the "
+            f"encoder all; {use}"
+        )
     if config.model.sees_both_ways:
         raise ConvertError(
             f"model.visual_attention bidirectional: exported models are causal; {use}"

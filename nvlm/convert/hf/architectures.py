@@ -327,11 +327,19 @@ def released_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]
         **found,
     }
     return [
-        *(["is no model with model.deepstack true"] if model.deepstack else []),
+        *_several_connectors(model),
         *unknown_keys(found, keys),
         *value_differences(values, stated, keys),
         *_connector_problems(found, model),
     ]
+
+
+def _several_connectors(model: ModelConfig) -> list[str]:
+    """Why no published NVLM is a model whose encoder layers have connectors of their own."""
+    if model.num_connectors == 1:
+        return []
+    in_turn = "model.cross_attention.levels in_turn"
+    return [f"is no model with {in_turn if model.reads_levels_in_turn else 'model.deepstack true'}"]
 
 
 def _connector_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]:

@@ -24,6 +24,6 @@ def projector_rules(model: ModelConfig) -> list[Rule]:
         key: [f"mlp1.{key}"] for key in (row.key.removeprefix(f"{PROJECTOR}.") for row in rows)
     }
     if model.connector.kind == "mlp":
-        # Those of `model.deepstack` are in no folder, and keep their names.
+        # Those of earlier encoder layers are in no folder, and keep their names.
         names |= _OF_MLP
     return rules_of(rows, names, {})

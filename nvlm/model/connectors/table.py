@@ -19,7 +19,7 @@ from torch import nn
 from nvlm.config.schema import ModelConfig
 from nvlm.model.parts.layers import LayerParts
 from nvlm.model.parts.whole import whole
-from nvlm.sizes.parameters import DEEPSTACK
+from nvlm.sizes.parameters import other_connectors
 
 
 def build_connector(
@@ -30,18 +30,18 @@ def build_connector(
 ) -> nn.Module:
     """[n, p, c] -> [n, q, hidden size]
 
-    With `model.deepstack` the others are below it, called like their rows: `deepstack_0`, ...
+    Of several encoder layers the last one's; the others are below it, called as their rows are:
+    `deepstack_0`, ..., or `level_0`, ...
     """
     first = _connector(model, config, parts, groups)
-    for number in range(model.num_deepstack):
-        first.add_module(f"{DEEPSTACK}{number}", _connector(model, config, parts, groups))
+    for name in other_connectors(model):
+        first.add_module(name, _connector(model, config, parts, groups))
     return first
 
 
-def all_connectors(first: nn.Module) -> list[nn.Module]:
-    """What `build_connector` made: the first, and those of `model.deepstack` in their order."""
-    numbered = [one for name, one in first.named_children() if name.startswith(DEEPSTACK)]
-    return [first, *numbered]
+def all_connectors(first: nn.Module, model: ModelConfig) -> list[nn.Module]:
+    """What `build_connector` made: the first, and the others in their order."""
+    return [first, *(getattr(first, name) for name in other_connectors(model))]
 
 
 def _connector(

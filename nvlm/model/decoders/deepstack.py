@@ -19,7 +19,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from nvlm.model.splice import splice
+from nvlm.model.splice import splice_levels
 
 
 class DeepStackLayer(TransformerLayer):
@@ -51,4 +51,4 @@ def added_rows(embeddings_t1h: Tensor, positions: Tensor, levels: Sequence[Tenso
         levels: [n, q, h] of each of k layers.
     """
     zeros = torch.zeros_like(embeddings_t1h, requires_grad=False)
-    return torch.cat([splice(zeros, positions, level) for level in levels], dim=1)
+    return splice_levels(zeros, positions, levels)

@@ -41,6 +41,8 @@ class CrossAttention(MegatronModule):
 
     Args:
         num_groups: key/value heads of the whole layer.
+        level: which of how many rows of one length, that stand one behind the other in the row
+            beside, this layer reads.
         pg_collection: what its layers give each attention.
     """
 
@@ -51,10 +53,12 @@ class CrossAttention(MegatronModule):
         num_groups: int,
         parts: LayerParts,
         pg_collection: ProcessGroupCollection,
+        level: tuple[int, int] = (0, 1),
         **_: object,
     ):
         super().__init__(config)
         self.layer_number = layer_number
+        self.level, self.num_levels = level
         self.tp_group = pg_collection.tp
         assert config.kv_channels is not None
         self.head_dim = config.kv_channels
@@ -98,7 +102,8 @@ class CrossAttention(MegatronModule):
             attention_mask: the sights [n, 4], in host memory: recomputation hands on nothing but
                 tensors; of later tokens of questions any. None: nobody sees anything. Of no rows:
                 nobody does either, and this layer's parameters still get gradients, of zero.
-            key_value_states: [k, 1, hidden size], likewise in parts. None: there are none.
+            key_value_states: [k, 1, hidden size], likewise in parts; of several levels so many of
+                them, one behind the other. None: there are none.
             inference_context: of questions that are being answered.
 
         Returns:
@@ -112,6 +117,8 @@ class CrossAttention(MegatronModule):
             query_bhd = self.linear_q(hidden)[0][0].unflatten(-1, (-1, self.head_dim))
             seen = inference_context.attend_beside(self.layer_number, query_bhd)
             return self.linear_proj(seen[None])
+        if key_value_states is not None:
+            key_value_states = key_value_states.chunk(self.num_levels)[self.level]
         sights = [tuple(row) for row in attention_mask.tolist()]
         if not sights:
             hidden, key_value_states = _one_row(hidden, key_value_states)
