@@ -50,3 +50,18 @@ def reader(
         ]
 
     return read
+
+
+def by_layout(
+    script: str, num_processes: int, folder: Path, layouts: Mapping[str, list[str]], *further: str
+) -> dict[str, list[dict]]:
+    """Layout -> each rank's results, of one job: `script` in `folder`, with further arguments."""
+    program = (script, folder, json.dumps(layouts), *further)
+    spawn.run_program_or_fail(num_processes, *program, log=folder / "log")
+    return {
+        layout: [
+            torch.load(folder / f"{layout} rank{rank}.pt", weights_only=False)
+            for rank in range(num_processes)
+        ]
+        for layout in layouts
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import context_steps, layout_steps, spawn
+from helpers import context_steps, layout_runs, layout_steps, spawn
 from helpers.layout_steps import RESUMED, STEPS
 
 LAYOUTS = {
@@ -80,14 +80,8 @@ def single(parallel, folder) -> dict:
 @pytest.fixture(scope="module")
 def by_layout(single, folder) -> dict[str, list[dict]]:
     """Layout -> the results of each rank."""
-    program = (layout_steps.__file__, folder, json.dumps(LAYOUTS), json.dumps(CHECKPOINTING))
-    spawn.run_program_or_fail(4, *program, log=folder / "log")
-    return {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False) for rank in range(4)
-        ]
-        for name in LAYOUTS
-    }
+    checkpointing = json.dumps(CHECKPOINTING)
+    return layout_runs.by_layout(layout_steps.__file__, 4, folder, LAYOUTS, checkpointing)
 
 
 @pytest.mark.slow

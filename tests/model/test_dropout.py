@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from helpers import dropout_steps, layout_steps, published_models, small_model, spawn
+from helpers import dropout_steps, layout_runs, layout_steps, published_models, small_model
 from helpers.dropout_steps import ATTENTION, DIRECTIONS, HIDDEN, SHARE
 from torch import Tensor
 from torch.nn import functional
@@ -55,14 +53,7 @@ def test_equals_transformers_with_the_same_numbers(kind, setting, parallel, meas
 
     losses.sum().backward()
     expected.sum().backward()
-    gradients = {name: p.grad.clone() for name, p in model.language_model.named_parameters()}
-    for parameter in published.parameters():
-        parameter.data = parameter.grad
-    published_models.copy_weights(published, model.language_model, language)
-    worst = max(
-        float((gradients[name] - parameter).norm() / parameter.norm())
-        for name, parameter in model.language_model.named_parameters()
-    )
+    worst = published_models.worst_gradient(published, model.language_model, language)
     measure(f"gradients with {kind} dropout, worst tensor", truth, worst, 1e-5)
 
 
@@ -111,15 +102,7 @@ def single(parallel, tmp_path_factory) -> dict:
 @pytest.fixture(scope="module")
 def by_layout(single, tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("dropout")
-    program = (dropout_steps.__file__, folder, json.dumps(LAYOUTS))
-    spawn.run_program_or_fail(NUM_PROCESSES, *program, log=folder / "log")
-    return {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False)
-            for rank in range(NUM_PROCESSES)
-        ]
-        for name in LAYOUTS
-    }
+    return layout_runs.by_layout(dropout_steps.__file__, NUM_PROCESSES, folder, LAYOUTS)
 
 
 def zeroed(result: dict) -> list[Tensor]:

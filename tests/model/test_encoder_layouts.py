@@ -3,12 +3,11 @@ those of one process."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import encoder_steps, layout_steps, spawn
+from helpers import encoder_steps, layout_runs, layout_steps
 
 LAYOUTS = {
     "TP2": ["parallel.tensor=2"],
@@ -23,14 +22,7 @@ def results(parallel, tmp_path_factory) -> dict[str, list[dict]]:
     """Layout -> what each rank has of every case."""
     folder: Path = tmp_path_factory.mktemp("encoders")
     single = encoder_steps.results_of([], folder / layout_steps.SINGLE)
-    program = (encoder_steps.__file__, folder, json.dumps(LAYOUTS))
-    spawn.run_program_or_fail(2, *program, log=folder / "log")
-    by_layout = {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False) for rank in range(2)
-        ]
-        for name in LAYOUTS
-    }
+    by_layout = layout_runs.by_layout(encoder_steps.__file__, 2, folder, LAYOUTS)
     return {"one process": [single], **by_layout}
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import layout_steps, part_steps, spawn
+from helpers import layout_runs, layout_steps, part_steps
 
 LAYOUTS = {
     "TP2": ["parallel.tensor=2"],
@@ -19,14 +18,7 @@ LAYOUTS = {
 def results(parallel, tmp_path_factory) -> dict[str, list[dict]]:
     """Layout -> what each rank has of every case."""
     folder: Path = tmp_path_factory.mktemp("parts")
-    program = (part_steps.__file__, folder, json.dumps(LAYOUTS))
-    spawn.run_program_or_fail(2, *program, log=folder / "log")
-    by_layout = {
-        name: [
-            torch.load(folder / f"{name} rank{rank}.pt", weights_only=False) for rank in range(2)
-        ]
-        for name in LAYOUTS
-    }
+    by_layout = layout_runs.by_layout(part_steps.__file__, 2, folder, LAYOUTS)
     return {"one process": [part_steps.results_of([])], **by_layout}
 
 
