@@ -26,6 +26,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_tiny_model_goes_all_the_way(script: ModuleType):
     case = script.run_case(script._TINY, script.time.monotonic() + 240)
     assert "failed" not in case, case["failed"]

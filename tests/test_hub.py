@@ -109,6 +109,7 @@ def test_a_data_set_is_imported_by_its_id(hub, tmp_path):
     assert not any(path.endswith(".py") and "/resolve/" in path for path in hub.asked)
 
 
+@pytest.mark.slow
 def test_an_export_is_opened_by_its_id(hub, folders, tmp_path):
     checkpoint = convert_from_hf(
         folders[VISION], folders[LANGUAGE], small_folders.convert_config(), tmp_path / "checkpoint"

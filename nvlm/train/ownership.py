@@ -232,11 +232,11 @@ def _why_gone(path: Path, folder: Path, job: Job | None) -> str:
 
 
 def _examine(path: Path, folder: Path, job: Job | None) -> Owner:
-    now = _now_on_disk(path.parent)
     try:
+        now, identity = _now_on_disk(path.parent), _identity(folder)
         silent_seconds = now - path.stat().st_mtime
         text = path.read_text()
-    except FileNotFoundError:
+    except FileNotFoundError:  # an ending run takes its empty folder along
         return Owner(path, "a run", "the run in it has just ended")
     try:
         record = json.loads(text)
@@ -256,7 +256,7 @@ def _examine(path: Path, folder: Path, job: Job | None) -> Owner:
     alive = [member for member in members if member.is_alive()]
     elsewhere = [member for member in members if member.is_alive() is None]
     # A copy of a folder whose run lives is no reason to wait; but some disks renumber folders.
-    is_copy = bool(alive) and its_folder != _identity(folder)
+    is_copy = bool(alive) and its_folder != identity
     if alive and not is_copy:
         rest = alive[0]
         how = (

@@ -37,6 +37,7 @@ def _run(script: str, *arguments: str | Path, processes: int = 1) -> None:
     spawn.run_program_or_fail(processes, HELPERS / script, *arguments, log=log)
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_blocks_and_a_killed_conversion_leaves_nothing_whole(tmp_path):
     """Of a model of 200 MB, whose largest tensor has 100 MB."""
     _run("measure_memory.py", tmp_path)

@@ -92,6 +92,7 @@ def test_a_job_whose_time_ends_is_queued_again_and_goes_on(demo_data, tmp_path):
     assert (tmp_path / "requeued").read_text().count("requeue") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_a_job_with_a_broken_configuration_ends_before_it_trains(tmp_path):
     job = start_job(tmp_path, str(tmp_path / "run"), "tiny/sft", "data.root=/nowhere")

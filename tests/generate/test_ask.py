@@ -205,6 +205,7 @@ def test_a_terminal_sees_the_answer_come(checkpoint, pictures, tmp_path, monkeyp
     assert len(pieces) > 1 and "".join(pieces) + "\n" == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_replicas_share_the_questions_over_a_kill(checkpoint, pictures, tmp_path):
     """After a kill the next start goes on; the rows are those of one process."""

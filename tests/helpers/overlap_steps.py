@@ -1,8 +1,8 @@
 """Run by torchrun with two processes: trainings with and without overlap of data parallelism.
 
-Argument: folder, in which each rank leaves what its trainings came to. The second data rank never
-sees a tile, the first in some micro-batches only. Then the bytes that a process of a
-tensor-parallel pair keeps of a micro-batch.
+Arguments: folder, in which each rank leaves what its trainings came to; the names of those, of
+`CASES`. The second data rank never sees a tile, the first in some micro-batches only. Then the
+bytes that a process of a tensor-parallel pair keeps of a micro-batch.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ from nvlm.sizes.activations import stage_activations
 
 CASES = {
     "encoder frozen": ["stage.freeze=['vision_model.*']"],
+    # In the second step the first data rank has an image that no token sees.
+    "NVLM-X, cross-attention and projector train": [
+        *beside_batches.SMALL["cross_attention"],
+        "stage.freeze=['vision_model.*','language_model.*','!*cross_att*']",
+    ],
     "all but projector frozen": ["stage.freeze=['vision_model.*','language_model.*']"],
     "nothing frozen": ["stage.freeze=[]"],
     "all but adapters frozen": ["stage.adapters={'*.linear_*.weight': {rank: 96}}"],
@@ -37,11 +42,6 @@ CASES = {
         "model.language.num_layers=4",
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
-    ],
-    # In the second step the first data rank has an image that no token sees.
-    "NVLM-X, cross-attention and projector train": [
-        *beside_batches.SMALL["cross_attention"],
-        "stage.freeze=['vision_model.*','language_model.*','!*cross_att*']",
     ],
     "NVLM-H, encoder frozen, PP2 x VPP2": [
         *beside_batches.SMALL["hybrid"],
@@ -143,8 +143,8 @@ def main() -> None:
         distributed.DistributedDataParallelConfig, bucket_size=200_000
     )
     folder, results = Path(sys.argv[1]), {}
-    for name, overrides in CASES.items():
-        config = small_model.small_config(*overrides, "train.global_batch_size=4")
+    for name in sys.argv[2:]:
+        config = small_model.small_config(*CASES[name], "train.global_batch_size=4")
         parallel = initialize(config)
         for overlap in (False, True):
             training._overlaps = lambda config, overlap=overlap: overlap
@@ -152,7 +152,7 @@ def main() -> None:
             results[name, overlap] = train(changed(config, {"run": place}), parallel, overlap)
             print(name, overlap, flush=True)
     results["kept"] = kept_bytes()
-    torch.save(results, folder / f"rank{torch.distributed.get_rank()}.pt")
+    torch.save(results, folder / f"{sys.argv[2]} rank{torch.distributed.get_rank()}.pt")
     shut_down()
 
 

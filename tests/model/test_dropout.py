@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from helpers import dropout_steps, layout_runs, layout_steps, published_models, small_model
 from helpers.dropout_steps import ATTENTION, DIRECTIONS, HIDDEN, SHARE
+from helpers.layout_runs import Layouts, short_and_long
 from torch import Tensor
 from torch.nn import functional
 
 from nvlm.model.parts.dropout import begin_step
 
 NUM_PROCESSES = 2
-LAYOUTS = {
+LAYOUTS = {"TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"]}
+LONG_LAYOUTS = {
     "TP2": ["parallel.tensor=2"],
-    "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
     "DP2": [],
     "PP2": ["parallel.pipeline=2"],
     "CP2": ["parallel.context=2"],
 }
+EVERY_LAYOUT = short_and_long(["one process", *LAYOUTS], LONG_LAYOUTS)
 
 
 @pytest.mark.parametrize("kind, setting", [("hidden", HIDDEN), ("attention", ATTENTION)])
@@ -100,9 +104,14 @@ def single(parallel, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def by_layout(single, tmp_path_factory) -> dict[str, list[dict]]:
-    folder = tmp_path_factory.mktemp("dropout")
-    return layout_runs.by_layout(dropout_steps.__file__, NUM_PROCESSES, folder, LAYOUTS)
+def results_of(single, tmp_path_factory) -> Callable[[str], list[dict]]:
+    """Layout -> the results of each rank."""
+    folder, jobs = (
+        tmp_path_factory.mktemp("dropout"),
+        (Layouts(LAYOUTS, []), Layouts(LONG_LAYOUTS, [])),
+    )
+    read = layout_runs.reader(dropout_steps.__file__, NUM_PROCESSES, folder, *jobs)
+    return lambda layout: [single] if layout == "one process" else read(layout)
 
 
 def zeroed(result: dict) -> list[Tensor]:
@@ -118,9 +127,10 @@ def test_share_that_is_zeroed(single):
     assert abs(float(heads[5:].mean()) - 1) < 0.05 and float(heads[5:].std()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
-def test_tensor_ranks_zero_alike_what_they_have_alike(single, by_layout, measure):
-    first, second = by_layout["TP2"]
+def test_tensor_ranks_zero_alike_what_they_have_alike(single, results_of, measure):
+    first, second = results_of("TP2")
     for ours, theirs in zip(zeroed(first), zeroed(second), strict=True):
         assert torch.equal(ours, theirs)
     # The default stream is that of one process: so is all of the step.
@@ -134,29 +144,31 @@ def test_tensor_ranks_zero_alike_what_they_have_alike(single, by_layout, measure
 
 
 @pytest.mark.parallel
-def test_ranks_zero_apart_what_each_has_a_part_of(by_layout):
-    for layout in ("TP2", "TP2 + SP", "DP2"):
-        first, second = (result["heads"] for result in by_layout[layout])
-        assert not torch.equal(first, second), layout
-    for layout in ("TP2 + SP", "DP2", "CP2"):
-        first, second = (zeroed(result)[0] for result in by_layout[layout])
-        shared = min(len(first), len(second))
-        agree = (first[:shared] == second[:shared]).float().mean()
-        # Of independent draws.
-        assert abs(float(agree) - (SHARE**2 + (1 - SHARE) ** 2)) < 0.03, layout
-    on_stages = [result["heads"] for result in by_layout["PP2"]]
-    assert not torch.equal(*on_stages)
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, ["TP2", "DP2", "PP2"]))
+def test_ranks_zero_attention_apart(layout, results_of):
+    first, second = (result["heads"] for result in results_of(layout))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, ["DP2", "CP2"]))
+def test_ranks_zero_apart_what_each_has_a_part_of(layout, results_of):
+    first, second = (zeroed(result)[0] for result in results_of(layout))
+    shared = min(len(first), len(second))
+    agree = (first[:shared] == second[:shared]).float().mean()
+    # Of independent draws.
+    assert abs(float(agree) - (SHARE**2 + (1 - SHARE) ** 2)) < 0.03
 
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("layout", ["one process", *LAYOUTS])
-def test_gradients_are_those_of_what_was_drawn(layout, direction, single, by_layout, measure):
+@pytest.mark.parametrize("layout", EVERY_LAYOUT)
+def test_gradients_are_those_of_what_was_drawn(layout, direction, results_of, measure):
     """The slope of the loss along its gradient is the gradient's square, for the same zeros.
 
     Zeros that are others on the way back, on some rank or in a recomputed pass, make it another.
     """
-    results = [single] if layout == "one process" else by_layout[layout]
+    results = results_of(layout)
     batches = dropout_steps.micro_batches(dropout_steps.config_of())
     along = [result["along"][direction] for result in results]
     both = [result["both"] for result in results]
@@ -208,9 +220,9 @@ def test_cross_attention_has_the_gradients_of_what_was_drawn(parallel, measure):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["one process", *LAYOUTS])
-def test_recomputed_passes_draw_the_same(layout, single, by_layout, measure):
-    results = [single] if layout == "one process" else by_layout[layout]
+@pytest.mark.parametrize("layout", EVERY_LAYOUT)
+def test_recomputed_passes_draw_the_same(layout, results_of, measure):
+    results = results_of(layout)
     expected = layout_steps.assemble([result["both"] for result in results])
     for setting in ("full", "selective"):
         found = layout_steps.assemble([result["recomputed"][setting] for result in results])
@@ -223,9 +235,9 @@ def test_recomputed_passes_draw_the_same(layout, single, by_layout, measure):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["one process", *LAYOUTS])
-def test_a_resumed_step_is_bit_equal(layout, single, by_layout):
-    for result in [single] if layout == "one process" else by_layout[layout]:
+@pytest.mark.parametrize("layout", EVERY_LAYOUT)
+def test_a_resumed_step_is_bit_equal(layout, results_of):
+    for result in results_of(layout):
         in_one_go, again = (result["resumed"][name] for name in ("in one go", "from a checkpoint"))
         assert torch.equal(again["losses"][2], in_one_go["losses"][2])
         ours, theirs = (

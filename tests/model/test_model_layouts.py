@@ -21,13 +21,6 @@ from nvlm.parallel.groups import initialize
 NUM_PROCESSES = 4
 LAYOUTS = {
     "TP2 x DP2": ["parallel.tensor=2"],
-    "PP2 x DP2": ["parallel.pipeline=2"],
-    # The first stage has a first chunk of the encoder alone.
-    "PP2 x VPP2 x DP2, layers 0+1 2+1": [
-        "parallel.pipeline=2",
-        "parallel.virtual_pipeline=2",
-        "parallel.layout=[[0, 1], [2, 1]]",
-    ],
     "TP2 + SP x PP2 x VPP2, recomputed": [
         "parallel.tensor=2",
         "parallel.sequence=true",
@@ -39,6 +32,13 @@ LAYOUTS = {
     ],
 }
 LONG_LAYOUTS = {
+    "PP2 x DP2": ["parallel.pipeline=2"],
+    # The first stage has a first chunk of the encoder alone.
+    "PP2 x VPP2 x DP2, layers 0+1 2+1": [
+        "parallel.pipeline=2",
+        "parallel.virtual_pipeline=2",
+        "parallel.layout=[[0, 1], [2, 1]]",
+    ],
     "TP4": ["parallel.tensor=4"],
     "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
     "PP2 x VPP2 x DP2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
@@ -59,8 +59,13 @@ GRADIENTS = [
     FUSED_WITHOUT_IMAGES,
 ]
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
-CHECKPOINTING = ["PP2 x VPP2 x DP2, layers 0+1 2+1", "TP2 + SP x PP2 x VPP2, recomputed"]
-LONG_CHECKPOINTING = ["TP4 + SP", "PP2 x VPP2 x DP2", "PP4, layers 0 2 1 1, recomputed"]
+CHECKPOINTING = ["TP2 + SP x PP2 x VPP2, recomputed"]
+LONG_CHECKPOINTING = [
+    "PP2 x VPP2 x DP2, layers 0+1 2+1",
+    "TP4 + SP",
+    "PP2 x VPP2 x DP2",
+    "PP4, layers 0 2 1 1, recomputed",
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,22 @@ Weights of image tokens' own also step alike, and go on from the checkpoints of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import layout_runs, layout_steps, switch_steps
+from helpers.layout_runs import Layouts, short_and_long
 from helpers.layout_steps import RESUMED, STEPS
 from helpers.switch_steps import SAVED, SWITCHES, StepsWithImages
 from torch import Tensor
 
 NUM_PROCESSES = 4
 LAYOUTS = {
-    "TP2 x DP2": ["parallel.tensor=2"],
     "TP2 + SP x PP2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"],
+}
+LONG_LAYOUTS = {
+    "TP2 x DP2": ["parallel.tensor=2"],
     "PP2 x VPP2 x DP2, recomputed": [
         "parallel.pipeline=2",
         "parallel.virtual_pipeline=2",
@@ -46,8 +50,10 @@ def single_steps(parallel, folder) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def by_layout(single, single_steps, folder) -> dict[str, list[dict]]:
-    return layout_runs.by_layout(switch_steps.__file__, NUM_PROCESSES, folder, LAYOUTS)
+def results_of(single, single_steps, folder) -> Callable[[str], list[dict]]:
+    """Layout -> the results of each rank. All checkpoint, the first goes on with one process's."""
+    jobs = (Layouts(layouts, [*layouts]) for layouts in (LAYOUTS, LONG_LAYOUTS))
+    return layout_runs.reader(switch_steps.__file__, NUM_PROCESSES, folder, *jobs)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -57,9 +63,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_one_process(layout, switch, single, by_layout, measure):
-    results = [result[switch] for result in by_layout[layout]]
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+def test_layout_equals_one_process(layout, switch, single, results_of, measure):
+    results = [result[switch] for result in results_of(layout)]
     found, expected = layout_steps.assemble(results), layout_steps.assemble([single[switch]])
     assert found.keys() == expected.keys()
     worst = max(relative_error(found[key], expected[key]) for key in expected)
@@ -75,17 +81,23 @@ def test_layout_equals_one_process(layout, switch, single, by_layout, measure):
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("switch", SAVED)
-def test_checkpoints_of_other_layouts_go_on(
-    switch, single_steps, by_layout, parallel, folder, measure
-):
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+def test_checkpoints_of_other_layouts_go_on(layout, switch, single_steps, results_of, measure):
     expected = layout_steps.assemble([single_steps[switch]])
     assert any(".visual_" in key and bool(change.any()) for (key, _), change in expected.items())
-    for layout, ranks in by_layout.items():
-        for case in (STEPS, RESUMED):
-            found = layout_steps.assemble([rank[switch, case] for rank in ranks])
-            worst = layout_steps.worst_change(found, expected)
-            measure(f"change of weights, {switch}, {layout}, {case}", "one process", worst, 1e-4)
-    run, config = folder / list(LAYOUTS)[-1], switch_steps.saved_config(switch, folder / "again")
+    for case in (STEPS, RESUMED):
+        found = layout_steps.assemble([rank[switch, case] for rank in results_of(layout)])
+        worst = layout_steps.worst_change(found, expected)
+        measure(f"change of weights, {switch}, {layout}, {case}", "one process", worst, 1e-4)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("switch", SAVED)
+def test_one_process_goes_on(switch, single_steps, results_of, parallel, folder, measure):
+    layout = list(LAYOUTS)[-1]
+    results_of(layout)
+    expected = layout_steps.assemble([single_steps[switch]])
+    run, config = folder / layout, switch_steps.saved_config(switch, folder / "again")
     alone = layout_steps.second_step(config, parallel, run / switch, StepsWithImages)
     worst = layout_steps.worst_change(layout_steps.assemble([alone]), expected)
     measure(f"change of weights, {switch}, resumed by one process", "one process", worst, 1e-4)

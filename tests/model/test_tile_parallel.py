@@ -23,7 +23,6 @@ from nvlm.parallel.groups import initialize
 NUM_PROCESSES = 4
 LAYOUTS = {
     "TP2 x DP2": ["parallel.tensor=2"],
-    "TP2 x PP2": ["parallel.tensor=2", "parallel.pipeline=2"],
     "TP2 + SP x PP2 x VPP2, recomputed": [
         "parallel.tensor=2",
         "parallel.sequence=true",
@@ -34,13 +33,14 @@ LAYOUTS = {
 }
 # More ranks of one kind.
 LONG_LAYOUTS = {
+    "TP2 x PP2": ["parallel.tensor=2", "parallel.pipeline=2"],
     "DP4": [],
     "TP4 + SP": ["parallel.tensor=4", "parallel.sequence=true"],
     "PP2 x DP2": ["parallel.pipeline=2"],
 }
 # Each takes the second step from its predecessor's checkpoint, the first from one process's.
-CHECKPOINTING = ["TP2 x PP2", "TP2 + SP x PP2 x VPP2, recomputed"]
-LONG_CHECKPOINTING = ["TP4 + SP"]
+CHECKPOINTING = ["TP2 + SP x PP2 x VPP2, recomputed"]
+LONG_CHECKPOINTING = ["TP2 x PP2", "TP4 + SP"]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import adapter_steps, layout_steps, small_model, spawn, transformer_engine_steps
+from helpers.layout_runs import short_and_long
 from helpers.paths import REPOSITORY
 from helpers.transformer_engine_steps import IMPLEMENTATIONS, SOURCES
 
@@ -35,6 +36,12 @@ FROZEN = {
     "adapters": ("trained", [adapter_steps.DORA]),
 }
 LAYOUTS = {
+    "TP2 + SP x PP2, recomputed": (
+        "trained",
+        ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2", *RECOMPUTED],
+    ),
+}
+LONG_LAYOUTS = {
     "TP4 + SP": ("trained", ["parallel.tensor=4", "parallel.sequence=true"]),
     "TP2 x DP2": ("trained", ["parallel.tensor=2"]),
     "PP2 x DP2": ("trained", ["parallel.pipeline=2"]),
@@ -42,10 +49,6 @@ LAYOUTS = {
     "TP2 x PP2, shared tiles": (
         "encoder frozen",
         ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
-    ),
-    "TP2 + SP x PP2, recomputed": (
-        "trained",
-        ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2", *RECOMPUTED],
     ),
 }
 # The decoder's documents, one to three in a micro-batch, and the encoder's batches of tiles.
@@ -129,15 +132,7 @@ def plain(parallel) -> dict:
 
 @no_gpu
 @needs_sources
-# The first and the last that are supported; those between come with the slow tests.
-@pytest.mark.parametrize(
-    "version",
-    [
-        VERSIONS[0],
-        *(pytest.param(version, marks=pytest.mark.slow) for version in VERSIONS[1:-1]),
-        NEWEST,
-    ],
-)
+@pytest.mark.parametrize("version", short_and_long([NEWEST], VERSIONS[:-1]))
 def test_python_of_transformer_engine_computes_what_local_layers_do(
     version, plain, tmp_path, measure
 ):
@@ -174,9 +169,12 @@ def test_python_of_transformer_engine_computes_what_local_layers_do(
 @no_gpu
 @needs_sources
 @pytest.mark.parallel
-def test_python_of_transformer_engine_at_other_layouts(plain, tmp_path, measure):
-    by_rank = run(NEWEST, LAYOUTS, tmp_path, NUM_PROCESSES)
-    for layout in LAYOUTS:
+@pytest.mark.parametrize(
+    "layouts", [LAYOUTS, pytest.param(LONG_LAYOUTS, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_python_of_transformer_engine_at_other_layouts(layouts, plain, tmp_path, measure):
+    by_rank = run(NEWEST, layouts, tmp_path, NUM_PROCESSES)
+    for layout in layouts:
         check_same_parameters([result[layout] for result in by_rank])
         local, theirs = (
             [result[layout][implementation] for result in by_rank]

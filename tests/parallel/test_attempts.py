@@ -42,6 +42,7 @@ def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch):
         agree(store, 4, range(0, 3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_torchrun_starts_processes_again(tmp_path: Path):
     """The first attempt fails on one rank after both have met; the second goes its whole way."""

@@ -82,6 +82,7 @@ def test_training_goes_on(demo_data, tmp_path):
     assert named <= set(bad_json) | set(bad_images)
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_damage_that_one_process_finds_is_left_out_by_its_replica(demo_data, tmp_path):
     """Against one process that reads all; four share the tiles, so that shares cut samples."""

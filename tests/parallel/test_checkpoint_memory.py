@@ -12,6 +12,7 @@ from nvlm.config import load_config
 from nvlm.plan.stage_bytes import StageBytes, checkpoint_bytes, staged_bytes
 from nvlm.sizes.memory import stage_memory
 
+pytestmark = [pytest.mark.parallel, pytest.mark.slow]
 # What a process takes for Python's own objects meanwhile; a copy of all weights is 84 MB.
 SMALL = 24 * 2**20
 
@@ -32,7 +33,6 @@ def bytes_of(folder: Path, pattern: str = "*.distcp") -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern))
 
 
-@pytest.mark.parallel
 def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
     for rank in ranks:
         copy_of_weights = 4 * rank["parameters"]
@@ -44,7 +44,6 @@ def test_memory_of_a_save_and_a_load_is_that_of_a_tensor_or_two(ranks):
         assert rank["plain load peak"] > 3 * copy_of_weights
 
 
-@pytest.mark.parallel
 def test_memory_of_a_save_in_the_background_is_what_the_plan_says(ranks, folder):
     config = load_config(folder / "run/checkpoints/step_00000002/config.yaml")
     memory = stage_memory(config, 0, 2)
@@ -59,7 +58,6 @@ def test_memory_of_a_save_in_the_background_is_what_the_plan_says(ranks, folder)
         assert rank["next background save peak"] < rank["largest"] + SMALL
 
 
-@pytest.mark.parallel
 def test_a_plan_knows_the_size(folder):
     """But for the files' own headers."""
     checkpoint = folder / "run/checkpoints/step_00000002"
@@ -67,7 +65,6 @@ def test_a_plan_knows_the_size(folder):
     assert bytes_of(checkpoint) == pytest.approx(planned.total, rel=0.02)
 
 
-@pytest.mark.parallel
 def test_data_ranks_write_and_read_equal_shares(ranks, folder):
     checkpoint = folder / "run/checkpoints/step_00000002"
     total = bytes_of(checkpoint)
@@ -80,7 +77,6 @@ def test_data_ranks_write_and_read_equal_shares(ranks, folder):
     assert not bytes_of(folder / "plain1"), "plain Megatron-core now writes on other ranks too"
 
 
-@pytest.mark.parallel
 def test_data_ranks_draw_equal_shares_and_nothing_that_a_checkpoint_has(ranks):
     for rank in ranks:
         assert rank["drawn equal"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.layout_runs import short_and_long
 from helpers.spawn import kill, run_or_fail, start, start_warm
 from helpers.stopped_runs import arguments, assert_bit_equal, num_steps
 from helpers.warm import Job
@@ -106,15 +107,14 @@ def kill_once(
         kill(job)
 
 
-def kills_end_bit_equal(num_kills: int, steps: int, seed: int, demo_data: Path, root: Path):
-    """Kill a run so many times, and compare it with one that nothing happened to."""
+def kills_end_bit_equal(victims: list[str], steps: int, seed: int, demo_data: Path, root: Path):
+    """Kill each in some order, and compare the run with one that nothing happened to."""
     truth, folder, log = root / "truth", root / "run", root / "log"
     settings = [LAYOUT, "checkpoint.every=2", "checkpoint.keep=2"]
     run_or_fail(2, *arguments(truth, demo_data, steps, *settings), log=root / "truth.log")
     draw = random.Random(seed)
     before = shared_memory()
-    victims = [VICTIMS[number % len(VICTIMS)] for number in range(num_kills)]
-    draw.shuffle(victims)
+    victims = draw.sample(victims, len(victims))
     killed: Counter[str] = Counter()
     options = arguments(folder, demo_data, steps, *settings)
     for what in victims:
@@ -123,7 +123,7 @@ def kills_end_bit_equal(num_kills: int, steps: int, seed: int, demo_data: Path, 
         assert not started.folders(), what
     run_or_fail(2, *options, log=log)
     assert_bit_equal(folder, truth)
-    assert killed.total() == num_kills, (killed, log.read_text()[-3000:])
+    assert killed.total() == len(victims), (killed, log.read_text()[-3000:])
     left = [path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
     assert not left
     assert not (folder / ".owners").exists()
@@ -132,17 +132,18 @@ def kills_end_bit_equal(num_kills: int, steps: int, seed: int, demo_data: Path, 
     return killed
 
 
-def test_three_kills_end_bit_equal(demo_data: Path, tmp_path: Path, fault):
-    kills_end_bit_equal(3, steps=16, seed=6, demo_data=demo_data, root=tmp_path)
+@pytest.mark.parametrize("victim", short_and_long(["a loader worker"], ["torchrun"]))
+def test_a_kill_ends_bit_equal(victim: str, demo_data: Path, tmp_path: Path, fault):
+    """Ranks are killed in test_resume.py; what torchrun's end leaves is in test_run_ends.py too."""
+    kills_end_bit_equal([victim], steps=8, seed=6, demo_data=demo_data, root=tmp_path)
     outcome = "nothing of it stays after 30 s; started again, the run ends bit-equal"
-    for what in ("torchrun is killed (SIGKILL)", "a loader worker is killed (SIGKILL)"):
-        fault(what=what, layout="TP2", outcome=outcome)
+    fault(what=f"{victim} is killed (SIGKILL)", layout="TP2", outcome=outcome)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_end_bit_equal(demo_data: Path, tmp_path: Path, fault):
-    killed = kills_end_bit_equal(20, steps=70, seed=1, demo_data=demo_data, root=tmp_path)
+    killed = kills_end_bit_equal([*VICTIMS] * 5, 70, seed=1, demo_data=demo_data, root=tmp_path)
     assert set(killed) == set(VICTIMS)
     for what, number in killed.items():
         fault(

@@ -17,15 +17,15 @@ LAYOUT_STEPS = 3
 
 LAYOUTS = {
     "tensor2-sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
-    "pipeline2": (2, ["parallel.pipeline=2"]),
     "data2": (2, []),
     "tensor2-pipeline2-tiles": (
         4,
         ["parallel.tensor=2", "parallel.pipeline=2", "parallel.vision=tile_parallel"],
     ),
-    "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
 }
 LONG_LAYOUTS = {
+    "pipeline2": (2, ["parallel.pipeline=2"]),
+    "pipeline2-virtual2": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
     "pipeline4-auto": (4, ["parallel.pipeline=4", "parallel.layout=auto"]),
     "context2": (2, ["parallel.context=2"]),
     "tensor2-context2": (

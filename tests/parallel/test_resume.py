@@ -107,7 +107,7 @@ def metrics_so_far(folder: Path) -> list[str]:
         pytest.param(
             2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"], id="pipeline2-virtual2"
         ),
-        pytest.param(2, [], id="data2"),
+        pytest.param(2, [], id="data2", marks=pytest.mark.slow),
         pytest.param(1, [], id="single"),
     ],
 )

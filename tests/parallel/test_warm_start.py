@@ -12,7 +12,7 @@ from helpers import spawn
 from helpers.paths import REPOSITORY
 
 PROGRAM = """
-import atexit, json, os, sys
+import atexit, json, os, sys, time
 from pathlib import Path
 
 rank = os.environ.get("RANK", "0")
@@ -28,6 +28,9 @@ seen = {
 Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(seen))
 atexit.register(lambda: Path(sys.argv[1], f"{rank}.ended").touch())
 print("printed by rank", rank, flush=True)
+Path(sys.argv[1], f"{rank}.printed").touch()
+while len(list(Path(sys.argv[1]).glob("*.printed"))) < int(os.environ.get("WORLD_SIZE", "1")):
+    time.sleep(0.01)  # torchrun ends all when one has failed
 sys.exit(int(sys.argv[2]) if rank == "1" or "RANK" not in os.environ else 0)
 """
 

@@ -76,6 +76,7 @@ def test_a_run_that_blows_up_keeps_its_last_checkpoint(demo_data, tmp_path, faul
     assert all(math.isfinite(record["loss"]) for record in spawn.metrics(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_virtual_pipeline_names_the_layer_of_a_later_stage(demo_data, tmp_path):
     """Only layer 3 trains, at a rate that ruins it: the second chunk of the second stage."""

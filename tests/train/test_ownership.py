@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from nvlm.errors import TrainingError
-from nvlm.train.ownership import OWNERS_FOLDER, STALE_SECONDS, Member, own_run_folder
+from nvlm.train import ownership
+from nvlm.train.ownership import (
+    OWNERS_FOLDER,
+    STALE_SECONDS,
+    Member,
+    find_owner,
+    own_run_folder,
+)
 
 # A process that owns the folder until it is ended, without torch: it starts within a second.
 OWN = """
@@ -226,3 +233,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     assert "cannot be written to" in message
     assert "Not a directory" in message
     assert "give another run.dir" in refusal(tmp_path / "file")
+
+
+@pytest.mark.parametrize("look", ["_now_on_disk", "_identity"])
+def test_a_run_may_end_while_it_is_looked_at(look, owner, tmp_path, monkeypatch):
+    """Its folder, which was empty otherwise, is removed between any two looks."""
+    real = getattr(ownership, look)
+
+    def gone(folder: Path):
+        shutil.rmtree(tmp_path / "run")
+        return real(folder)
+
+    monkeypatch.setattr(ownership, look, gone)
+    found = find_owner(tmp_path / "run")
+    assert found is not None and found.gone == "the run in it has just ended"

@@ -25,14 +25,17 @@ from nvlm.plan.work import largest_work
 from nvlm.train.step import run_schedule, train_step
 from nvlm.train.teacher import Teacher, find_teacher, stored_teacher
 
-LAYOUTS = {
-    "TP2": ["parallel.tensor=2"],
-    "TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"],
-    "DP2": [],
-}
+LAYOUTS = {"TP2 + SP": ["parallel.tensor=2", "parallel.sequence=true"]}
+LONG_LAYOUTS = {"TP2": ["parallel.tensor=2"], "DP2": []}
 # Losses of the others are of the same divergence, on one process above.
-KINDS = [
-    kind if kind == "NVLM-D" else pytest.param(kind, marks=pytest.mark.slow) for kind in STUDENTS
+CASES = [
+    pytest.param("NVLM-D", LAYOUTS, id="NVLM-D"),
+    pytest.param("NVLM-D", LONG_LAYOUTS, id="NVLM-D, more layouts", marks=pytest.mark.slow),
+    *(
+        pytest.param(kind, LAYOUTS | LONG_LAYOUTS, id=kind, marks=pytest.mark.slow)
+        for kind in STUDENTS
+        if kind != "NVLM-D"
+    ),
 ]
 
 
@@ -126,16 +129,18 @@ def test_plans_have_the_teachers_memory(parallel, folder):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("kind", KINDS)
-def test_layouts_and_resumed_steps_are_those_of_one_process(kind, parallel, tmp_path, measure):
+@pytest.mark.parametrize(("kind", "layouts"), CASES)
+def test_layouts_and_resumed_steps_are_those_of_one_process(
+    kind, layouts, parallel, tmp_path, measure
+):
     folder = tmp_path
     distilled_steps.write_teacher(folder, parallel, *TEACHERS.get(kind, []))
     config = distilled_steps.config_of(folder, distilled_steps.SINGLE, *STUDENTS[kind])
     truth = layout_steps.two_steps(config, parallel, True, distilled_steps.DistilledSteps)
     expected = layout_steps.assemble([truth])
-    program = (distilled_steps.__file__, folder, json.dumps(LAYOUTS), kind)
+    program = (distilled_steps.__file__, folder, json.dumps(layouts), kind)
     spawn.run_program_or_fail(2, *program, log=folder / "log")
-    for layout in LAYOUTS:
+    for layout in layouts:
         ranks = [
             torch.load(folder / f"{layout} rank{rank}.pt", weights_only=False) for rank in range(2)
         ]
