@@ -61,7 +61,7 @@ def _check_quantization(config: RunConfig) -> None:
         raise ConfigError(*problems[:3])
     if quantized(config) and find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"{KEY}: quantization {NF4} needs bitsandbytes: pip install bitsandbytes, or set it to "
+            f"{KEY}: quantization {NF4} needs bitsandbytes: pip install nvlm[nf4], or set it to "
             "none"
         )
 

@@ -158,5 +158,5 @@ def test_without_bitsandbytes_it_is_refused(monkeypatch: pytest.MonkeyPatch):
     from nvlm.train import patterns
 
     monkeypatch.setattr(patterns, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs bitsandbytes: pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes: pip install nvlm\[nf4\]"):
         patterns.check_patterns(small_model.small_config(NF4, LOCAL))
