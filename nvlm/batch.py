@@ -88,6 +88,23 @@ class Beside:
 
 
 @dataclass(frozen=True)
+class Gated:
+    """What the gate of `stage.alignment` reads for the vectors of a micro-batch, g of them.
+
+    The vector of a document with images is mixed of what stands before its first answer: text, and
+    the tiles that show whole images.
+    """
+
+    positions: Tensor  # [g] int64, increasing; where in the row they stand
+    of_tokens: Tensor  # [t] int64; for which of them a token of the row is read, -1: for none
+    of_tiles: Tensor  # [n] int64; the same of the micro-batch's tiles
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Gated:
+        """The same with every tensor changed."""
+        return _each(self, change)
+
+
+@dataclass(frozen=True)
 class RowPart:
     """What a context-parallel rank has of a row, as `nvlm.parallel.context` cuts it.
 
@@ -143,6 +160,8 @@ class MicroBatch:
     part: RowPart | None = None
     # None: the decoder reads nothing but its row (`model.fusion: decoder_only`).
     beside: Beside | None = None
+    # None: no vector is mixed.
+    gated: Gated | None = None
     # What `cu_seqlens` and `image_mask` say, found while they are in host memory: to ask a device
     # for numbers, or for how many elements are set, is to wait for all that it has to do.
     document_starts: tuple[int, ...] = ()
@@ -212,7 +231,8 @@ class MicroBatch:
         """The same batch with every tensor changed."""
         part = self.part and self.part.each(change)
         beside = self.beside and self.beside.each(change)
-        return _each(replace(self, part=part, beside=beside), change)
+        gated = self.gated and self.gated.each(change)
+        return _each(replace(self, part=part, beside=beside, gated=gated), change)
 
     def to(self, device: torch.device) -> MicroBatch:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))

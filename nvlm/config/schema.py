@@ -10,14 +10,21 @@ in tokens, image sizes in pixels.
 from __future__ import annotations
 
 from math import lcm
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from nvlm.config.adapters import AdapterConfig
+from nvlm.config.alignment import AlignmentConfig
 from nvlm.config.connectors import Connector, ConnectorSizes
 from nvlm.config.cross_attention import CrossAttentionConfig
+from nvlm.config.data_section import (
+    DataConfig as DataConfig,
+)
+from nvlm.config.data_section import (
+    SourceConfig as SourceConfig,
+)
 from nvlm.config.encoders import Encoder
 from nvlm.config.language import LanguageConfig as LanguageConfig
 from nvlm.config.run_sections import (
@@ -51,13 +58,10 @@ from nvlm.config.section import Section
 from nvlm.config.tiles import TileTags, Tiling, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
-    FolderName,
     Name,
     NumTiles,
-    NumWorkers,
     PathText,
     Positive,
-    Share,
     StageLayers,
     Switch,
     Text,
@@ -158,69 +162,6 @@ class ModelConfig(Section):
         return self.connector.num_tokens(self.connector_sizes)
 
 
-def _kind_of_entry(entry: object) -> str:
-    return "settings" if isinstance(entry, dict | SourceConfig) else "weight"
-
-
-# What follows a source's name in a blend.
-BlendEntry = Annotated[
-    Annotated[Positive, Tag("weight")] | Annotated["SourceConfig", Tag("settings")],
-    Discriminator(_kind_of_entry),
-]
-
-
-class SourceConfig(Section):
-    """One source of a blend with its settings, or a blend that counts as one source."""
-
-    weight: Positive = 1.0
-    """Share of the draws, relative to the other sources of its blend."""
-    path: PathText | None = None
-    """Folder (or one shard) under `data.root`/`data.split`, or an absolute one. null: the name."""
-    max_num_tiles: NumTiles | None = None
-    """Most tiles per image; null: the stage's."""
-    prompts: Name | None = None
-    """Prompt pool that asks this source's samples; null: the pool named like the sample's task."""
-    loss_weight: Positive = 1.0
-    """Factor on the loss of its tokens."""
-    max_epochs: Positive | None = None
-    """Passes over its samples after which it is used up. null: as many as the run takes."""
-    blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
-    """The sources below this one, their weights relative to each other. They take over its path,
-    max_num_tiles, prompts and max_epochs where they have none; loss_weight multiplies."""
-
-
-class DataConfig(Section):
-    """`root/split/*.tar` is one source; `root/split/NAME/*.tar` is one source per folder."""
-
-    root: PathText
-    """Folder of the shards."""
-    split: FolderName = "train"
-    """Folder below `root`."""
-    blend: dict[Name, BlendEntry] | None = Field(default=None, min_length=1)
-    """Source name -> weight, or its settings. null: every source found, weighted by its number of
-    samples."""
-    num_workers: NumWorkers = 2
-    """Processes that read and decode for each process that reads: one of each model replica, or all
-    with `parallel.vision: tile_parallel`. 0: the one that trains does."""
-    packing_window: Count = 512
-    """Samples that the packer looks at together. Part of the order: changing it changes the run."""
-    index_dir: PathText | None = None
-    """Where indexes are kept. null: `run.dir/index`."""
-    prompt_pools: PathText | None = None
-    """YAML file of prompt pools. null: the ones that come with nvlm."""
-    num_prompt_wordings: Count | None = None
-    """Wordings of each prompt pool that are used, its first ones. null: all."""
-    image_resize: Literal["fast", "exact"] = "fast"
-    """`fast` resizes with torch (within 2/255 of Pillow); `exact` is bit-equal to Pillow's
-    bicubic."""
-    max_image_megapixels: Positive = 100.0
-    """Images of more pixels are skipped as decompression bombs."""
-    num_video_frames: Count = 8
-    """Frames taken from a video, evenly spaced; each is one tile."""
-    max_skipped_share: Share = 0.05
-    """A run whose share of skipped samples exceeds this stops and says why. 1: never."""
-
-
 class StageConfig(Section):
     """One training stage: what trains, and how images and text become a sequence."""
 
@@ -249,6 +190,8 @@ class StageConfig(Section):
     box. `soft`: vectors that are learned, beside the projector (Tag-LLM). docs/switches.md."""
     num_soft_tag_tokens: Count = 1
     """Of `tile_tags: soft`: vectors of each tag."""
+    alignment: AlignmentConfig | None = None
+    """A learned vector at the beginning of a document with images (AlignGPT). null: none."""
     image_boundary: Literal["block", "merged", "separate"] = "block"
     """How text around an image is tokenised. `block`: the image on a line of its own, its block
     `<Image>...</Image>`, the newline and the text after it each by themselves, as vLLM does from
@@ -265,6 +208,16 @@ class StageConfig(Section):
     @property
     def has_soft_tags(self) -> bool:
         return self.tile_tags == "soft"
+
+    @property
+    def num_levels_of_samples(self) -> int | None:
+        """Levels of alignment, of which each sample that begins with an image brings one."""
+        alignment = self.alignment
+        return None if alignment is None or self.mixes_levels else alignment.num_levels
+
+    @property
+    def mixes_levels(self) -> bool:
+        return self.alignment is not None and self.alignment.levels_from == "gate"
 
 
 class ParallelConfig(Section):

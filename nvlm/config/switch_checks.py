@@ -12,6 +12,7 @@ def switch_problems(config: RunConfig) -> Iterator[str]:
     yield from _attention_problems(config)
     yield from _weight_problems(config)
     yield from _tag_problems(config)
+    yield from _alignment_problems(config)
     yield from _deepstack_problems(config)
 
 
@@ -83,6 +84,42 @@ def _tag_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"train.distill does not go with {key}: the teacher reads the same tokens, and has "
             "learned no such tags, or others; use 1d"
+        )
+
+
+def _alignment_problems(config: RunConfig) -> Iterator[str]:
+    stage, key = config.stage, "stage.alignment"
+    if stage.alignment is None:
+        return
+    if stage.alignment.num_levels < 2:
+        yield (
+            f"{key}.num_levels {stage.alignment.num_levels}: one level tells samples apart by "
+            "nothing; use 2 or more, or no stage.alignment"
+        )
+    if config.model.fusion != "decoder_only":
+        yield (
+            f"{key} does not go with model.fusion {config.model.fusion}, which reads images beside "
+            "the decoder's sequence; use decoder_only"
+        )
+    if stage.has_soft_tags:
+        yield (
+            f"{key} does not go with stage.tile_tags soft, whose vectors have the same numbers in "
+            "a row; use 1d or none"
+        )
+    if config.parallel.context > 1:
+        yield (
+            f"parallel.context {config.parallel.context} does not go with {key}: what a gate reads "
+            "is not shared out; use parallel.context 1"
+        )
+    if config.train.distill is not None:
+        yield (
+            f"train.distill does not go with {key}: the teacher reads the same tokens, and has "
+            "learned no such vectors, or others; leave one out"
+        )
+    if stage.mixes_levels and stage.max_num_tiles > 1 and not stage.use_thumbnail:
+        yield (
+            f"{key}.levels_from gate reads a tile of the whole image, and stage.use_thumbnail is "
+            f"false with stage.max_num_tiles {stage.max_num_tiles}: use true, or one tile"
         )
 
 

@@ -39,8 +39,8 @@ from nvlm.convert.tables.qwen2 import cross_attention_rules
 from nvlm.dtypes import DTYPES
 from nvlm.errors import ConvertError
 from nvlm.rows import Parameter, Place
+from nvlm.sizes.alignment import stage_rows
 from nvlm.sizes.parameters import PROJECTOR
-from nvlm.sizes.tile_tags import tile_tag_rows
 
 
 def convert_from_hf(
@@ -108,7 +108,7 @@ def _convert(sources: list[Source], config: RunConfig, out: Path, watch: Stopwat
             for place in rule.parameter.places()
         ]
         rules += new
-    for row in tile_tag_rows(config):
+    for row in stage_rows(config):
         chunks.append(random_chunk(row, Place(), config, dtype))
         rules.append(Rule(row, {}, COPY))
     num_bytes = sum(chunk.num_bytes for chunk in chunks)

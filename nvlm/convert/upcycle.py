@@ -21,8 +21,8 @@ from nvlm.convert.megatron.writer import Chunk
 from nvlm.convert.rewrite import Rewrite
 from nvlm.errors import ConvertError
 from nvlm.rows import STACKED_EXPERTS, Parameter, Place
+from nvlm.sizes.alignment import stage_rows
 from nvlm.sizes.parameters import parameter_table, parameters_by_key
-from nvlm.sizes.tile_tags import tile_tag_rows
 
 
 def upcycle(
@@ -49,9 +49,9 @@ def upcycle(
     rewrite = Rewrite(checkpoint, out)
     dense = read_config(rewrite.checkpoint)
     config = _with_experts(dense, experts, seed, rewrite.checkpoint)
-    tags = tile_tag_rows(dense)
-    table = [*parameter_table(config.model), *tags]
-    origins = parameters_by_key(dense.model) | {row.key: row for row in tags}
+    beside = stage_rows(dense)
+    table = [*parameter_table(config.model), *beside]
+    origins = parameters_by_key(dense.model) | {row.key: row for row in beside}
     rewrite.check_has(origins)
     chunks = list(_chunks(rewrite.reader, table, origins, config))
     source = {"upcycled": {"folder": str(rewrite.checkpoint)}}

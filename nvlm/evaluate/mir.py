@@ -119,7 +119,13 @@ def _features(
             answer = engine.tokenizer.encode(question.truth.answers[0], add_special_tokens=False)
             tokens = [*prompt.tokens.tolist(), *answer]
             with layer_outputs(engine.model) as outputs:
-                engine.generate(tokens, torch.from_numpy(prompt.tiles), 1, stop_ids=())
+                engine.generate(
+                    tokens,
+                    torch.from_numpy(prompt.tiles),
+                    1,
+                    stop_ids=(),
+                    alignment=prompt.alignment and prompt.alignment.followed_by(len(answer)),
+                )
             image_id = engine.encoder.tokenizer.image_id
             is_image = torch.tensor([token == image_id for token in tokens])
             first = int(is_image.nonzero()[0]) if is_image.any() else len(tokens)

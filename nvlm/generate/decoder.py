@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvlm import platform
-from nvlm.batch import Beside, runs_of
+from nvlm.batch import Beside, Gated, runs_of
 from nvlm.config.schema import RunConfig
+from nvlm.data.text.alignment import EncodedAlignment
 from nvlm.data.text.beside import EncodedBeside
 from nvlm.errors import DataError
 from nvlm.generate.request import Sampling
@@ -45,6 +46,7 @@ class Begun:
     num_tiles: int
     sampling: Sampling
     beside: EncodedBeside | None = None  # of NVLM-X and NVLM-H
+    alignment: EncodedAlignment | None = None  # of what a gate mixes a vector
 
     @property
     def num_beside(self) -> int:
@@ -155,7 +157,8 @@ class Decoder:
         images = None
         if begun.num_tiles and self.model.pre_process:
             places = _on_device(torch.from_numpy(places))
-            images = PromptImages(places, _on_device(begun.tiles), beside)
+            tiles, gated = _on_device(begun.tiles), _gated(begun.alignment)
+            images = PromptImages(places, tiles, beside, gated)
         positions = torch.arange(num_tokens, device=device)[None]
         num_rows = self.model.num_levels * num_beside
         inputs = _Inputs(tokens, positions, num_rows, sights_of(beside), images)
@@ -234,6 +237,17 @@ def _row_beside(encoded: EncodedBeside | None) -> Beside:
         image_positions=_on_device(torch.from_numpy(encoded.image_mask.nonzero()[0])),
         tiles=_on_device(torch.from_numpy(encoded.tiles)),
         sights=encoded.sights,
+    )
+
+
+def _gated(alignment: EncodedAlignment | None) -> Gated | None:
+    """Of a prompt alone in its row."""
+    if alignment is None or alignment.position is None:
+        return None
+    return Gated(
+        positions=_on_device(torch.tensor([alignment.position])),
+        of_tokens=_on_device(torch.from_numpy(alignment.text.astype(np.int64) - 1)),
+        of_tiles=_on_device(torch.from_numpy(alignment.tiles.astype(np.int64) - 1)),
     )
 
 

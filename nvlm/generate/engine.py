@@ -34,6 +34,7 @@ from nvlm.parallel.groups import (
 )
 
 if TYPE_CHECKING:
+    from nvlm.data.text.alignment import EncodedAlignment
     from nvlm.data.text.beside import EncodedBeside
     from nvlm.model.nvlm_d import NVLMD
 
@@ -194,6 +195,7 @@ class Engine:
             max_new_tokens,
             stop_ids=self.stop_ids,
             beside=prompt.beside,
+            alignment=prompt.alignment,
         )
         return Answer(self.text_of(answer_ids), prompt_ids, answer_ids)
 
@@ -208,6 +210,7 @@ class Engine:
         max_new_tokens: int,
         stop_ids: Collection[int],
         beside: EncodedBeside | None = None,
+        alignment: EncodedAlignment | None = None,
     ) -> list[int]:
         """See `generate_greedy`."""
         return generate_greedy(
@@ -220,6 +223,7 @@ class Engine:
             stop_ids,
             self.thrift,
             beside,
+            alignment,
         )
 
 

@@ -14,6 +14,7 @@ from nvlm.generate.request import Sampling
 from nvlm.generate.thrift import Thrift
 
 if TYPE_CHECKING:
+    from nvlm.data.text.alignment import EncodedAlignment
     from nvlm.data.text.beside import EncodedBeside
     from nvlm.model.nvlm_d import NVLMD
 
@@ -28,6 +29,7 @@ def generate_greedy(
     stop_ids: Collection[int],
     thrift: Thrift | None = None,
     beside: EncodedBeside | None = None,
+    alignment: EncodedAlignment | None = None,
 ) -> list[int]:
     """The most likely next tokens, up to `max_new_tokens` or to a stop token (which is included).
 
@@ -42,6 +44,7 @@ def generate_greedy(
         thrift: what is kept of the prompt, which has the placeholders that this leaves it; None:
             all.
         beside: what NVLM-X and NVLM-H read beside the prompt.
+        alignment: what the gate of `stage.alignment` reads of it.
 
     Raises:
         DataError: placeholders and tiles disagree, or the answer would not fit the positions that
@@ -61,7 +64,7 @@ def generate_greedy(
     num_places = row_length(max(num_places, num_tokens_beside(beside)))
     decoder = Decoder(model, config, image_id, num_places, thrift)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling, beside),))
+    work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling, beside, alignment),))
     answer: list[int] = []
     while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
         answer.append(decoder.run(work)[""])

@@ -192,6 +192,7 @@ class Session:
                     len(q.prompt.tiles),
                     q.sampling,
                     q.prompt.beside,
+                    q.prompt.alignment,
                 )
                 for q in begun
             ),

@@ -25,6 +25,7 @@ from nvlm.importers.tools import describe_tools
 from nvlm.importers.turns import Conversation, Index, Place, as_turns, read_turns
 from nvlm.importers.unread import check_unread, refuse_named_files
 
+_LEVELS = ("alignment_level", "similarity")
 _REGION_NAMES = {"text", "box", "quad"}
 
 
@@ -113,6 +114,10 @@ def _take_common(fields: Fields) -> dict[str, Any]:
     weight = _take_weight(fields)
     if weight != 1:
         result["loss_weight"] = weight
+    # AlignGPT's files say the level as `similarity`; in others that is a score, and no level.
+    level = next((n for n in _LEVELS if type(fields.look(n)) is int), "")
+    if level:
+        result["alignment_level"] = fields.take(level)
     for name in fields.found(SPELLINGS["whether it is trained"]):
         said = fields.take(name)
         if not isinstance(said, (int, float)) or said not in (0, 1):

@@ -32,6 +32,7 @@ from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.decoders.stacking import stacked_without_holes, uneven_rows
 from nvlm.model.encoders.table import build_encoder
 from nvlm.model.parts.adapters import add_adapters, sharded_adapters
+from nvlm.model.parts.alignment import add_alignment, levels_of, with_mixed_levels
 from nvlm.model.parts.attention import packed_documents
 from nvlm.model.parts.cache import LayerShape
 from nvlm.model.parts.dropout import drop_entering
@@ -168,6 +169,7 @@ class NVLMD(MegatronModule):
                 groups,
             )
             add_soft_tags(self.vision_projection, config)
+            add_alignment(self.vision_projection, config)
         self.visual = Visual(config, parallel, self.vision_model, self.vision_projection)
         self.language_model: GPTModel = build_language_model(
             config.model, language_config, parts, parallel, vp_stage
@@ -282,6 +284,7 @@ class NVLMD(MegatronModule):
             return self._embed_tokens(tokens), None
         embedded = self._embed_tokens(all_tokens(tokens, images.beside))
         visual = self.visual.project(self.visual.encode(images.tiles))
+        embedded = with_mixed_levels(self.vision_projection, embedded, visual, images.gated)
         if self.has_deepstack:
             return self._spliced(embedded, images.positions, visual)
         if images.beside is None:
@@ -298,8 +301,8 @@ class NVLMD(MegatronModule):
         def embed(tokens: Tensor) -> Tensor:
             return self.language_model.embedding(tokens, None)
 
-        soft_tags = soft_tags_of(self.vision_projection)
-        return embed(tokens) if soft_tags is None else soft_tags(tokens, embed)
+        learned = levels_of(self.vision_projection) or soft_tags_of(self.vision_projection)
+        return embed(tokens) if learned is None else learned(tokens, embed)
 
     def cached_layers(self) -> list[LayerShape]:
         """What this stage's layers keep of each token that they have seen."""
@@ -313,12 +316,16 @@ class NVLMD(MegatronModule):
         # Rotation alone says where a token stands: embeddings have no positions.
         tokens, beside = micro_batch.tokens, micro_batch.beside
         embeddings = self._embed_tokens(all_tokens(tokens, beside))
+        by_all = self.overlaps_data_parallelism
         # Without tiles the encoder does not run at all. Its gradient buffers keep the zeros that
         # they start a step with, and no process waits for it: the tensor-parallel group shares one
         # micro-batch, and gradients are reduced over data ranks when the step's last one is done.
         # Where they are reduced earlier, each rank has to come by the same parameters.
         if micro_batch.num_tiles:
             visual = self.visual.embeddings(micro_batch, embeddings)
+            embeddings = with_mixed_levels(
+                self.vision_projection, embeddings, visual, micro_batch.gated, by_all
+            )
             if self.has_deepstack:
                 rows = self._spliced(embeddings, micro_batch.image_positions, visual)
                 return self._as_input(*rows)
@@ -327,8 +334,9 @@ class NVLMD(MegatronModule):
                 return self._as_input(*rows)
             places = micro_batch.image_positions, beside, tokens.shape[1]
             embeddings = splice(embeddings, *visual_tokens(*places, visual))
-        elif self.overlaps_data_parallelism:
+        elif by_all:
             embeddings = with_zero_gradient(embeddings, self.visual.blank_tile(embeddings))
+            embeddings = with_mixed_levels(self.vision_projection, embeddings, by_all=True)
         return self._as_input(*split_rows(embeddings, tokens.shape[1]))
 
     def _spliced(self, embeddings: Tensor, positions: Tensor, visual: Tensor) -> Rows:

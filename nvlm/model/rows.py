@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nvlm.batch import Beside, MicroBatch
+from nvlm.batch import Beside, Gated, MicroBatch
 from nvlm.model.splice import splice_levels
 
 # The decoder's row [t, 1, h], and the row beside it [k, 1, h], of levels in turn [l * k, 1, h];
@@ -36,6 +36,7 @@ class PromptImages:
     positions: Tensor
     tiles: Tensor  # [n, 3, image_size, image_size] uint8, at least one
     beside: Beside | None = None
+    gated: Gated | None = None
 
 
 def num_beside(beside: Beside | None) -> int:

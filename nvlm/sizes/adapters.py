@@ -20,8 +20,8 @@ from nvlm.config.adapters import NF4, NF4_BLOCK, AdapterConfig
 from nvlm.config.schema import ModelConfig, RunConfig
 from nvlm.errors import ConfigError
 from nvlm.rows import ADAPTER, ZEROS, Constant, Normal, Parameter, Place, RowNorms
+from nvlm.sizes.alignment import stage_rows
 from nvlm.sizes.parameters import LANGUAGE, VISION, is_frozen, parameter_table
-from nvlm.sizes.tile_tags import tile_tag_rows
 
 KEY = "stage.adapters"
 LORA_A, LORA_B, MAGNITUDE = "lora_a", "lora_b", "magnitude"
@@ -143,9 +143,9 @@ def quantization_problems(config: RunConfig) -> Iterator[str]:
 
 
 def run_parameter_table(config: RunConfig) -> list[Parameter]:
-    """The rows of the model, of its learned tile tags, and of its adapters."""
+    """The rows of the model, of what the stage has beside it, and of its adapters."""
     own = [row for adapter in adapters_of(config) for row in adapter.parameters()]
-    return [*parameter_table(config.model), *tile_tag_rows(config), *own]
+    return [*parameter_table(config.model), *stage_rows(config), *own]
 
 
 def run_parameters_by_key(config: RunConfig) -> dict[str, Parameter]:

@@ -67,10 +67,15 @@ class VisualLayout:
     # With `tile_tags: soft`: vectors of each tag, and the first one's number among all tokens.
     num_soft_tag_tokens: int = 0
     first_soft_id: int = 0
+    # With `stage.alignment`: how many levels there are, and whether a gate mixes them. Their first
+    # number is that of soft tags, with which they do not go.
+    num_alignment_levels: int = 0
+    mixes_levels: bool = False
 
     @classmethod
     def from_config(cls, config: RunConfig) -> VisualLayout:
         stage, vision = config.stage, config.model.vision
+        alignment = stage.alignment
         return cls(
             tile_tags=stage.tile_tags,
             use_thumbnail=stage.use_thumbnail,
@@ -81,6 +86,8 @@ class VisualLayout:
             tiling=stage.tiling,
             num_soft_tag_tokens=stage.num_soft_tag_tokens if stage.has_soft_tags else 0,
             first_soft_id=config.model.language.vocab_size,
+            num_alignment_levels=0 if alignment is None else alignment.num_levels,
+            mixes_levels=stage.mixes_levels,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens
@@ -177,8 +184,19 @@ class VisualLayout:
                 f"stage.max_num_tiles {self.max_num_tiles}; cut it into fewer"
             )
 
-    def soft_tag_name(self, token: int) -> str:
-        """How a token of a learned tag is shown."""
+    def alignment_token(self, level: int | None) -> int:
+        """Of the vector at a document's beginning; None, and with a gate: of the highest level."""
+        highest = self.num_alignment_levels - 1
+        return self.first_soft_id + (highest if level is None or self.mixes_levels else level)
+
+    def learned_name(self, token: int) -> str:
+        """How a token behind the vocabulary's is shown."""
+        if self.num_alignment_levels:
+            level = token - self.first_soft_id
+            return "<alignment>" if self.mixes_levels else f"<alignment_level_{level}>"
+        return self._soft_tag_name(token)
+
+    def _soft_tag_name(self, token: int) -> str:
         number, place = divmod(token - self.first_soft_id, self.num_soft_tag_tokens)
         tag = f"soft_tile_{number}" if number else "soft_thumbnail"
         return f"<{tag}>" if self.num_soft_tag_tokens == 1 else f"<{tag}_{place + 1}>"

@@ -44,6 +44,11 @@ from nvlm.run_checkpoints import (
 from nvlm.safe_loading import check_readable, read_metadata
 from nvlm.sizes.adapters import adapters_of, have_same_tensors
 from nvlm.sizes.tile_tags import KEY as TILE_TAGS_KEY
+from nvlm.train.alignment_change import (
+    ALIGNMENT_PATTERNS,
+    resumed_otherwise,
+    started_otherwise,
+)
 from nvlm.train.optim import bare
 from nvlm.train.retention import remove_older
 from nvlm.train.run_folder import check_nothing_is_missing, note_saved, read_run_id
@@ -85,7 +90,7 @@ def find_resume_point(config: RunConfig, excluded: Mapping[Path, str] | None = N
             f"{checkpoint}: was trained with stage.freeze {saved.stage.freeze}, this run says "
             f"{config.stage.freeze}: use another run.dir, with checkpoint.load={checkpoint}"
         )
-    if problem := _other_tile_tags(config, saved):
+    if problem := _other_tile_tags(config, saved) or resumed_otherwise(config, saved):
         raise CheckpointError(f"{checkpoint}: {problem}")
     if saved.stage.adapters != config.stage.adapters:
         raise CheckpointError(
@@ -123,6 +128,8 @@ def find_initial_weights(config: RunConfig) -> Path | None:
     saved = read_config(checkpoint)
     # None there is no mistake: they begin anew.
     if saved.stage.has_soft_tags and (problem := _other_tile_tags(config, saved)):
+        raise CheckpointError(f"{checkpoint}: {problem}")
+    if problem := started_otherwise(config, saved):
         raise CheckpointError(f"{checkpoint}: {problem}")
     check_readable(checkpoint)
     return checkpoint
@@ -283,7 +290,8 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> l
     """Read only the model's weights into the bare `chunks`.
 
     Returns:
-        patterns of the keys that it has none of, and that are left unset: adapters, learned tags.
+        patterns of the keys that it has none of, and that are left unset: adapters, learned tags,
+        levels of alignment and their gate.
 
     Raises:
         CheckpointError: a file has other bytes than were written, or does not fit the model.
@@ -293,6 +301,7 @@ def load_weights(checkpoint: Path, chunks: list[NVLMD], parallel: Parallel) -> l
     saved = read_metadata(checkpoint).state_dict_metadata
     unset = [] if any(map(is_adapter, saved)) else [EVERY_ADAPTER]
     unset += [] if TILE_TAGS_KEY in saved else [TILE_TAGS_KEY]
+    unset += [p for p in ALIGNMENT_PATTERNS if not any(fnmatchcase(key, p) for key in saved)]
     tensors = [t for t in tensors if not any(fnmatchcase(t.key, pattern) for pattern in unset)]
     read_shared(checkpoint, tensors, parallel.alike, is_everywhere=chunks[0].is_everywhere)
     return unset

@@ -118,7 +118,8 @@ def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
     labels[len(encoded.tokens) - 1] = pad_id
     image_mask = np.concatenate([encoded.image_mask, np.zeros(room, np.bool_)])
     beside = encoded.beside and encoded.beside.followed_by(room)
-    sample = EncodedSample(tokens, labels, image_mask, beside)
+    alignment = encoded.alignment and encoded.alignment.followed_by(room)
+    sample = EncodedSample(tokens, labels, image_mask, beside, alignment)
     return PackedSample(prompt.key, sample, encoded.tiles)
 
 

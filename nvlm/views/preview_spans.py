@@ -38,9 +38,9 @@ def split_tokens(encoded: EncodedSample, encoder: SampleEncoder, image_token: st
     assert (labels[:-1] == tokens[1:])[trained[1:]].all()
     control = {token: text for text, token in encoder.tokenizer.control_ids.items()}
     visual = encoder.visual
-    if visual.num_soft_tag_tokens:
+    if visual.num_soft_tag_tokens or visual.num_alignment_levels:
         learned = {token for token in tokens.tolist() if token >= visual.first_soft_id}
-        control |= {token: visual.soft_tag_name(token) for token in learned}
+        control |= {token: visual.learned_name(token) for token in learned}
     chat = encoder.tokenizer.format
     starts = {split_controls(chat, chat.around(role)[0] or " ")[0] for role in ROLES}
     kinds: list[SpanKind] = [

@@ -19,6 +19,7 @@ LEVELS = "model.vision.feature_layers=[-3, -2, -1]"
 DEEP = ["model.deepstack=true", LEVELS]
 OWN = "model.language.visual_weights=norms_keys_values"
 SOFT = "stage.tile_tags=soft"
+GATE = "stage.alignment={levels_from: gate}"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,18 @@ SOFT = "stage.tile_tags=soft"
             "train.distill does not go with stage.tile_tags soft",
         ),
         (["stage.num_soft_tag_tokens=2"], "num_soft_tag_tokens 2 is of stage.tile_tags soft"),
+        ([*X, GATE], "stage.alignment does not go with model.fusion cross_attention"),
+        ([SOFT, GATE], "stage.alignment does not go with stage.tile_tags soft"),
+        ([GATE, "parallel.context=2"], "parallel.context 2 does not go with stage.alignment"),
+        (
+            [GATE, "train.distill={teacher: runs/x, weight: 1}"],
+            "train.distill does not go with stage.alignment",
+        ),
+        ([GATE, "stage.use_thumbnail=false"], "stage.use_thumbnail is false with stage.max_num_t"),
+        (
+            ["stage.alignment={levels_from: samples, num_levels: 1}"],
+            "stage.alignment.num_levels 1: one level tells",
+        ),
         (["model.deepstack=true"], "model.deepstack needs one encoder with model.vision.feature_l"),
         ([*DEEP, *X], "model.deepstack does not go with model.fusion cross_attention"),
         ([*DEEP, OWN], "model.deepstack does not go with model.language.visual_weights"),

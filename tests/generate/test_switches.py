@@ -37,7 +37,8 @@ def recomputed(engine: Engine, prompt: EncodedPrompt) -> list[int]:
         tokens = np.concatenate([prompt.tokens, np.array(answer, np.int64)])
         image_mask = np.concatenate([prompt.image_mask, np.zeros(len(answer), np.bool_)])
         beside = prompt.beside and prompt.beside.followed_by(len(answer))
-        sample = EncodedSample(tokens, np.zeros_like(tokens), image_mask, beside)
+        alignment = prompt.alignment and prompt.alignment.followed_by(len(answer))
+        sample = EncodedSample(tokens, np.zeros_like(tokens), image_mask, beside, alignment)
         size = engine.config.model.vision.image_size
         row = [[PackedSample("", sample, prompt.tiles)]]
         has_beside = prompt.beside is not None

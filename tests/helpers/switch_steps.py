@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from helpers import beside_batches, layout_steps, small_model, variants
-from nvlm.batch import MicroBatch
+from nvlm.batch import Gated, MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import initialize, shut_down
@@ -35,6 +35,7 @@ SWITCHES = {
         "model.cross_attention.levels=in_turn",
         "model.vision.feature_layers=[-2, -1]",
     ],
+    "alignment": ["stage.alignment={levels_from: gate, num_levels: 4}"],
 }
 # Whose checkpoints have weights that no other model has.
 SAVED = ["own norms, keys, values", "all weights own"]
@@ -49,6 +50,8 @@ def micro_batches(config: RunConfig) -> list[MicroBatch]:
     if config.model.fusion != "decoder_only":
         return layout_steps.with_rows_beside(config)
     found = layout_steps.with_images(config)
+    if config.stage.mixes_levels:
+        return [with_mixed_level(batch) for batch in found]
     return [with_soft_tags(batch) for batch in found] if config.stage.has_soft_tags else found
 
 
@@ -61,6 +64,20 @@ def with_soft_tags(batch: MicroBatch) -> MicroBatch:
         first = VOCABULARY + 2 * number
         tokens[0, [place, place + 1]] = torch.tensor([first, first + 1])
     return replace(batch, tokens=tokens)
+
+
+def with_mixed_level(batch: MicroBatch) -> MicroBatch:
+    """The first document begins with the fourth level's vector, and a gate adds to it by its last
+    tile and some of its text."""
+    if not batch.num_tiles:
+        return batch
+    tokens = batch.tokens.clone()
+    tokens[0, 0] = VOCABULARY + 3
+    of_tokens = torch.full((tokens.shape[1],), -1)
+    of_tokens[1 : batch.document_starts[1] - 5] = 0
+    of_tokens[batch.image_positions] = -1
+    of_tiles = torch.tensor([-1] * (batch.num_tiles - 1) + [0])
+    return replace(batch, tokens=tokens, gated=Gated(torch.tensor([0]), of_tokens, of_tiles))
 
 
 class StepsWithImages(layout_steps.TwoSteps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import beside_batches, small_model, variants
+from helpers import beside_batches, small_model, switch_steps, variants
 from helpers.beside_batches import Image, Piece
 from helpers.kept import kept_by_autograd
 from helpers.paths import REPOSITORY
@@ -35,6 +35,7 @@ BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
 BOTH_WAYS = "model.visual_attention=bidirectional"
 DEEPSTACK = ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"]
+GATE = "stage.alignment={levels_from: gate}"
 OWN_KEYS = "model.language.visual_weights=norms_keys_values"
 OWN_WEIGHTS = "model.language.visual_weights=all"
 X, H = beside_batches.SMALL["cross_attention"], beside_batches.SMALL["hybrid"]
@@ -74,6 +75,7 @@ CASES = {
     "deepstack, tensor 2, sequence": [BF16, *DEEPSTACK, TP2, SP],
     "deepstack, full recompute": [BF16, *DEEPSTACK, FULL],
     "all weights own": [BF16, OWN_WEIGHTS],
+    "levels mixed by a gate": [BF16, FROZEN, GATE],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
     "adapters": [BF16, ADAPTERS],
     "adapters, tensor 2, sequence": [BF16, ADAPTERS, TP2, SP],
@@ -92,7 +94,8 @@ def batch_of(config: RunConfig) -> MicroBatch:
     """Two documents and padding; all tiles at the start of the first one, which is long."""
     length = config.stage.sequence_length
     if config.model.fusion == "decoder_only":
-        return small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
+        batch = small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
+        return switch_steps.with_mixed_level(batch) if config.stage.mixes_levels else batch
     documents: list[list[Piece]] = [[Image(NUM_TILES), length - 190], [100]]
     return beside_batches.batch(config, 1, documents, length=length)
 

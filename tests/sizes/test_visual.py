@@ -52,7 +52,7 @@ def test_learned_tags_of_tiles_that_are_left_out_stand_before_the_next_one():
         (101,), (102,), (103, 104), (105,), (106, 107), (108,), (109, 100)
     ]  # fmt: skip
     assert visual.tags((2, 1)) == ["", "", ""]
-    assert [visual.soft_tag_name(n) for n in (100, 103)] == ["<soft_thumbnail>", "<soft_tile_3>"]
+    assert [visual.learned_name(n) for n in (100, 103)] == ["<soft_thumbnail>", "<soft_tile_3>"]
     visual.check_soft_tags((3, 3))
     with pytest.raises(DataError, match=r"in 10 x 1 tiles: .* stage\.max_num_tiles 9"):
         replace(visual, tiling="stretch").check_soft_tags((10, 1))

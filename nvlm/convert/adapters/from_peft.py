@@ -40,8 +40,8 @@ from nvlm.sizes.adapters import (
     can_be_adapted,
     run_parameter_table,
 )
+from nvlm.sizes.alignment import stage_rows
 from nvlm.sizes.parameters import COMPONENTS, PROJECTOR, parameter_table
-from nvlm.sizes.tile_tags import tile_tag_rows
 
 # The adapters of Hugging Face's matrices that one of Megatron-core's is made of; None: none.
 Parts = list[Module | None]
@@ -72,7 +72,7 @@ def convert_from_peft(checkpoint: str | Path, peft: str | Path, out: str | Path)
             f"{rewrite.checkpoint}: has adapters: put them into the model (`nvlm convert merge`), "
             "or name the checkpoint that its run started from"
         )
-    table = [*parameter_table(config.model), *tile_tag_rows(config)]
+    table = [*parameter_table(config.model), *stage_rows(config)]
     rewrite.check_has([row.key for row in table])
     origin = folder_of(peft, "--peft")
     folder = PeftFolder(origin.path)

@@ -17,8 +17,8 @@ from nvlm.convert.megatron.writer import Chunk
 from nvlm.convert.rewrite import Rewrite
 from nvlm.rows import Parameter, Place
 from nvlm.sizes.adapters import Adapter
+from nvlm.sizes.alignment import stage_rows
 from nvlm.sizes.parameters import parameter_table
-from nvlm.sizes.tile_tags import tile_tag_rows
 
 
 def merge_adapters(checkpoint: str | Path, out: str | Path) -> Path:
@@ -39,7 +39,7 @@ def merge_adapters(checkpoint: str | Path, out: str | Path) -> Path:
     """
     rewrite = Rewrite(checkpoint, out)
     config, adapters = adapters_in(rewrite.checkpoint, rewrite.reader)
-    table = [*parameter_table(config.model), *tile_tag_rows(config)]
+    table = [*parameter_table(config.model), *stage_rows(config)]
     rewrite.check_has([row.key for row in table])
     chunks = list(_chunks(rewrite.reader, table, adapters))
     origins = {"merged": {"folder": str(rewrite.checkpoint)}}

@@ -105,6 +105,11 @@ def _trained_whole(checkpoint: Path, config: RunConfig, rules: dict[str, Rule]) 
             f"{checkpoint}: has learned tile tags (stage.tile_tags soft), which adapters alone do "
             "not hold: put the adapters into the model with `nvlm convert merge`"
         )
+    if config.stage.alignment is not None:
+        raise ConvertError(
+            f"{checkpoint}: has levels of alignment (stage.alignment), which adapters alone do not "
+            "hold: put the adapters into the model with `nvlm convert merge`"
+        )
     others = {rule.parameter.component for rule in trained} - {PROJECTOR}
     if others:
         raise ConvertError(

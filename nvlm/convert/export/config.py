@@ -181,6 +181,11 @@ def check_tiles(config: RunConfig) -> None:
             "stage.tile_tags soft: exported models, and servers of NVLM-D, write tags as text; use "
             "this checkpoint with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
         )
+    if config.stage.alignment is not None:
+        raise ConvertError(
+            "stage.alignment: exported models have no vectors of alignment at the beginning of a "
+            "prompt; use this checkpoint with `nvlm generate`, `nvlm serve` and `nvlm evaluate`"
+        )
     if config.stage.tile_tags not in ("none", "1d"):
         raise ConvertError(
             f"stage.tile_tags {config.stage.tile_tags}: exported models know `none` and `1d`, "

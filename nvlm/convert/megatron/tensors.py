@@ -15,6 +15,7 @@ from nvlm.convert.megatron.reader import CheckpointReader
 from nvlm.convert.rules import Rule, to_hugging_face
 from nvlm.errors import ConvertError
 from nvlm.rows import Place, is_adapter
+from nvlm.sizes.alignment import LEVELS_KEY
 from nvlm.sizes.tile_tags import KEY as TILE_TAGS_KEY
 
 
@@ -48,6 +49,11 @@ class CheckpointTensors:
             raise ConvertError(
                 f"{checkpoint}: has learned tile tags (stage.tile_tags soft), which no Hugging "
                 "Face folder has; it can be used with `nvlm generate`, `serve` and `evaluate`"
+            )
+        if LEVELS_KEY in self._reader:
+            raise ConvertError(
+                f"{checkpoint}: has levels of alignment (stage.alignment), which no Hugging Face "
+                "folder has; it can be used with `nvlm generate`, `serve` and `evaluate`"
             )
         self._check_shapes(rules)
         self._origins = {

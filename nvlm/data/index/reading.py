@@ -34,15 +34,20 @@ class SourceReading:
     excluded: frozenset[str]  # SHARD/KEY of what a folder's Energon settings leave out
 
     @classmethod
-    def from_config(cls, config: RunConfig, source: Source) -> SourceReading:
+    def from_config(
+        cls, config: RunConfig, source: Source, num_levels: int | None = None
+    ) -> SourceReading:
         """How `source` is read in a run.
+
+        Args:
+            num_levels: see `SampleParser`.
 
         Raises:
             DataError: a prompt pool is missing, or the folder's Energon settings are not read.
         """
         pools = load_prompt_pools(config.data.prompt_pools, config.data.num_prompt_wordings)
         return cls(
-            SampleParser(pools, source.settings.prompts, read_field_map(source.folder)),
+            SampleParser(pools, source.settings.prompts, read_field_map(source.folder), num_levels),
             config.data.max_image_megapixels,
             config.data.num_video_frames,
             frozenset(excluded_samples(source.folder)),

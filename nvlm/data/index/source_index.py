@@ -208,7 +208,8 @@ def _place(
     config: RunConfig, source: Source, encoder: SampleEncoder
 ) -> tuple[Path, dict[str, Any], ShardReading]:
     """A source's folder of the index, the settings that name it, and how its shards are read."""
-    reading = ShardReading(encoder, SourceReading.from_config(config, source))
+    num_levels = config.stage.num_levels_of_samples
+    reading = ShardReading(encoder, SourceReading.from_config(config, source, num_levels))
     settings = _settings(config, source, reading)
     name = re.sub(r"[^\w.-]", "_", source.name)
     place = str(source.folder.resolve())

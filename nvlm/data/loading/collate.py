@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nvlm.batch import IGNORED_LABEL, Beside, MicroBatch
+from nvlm.batch import IGNORED_LABEL, Beside, Gated, MicroBatch
 from nvlm.data.text.encode import EncodedSample
 
 
@@ -83,6 +83,28 @@ def build_micro_batch(
         num_real_tokens=sum(lengths),
         num_real_token_pairs=sum(length**2 for length in lengths),
         beside=_row_beside(documents) if has_beside else None,
+        gated=_gated(documents, num_tokens),
+    )
+
+
+def _gated(samples: Sequence[tuple[int, EncodedSample]], num_tokens: int) -> Gated | None:
+    """What the gate reads of the samples, with each where it begins; None without a gate."""
+    read = [(start, sample.alignment) for start, sample in samples if sample.alignment is not None]
+    if not read:
+        return None
+    positions: list[int] = []
+    of_tokens = np.full(num_tokens, -1, np.int64)
+    of_tiles = []
+    for start, alignment in read:
+        number = len(positions)
+        of_tokens[start : start + len(alignment.text)][alignment.text] = number
+        of_tiles.append(np.where(alignment.tiles, number, -1))
+        if alignment.position is not None:
+            positions.append(start + alignment.position)
+    return Gated(
+        positions=torch.tensor(positions, dtype=torch.int64),
+        of_tokens=torch.from_numpy(of_tokens),
+        of_tiles=torch.from_numpy(np.concatenate(of_tiles)),
     )
 
 

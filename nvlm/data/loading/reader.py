@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nvlm.batch import Beside, MicroBatch, SkippedSample, check_micro_batch
+from nvlm.batch import Beside, Gated, MicroBatch, SkippedSample, check_micro_batch
 from nvlm.config import RunConfig
 from nvlm.data.images.tiling import cut_tiles
 from nvlm.data.index.stored import decode_images
@@ -69,6 +69,8 @@ MicroBatchRequest = list[list[SampleRequest]]
 
 # A micro-batch between processes: its fields by name.
 Travelling = dict[str, Any]
+# Those of its fields that have tensors of their own.
+_PARTS = {"beside": Beside, "gated": Gated}
 # With what was left out of it, and "SOURCE/WHAT" -> changes made to samples that are used.
 Read = tuple[Travelling, list[SkippedSample], Counter[str]]
 
@@ -76,8 +78,9 @@ Read = tuple[Travelling, list[SkippedSample], Counter[str]]
 def pack_up(micro_batch: MicroBatch) -> Travelling:
     """Small tensors as arrays: each tensor would take a connection of its own between processes."""
     values = {f.name: getattr(micro_batch, f.name) for f in fields(micro_batch)}
-    beside = micro_batch.beside
-    values["beside"] = beside and {name: _as_array(value) for name, value in vars(beside).items()}
+    for part in _PARTS:
+        of_part = values[part]
+        values[part] = of_part and {n: _as_array(value) for n, value in vars(of_part).items()}
     return {name: value if name == "tiles" else _as_array(value) for name, value in values.items()}
 
 
@@ -93,9 +96,9 @@ def unpack(travelled: Travelling) -> MicroBatch:
     """Tiles from another process are copied: each such tensor keeps a file open, and a step has as
     many as it has micro-batches."""
     values: Travelling = {name: _as_tensor(value) for name, value in travelled.items()}
-    if values["beside"] is not None:
-        beside = {name: _as_tensor(value) for name, value in values["beside"].items()}
-        values["beside"] = Beside(**beside)
+    for part, kind in _PARTS.items():
+        if values[part] is not None:
+            values[part] = kind(**{name: _as_tensor(v) for name, v in values[part].items()})
     if values["tiles"].is_shared():
         values["tiles"] = values["tiles"].clone()
     return MicroBatch(**values)
@@ -195,7 +198,9 @@ class MicroBatchReader(Dataset):
         }
         stored = self._parsers[sample.source].parse(texts, len(sample.images), sample.num_frames)
         messages = keep_turns(stored.conversation(sample.variant), sample.num_turns)
-        encoded = self.encoder.encode(messages, sample.grids, stored.untrained_turns)
+        encoded = self.encoder.encode(
+            messages, sample.grids, stored.untrained_turns, stored.alignment_level
+        )
         if len(encoded.tokens) != sample.length:
             raise _changed(sample, f"{len(encoded.tokens)} tokens, but {sample.length}")
         return encoded

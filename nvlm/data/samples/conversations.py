@@ -155,6 +155,16 @@ def count_image_marks(messages: Messages) -> int:
     return sum(m["content"].count(IMAGE_MARK) for m in messages if m["role"] != "assistant")
 
 
+def begins_with_image(messages: Messages) -> bool:
+    """Whether the first question has an image, or a document begins with one."""
+    for message in messages:
+        if message["role"] == "document":
+            return message["content"].startswith(IMAGE_MARK)
+        if message["role"] == "user":
+            return IMAGE_MARK in message["content"]
+    return False
+
+
 def keep_turns(messages: Messages, num_turns: int) -> Messages:
     """The first `num_turns` turns: up to that many answers, or parts of a document."""
     if messages[0]["role"] == "document":

@@ -18,7 +18,8 @@ the order of their members.
 
 An assistant turn with `"weight": 0` is context: none of its tokens are trained. Beside any kind but
 documents, `"system": TEXT` is the system turn. `"loss_weight": NUMBER` multiplies what the sample's
-tokens count in the loss. `"task"` names the sample's task, for its prompt pool and in evaluations.
+tokens count in the loss. `"alignment_level": NUMBER`, from 0, says how well image and text agree
+(`stage.alignment`). `"task"` names the sample's task, for its prompt pool and in evaluations.
 Fields that would change what is trained and that are not read here (`NOT_READ`) are refused;
 importers take most of them over (importers/spellings.py). All others are left alone. Questions and
 prompts come after all images, unless a question places them itself, as conversations do, by a mark
@@ -32,10 +33,15 @@ A sample with several prompts, answers or regions is used in one of its ways at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nvlm.data.samples.conversations import read_conversation, read_document, read_untrained_turns
+from nvlm.data.samples.conversations import (
+    begins_with_image,
+    read_conversation,
+    read_document,
+    read_untrained_turns,
+)
 from nvlm.data.samples.field_map import FieldMap
 from nvlm.data.samples.prompts import Pools, fields_of, load_prompt_pools
 from nvlm.data.samples.sample import Messages, SampleError
@@ -73,6 +79,8 @@ class Sample:
     # Turns that are context only, numbered from 0 as questions with their answers.
     untrained_turns: frozenset[int] = frozenset()
     loss_weight: float = 1.0  # multiplies what its tokens count in the loss
+    # How well image and text agree; None: it does not begin with an image, or nobody asks.
+    alignment_level: int | None = None
     # For evaluation: every answer to the first variant's question, with its weight; of a multiple
     # choice the texts behind the letters.
     accepted: dict[str, float] = field(default_factory=dict)
@@ -99,16 +107,20 @@ class SampleParser:
         pools: Pools | None = None,
         pool_name: str | None = None,
         field_map: FieldMap | None = None,
+        num_levels: int | None = None,
     ):
         """
         Args:
             pools: None: those that come with nvlm.
             pool_name: the pool that asks for all samples of the source.
             field_map: of a folder prepared for Energon.
+            num_levels: of alignment, of which each sample that begins with an image has to bring
+                one; None: nobody asks.
 
         Raises:
             DataError: there is no pool `pool_name`.
         """
+        self._num_levels = num_levels
         self._pools = load_prompt_pools(None) if pools is None else pools
         self._pool_name = pool_name
         self.field_map = field_map
@@ -129,6 +141,12 @@ class SampleParser:
             DataError: the source's prompt pool cannot ask for such samples.
         """
         value = read_fields(texts, self.field_map)
+        sample = self._parse(value, num_images, num_frames)
+        if self._num_levels is None or not begins_with_image(sample.conversation(0)):
+            return sample
+        return replace(sample, alignment_level=_read_level(value, self._num_levels))
+
+    def _parse(self, value: dict[str, Any], num_images: int, num_frames: int) -> Sample:
         if not NOT_READ.isdisjoint(value):
             name = next(name for name in value if name in NOT_READ)
             raise SampleError(
@@ -225,6 +243,23 @@ def _read_loss_weight(value: dict[str, Any]) -> float:
     if weight == 0:
         raise SampleError("untrained", "loss_weight is 0, so nothing of it is trained")
     return float(weight)
+
+
+def _read_level(value: dict[str, Any], num_levels: int) -> int:
+    if "alignment_level" not in value:
+        raise SampleError(
+            "alignment_level",
+            "no field alignment_level, which stage.alignment asks of samples that begin with an "
+            "image; `nvlm data levels` makes them",
+        )
+    level = value["alignment_level"]
+    if type(level) is not int or not 0 <= level < num_levels:
+        raise SampleError(
+            "alignment_level",
+            f"alignment_level is {shown(level)}, expected a number from 0 to {num_levels - 1} "
+            "(stage.alignment.num_levels)",
+        )
+    return level
 
 
 def _answers_of_first(variants: list[Variant]) -> dict[str, float]:

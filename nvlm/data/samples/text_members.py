@@ -42,10 +42,13 @@ def read_fields(texts: dict[str, bytes], field_map: FieldMap | None) -> dict[str
             "fields", f"the JSON must be an object or a list of turns, found {shown(value)}"
         )
     if "txt" in texts and not value.keys() & _FIELDS_OF_KINDS:
-        return {"kind": "caption", "caption": _read_text(texts["txt"], "txt")}
+        caption = {"kind": "caption", "caption": _read_text(texts["txt"], "txt")}
+        return caption | {name: value[name] for name in _BESIDE_CAPTIONS if name in value}
     return value
 
 
+# Of a .json that says no more than this beside a .txt.
+_BESIDE_CAPTIONS = ("alignment_level",)
 # With any of these the .json says what the sample is; without, a .txt does.
 _FIELDS_OF_KINDS = {
     "kind", "messages", "conversations", "parts", "regions", "choices", "question", "caption",

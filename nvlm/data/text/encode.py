@@ -19,6 +19,7 @@ from nvlm.data.images.tiling import candidate_grids
 from nvlm.data.samples.conversations import count_image_marks
 from nvlm.data.samples.kinds import Sample
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
+from nvlm.data.text.alignment import EncodedAlignment, encode_alignment
 from nvlm.data.text.beside import EncodedBeside, encode_beside
 from nvlm.data.text.chat import ChatTokenizer, load_chat_tokenizer
 from nvlm.data.text.chat_format import CHATML
@@ -40,6 +41,7 @@ class EncodedSample:
     labels: NDArray[np.int64]  # [t]; the next token where it is trained, else IGNORED_LABEL
     image_mask: NDArray[np.bool_]  # [t]
     beside: EncodedBeside | None = None  # None where `model.fusion` is decoder_only
+    alignment: EncodedAlignment | None = None  # None where no gate reads it
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class EncodedPrompt:
     image_mask: NDArray[np.bool_]  # [t]
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
     beside: EncodedBeside | None = None
+    alignment: EncodedAlignment | None = None
 
 
 class SampleEncoder:
@@ -139,41 +142,52 @@ class SampleEncoder:
             **({} if chat == CHATML else {"chat format": hash_json(asdict(chat))}),
             **({} if visual.fusion == "decoder_only" else {"model.fusion": visual.fusion}),
             **({"tokens of a soft tag": n} if (n := visual.num_soft_tag_tokens) else {}),
+            **({"levels of alignment": self._levels_said} if visual.num_alignment_levels else {}),
             **({"stage.tiling": visual.tiling} if visual.tiling == "pad_skip" else {}),
         }
+
+    @property
+    def _levels_said(self) -> int | str:
+        """How many levels samples have to bring; what brings none is left out."""
+        visual = self.visual
+        return "gate" if visual.mixes_levels else visual.num_alignment_levels
 
     def encode(
         self,
         messages: Messages,
         grids: Sequence[Grid],
         untrained_turns: frozenset[int] = frozenset(),
+        alignment_level: int | None = None,
     ) -> EncodedSample:
         """A training sample.
 
         Args:
             grids: (columns, rows) of each image's tiles.
-            untrained_turns: turns whose answers are context only, from 0; see `kinds.Sample`.
+            untrained_turns, alignment_level: see `kinds.Sample`; turns count from 0.
         """
-        pieces = self._layout.lay_out(messages, grids, untrained_turns)
-        tokens, trained, image_mask, beside = self._tokenize(pieces, grids)
-        labels = np.full_like(tokens, IGNORED_LABEL)
-        labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
-        return EncodedSample(tokens, labels, image_mask, beside)
+        pieces = self._layout.lay_out(messages, grids, untrained_turns, alignment_level)
+        return self._tokenize(pieces, grids)
 
     def encode_prompt(
         self, messages: Messages, grids: Sequence[Grid]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(tokens [t], image_mask [t]) of all turns and the start of the assistant's answer."""
-        return self.encode_prompt_beside(messages, grids)[:2]
+        encoded = self.encode_question(messages, grids)
+        return encoded.tokens, encoded.image_mask
 
     def encode_prompt_beside(
         self, messages: Messages, grids: Sequence[Grid]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], EncodedBeside | None]:
         """`encode_prompt`, and what the decoder reads beside those tokens."""
+        encoded = self.encode_question(messages, grids)
+        return encoded.tokens, encoded.image_mask, encoded.beside
+
+    def encode_question(self, messages: Messages, grids: Sequence[Grid]) -> EncodedSample:
+        """All turns and the start of the assistant's answer, as they are read; with its vector of
+        alignment, where samples bring levels, that of the highest."""
         pieces = self._layout.lay_out(messages, grids)
         pieces += self._layout.fixed(self.tokenizer.format.around("assistant")[0])
-        tokens, _, image_mask, beside = self._tokenize(pieces, grids)
-        return tokens, image_mask, beside
+        return self._tokenize(pieces, grids)
 
     def measure(self, samples: Sequence[Sample]) -> list[TextLengths]:
         """Lengths of many samples, tokenised in one batch."""
@@ -241,10 +255,7 @@ class SampleEncoder:
             for grid, tags in tags_of.items()
         }
 
-    def _tokenize(
-        self, pieces: list[Piece], grids: Sequence[Grid]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], EncodedBeside | None]:
-        """(tokens, trained, image_mask), each [t], and what is beside them."""
+    def _tokenize(self, pieces: list[Piece], grids: Sequence[Grid]) -> EncodedSample:
         ids: list[int] = []
         lengths: list[int] = []
         for piece in in_order(pieces):
@@ -255,4 +266,8 @@ class SampleEncoder:
         image_mask = np.repeat([piece.is_image for piece in pieces], lengths)
         marks = [(piece.tile, piece.ends_image) for piece in pieces]
         beside = encode_beside(self.visual, self.tokenizer, grids, lengths, marks)
-        return np.array(ids, dtype=np.int64), trained, image_mask, beside
+        alignment = encode_alignment(self.visual, grids, pieces, lengths)
+        tokens = np.array(ids, dtype=np.int64)
+        labels = np.full_like(tokens, IGNORED_LABEL)
+        labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
+        return EncodedSample(tokens, labels, image_mask, beside, alignment)

@@ -15,7 +15,9 @@ A document has no roles: what begins a sequence, its parts one after another, an
 document, `<|im_end|>`. Each part is a string of its
 own, and so is what surrounds its images, because of the two only the text is trained.
 
-With `stage.tile_tags: soft` a tag has no text, and ids of its own instead.
+With `stage.tile_tags: soft` a tag has no text, and ids of its own instead. With `stage.alignment`
+an id of that kind stands behind what begins a sequence, where the first question has an image, or a
+document begins with one: of turns that are kept, the first always is one.
 
 With `model.fusion: hybrid` that block has the thumbnail alone; with `cross_attention` it has tags
 without placeholders, `<Image>` and each tag strings of their own, because a tag sees another tile
@@ -27,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nvlm.data.samples.conversations import count_image_marks
+from nvlm.data.samples.conversations import begins_with_image, count_image_marks
 from nvlm.data.samples.sample import IMAGE_MARK, Messages
 from nvlm.data.text.chat import ChatTokenizer
 from nvlm.data.text.chat_format import WrittenTurn, with_system_message, written_turns
@@ -54,14 +56,19 @@ class SampleLayout:
         messages: Messages,
         grids: Sequence[Grid],
         untrained_turns: frozenset[int] = frozenset(),
+        alignment_level: int | None = None,
     ) -> list[Piece]:
         """All of a sample; the arguments are those of `SampleEncoder.encode`."""
         num_marks = count_image_marks(messages)
         if num_marks != len(grids):
             raise DataError(f"{num_marks} {IMAGE_MARK} marks for {len(grids)} images")
+        begin = self.fixed(self.tokenizer.format.begin)
+        if self.visual.num_alignment_levels and begins_with_image(messages):
+            token = self.visual.alignment_token(alignment_level)
+            begin.append(Piece(ids=(token,), is_alignment=True))
         if messages and messages[0]["role"] == "document":
-            return self._document(messages, grids)
-        pieces = self.fixed(self.tokenizer.format.begin)
+            return begin + self._document(messages, grids)
+        pieces = begin
         next_image = 0
         turn = 0
         messages = with_system_message(messages, self.system_message)
@@ -73,7 +80,8 @@ class SampleLayout:
             if is_answer:
                 pieces.append(Piece(text=frame.lead, turn=turn))
                 content = written.content + frame.tail
-                pieces.append(Piece(text=content, turn=turn, trained=trained, varies=True))
+                said = Piece(text=content, turn=turn, trained=trained, varies=True, is_said=True)
+                pieces.append(said)
             elif written.role == "user":
                 pieces += self._user(written, grids, next_image, turn)
                 pieces[-1] = replace(pieces[-1], varies=True)
@@ -143,15 +151,15 @@ class SampleLayout:
         return [*pieces, Piece(text=before, turn=turn)]
 
     def _document(self, messages: Messages, grids: Sequence[Grid]) -> list[Piece]:
-        pieces = self.fixed(self.tokenizer.format.begin)
+        pieces: list[Piece] = []
         image = 0
         for turn, message in enumerate(messages):
             text, *rest = message["content"].split(IMAGE_MARK)
-            pieces.append(Piece(text=text, turn=turn, trained=True))
+            pieces.append(Piece(text=text, turn=turn, trained=True, is_said=bool(text)))
             for text in rest:
                 pieces += self._image("", grids[image], image, turn)
                 pieces.append(Piece(text=IMAGE_END, turn=turn))
-                pieces.append(Piece(text=text, turn=turn, trained=True))
+                pieces.append(Piece(text=text, turn=turn, trained=True, is_said=bool(text)))
                 image += 1
         # Counted with the first part: it is there however many parts are kept.
         return pieces + self.fixed(self.tokenizer.format.end, trained=True)

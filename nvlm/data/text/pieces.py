@@ -38,6 +38,10 @@ class Piece:
     goes_on: bool = False
     # Whether a sample's variants have other texts here: the end of a question, and its answer.
     varies: bool = False
+    # Whether it is said: an answer, trained or not, or a document's text.
+    is_said: bool = False
+    # Whether it is the vector of `stage.alignment`.
+    is_alignment: bool = False
     # The image that this text leads to, if it ends with (a part of) its first tag.
     lead_of: int | None = None
     # See `beside.Mark`.

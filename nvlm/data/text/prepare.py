@@ -37,6 +37,9 @@ def prepare_prompt(
     pairs = list(zip(images, limits, strict=True))
     grids = [choose_grid(i.shape[1], i.shape[0], n, image_size, stage.tiling) for i, n in pairs]
     cut = [cut_tiles(i, n, stage.use_thumbnail, image_size, tiling=stage.tiling) for i, n in pairs]
-    tokens, image_mask, beside = encoder.encode_prompt_beside(messages, grids)
+    encoded = encoder.encode_question(messages, grids)
     none = np.zeros((0, 3, image_size, image_size), np.uint8)
-    return EncodedPrompt(tokens, image_mask, np.concatenate([none, *cut]), beside)
+    tiles = np.concatenate([none, *cut])
+    return EncodedPrompt(
+        encoded.tokens, encoded.image_mask, tiles, encoded.beside, encoded.alignment
+    )

@@ -22,9 +22,14 @@ def make_encoder(
     tile_tags: TileTags = "1d",
     use_thumbnail: bool = True,
     max_num_tiles: int = 6,
+    num_levels: int = 0,
+    mixes_levels: bool = False,
     **settings,
 ) -> SampleEncoder:
     visual = VisualLayout(tile_tags, use_thumbnail, max_num_tiles, 112, num_tokens_per_tile=4)
+    if num_levels:
+        gate = {"num_alignment_levels": num_levels, "mixes_levels": mixes_levels}
+        visual = replace(visual, first_soft_id=1024, **gate)
     if tile_tags == "soft":
         visual = replace(visual, num_soft_tag_tokens=2, first_soft_id=1024)
     defaults = {
@@ -219,6 +224,66 @@ def test_learned_tags_are_tokens_behind_the_vocabulary(
     # Right before a tile's four tokens each.
     for place in np.flatnonzero(is_tag)[1::2]:
         assert soft.image_mask[place + 1 : place + 5].all()
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_vector_of_alignment_begins_what_begins_with_an_image(
+    tiny_tokenizer: ChatTokenizer, name: str, mixes: bool
+):
+    """All else is as without; the gate reads what the first answer answers."""
+    messages, grids = CONVERSATIONS[name]
+    plain = make_encoder(tiny_tokenizer).encode(messages, grids)
+    encoder = make_encoder(tiny_tokenizer, num_levels=4, mixes_levels=mixes)
+    encoded = encoder.encode(messages, grids, alignment_level=2)
+    first = next(m["content"] for m in messages if m["role"] in ("user", "document"))
+    is_document = messages[0]["role"] == "document"
+    if not (first.startswith("<image>") if is_document else "<image>" in first):
+        assert np.array_equal(encoded.tokens, plain.tokens)
+        assert encoded.alignment is None or not encoded.alignment.text.any()
+        return
+    level = 3 if mixes else 2  # a gate adds to the highest
+    assert encoded.tokens.tolist() == [1024 + level, *plain.tokens.tolist()]
+    assert encoded.labels[1:].tolist() == plain.labels.tolist()
+    (lengths,) = encoder.measure([Sample("", "", messages)])
+    (without,) = make_encoder(tiny_tokenizer).measure([Sample("", "", messages)])
+    assert sum(lengths.turn_tokens) == sum(without.turn_tokens) + 1
+    if not is_document:
+        asked = encoder.encode_question(messages[:-1], grids)
+        assert asked.tokens[0] == 1024 + 3  # nobody says its level
+    read = encoded.alignment
+    if not mixes:
+        assert read is None
+        return
+    assert read is not None and read.position == 0
+    first_trained = int((encoded.labels != IGNORED_LABEL).argmax()) + 1
+    is_text = ~encoded.image_mask
+    is_text[0] = is_text[first_trained:] = False
+    assert np.array_equal(read.text, is_text)
+    sizes = [encoder.visual.num_tiles(grid) for grid in grids]
+    whole = [False] * sum(sizes)
+    for image in range(first.count("<image>")):
+        whole[sum(sizes[: image + 1]) - 1] = True
+    assert read.tiles.tolist() == whole
+
+
+def test_what_is_read_of_a_question_is_read_in_training(tiny_tokenizer: ChatTokenizer):
+    """Whatever turns and images are behind it, and whether its answer is trained."""
+    messages, grids = CONVERSATIONS["several turns"]
+    encoder = make_encoder(tiny_tokenizer, num_levels=4, mixes_levels=True)
+    trained = encoder.encode(messages, grids, frozenset({0})).alignment
+    first, all_turns = (
+        encoder.encode_question(messages[:end], grids[:num]).alignment
+        for end, num in ((2, 1), (4, 2))
+    )
+    assert trained is not None and first is not None and all_turns is not None
+    length = len(first.text)
+    assert np.array_equal(trained.text[:length], first.text) and not trained.text[length:].any()
+    assert np.array_equal(all_turns.text[:length], first.text)
+    assert trained.tiles.tolist() == all_turns.tiles.tolist() == [*first.tiles.tolist(), False]
+    bare = make_encoder(tiny_tokenizer, use_thumbnail=False, num_levels=4, mixes_levels=True)
+    with pytest.raises(DataError, match="3 x 2 tiles without a thumbnail: the gate"):
+        bare.encode(*CONVERSATIONS["several tiles"])
 
 
 def test_measuring_nothing(tiny_tokenizer: ChatTokenizer):
