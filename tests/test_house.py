@@ -147,7 +147,7 @@ TOPICS = {
         "published_variants", "refusals", "released_layout", "round_trip", "serving", "streaming",
         "vllm_prompts",
     },
-    "data": {"data_configs", "data_rules"},
+    "data": {"data_configs", "data_rules", "levels_of_samples"},
     "data/images": {"hostile_images"},
     "data/index": {"index_damage"},
     "data/order": {"planner_size"},

@@ -95,6 +95,39 @@ def import_command(
     import_with_progress(options, out)
 
 
+@data_app.command("levels", short_help="Say how well image and text of each sample agree.")
+def data_levels(
+    source: Annotated[
+        Path,
+        typer.Argument(parser=path_of_user, metavar="SRC", help="A source's folder of shards."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(parser=path_of_user, metavar="OUT", help="The new folder of shards.")
+    ],
+    clip: Annotated[
+        Path,
+        typer.Option(
+            parser=path_of_user,
+            metavar="FOLDER",
+            help="A CLIP that transformers opens: a folder, or a hub id (OWNER/NAME@REVISION).",
+        ),
+    ],
+    levels: Annotated[int, typer.Option(min=2, max=LARGEST, help="How many levels.")] = 8,
+) -> None:
+    """Copy a source with levels of alignment, by CLIP's scores in equal numbers."""
+    from nvlm.hub import folder_of
+    from nvlm.importers.alignment_levels import write_levels
+
+    folder = folder_of(clip, "--clip", "model").path
+    written = write_levels(source, out, folder, levels)
+    for number, members in enumerate(written.levels):
+        scores = [one.score for one in members]
+        span = f"{min(scores):.3f} to {max(scores):.3f}"
+        say(f"level {number}: {len(members):,} samples, cosines {span}")
+    say(f"without a level: {written.num_others:,} samples")
+    say(f"written to {out}")
+
+
 @data_app.command("index", short_help="Index shards: byte ranges, image sizes, lengths.")
 def data_index(
     arguments: Annotated[

@@ -141,7 +141,7 @@ def stage_activations(
         layers += _mask_of_dropout(config)
     return StageActivations(
         layers + beside.row_bytes(config, num_tiles),
-        projector=_first_stage(config, -(-num_tiles // parallel.context)) if stage == 0 else 0,
+        projector=_projector(config, -(-num_tiles // parallel.context)) if stage == 0 else 0,
         head=_head(config) if stage == parallel.pipeline - 1 else 0,
     )
 
@@ -218,13 +218,6 @@ def _num_recomputed(config: RunConfig, num_layers: int) -> int:
     if recompute.num_layers is None:
         return num_layers
     return recompute.num_layers // config.parallel.virtual_pipeline
-
-
-def _first_stage(config: RunConfig, num_tiles: int) -> int:
-    """The connector's and, where a gate reads them (`stage.alignment`), the image tokens."""
-    model, width = config.model, DTYPES[config.train.precision].num_bytes
-    read = config.stage.mixes_levels * model.num_tokens_per_tile * model.language.hidden_size
-    return _projector(config, num_tiles) + num_tiles * width * read
 
 
 def _projector(config: RunConfig, num_tiles: int) -> int:

@@ -205,6 +205,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("BYTES.json FILE --format llava-json", "FILE: is a file"),
         ("BYTES.json /proc/nvlm --format llava-json", "cannot be written"),
     ],
+    "data levels": [
+        ("NOTHING OUT --clip FOLDER", "NOTHING: no folder with shards"),
+        ("FOLDER OUT --clip FOLDER", "FOLDER: no folder with shards"),
+        ("FOLDER OUT --clip FOLDER --levels 1", "--levels"),
+    ],
     "data index": [
         ("FOLDER", "is not a YAML file"),
         ("SFT data.root=EMPTY run.dir=RUN", "no .tar files"),

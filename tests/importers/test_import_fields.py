@@ -372,7 +372,7 @@ def test_used(folder: FileFolder, name: str):
             tuple(v for k, v in m.items() if k == "weight") for m in content["messages"]
         ] == weights
     assert images_of(record) == images
-    assert record.unused == unused
+    assert list(record.unused) == unused
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], int]] = {
@@ -680,7 +680,7 @@ def test_a_video_named_in_any_way(folder: FileFolder):
         record = make_record("key", entry, [], folder=folder)
         assert record.members["mp4"] == CLIP
         assert content_of(record)["messages"][0]["content"] == "<video>\nq"
-        assert record.unused == unused
+        assert list(record.unused) == unused
 
 
 def test_fields_that_name_what_stands_beside(folder: FileFolder):
@@ -755,6 +755,22 @@ def test_a_field_that_weights_the_loss_is_said(tmp_path: Path, folder: FileFolde
     assert import_with_progress(options, tmp_path / "out").weighted_by == {"weight": 3}
     said = capsys.readouterr().out
     assert "loss: field `weight` multiplies what 3 samples count in the loss;" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "unused"),
+    [
+        ({"similarity": 7}, 7, []),
+        ({"alignment_level": 0}, 0, []),
+        ({"similarity": 0.31}, None, ["similarity"]),
+        ({"similarity": True}, None, ["similarity"]),
+    ],
+)
+def test_levels_of_alignment_are_taken_over(folder: FileFolder, fields, level, unused):
+    """As AlignGPT's files say them; a score is none."""
+    record = make_record("k", chat(user("q"), says(), image="1.jpg", **fields), [], folder=folder)
+    assert json.loads(record.members["json"]).get("alignment_level") == level
+    assert list(record.unused) == unused
 
 
 def test_the_count_of_fields_is_bounded(tmp_path: Path):

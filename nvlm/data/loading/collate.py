@@ -69,7 +69,6 @@ def build_micro_batch(
         if start < end:
             position_ids[start:end] = np.arange(end - start)
             starts.append(start)
-    lengths = [len(encoded.tokens) for _, encoded in documents]
     return MicroBatch(
         tokens=torch.from_numpy(tokens)[None],
         labels=torch.from_numpy(labels)[None],
@@ -80,8 +79,8 @@ def build_micro_batch(
         cu_seqlens=torch.tensor([*starts, num_tokens], dtype=torch.int32),
         tiles=torch.from_numpy(np.concatenate(tiles)),
         sample_keys=[sample.key for samples in sequences for sample in samples],
-        num_real_tokens=sum(lengths),
-        num_real_token_pairs=sum(length**2 for length in lengths),
+        num_real_tokens=int((source_numbers >= 0).sum()),
+        num_real_token_pairs=sum(len(encoded.tokens) ** 2 for _, encoded in documents),
         beside=_row_beside(documents) if has_beside else None,
         gated=_gated(documents, num_tokens),
     )
