@@ -61,7 +61,6 @@ from nvlm.config.values import (
     Name,
     NumTiles,
     PathText,
-    Positive,
     StageLayers,
     Switch,
     Text,
