@@ -130,10 +130,8 @@ class ClipScorer:
         self._model = model.to(self._device).eval()
 
     @torch.no_grad()
-    def cosines(
-        self, images: Sequence[NDArray[np.uint8]], texts: Sequence[str]
-    ) -> NDArray[np.float64]:
-        """[n], of each of n images [height, width, 3] with the text of its place."""
+    def cosines(self, images: Sequence[NDArray[np.uint8]], texts: Sequence[str]) -> list[float]:
+        """Of each image [height, width, 3] with the text of its place."""
         words = self._tokenizer(
             list(texts),
             padding=True,
@@ -148,7 +146,7 @@ class ClipScorer:
             pixel_values=pixels["pixel_values"].to(self._device),
         )
         # Both are of length 1.
-        return (found.image_embeds * found.text_embeds).sum(-1).double().cpu().numpy()
+        return (found.image_embeds * found.text_embeds).sum(-1).tolist()
 
 
 def _score_shard(shard: Path, scorer: ClipScorer) -> tuple[list[Scored], int]:
@@ -158,7 +156,7 @@ def _score_shard(shard: Path, scorer: ClipScorer) -> tuple[list[Scored], int]:
     pairs = _pairs(shard, all_keys)
     while some := list(islice(pairs, _PAIRS_AT_ONCE)):
         keys, images, texts = zip(*some, strict=True)
-        for key, cosine in zip(keys, scorer.cosines(images, texts).tolist(), strict=True):
+        for key, cosine in zip(keys, scorer.cosines(images, texts), strict=True):
             found.setdefault(key, []).append(cosine)
     scored = [Scored(shard, key, sum(scores) / len(scores)) for key, scores in found.items()]
     return scored, len(all_keys) - len(scored)
