@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nvlm.errors import DataError
-from nvlm.sizes.visual import VisualLayout
+from nvlm.sizes.visual import Grid, VisualLayout
 
 Batch = TypeVar("Batch")
 
@@ -167,6 +167,8 @@ class MicroBatch:
     document_starts: tuple[int, ...] = ()
     image_positions: Tensor = None  # type: ignore[assignment]  # [image tokens] int64
     image_runs: tuple[Run, ...] | None = None  # of the whole row, whatever `part` is
+    # With `model.deepstack: tiles`: (columns, rows) of each image's tiles, in order.
+    grids: tuple[Grid, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.document_starts:
@@ -330,6 +332,8 @@ def check_micro_batch(
     """
     samples = ", ".join(batch.sample_keys) or "(no samples)"
     num_tiles = batch.num_tiles if num_tiles is None else num_tiles
+    if visual.stacks_tiles:
+        num_tiles = visual.num_stacked_on(batch.grids, num_tiles, samples)
     _check_placeholders(int(batch.image_mask.sum()), num_tiles, batch.beside, visual, samples)
     num_tokens = batch.tokens.shape[1]
     starts = batch.cu_seqlens

@@ -289,9 +289,9 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
         what = f"{num_tiles} tiles x {config.num_tokens_per_tagged_tile} tokens "
         if fusion == "cross_attention":
             what = f"{num_tiles} tile tags x {config.num_tag_tokens} tokens "
-        elif fusion == "hybrid":
+        elif config.model.holds_thumbnails:
             what = f"a tile of {config.num_tokens_per_tagged_tile} tokens "
-        fewer = "" if fusion == "hybrid" else ", or fewer stage.max_num_tiles"
+        fewer = "" if config.model.holds_thumbnails else ", or fewer stage.max_num_tiles"
         yield (
             f"stage.sequence_length {stage.sequence_length} is too short for one image of "
             f"{what}and its prompt: at least {shortest} tokens{fewer}"
@@ -302,11 +302,13 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
             f"model.language.max_position_embeddings {longest}"
         )
     budget = stage.max_tiles_per_sequence
-    if budget is None and fusion != "decoder_only":
+    stacks_tiles = config.model.stacks_tiles
+    if budget is None and (fusion != "decoder_only" or stacks_tiles):
+        key = "model.deepstack tiles" if stacks_tiles else f"model.fusion {fusion}"
         yield (
-            f"model.fusion {fusion} needs stage.max_tiles_per_sequence: tiles that the decoder "
-            "reads beside its sequence take no room in it, so its length does not bound how many "
-            "there are"
+            f"{key} needs stage.max_tiles_per_sequence: tiles that the decoder "
+            f"{'adds to' if stacks_tiles else 'reads beside'} its sequence take no room in it, so "
+            "its length does not bound how many there are"
         )
     if fusion == "hybrid" and stage.max_num_tiles > 1 and not stage.use_thumbnail:
         yield (

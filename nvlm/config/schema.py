@@ -58,6 +58,7 @@ from nvlm.config.section import Section
 from nvlm.config.tiles import TileTags, Tiling, max_tag_tokens, with_thumbnail
 from nvlm.config.values import (
     Count,
+    DeepStack,
     Name,
     NumTiles,
     PathText,
@@ -87,10 +88,12 @@ class ModelConfig(Section):
     """How the decoder's image tokens see each other. `bidirectional`: those with no other token
     between them (a tile's; with `stage.tile_tags: none` an image's) both ways, text causally
     (Croc)."""
-    deepstack: Switch = False
-    """The connector reads the last of `vision.feature_layers` alone; the others go each through a
-    connector of its own and are added to the image tokens' hidden states, the first's behind the
-    decoder's first layer and so on (DeepStack, as in Qwen3-VL). docs/switches.md."""
+    deepstack: DeepStack = "none"
+    """What is added to the image tokens' hidden states behind the decoder's first layers
+    (DeepStack). `levels`: as in Qwen3-VL, all but the last of `vision.feature_layers`, each through
+    a connector of its own, one behind each layer; the other connector reads the last alone.
+    `tiles`: the sequence has an image's thumbnail alone, and every tile's tokens are added to it, a
+    part of each behind each layer. docs/switches.md."""
     tokenizer: PathText
     """A folder with a Hugging Face tokenizer, or a hub name. Its chat template says how
     conversations are written."""
@@ -122,13 +125,17 @@ class ModelConfig(Section):
     def num_connectors(self) -> int:
         """As many as encoder layers that go through one of their own; else 1."""
         first, *others = self.vision.parts.values()
-        fits = (self.deepstack or self.reads_levels_in_turn) and not others
+        fits = (self.deepstack == "levels" or self.reads_levels_in_turn) and not others
         return max(1, len(first.feature_layer_numbers)) if fits else 1
 
     @property
-    def num_deepstack(self) -> int:
-        """Encoder layers that decoder layers are given; as many decoder layers, the first ones."""
-        return (self.num_connectors - 1) * self.deepstack
+    def stacks_tiles(self) -> bool:
+        return self.deepstack == "tiles"
+
+    @property
+    def holds_thumbnails(self) -> bool:
+        """Whether the sequence has of an image the thumbnail, or the only tile, and no other."""
+        return self.fusion == "hybrid" or self.stacks_tiles
 
     @property
     def reads_levels_in_turn(self) -> bool:
@@ -294,13 +301,18 @@ class RunConfig(Section):
     @property
     def max_tokens_per_image(self) -> int:
         """Of an image in the decoder's sequence, tags counted, `<Image>` and `</Image>` not."""
-        match self.model.fusion:
-            case "decoder_only":
-                return self.max_tiles_per_image * self.num_tokens_per_tagged_tile
-            case "cross_attention":
-                return self.max_tiles_per_image * self.num_tag_tokens
-            case "hybrid":
-                return self.num_tokens_per_tagged_tile
+        if self.model.holds_thumbnails:
+            return self.num_tokens_per_tagged_tile
+        if self.model.fusion == "cross_attention":
+            return self.max_tiles_per_image * self.num_tag_tokens
+        return self.max_tiles_per_image * self.num_tokens_per_tagged_tile
+
+    @property
+    def num_added_rows(self) -> int:
+        """Decoder layers, the first ones, behind which something is added to image tokens."""
+        if self.model.stacks_tiles:
+            return self.stage.max_num_tiles if self.stage.max_num_tiles > 1 else 0
+        return (self.model.num_connectors - 1) * (self.model.deepstack == "levels")
 
     @property
     def max_tokens_per_image_beside(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nvlm.config.deepstack_checks import deepstack_problems
 from nvlm.config.schema import RunConfig
 
 
@@ -13,7 +14,7 @@ def switch_problems(config: RunConfig) -> Iterator[str]:
     yield from _weight_problems(config)
     yield from _tag_problems(config)
     yield from _alignment_problems(config)
-    yield from _deepstack_problems(config)
+    yield from deepstack_problems(config)
 
 
 def _attention_problems(config: RunConfig) -> Iterator[str]:
@@ -121,50 +122,3 @@ def _alignment_problems(config: RunConfig) -> Iterator[str]:
             f"{key}.levels_from gate reads a tile of the whole image, and stage.use_thumbnail is "
             f"false with stage.max_num_tiles {stage.max_num_tiles}: use true, or one tile"
         )
-
-
-def _deepstack_problems(config: RunConfig) -> Iterator[str]:
-    model, parallel, key = config.model, config.parallel, "model.deepstack"
-    if not model.deepstack:
-        return
-    number = model.num_deepstack
-    if not number:
-        yield (
-            f"{key} needs one encoder with model.vision.feature_layers, such as [-17, -9, -1]: what"
-            " is added behind decoder layers, and last what the connector reads"
-        )
-        return
-    if model.fusion != "decoder_only":
-        yield (
-            f"{key} does not go with model.fusion {model.fusion}: it adds to image tokens of the "
-            "decoder's sequence; use decoder_only"
-        )
-    if model.language.visual_weights != "none":
-        yield (
-            f"{key} does not go with model.language.visual_weights {model.language.visual_weights},"
-            " whose layers are of a class of their own; use none"
-        )
-    if parallel.context > 1:
-        yield (
-            f"parallel.context {parallel.context} does not go with {key}: what is added is not "
-            "shared out; use parallel.context 1"
-        )
-    if parallel.layout == "auto":
-        yield f"parallel.layout auto does not go with {key}: name the layers of each stage, or even"
-        return
-    num_layers = _layers_of_first_chunk(config)
-    if number > num_layers:
-        yield (
-            f"{key} adds behind the first {number} decoder layers, and the first pipeline stage's "
-            f"first chunk has {num_layers} (parallel.pipeline, virtual_pipeline, layout): what is "
-            "added does not travel"
-        )
-
-
-def _layers_of_first_chunk(config: RunConfig) -> int:
-    parallel = config.parallel
-    if isinstance(parallel.layout, str):
-        num_chunks = parallel.pipeline * parallel.virtual_pipeline
-        return config.model.language.num_layers // num_chunks
-    first = parallel.layout[0]
-    return first if isinstance(first, int) else first[0]

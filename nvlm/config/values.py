@@ -80,6 +80,16 @@ def _read_switch(value: Any) -> bool:
     raise _wrong("true or false")
 
 
+def _read_deepstack(value: Any) -> str:
+    """Before it could be `tiles` this was a switch."""
+    if isinstance(value, str) and value in ("none", "levels", "tiles"):
+        return value
+    try:
+        return "levels" if _read_switch(value) else "none"
+    except PydanticCustomError:
+        raise _wrong("none, levels or tiles") from None
+
+
 def _read_interval(value: Any) -> int | str:
     if isinstance(value, str) and seconds_of(value.strip()) is not None:
         return value.strip()
@@ -193,6 +203,7 @@ PositiveOrZero = Annotated[float, _number(0, 1e40)]
 Decay = Annotated[float, _number(0, 1, high_is_in=False)]
 Share = Annotated[float, _number(0, 1, low_is_in=False)]
 Switch = Annotated[bool, BeforeValidator(_read_switch)]
+DeepStack = Annotated[Literal["none", "levels", "tiles"], BeforeValidator(_read_deepstack)]
 # Several lines where wanted.
 Text = Annotated[str, AfterValidator(_check_text)]
 Name = Annotated[str, AfterValidator(_check_name)]

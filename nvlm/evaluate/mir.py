@@ -125,6 +125,7 @@ def _features(
                     1,
                     stop_ids=(),
                     alignment=prompt.alignment and prompt.alignment.followed_by(len(answer)),
+                    grids=prompt.grids,
                 )
             image_id = engine.encoder.tokenizer.image_id
             is_image = torch.tensor([token == image_id for token in tokens])

@@ -30,7 +30,7 @@ from nvlm.model.nvlm_d import NVLMD
 from nvlm.model.parts.cache import Decode, KeyValueCache, Prefill, Shelf
 from nvlm.model.parts.token_kinds import TokenKinds
 from nvlm.model.rows import PromptImages, sights_of
-from nvlm.sizes.visual import VisualLayout
+from nvlm.sizes.visual import Grid, VisualLayout
 
 # torch's own. Another one makes a plan for every new shape: see nvlm/platform/attention.py.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -47,6 +47,7 @@ class Begun:
     sampling: Sampling
     beside: EncodedBeside | None = None  # of NVLM-X and NVLM-H
     alignment: EncodedAlignment | None = None  # of what a gate mixes a vector
+    grids: tuple[Grid, ...] = ()  # of its images, with `model.deepstack: tiles`
 
     @property
     def num_beside(self) -> int:
@@ -158,7 +159,7 @@ class Decoder:
         if begun.num_tiles and self.model.pre_process:
             places = _on_device(torch.from_numpy(places))
             tiles, gated = _on_device(begun.tiles), _gated(begun.alignment)
-            images = PromptImages(places, tiles, beside, gated)
+            images = PromptImages(places, tiles, beside, gated, begun.grids)
         positions = torch.arange(num_tokens, device=device)[None]
         num_rows = self.model.num_levels * num_beside
         inputs = _Inputs(tokens, positions, num_rows, sights_of(beside), images)
@@ -262,10 +263,14 @@ def check_tiles(
     num_placeholders: int,
     num_tiles: int,
     beside: EncodedBeside | None = None,
+    grids: Sequence[Grid] = (),
 ) -> None:
     """Raise `DataError` where a prompt's placeholders are not those of its tiles."""
     num_tiles -= 0 if beside is None else len(beside.tiles)
-    num_of_tile = VisualLayout.from_config(config).num_tokens_per_tile
+    visual = VisualLayout.from_config(config)
+    num_of_tile = visual.num_tokens_per_tile
+    if visual.stacks_tiles:
+        num_tiles = visual.num_stacked_on(grids, num_tiles, "(a prompt)")
     num_kept = thrift.num_tokens_per_tile(num_of_tile)
     if num_placeholders != num_tiles * num_kept:
         of_all = "" if num_kept == num_of_tile else f" that are kept of {num_of_tile}"

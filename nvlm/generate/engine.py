@@ -32,6 +32,7 @@ from nvlm.parallel.groups import (
     shut_down,
     world_size_from_environment,
 )
+from nvlm.sizes.visual import Grid
 
 if TYPE_CHECKING:
     from nvlm.data.text.alignment import EncodedAlignment
@@ -196,6 +197,7 @@ class Engine:
             stop_ids=self.stop_ids,
             beside=prompt.beside,
             alignment=prompt.alignment,
+            grids=prompt.grids,
         )
         return Answer(self.text_of(answer_ids), prompt_ids, answer_ids)
 
@@ -211,6 +213,7 @@ class Engine:
         stop_ids: Collection[int],
         beside: EncodedBeside | None = None,
         alignment: EncodedAlignment | None = None,
+        grids: tuple[Grid, ...] = (),
     ) -> list[int]:
         """See `generate_greedy`."""
         return generate_greedy(
@@ -224,6 +227,7 @@ class Engine:
             self.thrift,
             beside,
             alignment,
+            grids,
         )
 
 
@@ -234,7 +238,7 @@ def _check_thrift(thrift: Thrift, model: ModelConfig, checkpoint: Path) -> None:
             f"{checkpoint}: a share of visual tokens to keep is for models that read them in their "
             f"sequence, and model.fusion is {model.fusion}; keep all"
         )
-    if thrift.visual_tokens != 1 and model.deepstack:
+    if thrift.visual_tokens != 1 and model.deepstack != "none":
         raise DataError(
             f"{checkpoint}: which visual tokens are merged is chosen by their embeddings, and "
             "model.deepstack adds to each behind later layers; keep all"

@@ -12,6 +12,7 @@ from nvlm.config.schema import RunConfig
 from nvlm.errors import DataError
 from nvlm.generate.request import Sampling
 from nvlm.generate.thrift import Thrift
+from nvlm.sizes.visual import Grid
 
 if TYPE_CHECKING:
     from nvlm.data.text.alignment import EncodedAlignment
@@ -30,6 +31,7 @@ def generate_greedy(
     thrift: Thrift | None = None,
     beside: EncodedBeside | None = None,
     alignment: EncodedAlignment | None = None,
+    grids: tuple[Grid, ...] = (),
 ) -> list[int]:
     """The most likely next tokens, up to `max_new_tokens` or to a stop token (which is included).
 
@@ -45,6 +47,7 @@ def generate_greedy(
             all.
         beside: what NVLM-X and NVLM-H read beside the prompt.
         alignment: what the gate of `stage.alignment` reads of it.
+        grids: of its images, with `model.deepstack: tiles`.
 
     Raises:
         DataError: placeholders and tiles disagree, or the answer would not fit the positions that
@@ -56,7 +59,8 @@ def generate_greedy(
 
     tokens = np.array(prompt_ids, dtype=np.int64)
     thrift = thrift or Thrift()
-    check_tiles(config, thrift, int((tokens == image_id).sum()), tiles.shape[0], beside)
+    num_placeholders = int((tokens == image_id).sum())
+    check_tiles(config, thrift, num_placeholders, tiles.shape[0], beside, grids)
     check_positions(config, len(tokens), max_new_tokens)
     if max_new_tokens == 0:
         return []
@@ -64,7 +68,8 @@ def generate_greedy(
     num_places = row_length(max(num_places, num_tokens_beside(beside)))
     decoder = Decoder(model, config, image_id, num_places, thrift)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    work = Work(begun=(Begun("", tokens, tiles, len(tiles), sampling, beside, alignment),))
+    begun = Begun("", tokens, tiles, len(tiles), sampling, beside, alignment, grids)
+    work = Work(begun=(begun,))
     answer: list[int] = []
     while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
         answer.append(decoder.run(work)[""])

@@ -144,7 +144,8 @@ class Session:
         assert key not in self._begun and all(key != q.key for q in self._waiting), key
         config, num_tokens = self._engine.config, len(prompt.tokens)
         num_placeholders, num_tiles = int(prompt.image_mask.sum()), len(prompt.tiles)
-        check_tiles(config, self._engine.thrift, num_placeholders, num_tiles, prompt.beside)
+        thrift = self._engine.thrift
+        check_tiles(config, thrift, num_placeholders, num_tiles, prompt.beside, prompt.grids)
         check_positions(config, num_tokens, sampling.max_new_tokens)
         text = AnswerText(self._engine.tokenizer, sampling.stop)
         question = _Question(key, prompt, sampling, text)
@@ -193,6 +194,7 @@ class Session:
                     q.sampling,
                     q.prompt.beside,
                     q.prompt.alignment,
+                    q.prompt.grids,
                 )
                 for q in begun
             ),

@@ -27,7 +27,7 @@ from nvlm.megatron.recomputed_inputs import recomputable
 from nvlm.model.connectors.merging import merge_tokens
 from nvlm.model.connectors.table import build_connector
 from nvlm.model.decoders.cached import layer_shapes
-from nvlm.model.decoders.deepstack import added_rows
+from nvlm.model.decoders.deepstack import with_additions
 from nvlm.model.decoders.qwen2 import build_language_model
 from nvlm.model.decoders.stacking import stacked_without_holes, uneven_rows
 from nvlm.model.encoders.table import build_encoder
@@ -137,7 +137,7 @@ class NVLMD(MegatronModule):
         self.shares_tiles = config.parallel.shares_tiles
         self.sees_both_ways = config.model.sees_both_ways
         self.has_visual_weights = config.model.language.visual_weights != "none"
-        self.has_deepstack = config.model.deepstack
+        self.deepstack = config.model.deepstack
         self.num_levels = config.model.num_levels_beside
         parts = _layer_parts(config, layer_implementation, to_generate)
         self.tp_group = groups.tp
@@ -236,7 +236,7 @@ class NVLMD(MegatronModule):
             extra_block_kwargs={"context": beside, "context_mask": sights},
             **arguments,
         )
-        if self.post_process or self.has_deepstack or beside is None:
+        if self.post_process or self.deepstack != "none" or beside is None:
             return output
         return torch.cat([output, beside])
 
@@ -285,8 +285,8 @@ class NVLMD(MegatronModule):
         embedded = self._embed_tokens(all_tokens(tokens, images.beside))
         visual = self.visual.project(self.visual.encode(images.tiles))
         embedded = with_mixed_levels(self.vision_projection, embedded, visual, images.gated)
-        if self.has_deepstack:
-            return self._spliced(embedded, images.positions, visual)
+        if self.deepstack != "none":
+            return with_additions(embedded, images.positions, visual, images.grids)
         if images.beside is None:
             visual = merge_tokens(visual, len(images.positions) // len(images.tiles))
         if self.num_levels > 1:
@@ -326,9 +326,9 @@ class NVLMD(MegatronModule):
             embeddings = with_mixed_levels(
                 self.vision_projection, embeddings, visual, micro_batch.gated, by_all
             )
-            if self.has_deepstack:
-                rows = self._spliced(embeddings, micro_batch.image_positions, visual)
-                return self._as_input(*rows)
+            if self.deepstack != "none":
+                positions, grids = micro_batch.image_positions, micro_batch.grids
+                return self._as_input(*with_additions(embeddings, positions, visual, grids))
             if self.num_levels > 1:
                 rows = with_levels(embeddings, beside, tokens.shape[1], visual)
                 return self._as_input(*rows)
@@ -338,12 +338,6 @@ class NVLMD(MegatronModule):
             embeddings = with_zero_gradient(embeddings, self.visual.blank_tile(embeddings))
             embeddings = with_mixed_levels(self.vision_projection, embeddings, by_all=True)
         return self._as_input(*split_rows(embeddings, tokens.shape[1]))
-
-    def _spliced(self, embeddings: Tensor, positions: Tensor, visual: Tensor) -> Rows:
-        """Of deepstack: the row with its image tokens, and what `added_rows` makes."""
-        visual, *levels = visual.split(embeddings.shape[-1], dim=-1)
-        added = added_rows(embeddings, positions, levels)
-        return splice(embeddings, positions, visual), added
 
     def _as_input(self, row: Tensor, row_beside: Tensor | None) -> Rows:
         """Both as the first layer takes them."""

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from nvlm.batch import Beside, Gated, MicroBatch
 from nvlm.model.splice import splice_levels
+from nvlm.sizes.visual import Grid
 
 # The decoder's row [t, 1, h], and the row beside it [k, 1, h], of levels in turn [l * k, 1, h];
 # None where there is none.
@@ -37,6 +38,7 @@ class PromptImages:
     tiles: Tensor  # [n, 3, image_size, image_size] uint8, at least one
     beside: Beside | None = None
     gated: Gated | None = None
+    grids: tuple[Grid, ...] = ()  # of its images, with `model.deepstack: tiles`
 
 
 def num_beside(beside: Beside | None) -> int:

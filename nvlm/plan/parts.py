@@ -230,7 +230,8 @@ def projector(config: RunConfig, num_tiles: float, device: Device) -> Passes:
     products += device.product(num_tiles * last.rows, columns, last.outputs)
     scale = device.number / 2
     splice = num_tokens(config) * language.hidden_size * numbers["splice_bytes"]
-    products, moved = number * products, device.moving(scale * number * (moved_numbers + splice))
+    moved_numbers = number * moved_numbers + max(number, 1 + config.num_added_rows) * splice
+    products, moved = number * products, device.moving(scale * moved_numbers)
     summed = number * _reduced(device, rows * language.hidden_size) if last.is_split else 0.0
     gathered = _image_tokens_seconds(config, rows, device)
     forward = Seconds(matmul=products, elementwise=moved, messages=summed + gathered)

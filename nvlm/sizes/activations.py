@@ -135,8 +135,12 @@ def stage_activations(
     if config.train.recompute.language.granularity == "full":
         # The table of angles, as long as the longest document may be; in fp32, and one for all.
         layers += _FP32 * config.stage.sequence_length * config.model.language.head_dim
-        # What is added behind the first layers, which each of them has as an input.
-        layers += (stage == 0) * config.model.num_deepstack * only_input
+        # What is added behind the first layers, which each of them has as an input; of tiles as
+        # many rows as the largest image has.
+        num_added = config.num_added_rows
+        if config.model.stacks_tiles:
+            num_added = min(num_added, max(0, num_tiles - 1))
+        layers += (stage == 0) * num_added * only_input
     if stage == 0:
         layers += _mask_of_dropout(config)
     return StageActivations(

@@ -1,12 +1,14 @@
 """What an image's grid of tiles becomes: how many tiles, their text tags, and how many tokens.
 
 What of it stands in the decoder's sequence and what the decoder reads beside it (by
-cross-attention) is `model.fusion`'s matter:
+cross-attention) is `model.fusion`'s matter, and `model.deepstack`'s:
 
     decoder_only      in the sequence: every tile's tag and placeholders
     cross_attention   in the sequence: every tile's tag; beside: every tile's tokens
     hybrid            in the sequence: tag and placeholders of the thumbnail, or of the only tile;
                       beside: every other tile's tag and tokens
+    deepstack: tiles  in the sequence: the same; every other tile's tokens are added to those of
+                      the thumbnail behind decoder layers, and their tags stand nowhere
 
 Whoever counts tiles or image tokens asks here. Tags tell the language model which tile comes next
 (paper section 4.2, table 1):
@@ -30,7 +32,7 @@ of those that are left out stand where the tiles would, without tokens behind th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,6 +73,7 @@ class VisualLayout:
     # number is that of soft tags, with which they do not go.
     num_alignment_levels: int = 0
     mixes_levels: bool = False
+    stacks_tiles: bool = False  # `model.deepstack: tiles`
 
     @classmethod
     def from_config(cls, config: RunConfig) -> VisualLayout:
@@ -88,6 +91,7 @@ class VisualLayout:
             first_soft_id=config.model.language.vocab_size,
             num_alignment_levels=0 if alignment is None else alignment.num_levels,
             mixes_levels=stage.mixes_levels,
+            stacks_tiles=config.model.stacks_tiles,
         )
 
     # ------------------------------------------------------------------------------ tiles, tokens
@@ -100,6 +104,36 @@ class VisualLayout:
     def has_thumbnail(self, grid: Grid) -> bool:
         return self.num_tiles(grid) > grid[0] * grid[1]
 
+    def stacked(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        """Those whose tiles are added to their thumbnails: all, or none.
+
+        Raises:
+            DataError: one has more tiles than decoder layers were trained with.
+        """
+        if not self.stacks_tiles:
+            return ()
+        for columns, rows in grids:
+            if columns * rows > self.max_num_tiles:
+                raise DataError(
+                    f"an image in {columns} x {rows} tiles: with model.deepstack tiles a decoder "
+                    f"layer adds one part of each, of stage.max_num_tiles {self.max_num_tiles} at "
+                    "most; cut it into fewer"
+                )
+        return (*grids,)
+
+    def num_stacked_on(self, grids: Sequence[Grid], num_tiles: int, samples: str) -> int:
+        """Tiles in the sequence, to which the others of so many are added: one of each image.
+
+        Raises:
+            DataError: these are not the tiles of the images.
+        """
+        if (found := sum(map(self.num_tiles, grids))) != num_tiles:
+            raise DataError(
+                f"{num_tiles} tiles for images of {found}, in grids {list(grids)}, in samples "
+                f"{samples}"
+            )
+        return len(grids)
+
     @property
     def max_tiles_per_image(self) -> int:
         """Most tiles an image becomes, the thumbnail counted."""
@@ -107,13 +141,14 @@ class VisualLayout:
 
     def num_tiles_inside(self, num_tiles: Number, num_images: Number) -> Number:
         """Tiles of so many images, all of them together, that the decoder's sequence holds."""
-        match self.fusion:
-            case "decoder_only":
-                return num_tiles
-            case "cross_attention":
-                return num_tiles * 0
-            case "hybrid":  # the thumbnail, or the only tile
-                return num_images + num_tiles * 0
+        if self.holds_thumbnails:  # or the only tile
+            return num_images + num_tiles * 0
+        return num_tiles if self.fusion == "decoder_only" else num_tiles * 0
+
+    @property
+    def holds_thumbnails(self) -> bool:
+        """See `ModelConfig.holds_thumbnails`."""
+        return self.fusion == "hybrid" or self.stacks_tiles
 
     @property
     def tiles_take_room(self) -> bool:
@@ -121,11 +156,11 @@ class VisualLayout:
 
         Tags alone, of NVLM-X, do not count: they are a fiftieth of that.
         """
-        return self.fusion == "decoder_only"
+        return self.fusion == "decoder_only" and not self.stacks_tiles
 
     def tiles_beside(self, grid: Grid) -> range:
         """Which of an image's tiles the decoder reads beside its sequence."""
-        num_tiles = self.num_tiles(grid)
+        num_tiles = 0 if self.fusion == "decoder_only" else self.num_tiles(grid)
         return range(num_tiles - self.num_tiles_inside(num_tiles, 1))
 
     def num_tokens(self, num_tiles: Number, num_images: Number) -> Number:
@@ -134,6 +169,8 @@ class VisualLayout:
 
     def num_tokens_beside(self, num_tiles: Number, num_images: Number) -> Number:
         """Tokens of such tiles that the decoder reads beside its sequence."""
+        if self.fusion == "decoder_only":
+            return num_tiles * 0
         return num_tiles * self.num_tokens_per_tile - self.num_tokens(num_tiles, num_images)
 
     def num_fitting_tiles(self, num_tokens: int, budget: int | None = None) -> int:
@@ -143,7 +180,7 @@ class VisualLayout:
         model_checks.py).
         """
         fitting = num_tokens // self.num_tokens_per_tile
-        if self.fusion == "hybrid":
+        if self.holds_thumbnails:
             fitting *= self.max_tiles_per_image
         elif self.fusion == "cross_attention":
             fitting = num_tokens * self.max_tiles_per_image
@@ -161,6 +198,8 @@ class VisualLayout:
         """The text of one tag per tile, row by row, the thumbnail's last."""
         if self.tile_tags in ("none", "soft"):
             return [""] * self.num_tiles(grid)
+        if self.stacks_tiles:
+            return [""] * (self.num_tiles(grid) - 1) + [self._thumbnail_tag()]
         return self._in_tiles(grid, self._tile_tag, self._thumbnail_tag(), "")
 
     @property
@@ -235,7 +274,7 @@ class VisualLayout:
 
     def tags_inside(self, grid: Grid) -> list[str]:
         """Those tags that stand in the decoder's sequence; at least one."""
-        return self.tags(grid)[-1:] if self.fusion == "hybrid" else self.tags(grid)
+        return self.tags(grid)[-1:] if self.holds_thumbnails else self.tags(grid)
 
     def tags_beside(self, grid: Grid) -> list[str]:
         """One per tile beside: its tag where that stands before its tokens there, else ""."""

@@ -18,7 +18,7 @@ def layer_bytes(config: RunConfig, num_tiles: int) -> int:
     is_recomputed = config.train.recompute.language.granularity == "selective"
     if not model.sees_both_ways or is_recomputed:
         return 0
-    if model.fusion == "hybrid":  # thumbnails, at least as many as these
+    if model.holds_thumbnails:  # at least as many as these
         num_tiles = -(-num_tiles // config.max_tiles_per_image)
     heads = model.language.num_attention_heads // config.parallel.tensor
     of_head = DTYPES[config.train.precision].num_bytes * model.language.head_dim + _FP32

@@ -119,7 +119,7 @@ def _with_room(prompt: Prompt, room: int, pad_id: int) -> PackedSample:
     image_mask = np.concatenate([encoded.image_mask, np.zeros(room, np.bool_)])
     beside = encoded.beside and encoded.beside.followed_by(room)
     alignment = encoded.alignment and encoded.alignment.followed_by(room)
-    sample = EncodedSample(tokens, labels, image_mask, beside, alignment)
+    sample = EncodedSample(tokens, labels, image_mask, beside, alignment, encoded.grids)
     return PackedSample(prompt.key, sample, encoded.tiles)
 
 

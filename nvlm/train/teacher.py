@@ -75,6 +75,7 @@ def stored_teacher(config: RunConfig) -> RunConfig | None:
 def _misfits(student: ModelConfig, teacher: ModelConfig) -> Iterator[str]:
     for key, ours, theirs in (
         ("model.fusion", student.fusion, teacher.fusion),
+        ("model.deepstack tiles", student.stacks_tiles, teacher.stacks_tiles),
         ("model.vision.image_size", student.vision.image_size, teacher.vision.image_size),
         ("tokens of a tile", student.num_tokens_per_tile, teacher.num_tokens_per_tile),
         ("model.image_token", student.image_token, teacher.image_token),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.paths import REPOSITORY
 
-from nvlm.config import load_config
+from nvlm.config import changed, load_config
 from nvlm.errors import ConfigError
 
 RUN = REPOSITORY / "configs/run/tiny/sft.yaml"
@@ -16,7 +16,8 @@ X = [
 ]
 BOTH_WAYS = "model.visual_attention=bidirectional"
 LEVELS = "model.vision.feature_layers=[-3, -2, -1]"
-DEEP = ["model.deepstack=true", LEVELS]
+DEEP = ["model.deepstack=levels", LEVELS]
+TILES = ["model.deepstack=tiles", "stage.max_num_tiles=4"]
 OWN = "model.language.visual_weights=norms_keys_values"
 SOFT = "stage.tile_tags=soft"
 GATE = "stage.alignment={levels_from: gate}"
@@ -60,11 +61,32 @@ GATE = "stage.alignment={levels_from: gate}"
             ["stage.alignment={levels_from: samples, num_levels: 1}"],
             "stage.alignment.num_levels 1: one level tells",
         ),
-        (["model.deepstack=true"], "model.deepstack needs one encoder with model.vision.feature_l"),
-        ([*DEEP, *X], "model.deepstack does not go with model.fusion cross_attention"),
-        ([*DEEP, OWN], "model.deepstack does not go with model.language.visual_weights"),
+        (
+            ["model.deepstack=levels"],
+            "deepstack levels needs one encoder with model.vision.feat",
+        ),
+        ([*DEEP, *X], "deepstack levels does not go with model.fusion cross_attention"),
+        ([*DEEP, OWN], "deepstack levels does not go with model.language.visual_weights"),
         ([*DEEP, "parallel.context=2"], "parallel.context 2 does not go with model.deepstack"),
         ([*DEEP, "parallel.layout=auto"], "parallel.layout auto does not go with model.deepstack"),
+        ([*TILES, *X], "deepstack tiles does not go with model.fusion cross_attention"),
+        ([*TILES, OWN], "deepstack tiles does not go with model.language.visual_weights"),
+        ([*TILES, "parallel.context=2"], "parallel.context 2 does not go with model.deepstack ti"),
+        ([*TILES, "stage.use_thumbnail=false"], "deepstack tiles needs stage.use_thumbnail"),
+        ([*TILES, "stage.tiling=pad_skip"], "tiling pad_skip does not go with model.deepstack ti"),
+        ([*TILES, SOFT], "stage.tile_tags soft does not go with model.deepstack tiles"),
+        ([*TILES, "stage.max_tiles_per_sequence=null"], "tiles needs stage.max_tiles_per_sequence"),
+        (
+            [*TILES, "model.connector={kind: attention_pooling, num_queries: 16}"],
+            "deepstack tiles does not go with model.connector of kind attention_pooling with 16",
+        ),
+        (
+            [*TILES, "stage.max_num_tiles=6"],
+            r"behind the first 6 decoder layers \(stage.max_num_tiles 6\), and the first pipeline "
+            "stage's first chunk has 4",
+        ),
+        ([*TILES, "parallel.pipeline=2"], "the first pipeline stage's first chunk has 2"),
+        (["model.deepstack=rows"], "must be none, levels or tiles"),
         (
             [*DEEP, "parallel.pipeline=4"],
             "behind the first 2 decoder layers, and the first pipeline stage's first chunk has 1",
@@ -78,3 +100,12 @@ GATE = "stage.alignment={levels_from: gate}"
 def test_refused_with_the_reason(overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config(RUN, overrides)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("true", "levels"), ("off", "none"), (True, "levels"), (False, "none")]
+)
+def test_the_switch_that_deepstack_was_is_still_read(written, meant):
+    """As text, of a file, and as saved configurations have it."""
+    config = load_config(RUN, [LEVELS])
+    assert changed(config, {"model.deepstack": written}).model.deepstack == meant

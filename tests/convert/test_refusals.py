@@ -328,13 +328,18 @@ def test_unknown_dtype_and_size(converted, out):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model.visual_attention", "bidirectional"), ("model.language.visual_weights", "all")],
+    [
+        ("model.visual_attention", "bidirectional"),
+        ("model.language.visual_weights", "all"),
+        ("model.deepstack", "tiles"),
+    ],
 )
 def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str, value: str):
     checkpoint = tmp_path / "checkpoint"
     small_folders.copy_checkpoint(converted.checkpoint, checkpoint)
-    config = changed(read_config(checkpoint), {key: value})
-    save_config(config, checkpoint / "config.yaml")
+    # Stacked tiles need as many layers.
+    changes = {key: value, "stage.max_num_tiles": 1, "stage.max_tiles_per_sequence": 8}
+    save_config(changed(read_config(checkpoint), changes), checkpoint / "config.yaml")
     with pytest.raises(ConvertError, match=f"{key} {value}: exported models"):
         convert_to_hf(checkpoint, out)
 
@@ -342,7 +347,7 @@ def test_decoders_that_exports_do_not_compute(converted, tmp_path, out, key: str
 @pytest.mark.parametrize(
     ("overrides", "name", "said"),
     [
-        (["model.deepstack=true"], "deepstack_0", r"model\.deepstack: exported models give"),
+        (["model.deepstack=levels"], "deepstack_0", r"model\.deepstack levels: exported models"),
         (
             [
                 "model.fusion=cross_attention",

@@ -38,7 +38,9 @@ def recomputed(engine: Engine, prompt: EncodedPrompt) -> list[int]:
         image_mask = np.concatenate([prompt.image_mask, np.zeros(len(answer), np.bool_)])
         beside = prompt.beside and prompt.beside.followed_by(len(answer))
         alignment = prompt.alignment and prompt.alignment.followed_by(len(answer))
-        sample = EncodedSample(tokens, np.zeros_like(tokens), image_mask, beside, alignment)
+        sample = EncodedSample(
+            tokens, np.zeros_like(tokens), image_mask, beside, alignment, prompt.grids
+        )
         size = engine.config.model.vision.image_size
         row = [[PackedSample("", sample, prompt.tiles)]]
         has_beside = prompt.beside is not None
@@ -57,7 +59,7 @@ def test_answers_with_a_cache_are_those_by_recomputation(engine):
 
 
 def test_a_share_of_the_cache_is_refused(engine):
-    if engine.config.model.deepstack:
+    if engine.config.model.deepstack != "none":
         with pytest.raises(DataError, match=r"which visual tokens are merged .*deepstack"):
             Engine(engine.checkpoint, thrift=Thrift(visual_tokens=0.5))
     if not engine.config.model.sees_both_ways:

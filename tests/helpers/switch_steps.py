@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from helpers import beside_batches, layout_steps, small_model, variants
+from helpers import beside_batches, layout_steps, small_model, stacked_batches, variants
 from nvlm.batch import Gated, MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
@@ -26,9 +26,15 @@ SWITCHES = {
     "own norms, keys, values": ["model.language.visual_weights=norms_keys_values"],
     "features of two layers": ["model.vision.feature_layers=[-2, -1]"],
     # Behind two decoder layers, of four: where a stage or chunk has one, behind that.
-    "deepstack": ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"],
+    "deepstack": ["model.deepstack=levels", "model.vision.feature_layers=[-2, -1]"],
     "all weights own": ["model.language.visual_weights=all", *variants.QWEN3],
     "soft tags": ["stage.tile_tags=soft", "stage.num_soft_tag_tokens=2"],
+    # Behind two layers, which the first chunk of two stages with two has of eight.
+    "stacked tiles": [
+        "model.deepstack=tiles",
+        "model.language.num_layers=8",
+        "stage.max_num_tiles=2",
+    ],
     # Layers 1 and 3 of four read each another encoder layer: so do the stages of a pipeline.
     "levels in turn": [
         *beside_batches.SMALL["cross_attention"],
@@ -49,6 +55,8 @@ def micro_batches(config: RunConfig) -> list[MicroBatch]:
     """With images and without: with two data ranks, the second one has none at all."""
     if config.model.fusion != "decoder_only":
         return layout_steps.with_rows_beside(config)
+    if config.model.stacks_tiles:
+        return stacked_batches.with_images(config)
     found = layout_steps.with_images(config)
     if config.stage.mixes_levels:
         return [with_mixed_level(batch) for batch in found]

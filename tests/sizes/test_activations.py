@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import beside_batches, small_model, switch_steps, variants
+from helpers import beside_batches, small_model, stacked_batches, switch_steps, variants
 from helpers.beside_batches import Image, Piece
 from helpers.kept import kept_by_autograd
 from helpers.paths import REPOSITORY
@@ -34,7 +34,8 @@ FROZEN = "stage.freeze=['vision_model.*','language_model.*']"
 BF16 = "train.precision=bf16"
 ADAPTERS = "stage.adapters={'language_model.*.linear_*.weight': {rank: 16}}"
 BOTH_WAYS = "model.visual_attention=bidirectional"
-DEEPSTACK = ["model.deepstack=true", "model.vision.feature_layers=[-2, -1]"]
+STACKED = ["model.deepstack=tiles", "stage.max_num_tiles=2", "stage.max_tiles_per_sequence=24"]
+DEEPSTACK = ["model.deepstack=levels", "model.vision.feature_layers=[-2, -1]"]
 GATE = "stage.alignment={levels_from: gate}"
 OWN_KEYS = "model.language.visual_weights=norms_keys_values"
 OWN_WEIGHTS = "model.language.visual_weights=all"
@@ -74,6 +75,8 @@ CASES = {
     "features of two layers": [BF16, "model.vision.feature_layers=[-2, -1]"],
     "deepstack, tensor 2, sequence": [BF16, *DEEPSTACK, TP2, SP],
     "deepstack, full recompute": [BF16, *DEEPSTACK, FULL],
+    "stacked tiles, tensor 2, sequence": [BF16, *STACKED, TP2, SP],
+    "stacked tiles, full recompute": [BF16, *STACKED, FULL],
     "all weights own": [BF16, OWN_WEIGHTS],
     "levels mixed by a gate": [BF16, FROZEN, GATE],
     "shared embeddings": [BF16, *variants.SHARED_EMBEDDINGS],
@@ -93,6 +96,8 @@ CASES = {
 def batch_of(config: RunConfig) -> MicroBatch:
     """Two documents and padding; all tiles at the start of the first one, which is long."""
     length = config.stage.sequence_length
+    if config.model.stacks_tiles:
+        return stacked_batches.batch(config, 1, [[(2, 1), length - 166], [100], [50]])
     if config.model.fusion == "decoder_only":
         batch = small_model.batch(config, 1, [length - 150, 100, 50], NUM_TILES)
         return switch_steps.with_mixed_level(batch) if config.stage.mixes_levels else batch
@@ -123,7 +128,7 @@ def kept_of_stage(config: RunConfig, stage: int) -> int:
 def test_bytes_are_those_that_autograd_keeps(name: str, measure):
     config = small_model.small_config(*SIZES, *CASES[name])
     for stage in range(config.parallel.pipeline):
-        reckoned = stage_activations(config, stage, NUM_TILES).total
+        reckoned = stage_activations(config, stage, batch_of(config).num_tiles).total
         found = kept_of_stage(config, stage)
         what = f"bytes kept of a micro-batch, {name}, stage {stage}, relative"
         measure(what, "saved-tensor hooks", abs(reckoned - found) / found, 0.05)

@@ -178,7 +178,7 @@ def test_features_of_three_layers():
 
 def test_deepstack_has_connectors_of_its_own():
     """Three connectors as before in the place of one: 4096 x (4864 + 2) + 4864 x 896 weights."""
-    keys = ["model.deepstack=true", "model.vision.feature_layers=[-17, -9, -1]"]
+    keys = ["model.deepstack=levels", "model.vision.feature_layers=[-17, -9, -1]"]
     before = load_config("internvit_300m_qwen2_0_5b/sft").model
     model = load_config("internvit_300m_qwen2_0_5b/sft", keys).model
     found, expected = forward_flops(model), forward_flops(before)

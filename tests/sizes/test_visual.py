@@ -6,6 +6,7 @@ The ids of tags are in tests/data/text/test_golden_qwen_ids.py.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,10 +69,12 @@ GRIDS: list[Grid] = [(3, 2), (1, 2), (1, 1)]
         ("decoder_only", [7, 3, 1], [0, 0, 0]),
         ("cross_attention", [0, 0, 0], [7, 3, 1]),
         ("hybrid", [1, 1, 1], [6, 2, 0]),
+        ("stacked", [1, 1, 1], [0, 0, 0]),
     ],
 )
-def test_tokens_in_the_sequence_and_beside_it(fusion: Fusion, inside: list[int], beside: list[int]):
-    visual = replace(layout(), fusion=fusion)
+def test_tokens_in_the_sequence_and_beside_it(fusion: str, inside: list[int], beside: list[int]):
+    changes: Any = {"fusion": fusion} if fusion != "stacked" else {"stacks_tiles": True}
+    visual = replace(layout(), **changes)
     tiles = np.array([visual.num_tiles(grid) for grid in GRIDS])
     assert visual.num_tokens(tiles, np.ones_like(tiles)).tolist() == [256 * n for n in inside]
     assert visual.num_tokens_beside(tiles, np.ones_like(tiles)).tolist() == [
@@ -111,6 +114,16 @@ def test_tiles_beside_a_sequence_are_bounded_by_the_budget():
     assert in_x.num_fitting_tiles(1024, 28) == 28
     # Of 1,280 tokens five thumbnails, each with six more tiles.
     assert [in_h.num_fitting_tiles(1280, budget) for budget in (None, 28)] == [35, 28]
+
+
+def test_stacked_tiles_have_no_tags_and_are_bounded():
+    visual = replace(layout(), stacks_tiles=True)
+    assert visual.tags((2, 1)) == ["", "", THUMBNAIL] and visual.tags_inside((2, 1)) == [THUMBNAIL]
+    assert visual.num_fitting_tiles(1280, 28) == 28
+    assert visual.stacked([(3, 2), (1, 1)]) == ((3, 2), (1, 1))
+    with pytest.raises(DataError, match=r"in 7 x 1 tiles: .* stage\.max_num_tiles 6 at most"):
+        visual.stacked([(1, 1), (7, 1)])
+    assert layout().stacked([(7, 1)]) == ()
 
 
 def test_the_configuration_reckons_with_the_same_tiles():

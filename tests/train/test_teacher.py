@@ -175,6 +175,7 @@ def test_layouts_without_the_whole_teacher_are_refused(tmp_path, overrides, said
     [
         (["model.connector.pixel_shuffle=4"], "tokens of a tile is 16 there and 4 in this run"),
         (["model.image_token=<|im_end|>"], "model.image_token is <.vision_pad.> there"),
+        (["model.deepstack=tiles"], "model.deepstack tiles is False there and True in this run"),
         (["parallel.tensor=3"], "train.distill.teacher .*parallel.tensor 3 does not divide"),
     ],
 )

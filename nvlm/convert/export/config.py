@@ -203,10 +203,10 @@ def check_switches(config: RunConfig) -> None:
             f"model.language.visual_weights {weights}: exported models have one set of weights for "
             f"text and images; {use}"
         )
-    if config.model.deepstack:
+    if config.model.deepstack != "none":
         raise ConvertError(
-            "model.deepstack: exported models give features to the decoder's first layer alone; "
-            f"{use}"
+            f"model.deepstack {config.model.deepstack}: exported models give features to the "
+            f"decoder's first layer alone; {use}"
         )
     if config.model.reads_levels_in_turn:
         raise ConvertError(

@@ -339,7 +339,8 @@ def _several_connectors(model: ModelConfig) -> list[str]:
     if model.num_connectors == 1:
         return []
     in_turn = "model.cross_attention.levels in_turn"
-    return [f"is no model with {in_turn if model.reads_levels_in_turn else 'model.deepstack true'}"]
+    key = in_turn if model.reads_levels_in_turn else "model.deepstack levels"
+    return [f"is no model with {key}"]
 
 
 def _connector_problems(found: Mapping[str, Any], model: ModelConfig) -> list[str]:

@@ -45,8 +45,7 @@ def build_micro_batch(
     labels = np.full(num_tokens, IGNORED_LABEL, np.int64)
     loss_weights = np.zeros(num_tokens, np.float32)
     source_numbers = np.full(num_tokens, -1, np.int32)
-    image_mask = np.zeros(num_tokens, np.bool_)
-    position_ids = np.zeros(num_tokens, np.int64)
+    image_mask, position_ids = np.zeros(num_tokens, np.bool_), np.zeros(num_tokens, np.int64)
     starts: list[int] = []
     documents: list[tuple[int, EncodedSample]] = []
     tiles = [np.zeros((0, 3, image_size, image_size), np.uint8)]
@@ -83,6 +82,7 @@ def build_micro_batch(
         num_real_token_pairs=sum(len(encoded.tokens) ** 2 for _, encoded in documents),
         beside=_row_beside(documents) if has_beside else None,
         gated=_gated(documents, num_tokens),
+        grids=tuple(grid for _, encoded in documents for grid in encoded.grids),
     )
 
 

@@ -42,6 +42,7 @@ class EncodedSample:
     image_mask: NDArray[np.bool_]  # [t]
     beside: EncodedBeside | None = None  # None where `model.fusion` is decoder_only
     alignment: EncodedAlignment | None = None  # None where no gate reads it
+    grids: tuple[Grid, ...] = ()  # of its images; only with `model.deepstack: tiles`
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class EncodedPrompt:
     tiles: NDArray[np.uint8]  # [n, 3, image_size, image_size]
     beside: EncodedBeside | None = None
     alignment: EncodedAlignment | None = None
+    grids: tuple[Grid, ...] = ()  # as of `EncodedSample`
 
 
 class SampleEncoder:
@@ -144,6 +146,7 @@ class SampleEncoder:
             **({"tokens of a soft tag": n} if (n := visual.num_soft_tag_tokens) else {}),
             **({"levels of alignment": self._levels_said} if visual.num_alignment_levels else {}),
             **({"stage.tiling": visual.tiling} if visual.tiling == "pad_skip" else {}),
+            **({"model.deepstack": "tiles"} if visual.stacks_tiles else {}),
         }
 
     @property
@@ -270,4 +273,5 @@ class SampleEncoder:
         tokens = np.array(ids, dtype=np.int64)
         labels = np.full_like(tokens, IGNORED_LABEL)
         labels[:-1] = np.where(trained[1:], tokens[1:], IGNORED_LABEL)
-        return EncodedSample(tokens, labels, image_mask, beside, alignment)
+        stacked = self.visual.stacked(grids)
+        return EncodedSample(tokens, labels, image_mask, beside, alignment, stacked)

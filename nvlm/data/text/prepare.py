@@ -39,7 +39,11 @@ def prepare_prompt(
     cut = [cut_tiles(i, n, stage.use_thumbnail, image_size, tiling=stage.tiling) for i, n in pairs]
     encoded = encoder.encode_question(messages, grids)
     none = np.zeros((0, 3, image_size, image_size), np.uint8)
-    tiles = np.concatenate([none, *cut])
     return EncodedPrompt(
-        encoded.tokens, encoded.image_mask, tiles, encoded.beside, encoded.alignment
+        encoded.tokens,
+        encoded.image_mask,
+        np.concatenate([none, *cut]),
+        encoded.beside,
+        encoded.alignment,
+        encoded.grids,
     )

@@ -60,7 +60,7 @@ def build_language_model(
         specs = with_experts(specs, first, language, parts, router_losses)
     specs = with_cross_attention(specs, first, model_config, parts)
     specs = with_visual_weights(specs, language)
-    specs = with_deepstack(specs, first, model_config.num_deepstack)
+    specs = with_deepstack(specs, first, model_config)
     layers = TransformerBlockSubmodules(
         layer_specs=specs,
         layer_norm=RMSNorm,  # type: ignore[arg-type]

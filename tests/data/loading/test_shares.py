@@ -137,6 +137,17 @@ def test_a_step_read_by_shares_is_the_same(
         assert max(num_read) - min(num_read) <= 1
 
 
+def test_a_step_whose_tiles_are_stacked_read_by_shares_is_the_same(config):
+    run = changed_section(config("data.num_workers=1"), {"model.deepstack": "tiles"})
+    alone = read_alone(run)
+    for step, *parts in zip(
+        alone, *(read_share(run, share) for share in shares_of(3)), strict=True
+    ):
+        assert_same(step, parts)
+    micro_batches = [micro_batch for step in alone for micro_batch in step.micro_batches]
+    assert len({grid for micro_batch in micro_batches for grid in micro_batch.grids}) > 2
+
+
 @pytest.mark.parametrize("fusion", ["cross_attention", "hybrid"])
 def test_a_step_with_tiles_beside_its_sequences_read_by_shares_is_the_same(config, fusion: str):
     # Not through the checks: this run's sequences are longer than such a stage needs.

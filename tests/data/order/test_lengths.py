@@ -42,19 +42,21 @@ UNCHECKED: list[dict] = [
     {"fusion": "cross_attention", "tile_tags": "none", "use_thumbnail": False},
     {"fusion": "hybrid", "sequence_length": 172, "max_tiles_per_sequence": 9},
     {"fusion": "hybrid", "tile_tags": "2d_box", "image_boundary": "separate"},
+    {"deepstack": "tiles", "sequence_length": 172, "max_tiles_per_sequence": 9},
     {"tiling": "pad", "sequence_length": 200, "max_num_tiles": 9},
     {"tiling": "pad_skip", "sequence_length": 200, "max_num_tiles": 9},
     {"tiling": "pad_skip", "tile_tags": "2d_box", "use_thumbnail": False},
 ]
 
 
-def with_stage(config: RunConfig, fusion: str = "decoder_only", **settings) -> RunConfig:
+def with_stage(
+    config: RunConfig, fusion: str = "decoder_only", deepstack: str = "none", **settings
+) -> RunConfig:
     """Not through the checks: they refuse the tight lengths that make samples lose parts."""
     stage = {f"stage.{key}": value for key, value in settings.items()}
     cross = None if fusion == "decoder_only" else {"layer_interval": 2}
-    return changed_section(
-        config, {"model.fusion": fusion, "model.cross_attention": cross, **stage}
-    )
+    model = {"model.fusion": fusion, "model.cross_attention": cross, "model.deepstack": deepstack}
+    return changed_section(config, model | stage)
 
 
 def plan_all(
@@ -101,7 +103,7 @@ def test_planned_lengths_are_the_encoded_ones(make_config, settings: dict):
     stage = config.stage
     encoder = SampleEncoder.from_config(config)
     budget = stage.max_tiles_per_sequence or 10**9
-    tiles_take_room = config.model.fusion == "decoder_only"
+    tiles_take_room = config.model.fusion == "decoder_only" and not config.model.stacks_tiles
     for index in open_indexes(config, encoder):
         source, plans = plan_all(config, index)
         tokens = source.account(plans)

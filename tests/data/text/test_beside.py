@@ -161,6 +161,29 @@ def test_measured_length_is_the_encoded_length(
     assert length == len(encoder.encode(messages, grids).tokens)
 
 
+@pytest.mark.parametrize("image_boundary", ["block", "merged", "separate"])
+@pytest.mark.parametrize("tile_tags", ["none", "1d", "2d_box"])
+def test_stacked_tiles_leave_the_row_that_hybrid_has(
+    qwen_tokenizer: ChatTokenizer, tile_tags: TileTags, image_boundary: str
+):
+    """Thumbnails, with their tags, and nothing beside them."""
+    hybrid = make_encoder(qwen_tokenizer, "hybrid", image_boundary, tile_tags)
+    encoder = make_encoder(qwen_tokenizer, "decoder_only", image_boundary, tile_tags)
+    plain = encoder.template_settings()
+    encoder.visual = replace(encoder.visual, stacks_tiles=True)
+    messages, grids = asked("<image>\nTwo <image> cats <image>?"), [(2, 1), (1, 1), (3, 2)]
+    messages += [{"role": "assistant", "content": "Yes."}]
+    found, expected = encoder.encode(messages, grids), hybrid.encode(messages, grids)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert found.image_mask.tolist() == expected.image_mask.tolist()
+    assert found.beside is None and found.grids == (*grids,) and expected.grids == ()
+    sample = Sample("", "", messages)
+    assert encoder.measure([sample]) == hybrid.measure([sample])
+    assert encoder.tag_lengths(6) == hybrid.tag_lengths(6)
+    assert encoder.template_settings() == plain | {"model.deepstack": "tiles"}
+
+
 def test_another_fusion_is_another_index(qwen_tokenizer: ChatTokenizer):
     plain, *others = (
         make_encoder(qwen_tokenizer, fusion).template_settings()
