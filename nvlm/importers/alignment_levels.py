@@ -16,6 +16,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ class ClipScorer:
 
     def __init__(self, folder: Path):
         """Raises `DataError` where `folder` holds no CLIP that can be read."""
-        import transformers
-
+        # Its types would be looked for in all of transformers, which takes pyright minutes.
+        transformers: Any = import_module("transformers")
         config = folder / "config.json"
         kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
         if kind != "clip":
@@ -120,7 +121,7 @@ class ClipScorer:
                 "openai/clip-vit-large-patch14-336"
             )
         try:
-            model: Any = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True)
+            model = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             self._processor = transformers.CLIPImageProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
