@@ -372,7 +372,7 @@ def test_used(folder: FileFolder, name: str):
             tuple(v for k, v in m.items() if k == "weight") for m in content["messages"]
         ] == weights
     assert images_of(record) == images
-    assert list(record.unused) == unused
+    assert record.unused == unused
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], int]] = {
@@ -680,7 +680,7 @@ def test_a_video_named_in_any_way(folder: FileFolder):
         record = make_record("key", entry, [], folder=folder)
         assert record.members["mp4"] == CLIP
         assert content_of(record)["messages"][0]["content"] == "<video>\nq"
-        assert list(record.unused) == unused
+        assert record.unused == unused
 
 
 def test_fields_that_name_what_stands_beside(folder: FileFolder):
