@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -54,3 +56,25 @@ def cross_attended(
     share = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num()
     out = torch.einsum("htk,khd->thd", share, value).flatten(1)
     return hidden_th + weights["gate"].tanh() * (out @ weights["proj"].t())
+
+
+def both_gradients(
+    model: Any, logits: Tensor, expected: Tensor, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of the same weighted sum of both logits: the model's, and those of the plain computation.
+
+    weights: what that reads in the place of the model's parameters, by their names; the encoder is
+    shared, and its gradients come by both ways.
+    """
+    weighting = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (expected * weighting).sum().backward()
+    wanted = {
+        f"vision_model.{name}": parameter.grad.clone()
+        for name, parameter in model.vision_model.named_parameters()
+    }
+    for name, weight in weights.items():
+        assert weight.grad is not None, name
+        wanted[name] = weight.grad
+    model.zero_grad()
+    (logits * weighting).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if name in wanted}, wanted

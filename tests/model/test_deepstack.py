@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from helpers import published_models, small_model, stacked_batches
-from helpers.plain_parts import below, connected
+from helpers.plain_parts import below, both_gradients, connected
 from helpers.stacked_batches import Piece
 from torch import Tensor
 
@@ -56,17 +56,8 @@ def test_logits_and_gradients_are_those_of_hooks_in_transformers(parallel, measu
     error = float((logits - expected).detach().abs().max())
     measure("logits with deepstack, largest difference", truth, error, 1e-4)
 
-    generator = torch.Generator().manual_seed(1)
-    weighting = torch.randn(expected.shape, generator=generator)
-    (expected * weighting).sum().backward()
-    wanted = {
-        f"vision_model.{name}": parameter.grad.clone()
-        for name, parameter in model.vision_model.named_parameters()
-    }
-    wanted |= {f"vision_projection.{name}": weight.grad for name, weight in weights.items()}
-    model.zero_grad()
-    (logits * weighting).sum().backward()
-    found = {name: p.grad for name, p in model.named_parameters() if name in wanted}
+    weights = {f"vision_projection.{name}": weight for name, weight in weights.items()}
+    found, wanted = both_gradients(model, logits, expected, weights)
     assert found.keys() == wanted.keys() and len(weights) == 3 * 4
     # Heads of zeros have none.
     worst = max(float((found[k] - wanted[k]).norm() / wanted[k].norm()) for k in wanted)
@@ -163,17 +154,8 @@ def test_tiles_are_added_to_their_thumbnail_as_hooks_do(parallel, measure):
     error = float((logits - expected).detach().abs().max())
     measure("logits with stacked tiles, largest difference", truth, error, 1e-4)
 
-    generator = torch.Generator().manual_seed(1)
-    weighting = torch.randn(expected.shape, generator=generator)
-    (expected * weighting).sum().backward()
-    wanted = {
-        f"vision_model.{name}": parameter.grad.clone()
-        for name, parameter in model.vision_model.named_parameters()
-    }
-    wanted |= {f"vision_projection.{name}": weight.grad for name, weight in weights.items()}
-    model.zero_grad()
-    (logits * weighting).sum().backward()
-    found = {name: p.grad for name, p in model.named_parameters() if name in wanted}
+    weights = {f"vision_projection.{name}": weight for name, weight in weights.items()}
+    found, wanted = both_gradients(model, logits, expected, weights)
     assert found.keys() == wanted.keys() and len(weights) == 4
     worst = max(float((found[k] - wanted[k]).norm() / wanted[k].norm()) for k in wanted)
     measure("gradients of encoder and connector with stacked tiles, worst", truth, worst, 1e-5)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from helpers import beside_batches, published_models, small_model
 from helpers.beside_batches import Image
-from helpers.plain_parts import below, connected, cross_attended
+from helpers.plain_parts import below, both_gradients, connected, cross_attended
 from torch import Tensor
 
 from nvlm.batch import MicroBatch
@@ -101,17 +101,7 @@ def test_levels_in_turn_are_those_of_plain_torch(parallel, measure):
     error = float((logits - expected).detach().abs().max())
     measure("logits with levels in turn, largest difference", truth, error, 1e-3)
 
-    generator = torch.Generator().manual_seed(1)
-    weighting = torch.randn(expected.shape, generator=generator)
-    (expected * weighting).sum().backward()
-    wanted = {
-        f"vision_model.{name}": parameter.grad.clone()
-        for name, parameter in model.vision_model.named_parameters()
-    }
-    wanted |= {name: weight.grad for name, weight in weights.items()}
-    model.zero_grad()
-    (logits * weighting).sum().backward()
-    found = {name: p.grad for name, p in model.named_parameters() if name in wanted}
+    found, wanted = both_gradients(model, logits, expected, weights)
     assert found.keys() == wanted.keys() and len(weights) == 3 * 3 + 4 * 5
     worst = max(float((found[k] - wanted[k]).norm() / wanted[k].norm()) for k in wanted)
     what = "gradients of encoder, connectors and cross-attention in turn, worst tensor"
