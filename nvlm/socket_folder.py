@@ -49,10 +49,13 @@ def make_socket_folder() -> Path:
     return folder
 
 
-def remove_socket_folder() -> None:
-    """To be called by a worker whose parent is gone, before it ends too."""
+def remove_socket_folder(parent: int) -> None:
+    """To be called by a worker whose parent, of this number, is gone, before it ends too.
+
+    A folder that the parent was given by its own, which goes on, is left to that.
+    """
     folder = getattr(process.current_process(), "_config").get("tempdir")  # noqa: B009
-    if folder is not None and Path(folder).name.startswith(_PREFIX):
+    if folder is not None and Path(folder).name.startswith(f"{_PREFIX}{parent:x}-"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

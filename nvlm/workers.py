@@ -90,11 +90,12 @@ def end_with_parent() -> None:
     """To be called in a worker process. A pool's workers would wait forever without their parent,
     and write on beside those of the next run."""
     parent = parent_process()
-    assert parent is not None
+    assert parent is not None and parent.pid is not None
+    number = parent.pid
 
     def watch() -> None:
         connection.wait([parent.sentinel])
-        remove_socket_folder()
+        remove_socket_folder(number)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
