@@ -19,6 +19,7 @@ import pytest
 from helpers.paths import REPOSITORY
 
 from nvlm import ending
+from nvlm.megatron.known_warnings import KNOWN_WARNINGS
 
 # Of half a minute and more: what begins last decides when the others' cores fall idle. A name that
 # is not there any more costs nothing.
@@ -132,6 +133,19 @@ def _note(variable: str, request: pytest.FixtureRequest, name: str, row: dict) -
         Path(folder).mkdir(parents=True, exist_ok=True)
         file_name = re.sub(r"\W+", "-", f"{row['test']} {name}")
         Path(folder, f"{file_name[:200]}.json").write_text(json.dumps(row))
+
+
+# Python shows a program none of these: about functions that other packages call by old names.
+_SHOWN_TO_TESTS_ONLY = (
+    r"Warning. tp_group is None, using default tp group",  # at each of Megatron-core's layers
+    r"`gradient_checkpointing_(en|dis)able` is deprecated",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What a run ignores is not listed: 40,000 lines of others' would hide one of ours."""
+    for message in (*KNOWN_WARNINGS, *_SHOWN_TO_TESTS_ONLY):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -77,10 +77,10 @@ def main() -> None:
         output = model(pixel_values=pixel_values, input_ids=cases["input_ids"], labels=labels)
         results["loss"] = output.loss
 
-    with torch.no_grad():
+    with torch.no_grad(), tempfile.TemporaryDirectory() as offload:
         results["placed_logits"] = {
             name: placed(pixel_values=pixel_values, input_ids=cases["input_ids"]).logits
-            for name, placed in _placed_models(AutoModel, folder).items()
+            for name, placed in _placed_models(AutoModel, folder, offload).items()
         }
 
     projector_norm = model.mlp1[0]
@@ -208,9 +208,8 @@ def main() -> None:
     torch.save(results, results_file)
 
 
-def _placed_models(auto_model, folder: str):
+def _placed_models(auto_model, folder: str, offload: str):
     """The model where `device_map` puts all of it, or a part, elsewhere than in memory."""
-    offload = tempfile.mkdtemp(prefix="offload")
     parts = ["vision_model", "mlp1", "language_model.lm_head", "language_model.model"]
     maps = {
         "one device": {"": "cpu"},
