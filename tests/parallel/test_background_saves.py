@@ -83,6 +83,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_the_checkpoint_before(
         "data.num_workers=0",
         "train.steps=7",
         "train.global_batch_size=2",
+        *small_runs.SHORT_ROWS,
         "checkpoint.every=2",
         "log.tensorboard=false",
     ]

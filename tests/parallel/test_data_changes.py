@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import small_runs
 from helpers.shard_writing import corrupt_members
 from helpers.spawn import metrics, run, run_or_fail
 
@@ -17,7 +18,8 @@ def arguments(folder: Path, data: Path, *overrides: str) -> list[str]:
         "configs/run/tiny/sft.yaml",
         f"data.root={data}",
         f"run.dir={folder}",
-        "train.global_batch_size=4",
+        "train.global_batch_size=2",
+        *small_runs.SHORT_ROWS,
         "model.language.num_layers=2",
         "model.vision.num_layers=2",
         "log.tensorboard=false",

@@ -26,6 +26,7 @@ def arguments(folder: Path, demo_data: Path, *overrides: str) -> list[str]:
         f"run.dir={folder}",
         f"train.steps={STEPS}",
         "train.global_batch_size=2",
+        *small_runs.SHORT_ROWS,
         "checkpoint.every=2",
         "data.num_workers=1",
         *overrides,
@@ -84,7 +85,7 @@ def test_nothing_is_left_of_a_killed_or_stopped_run(demo_data, tmp_path, monkeyp
     try:
         wait_until(lambda: "saved" in log.read_text(), 180, log.read_text)
         os.kill(job.pid, signal.SIGTERM)
-        assert job.wait(20) == STOPPED
+        assert job.wait(60) == STOPPED
         wait_until(lambda: not processes_of(folder), 20, lambda: str(processes_of(folder)))
     finally:
         kill(job)

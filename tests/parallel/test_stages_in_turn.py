@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from helpers import small_runs
 from helpers.checkpoint_tensors import checkpoint_tensors
 from helpers.paths import REPOSITORY
 from helpers.spawn import kill, metrics, run, run_or_fail, start_warm
@@ -40,6 +41,7 @@ def common(demo_data: Path, tmp_path_factory) -> list[str]:
         f"data.index_dir={tmp_path_factory.mktemp('index')}",
         f"train.steps={STEPS}",
         "train.global_batch_size=2",
+        *small_runs.SHORT_ROWS,
         "model.vision.num_layers=1",
         "model.language.num_layers=2",
         "checkpoint.every=2",

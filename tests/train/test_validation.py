@@ -19,6 +19,7 @@ SETTINGS = [
     f"train.steps={STEPS}",
     "train.precision=fp32",
     "train.global_batch_size=2",
+    *small_runs.SHORT_ROWS,
     "data.num_workers=0",
     "log.tensorboard=false",
     "model.vision.num_layers=1",
