@@ -9,9 +9,12 @@ text. Nothing is downloaded, and the same seed writes the same bytes.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,12 @@ from demo import questions, scenes
 from demo.questions import pick
 from nvlm.errors import DataError
 from nvlm.files import folder_beside
+from nvlm.workers import map_forked
 
 Generator = np.random.Generator
 
 SPLITS = ("train", "heldout")
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 # Samples per shard file.
 _SHARD_SIZE = 1000
 
@@ -44,26 +49,46 @@ class Sample:
 def build_demo_data(root: Path, seed: int = 0, progress: bool = True) -> dict[str, int]:
     """Write all shards below `root`; returns the number of samples per `split/source`.
 
-    A folder that already has shards of a source gets that source's shards replaced.
+    A folder that already has shards of a source gets that source's shards replaced. Sources are
+    written beside each other, on as many cores as there are.
 
     Raises:
-        DataError: `root` is a file, or an installed package lacks one of its photographs.
+        DataError: `root` is a file, an installed package lacks one of its photographs, or a
+            process that wrote was killed.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: is a file; name a folder for the demo's data")
-    counts = {}
-    total = sum(sum(sizes) for sizes in NUM_SAMPLES.values())
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, disable=not progress) as bars:
-        bar = bars.add_task("images and questions", total=total)
-        for split in SPLITS:
-            for source in SOURCES:
-                bars.update(bar, description=f"{split}/{source}")
-                counts[f"{split}/{source}"] = _write_source(
-                    root / split / source, source, split, seed, lambda: bars.advance(bar)
-                )
-    return counts
+    sizes = {
+        (split, source): NUM_SAMPLES[source][number]
+        for number, split in enumerate(SPLITS)
+        for source in SOURCES
+    }
+    num_written = get_context("fork").Value("q", 0)
+
+    def advance() -> None:
+        with num_written:
+            num_written.get_obj().value += 1
+
+    def write(part: tuple[str, str]) -> int:
+        split, source = part
+        return _write_source(root / split / source, source, split, seed, advance)
+
+    largest_first = sorted(sizes, key=lambda part: -sizes[part])
+    num_processes = len(os.sched_getaffinity(0))
+    who = f"{root}: a process that drew images"
+    with Progress(*_COLUMNS, disable=not progress) as bars:
+        bar = bars.add_task("images and questions", total=sum(sizes.values()))
+
+        def show() -> None:
+            bars.update(bar, completed=num_written.get_obj().value)
+
+        with closing(map_forked(write, largest_first, num_processes, who, show)) as written:
+            counts = {}
+            for part, number in written:
+                counts[part] = number
+                show()
+    return {f"{split}/{source}": counts[split, source] for split, source in sizes}
 
 
 def _write_source(
