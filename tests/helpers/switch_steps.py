@@ -43,6 +43,14 @@ SWITCHES = {
     ],
     "alignment": ["stage.alignment={levels_from: gate, num_levels: 4}"],
 }
+# Layouts with a frozen encoder, whose steps are others than those of one that trains.
+FROZEN = {
+    "TP2 x DP2, shared tiles": [
+        "parallel.tensor=2",
+        "parallel.vision=tile_parallel",
+        "stage.freeze=['vision_model.*']",
+    ],
+}
 # Whose checkpoints have weights that no other model has.
 SAVED = ["own norms, keys, values", "all weights own"]
 
@@ -115,7 +123,7 @@ def main() -> None:
     resume_from = folder / layout_steps.SINGLE
     for name, overrides in layouts.items():
         results = all_cases(overrides)
-        for switch in SAVED:
+        for switch in SAVED if name not in FROZEN else []:
             config = saved_config(switch, folder / name, *overrides)
             parallel = initialize(config)
             results[switch, layout_steps.STEPS] = layout_steps.two_steps(
@@ -124,7 +132,8 @@ def main() -> None:
             results[switch, layout_steps.RESUMED] = layout_steps.second_step(
                 config, parallel, resume_from / switch, StepsWithImages
             )
-        resume_from = folder / name
+        if name not in FROZEN:
+            resume_from = folder / name
         torch.save(results, folder / f"{name} rank{torch.distributed.get_rank()}.pt")
     shut_down()
 

@@ -18,12 +18,18 @@ from nvlm.data.loading.collate import PackedSample, build_micro_batch
 from nvlm.data.text.encode import SampleEncoder
 from nvlm.errors import CheckpointError, ConvertError
 from nvlm.sizes.alignment import GATE, LEVELS_KEY
+from nvlm.train.freezing import freeze
 
 NUM_LEVELS = 4
 SAMPLES, MIXED = (
     f"stage.alignment={{levels_from: {place}, num_levels: {NUM_LEVELS}}}"
     for place in ("samples", "gate")
 )
+# Where the tokens of an image's tiles are, beside those of the whole image.
+TILES = {
+    "tiles in the row": [],
+    "tiles behind layers": ["model.deepstack=tiles", "model.language.num_layers=6"],
+}
 # Conversations with the grids of their images: one of several tiles, none, two, one in turn 2.
 Turn = tuple[str, str]
 CONVERSATIONS: list[tuple[list[Turn], list[tuple[int, int]]]] = [
@@ -136,8 +142,12 @@ def mixtures(plain, batch: MicroBatch, weights: dict[str, Tensor], config) -> di
     return found
 
 
-def test_the_gate_mixes_levels_as_the_papers_formulas_do(parallel, plain_config, measure):
-    config = small_model.small_config("stage.freeze=[]", MIXED)
+@pytest.mark.parametrize("place", TILES)
+def test_the_gate_mixes_levels_as_the_papers_formulas_do(parallel, place, measure):
+    config, plain_config = (
+        small_model.small_config("stage.freeze=[]", *TILES[place], *switch)
+        for switch in ([MIXED], [])
+    )
     aligned, plain = (small_model.build(c, parallel) for c in (config, plain_config))
     batch, named = packed(config), dict(aligned.named_parameters())
     keys = {"levels": LEVELS_KEY} | {
@@ -152,19 +162,21 @@ def test_the_gate_mixes_levels_as_the_papers_formulas_do(parallel, plain_config,
     vectors = mixtures(plain, batch, own, config)
     found, expected = trained_losses(aligned, batch), in_place_of_tokens(plain, batch, vectors)
     error = float((found - expected).abs().max())
-    measure("losses with mixed levels", "the paper's formulas in plain torch", error, 1e-5)
+    truth = "the paper's formulas in plain torch"
+    measure(f"losses with mixed levels, {place}", truth, error, 1e-5)
     found.sum().backward()
     expected.sum().backward()
     for name, key in keys.items():
         assert float(own[name].grad.norm()) > 1e-6, name
         error = float((named[key].grad - own[name].grad).norm() / own[name].grad.norm())
-        measure(f"gradients of the gate's {name}", "plain torch", error, 1e-4)
-    same_gradients(aligned, plain, measure, "mixed levels")
+        measure(f"gradients of the gate's {name}, {place}", "plain torch", error, 1e-4)
+    same_gradients(aligned, plain, measure, f"mixed levels, {place}")
 
 
+@pytest.mark.parametrize("place", TILES)
 @pytest.mark.parametrize("switch", [SAMPLES, MIXED])
-def test_packed_documents_do_not_see_the_levels_of_others(parallel, switch, measure):
-    config = small_model.small_config(switch)
+def test_packed_documents_do_not_see_the_levels_of_others(parallel, switch, place, measure):
+    config = small_model.small_config(switch, *TILES[place])
     model = small_model.build(config, parallel)
     together = packed(config)
     with torch.no_grad():
@@ -178,8 +190,24 @@ def test_packed_documents_do_not_see_the_levels_of_others(parallel, switch, meas
             start, end = together.document_starts[document : document + 2]
             is_trained = alone.labels[0, : end - start] >= 0
             error = (losses[start:end] - own[: end - start])[is_trained].abs().max()
-            what = f"losses of document {document} of a row, {switch}"
+            what = f"losses of document {document} of a row, {switch}, {place}"
             measure(what, "the document alone", float(error), 1e-5)
+
+
+def test_levels_train_beside_a_frozen_gate(parallel):
+    patterns = ["vision_model.*", "language_model.*", f"{GATE}*"]
+    config = small_model.small_config(MIXED, f"stage.freeze={patterns}")
+    model = small_model.build(config, parallel)
+    freeze([model], config, parallel)
+    trained_losses(model, packed(config)).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    trained = {name for name, gradient in gradients.items() if gradient is not None}
+    assert trained == {
+        name
+        for name in gradients
+        if name.startswith("vision_projection.") and not name.startswith(GATE)
+    }
+    assert LEVELS_KEY in trained and all(bool(gradients[name].any()) for name in trained)
 
 
 class AlignedSteps(layout_steps.TwoSteps):

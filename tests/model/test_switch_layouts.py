@@ -12,7 +12,7 @@ import pytest
 from helpers import layout_runs, layout_steps, switch_steps
 from helpers.layout_runs import Layouts, short_and_long
 from helpers.layout_steps import RESUMED, STEPS
-from helpers.switch_steps import SAVED, SWITCHES, StepsWithImages
+from helpers.switch_steps import FROZEN, SAVED, SWITCHES, StepsWithImages
 from torch import Tensor
 
 NUM_PROCESSES = 4
@@ -51,8 +51,10 @@ def single_steps(parallel, folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def results_of(single, single_steps, folder) -> Callable[[str], list[dict]]:
-    """Layout -> the results of each rank. All checkpoint, the first goes on with one process's."""
-    jobs = (Layouts(layouts, [*layouts]) for layouts in (LAYOUTS, LONG_LAYOUTS))
+    """Layout -> the results of each rank. All that train the encoder checkpoint, the first goes on
+    with one process's."""
+    trained = LAYOUTS, LONG_LAYOUTS
+    jobs = *(Layouts(layouts, [*layouts]) for layouts in trained), Layouts(FROZEN, [])
     return layout_runs.reader(switch_steps.__file__, NUM_PROCESSES, folder, *jobs)
 
 
@@ -63,10 +65,12 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, LONG_LAYOUTS))
+@pytest.mark.parametrize("layout", short_and_long(LAYOUTS, {**LONG_LAYOUTS, **FROZEN}))
 def test_layout_equals_one_process(layout, switch, single, results_of, measure):
     results = [result[switch] for result in results_of(layout)]
     found, expected = layout_steps.assemble(results), layout_steps.assemble([single[switch]])
+    if layout in FROZEN:
+        expected = {key: expected[key] for key in expected if "vision_model." not in key[0]}
     assert found.keys() == expected.keys()
     worst = max(relative_error(found[key], expected[key]) for key in expected)
     measure(f"gradients of the worst tensor, {switch}, {layout}", "one process", worst, 1e-5)

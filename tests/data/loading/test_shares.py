@@ -138,7 +138,7 @@ def test_a_step_read_by_shares_is_the_same(
 
 
 def test_a_step_whose_tiles_are_stacked_read_by_shares_is_the_same(config):
-    run = changed_section(config("data.num_workers=1"), {"model.deepstack": "tiles"})
+    run = changed_section(config("data.num_workers=0"), {"model.deepstack": "tiles"})
     alone = read_alone(run)
     for step, *parts in zip(
         alone, *(read_share(run, share) for share in shares_of(3)), strict=True
@@ -152,7 +152,7 @@ def test_a_step_whose_tiles_are_stacked_read_by_shares_is_the_same(config):
 def test_a_step_with_tiles_beside_its_sequences_read_by_shares_is_the_same(config, fusion: str):
     # Not through the checks: this run's sequences are longer than such a stage needs.
     fused = {"model.fusion": fusion, "model.cross_attention": {"layer_interval": 2}}
-    run = changed_section(config("data.num_workers=1"), fused)
+    run = changed_section(config("data.num_workers=0"), fused)
     alone = read_alone(run)
     for step, *parts in zip(
         alone, *(read_share(run, share) for share in shares_of(3)), strict=True
