@@ -19,6 +19,7 @@ from nvlm.batch import Gated, MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import initialize, shut_down
+from nvlm.train.freezing import freeze
 
 VOCABULARY = small_model.small_config().model.language.vocab_size
 SWITCHES = {
@@ -113,7 +114,9 @@ def all_cases(overrides: list[str]) -> dict:
     for switch in SWITCHES:
         config = config_of(switch, *overrides)
         parallel = initialize(config)
-        chunks = layout_steps.wrapped(small_model.build_chunks(config, parallel))
+        models = small_model.build_chunks(config, parallel)
+        freeze(models, config, parallel)
+        chunks = layout_steps.wrapped(models)
         results[switch] = layout_steps.losses_and_gradients(chunks, micro_batches(config), parallel)
     return results
 
