@@ -12,7 +12,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest(page: Path, *arguments: str, capture: bool = False, **environment: str) -> str:
+def pytest(
+    page: Path, *arguments: str, capture: bool = False, environment: dict[str, str] | None = None
+) -> str:
     """Runs pytest in the repository; returns what it printed where `capture` says so.
 
     Raises SystemExit, with `page` as what it leaves alone, if pytest does not pass.
@@ -20,7 +22,7 @@ def pytest(page: Path, *arguments: str, capture: bool = False, **environment: st
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *arguments],
         cwd=REPOSITORY,
-        env={"OMP_NUM_THREADS": "1", **os.environ, **environment},
+        env={"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})},
         stdout=subprocess.PIPE if capture else None,
         text=True,
         check=False,
@@ -40,7 +42,7 @@ def notes(page: Path, mark: str, variable: str, arguments: list[str]) -> list[di
     if arguments[:1] == ["--from"]:
         return _read(arguments[1])
     with tempfile.TemporaryDirectory() as folder:
-        pytest(page, "-m", mark, *arguments, **{variable: folder})
+        pytest(page, "-m", mark, *arguments, environment={variable: folder})
         return _read(folder)
 
 
