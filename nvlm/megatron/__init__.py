@@ -19,7 +19,7 @@ a test fails, its correction is no longer needed.
     residual_gradients   residual additions ignore `no_grad`
     checkpoint_without_fp8
                          norms cannot be recomputed without Transformer Engine
-    recomputed_inputs    recomputed layers after frozen embeddings do not train
+    recomputed_inputs    recomputed layers and norms after frozen embeddings do not train
     packed_rotary        rotary embedding of packed documents waits for the device in each layer
     qkv_bias             the bias of queries, keys and values cannot be left out alone
     interleaved_stages   messages between virtual stages arrive in the wrong place, or changed

@@ -348,7 +348,7 @@ class NVLMD(MegatronModule):
             # Without images what nobody sees is the same in all.
             row_beside = one_after_another(row_beside.expand(-1, self.num_levels, -1))
         row = drop_entering(row, self.language_model.config, self.training)
-        return recomputable(row, self.config), row_beside
+        return recomputable(row, self.language_model.decoder), row_beside
 
     def _own_part(self, row: Tensor) -> Tensor:
         part = tensor_parallel.scatter_to_sequence_parallel_region(row, group=self.tp_group)

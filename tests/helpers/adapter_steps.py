@@ -5,10 +5,12 @@ As a script under torchrun it goes through several layouts with the same process
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from helpers import layout_steps, small_model
+from nvlm.batch import MicroBatch
 from nvlm.config import RunConfig, changed
 from nvlm.config.schema import RunSection
 from nvlm.parallel.groups import Parallel, initialize
@@ -51,7 +53,11 @@ def config_of(adapters: str, *overrides: str) -> RunConfig:
     return layout_steps.config_of(adapters, *overrides)
 
 
-def gradients(config: RunConfig, parallel: Parallel) -> dict:
+def gradients(
+    config: RunConfig,
+    parallel: Parallel,
+    batches: Callable[[RunConfig], list[MicroBatch]] = layout_steps.with_images,
+) -> dict:
     """`layout_steps.losses_and_gradients` with adapters that are not zero."""
     from nvlm.model.parts.nf4 import pack_matrices, round_matrices
 
@@ -60,8 +66,9 @@ def gradients(config: RunConfig, parallel: Parallel) -> dict:
     for chunk in chunks if quantized(config) else []:
         round_matrices(chunk, config)
         pack_matrices(chunk, config)
-    micro_batches = layout_steps.with_images(config)
-    return layout_steps.losses_and_gradients(layout_steps.wrapped(chunks), micro_batches, parallel)
+    return layout_steps.losses_and_gradients(
+        layout_steps.wrapped(chunks), batches(config), parallel
+    )
 
 
 def all_cases(

@@ -75,7 +75,7 @@ def all_cases(
     chunks = wrapped(small_model.build_chunks(config, parallel))
     results = {
         GRADIENTS: losses_and_gradients(chunks, with_images(config), parallel),
-        ADAPTED: adapter_steps.gradients(config_of(*ADAPTERS, *overrides), parallel),
+        ADAPTED: adapter_steps.gradients(config_of(*ADAPTERS, *overrides), parallel, with_images),
         STEPS: two_steps(config, parallel, save_to is not None, Steps),
     }
     if resume_from:

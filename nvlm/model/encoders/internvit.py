@@ -119,7 +119,7 @@ class InternViT(MegatronModule):
             pixels = normalize_tiles(tiles) if tiles.dtype == torch.uint8 else tiles
             pixels = pixels.to(self.config.params_dtype)
             embedded_snc = self.embeddings(pixels).transpose(0, 1).contiguous()
-            embedded_snc = recomputable(embedded_snc, self.config)
+            embedded_snc = recomputable(embedded_snc, self.decoder)
             if self.feature_layers:
                 encoded_snc = torch.cat(self._hidden_states(embedded_snc), dim=-1)
             else:
